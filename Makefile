@@ -1,0 +1,48 @@
+# make setup | demo | test | test-slow | check | bench; nothing but Python 3.11+ and make is needed before.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-slow check format bench bench-search bench-latency bench-structure clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "hwprune needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	@touch $@
+
+demo: setup
+	rm -rf runs/demo
+	$(BIN)/hwprune search demo:digits --trials 40 --seed 0 --out runs/demo
+
+test: setup
+	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: bench-structure bench-latency bench-search
+
+bench-search: setup
+	$(BIN)/python benchmarks/search.py
+
+bench-latency: setup
+	$(BIN)/python benchmarks/latency.py
+
+bench-structure: setup
+	$(BIN)/python benchmarks/structure.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

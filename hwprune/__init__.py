@@ -1,0 +1,89 @@
+"""Hardware-aware pruning search: accuracy against measured speedup.
+
+The public names are loaded when they are first used, so that the command line imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hwprune import criteria, patterns
+    from hwprune.errors import HwpruneError
+    from hwprune.method import Method, Option, solve
+    from hwprune.metrics import Metric
+    from hwprune.pruning import Candidate, Pruner, prune, uniform_recipe
+    from hwprune.recipe import Recipe, UnitChoice
+    from hwprune.searching.loop import search
+    from hwprune.searching.result import FrontPoint, Result
+    from hwprune.structure.graph import Axis, AxisGraph
+    from hwprune.structure.tracing import trace
+    from hwprune.structure.units import Unit
+    from hwprune.target import Target
+    from hwprune.trial import Trial
+    from hwprune.workload import Workload
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Axis": "structure.graph",
+    "AxisGraph": "structure.graph",
+    "Candidate": "pruning",
+    "FrontPoint": "searching.result",
+    "HwpruneError": "errors",
+    "Method": "method",
+    "Metric": "metrics",
+    "Option": "method",
+    "Pruner": "pruning",
+    "Recipe": "recipe",
+    "Result": "searching.result",
+    "Target": "target",
+    "Trial": "trial",
+    "Unit": "structure.units",
+    "UnitChoice": "recipe",
+    "Workload": "workload",
+    "prune": "pruning",
+    "search": "searching.loop",
+    "solve": "method",
+    "trace": "structure.tracing",
+    "uniform_recipe": "pruning",
+}
+
+__all__ = [
+    "Axis",
+    "AxisGraph",
+    "Candidate",
+    "FrontPoint",
+    "HwpruneError",
+    "Method",
+    "Metric",
+    "Option",
+    "Pruner",
+    "Recipe",
+    "Result",
+    "Target",
+    "Trial",
+    "Unit",
+    "UnitChoice",
+    "Workload",
+    "criteria",
+    "patterns",
+    "prune",
+    "search",
+    "solve",
+    "trace",
+    "uniform_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"hwprune.{_HOMES[name]}"), name)
+    if name in ("criteria", "patterns"):
+        return importlib.import_module(f"hwprune.{name}")
+    raise AttributeError(f"module 'hwprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

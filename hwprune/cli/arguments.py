@@ -1,0 +1,59 @@
+"""Argument types and helpers that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+
+_TIME = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)(GB|MB|kB|B|)")
+
+
+def seconds(text: str) -> float:
+    """90, 90s, 30m, 2h -> seconds."""
+    match = _TIME.fullmatch(text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90, 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def size(text: str) -> int:
+    """4GB, 500MB -> bytes."""
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 4GB or 500MB")
+    return int(float(match[1]) * {"": 1, "B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[match[2]])
+
+
+def add_workload(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """WORKLOAD and its key=value words."""
+    parser.add_argument(
+        "workload", metavar="WORKLOAD", nargs="?" if default else None, default=default,
+        help="demo:digits, demo:digits-vit, path/to/file.py:function or package.module:function"
+        + (f" (default: {default})" if default else ""),
+    )  # fmt: skip
+    parser.add_argument("words", metavar="key=value", nargs="*", help="arguments for the workload's function")
+
+
+def source(options: argparse.Namespace) -> str:
+    """The workload's source with its words."""
+    return " ".join([options.workload, *options.words])
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+
+
+def width() -> int:
+    """Columns of the terminal; 100 when there is none."""
+    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
+
+
+def lines(rows: Iterable[tuple[str, str]]) -> str:
+    """name  text, aligned."""
+    pairs = list(rows)
+    wide = max((len(name) for name, _ in pairs), default=0)
+    return "\n".join(f"{name.ljust(wide)}  {text}".rstrip() for name, text in pairs)

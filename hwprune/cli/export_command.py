@@ -1,0 +1,45 @@
+"""hwprune export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+
+from hwprune.errors import UsageError
+
+
+def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("run_directory", metavar="RUN", help="a run directory")
+    parser.add_argument("--trial", type=int, metavar="N", help="this point of the front")
+    parser.add_argument("--max-drop", type=float, metavar="X", help="the fastest point with at most this drop")
+    parser.add_argument("--min-speedup", type=float, metavar="X", help="the most accurate point with at least this speedup")
+    parser.add_argument("--format", default="onnx", metavar="F", help="onnx, recipe or pt2 (default: onnx)")
+    parser.add_argument("--workload", metavar="W", help="for pt2, when the run can't load its workload by itself")
+    parser.add_argument("--out", required=True, metavar="DIR", help="an empty or new folder")
+
+
+def run(options: argparse.Namespace) -> int:
+    from hwprune import record, sources, units
+    from hwprune.deploy import exporting
+    from hwprune.searching.result import choose
+
+    folder = Path(options.run_directory)
+    exporting.check_format(options.format)
+    if options.trial is not None and (options.max_drop is not None or options.min_speedup is not None):
+        raise UsageError("give --trial, or --max-drop / --min-speedup, not both")
+    data = record.read_record(folder)
+    number = options.trial
+    if number is None:
+        points = [
+            SimpleNamespace(trial=SimpleNamespace(number=p["trial"]), drop=p["drop"], speedup=SimpleNamespace(**p["speedup"]))
+            for p in data["front"]
+        ]
+        number = choose(points, options.max_drop, options.min_speedup).trial.number
+    workload = sources.load(options.workload) if options.workload else None
+    out = exporting.export_run(folder, number, options.format, Path(options.out), workload)
+    point = next(p for p in data["front"] if p["trial"] == number)
+    print(f"trial {number}: {units.speedup(point['speedup']['value'])} at drop {point['drop']:+.4f} -> {out}")
+    for path in sorted(out.iterdir()):
+        print(f"  {path.name}  {units.size(path.stat().st_size)}")
+    return 0

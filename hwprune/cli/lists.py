@@ -1,0 +1,61 @@
+"""hwprune targets | spaces | criteria | patterns | samplers: one line each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from hwprune.cli import arguments as args
+
+
+def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.set_defaults(kind=name)
+    args.add_output(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    rows = {"targets": _targets, "spaces": _spaces, "criteria": _criteria, "patterns": _patterns, "samplers": _samplers}[
+        options.kind
+    ]()
+    print(json.dumps([{"name": name, "text": text} for name, text in rows], indent=1) if options.json else args.lines(rows))
+    return 0
+
+
+def _targets() -> list[tuple[str, str]]:
+    from hwprune import runtimes, target
+    from hwprune.latency import fingerprint
+
+    rows = []
+    gpus = fingerprint.gpu_names()
+    for name in target.names():
+        one = target.load(name)
+        reason = runtimes.missing(one.runtime)
+        if one.device == "cuda" and not any(text in gpu for gpu in gpus for text in one.device_match):
+            reason = "no such GPU here"
+        rows.append((name, f"{one.description}; {'not here: ' + reason if reason else 'can be measured here'}"))
+    return rows
+
+
+def _spaces() -> list[tuple[str, str]]:
+    from hwprune.searching import space
+
+    return [(name, space.load(name).description) for name in space.names()]
+
+
+def _criteria() -> list[tuple[str, str]]:
+    from hwprune import criteria
+
+    return [(name, one.description) for name, one in criteria.CRITERIA.items()]
+
+
+def _patterns() -> list[tuple[str, str]]:
+    from hwprune import patterns
+
+    rows = [(name, one.description) for name, one in patterns.PATTERNS.items()]
+    return [*rows, ("N:M", "any 1 <= N < M"), ("block:RxC", "any block of at least two weights")]
+
+
+def _samplers() -> list[tuple[str, str]]:
+    from hwprune.searching import samplers
+
+    return [(name, text) for name, (text, _) in samplers.SAMPLERS.items()]

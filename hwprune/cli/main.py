@@ -1,0 +1,94 @@
+"""Entry point. Imports no torch, onnx or optuna: ``hwprune --help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from hwprune import __version__
+from hwprune.errors import HwpruneError, UsageError
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+COMMANDS = {
+    "search": "search for recipes, measure them on the target, confirm the front",
+    "inspect": "what can be pruned in a model, and for what cannot, why not",
+    "apply": "apply one recipe, no search",
+    "report": "write report.html, front.csv, trials.csv and front.png again from record.json",
+    "export": "files to deploy for one point of a run's front",
+    "verify": "parity, metric and latency of an export or a run, again, on this machine",
+    "targets": "list targets, and what this machine can measure",
+    "spaces": "list search spaces",
+    "criteria": "list criteria",
+    "patterns": "list patterns",
+    "samplers": "list samplers",
+    "doctor": "versions, devices, runtimes, and what is missing",
+}
+
+EPILOG = """examples:
+  hwprune search                                  the embedded demo on this CPU
+  hwprune search model.py:workload --trials 100   your own model (a function that returns a hwprune.Workload)
+  hwprune search --resume --out runs/demo         go on with an interrupted run
+  hwprune inspect model.py:workload               what can be pruned
+  hwprune export runs/demo --max-drop 0.01 --format onnx --out deploy
+  hwprune verify deploy
+
+exit codes: 0 done; 2 wrong usage or configuration; 1 the run failed; 130 interrupted, state saved
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="hwprune",
+        description="Hardware-aware pruning search: accuracy against measured speedup.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hwprune {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        module = importlib.import_module(f"hwprune.cli.{_module(name)}")
+        sub = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False,
+            epilog=getattr(module, "EPILOG", None), formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        module.arguments(sub, name)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def _module(command: str) -> str:
+    return "lists" if command in ("targets", "spaces", "criteria", "patterns", "samplers") else f"{command}_command"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    if "HWPRUNE_DEBUG" not in os.environ:
+        warnings.simplefilter("ignore")  # libraries warn about their own future; it would tear the progress bar
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        print(f"hwprune: {error}", file=sys.stderr)
+        return USAGE
+    except HwpruneError as error:
+        print(f"hwprune: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("hwprune: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing more to tell
+        return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""hwprune search."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hwprune.cli import arguments as args
+from hwprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from hwprune.searching.job import Job
+
+DEFAULT = "demo:digits"
+
+EPILOG = """examples:
+  hwprune search demo:digits --trials 40 --seed 0 --out runs/demo
+  hwprune search model.py:workload width=64 --max-drop 0.01 --time 30m
+  hwprune search --resume --out runs/demo --trials 80
+"""
+
+
+def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    args.add_workload(parser, DEFAULT)
+    parser.add_argument("--target", metavar="T", help="a name of `hwprune targets`, or the path of a profile (default: cpu)")
+    parser.add_argument("--space", metavar="S", help="a name of `hwprune spaces`, or the path of one (default: default)")
+    parser.add_argument("--trials", type=int, metavar="N", help="different recipes to evaluate (default: 60)")
+    parser.add_argument("--time", type=args.seconds, metavar="30m", help="start no trial later than this")
+    parser.add_argument("--sampler", metavar="NAME", help="a name of `hwprune samplers` (default: tpe)")
+    parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
+    parser.add_argument("--max-drop", type=float, metavar="0.01", help="largest drop, in the metric's own unit")
+    parser.add_argument("--min-speedup", type=float, metavar="1.5", help="smallest speedup")
+    parser.add_argument("--recover", metavar="MODE", help="none or batchnorm (default: what the model has use for)")
+    parser.add_argument("--all-patterns", action="store_true", help="search also what the target can't execute faster")
+    parser.add_argument("--trial-timeout", type=args.seconds, metavar="120s", help="limit of one step of a candidate (default: 120s)")
+    parser.add_argument("--memory-limit", type=args.size, metavar="4GB", help="memory that running a candidate may take")
+    parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME-TIME)")
+    parser.add_argument("--storage", metavar="URL", help="Optuna storage (default: SQLite in the run directory)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    args.add_output(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from hwprune.searching.job import Job
+
+    if options.resume and not options.out:
+        raise UsageError("--resume needs --out, the run directory to go on with")
+    job = _changed(Job.read(_held(options.out)), options) if options.resume else _changed(Job(args.source(options)), options)
+    from hwprune import record, sources
+    from hwprune.cli.progress import make_progress
+    from hwprune.report.text import summary
+    from hwprune.searching import loop
+
+    loop.check_job(job)
+    if not job.workload:
+        raise UsageError(f"the run in {options.out} was made from a live Python object: resume it with hwprune.search(..., resume=True)")
+    progress = make_progress(quiet=options.quiet or options.json)
+    workload = None
+    path = Path(options.out) if options.out else None
+    try:
+        progress.stage(f"loading {job.workload}")
+        workload = sources.load(job.workload)
+        path = path or loop.default_run(workload.name)
+        result = loop.run_job(job, workload, path, options.resume, progress)
+    except KeyboardInterrupt:
+        progress.close()
+        if path is not None and (path / "job.toml").exists():
+            print(f"\nhwprune: interrupted; go on with: hwprune search --resume --out {path}", file=sys.stderr)
+            return 130
+        raise
+    finally:
+        progress.close()
+    data = record.read_record(result.run)
+    if options.json:
+        print(json.dumps({"run": str(result.run), "front": data["front"], "baseline": data["baseline"], "notes": data["notes"]}))
+    elif not options.quiet:
+        print(summary(data, args.width()))
+        print(f"\nReport: {result.run / 'report.html'}\nFiles:  {result.run / 'candidates'}")
+    return 0
+
+
+def _held(out: str) -> Path:
+    run_directory = Path(out)
+    if not (run_directory / "job.toml").is_file():
+        raise UsageError(f"{run_directory} holds no run to resume (no job.toml)")
+    return run_directory
+
+
+def _changed(job: Job, options: argparse.Namespace) -> Job:
+    """The job with what was given on the command line; a resumed one keeps the rest."""
+    given = {
+        "target": options.target,
+        "space": options.space,
+        "trials": options.trials,
+        "time_s": options.time,
+        "sampler": options.sampler,
+        "seed": options.seed,
+        "max_drop": options.max_drop,
+        "min_speedup": options.min_speedup,
+        "recover": options.recover,
+        "all_patterns": options.all_patterns or None,
+        "trial_timeout_s": options.trial_timeout,
+        "memory_limit": options.memory_limit,
+        "storage": options.storage,
+    }
+    values = {key: value for key, value in given.items() if value is not None}
+    if options.resume:
+        fixed = [key for key in ("target", "space", "storage", "all_patterns") if key in values and values[key] != getattr(job, key)]
+        if fixed or options.words or options.workload not in (DEFAULT, job.workload):
+            what = ", ".join([*fixed, *(["workload"] if not fixed else [])])
+            raise UsageError(f"a resumed run keeps its {what}; start a new one with another --out")
+    elif "time_s" in values and "trials" not in values:
+        values["trials"] = 0
+    return replace(job, **values)

@@ -1,0 +1,32 @@
+"""hwprune verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from hwprune.cli import arguments as args
+
+
+def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("folder", metavar="DIR", help="an export, a run directory, or one candidate of a run")
+    parser.add_argument("--workload", metavar="W", help="where the metric comes from, if it is a function of yours")
+    args.add_output(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from hwprune import sources
+    from hwprune.deploy.verify import verify
+
+    metric = sources.load(options.workload).scoring if options.workload else None
+    results = verify(Path(options.folder), metric)
+    if options.json:
+        print(json.dumps([result.to_json() for result in results], indent=1))
+    else:
+        words = {True: "ok", False: "FAILED", None: "-"}
+        for result in results:
+            print(f"{result.name}: {'passed' if result.passed else 'FAILED'}")
+            for check in result.checks:
+                print(f"  {words[check.passed]:6}  {check.name:9}  {check.text}")
+    return 0 if all(result.passed for result in results) else 1

@@ -1,0 +1,222 @@
+"""`hwprune verify`: does what was exported still compute, score and run as it was recorded, on this machine?
+
+Takes an export folder (manifest.json), one candidate of a run, or a whole run directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hwprune import evaluate, metrics, record, runtimes, target as targets, units
+from hwprune.errors import CandidateFailure, UsageError
+from hwprune.files import read_json, sha256
+from hwprune.latency import fingerprint, fresh
+from hwprune.latency.bench import Bench, Limits
+from hwprune.measurement import Measurement
+from hwprune.metrics import Metric
+
+PARITY_TOLERANCE = 1e-4
+"""Largest difference of the outputs from the recorded ones, relative to the largest."""
+SPEEDUP_TOLERANCE = 0.03
+"""A speedup measured again may be this much below the recorded one, on the same machine and versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at; ``passed`` None: for information only."""
+
+    name: str
+    passed: bool | None
+    text: str
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was found for one model."""
+
+    name: str
+    checks: list[Check] = field(default_factory=list)
+    speedup: Measurement | None = None
+    recorded_speedup: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed is not False for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "checks": [{"name": c.name, "passed": c.passed, "text": c.text} for c in self.checks],
+            "speedup": None if self.speedup is None else self.speedup.to_json(),
+            "recorded_speedup": self.recorded_speedup,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """One model with everything to compare it with."""
+
+    name: str
+    model: Path
+    point: Mapping[str, Any]
+    expected: Path | None
+    recorded_metric: Mapping[str, Any] | None
+
+
+def verify(folder: Path, metric: Metric | None = None, step: Callable[[], None] = lambda: None) -> list[Verified]:
+    """Check every model in ``folder``.
+
+    Args:
+        metric: for runs whose metric is a function of the user's; default: by the recorded name.
+
+    Raises:
+        UsageError: the folder is neither an export nor a run nor a candidate of one, or a file has faults.
+    """
+    if (folder / "manifest.json").is_file():
+        return _verify_export(folder, metric, step)
+    if (folder / "record.json").is_file():
+        return _verify_run(folder, None, metric, step)
+    run = folder.resolve().parent.parent
+    if folder.resolve().parent.name == "candidates" and (run / "record.json").is_file() and folder.resolve().name.isdigit():
+        return _verify_run(run, int(folder.resolve().name), metric, step)
+    raise UsageError(f"{folder} holds neither manifest.json (an export) nor record.json (a run), nor is it a candidate of a run")
+
+
+def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]) -> list[Verified]:
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("schema") != 1 or "files" not in manifest:
+        raise UsageError(f"{folder / 'manifest.json'} is not a manifest of schema 1")
+    if manifest.get("format") != "onnx":
+        raise UsageError(f"verify runs ONNX exports; this one is {manifest.get('format')!r}")
+    verified = Verified(folder.name, [_integrity(folder, manifest["files"])])
+    if not verified.passed:
+        return [verified]
+    sample = manifest.get("samples", {})
+    subject = _Subject(folder.name, folder / "model.onnx", manifest["point"], folder / "expected.npz", sample.get("metric"))
+    chosen = metric or metrics.METRICS.get(manifest["workload"]["metric"])
+    _run_checks([(verified, subject)], manifest, folder / "dense.onnx", folder / "samples.npz", folder / "example.npz", chosen, step)
+    return [verified]
+
+
+def _integrity(folder: Path, files: Mapping[str, str]) -> Check:
+    faults = []
+    for name, digest in files.items():
+        path = folder / name
+        if path.resolve().parent != folder.resolve():
+            faults.append(f"{name} points out of the folder")
+        elif not path.is_file():
+            faults.append(f"{name} is missing")
+        elif sha256(path) != digest:
+            faults.append(f"{name} has changed")
+    return Check("integrity", not faults, "; ".join(faults) or f"{len(files)} files as in the manifest")
+
+
+def _verify_run(run: Path, number: int | None, metric: Metric | None, step: Callable[[], None]) -> list[Verified]:
+    data = record.read_record(run)
+    points = [p for p in data["front"] if number is None or p["trial"] == number]
+    if not points:
+        raise UsageError(f"{run} has no confirmed front" if number is None else f"trial {number} is not on the front of {run}")
+    chosen = metric or metrics.METRICS.get(data["workload"]["metric"])
+    pairs = []
+    for point in points:
+        name = f"trial {point['trial']}"
+        model = run / "candidates" / str(point["trial"]) / "model.onnx"
+        pairs.append((Verified(name), _Subject(name, model, point, None, point["metric"])))
+    baseline = run / "baseline"
+    split = baseline / f"{points[0]['split']}.npz"
+    _run_checks(pairs, data, baseline / "model.onnx", split, baseline / "example.npz", chosen, step)
+    return [verified for verified, _ in pairs]
+
+
+def _run_checks(
+    pairs: list[tuple[Verified, _Subject]],
+    data: Mapping[str, Any],
+    dense: Path,
+    samples: Path,
+    example: Path,
+    metric: Metric | None,
+    step: Callable[[], None],
+) -> None:
+    target = targets.load(data["target"]["name"])
+    if reason := runtimes.missing(target.runtime):
+        raise UsageError(f"target {target.name} can't be measured on this machine: {reason}")
+    for needed in (dense, samples, example):
+        if not needed.is_file():
+            raise UsageError(f"{needed} is missing")
+    scratch = samples.parent / ".verify.npz"
+    try:
+        with Bench(target) as bench:
+            bench.load("model", dense)
+            bench.run("model", samples, scratch)
+            dense_outputs = evaluate.read_outputs(scratch)
+            for verified, subject in pairs:
+                _outputs(bench, verified, subject, samples, scratch, metric, dense_outputs)
+    finally:
+        scratch.unlink(missing_ok=True)
+    models = {subject.name: subject.model for verified, subject in pairs if verified.passed}
+    measured = fresh.remeasure(models, dense, example, target, Limits(), fresh.settings_for(target), step=step)
+    same = data["fingerprint"]["identity"] == fingerprint.identity(target)
+    for verified, subject in pairs:
+        if subject.name in measured:
+            _speed(verified, subject, measured[subject.name][1], same)
+        elif subject.name in models:
+            verified.checks.append(Check("latency", False, "the model failed while it was measured"))
+
+
+def _outputs(
+    bench: Bench, verified: Verified, subject: _Subject, samples: Path, scratch: Path, metric: Metric | None, dense: evaluate.Outputs
+) -> None:
+    try:
+        bench.load("model", subject.model)
+        bench.run("model", samples, scratch)
+    except CandidateFailure as failure:
+        verified.checks.append(Check("run", False, failure.reason))
+        return
+    outputs = evaluate.read_outputs(scratch)
+    if subject.expected is not None:
+        verified.checks.append(_parity(outputs, evaluate.read_outputs(subject.expected)))
+    targets_ = evaluate.read_targets(samples)
+    if metric is None or (not metric.agreement and any(t is None for t in targets_)):
+        verified.checks.append(Check("metric", None, "the metric is a function of the workload's: name it with --workload"))
+        return
+    try:
+        value = evaluate.score(metric, outputs, targets_, dense)
+    except CandidateFailure as failure:
+        verified.checks.append(Check("metric", False, failure.reason))
+        return
+    recorded = subject.recorded_metric
+    if recorded is None:
+        verified.checks.append(Check("metric", None, f"{metric.name} {value.value:.4g} (none recorded)"))
+        return
+    # One example may change sides where its two largest outputs are equal to rounding.
+    close = abs(value.value - recorded["value"]) <= max(1.5 / value.samples, 1e-3 * abs(recorded["value"]))
+    verified.checks.append(
+        Check("metric", close, f"{metric.name} {value.value:.4g}, recorded {recorded['value']:.4g} ({value.samples} examples)")
+    )
+
+
+def _parity(outputs: evaluate.Outputs, expected: evaluate.Outputs) -> Check:
+    worst = 0.0
+    for got, wanted in zip(outputs, expected, strict=False):
+        for a, b in zip(got, wanted, strict=False):
+            if a.shape != b.shape:
+                return Check("parity", False, f"an output has shape {tuple(a.shape)}, recorded {tuple(b.shape)}")
+            scale = max(float(b.double().abs().max()), 1e-30)
+            worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
+    whole = len(outputs) == len(expected) and bool(outputs)
+    return Check("parity", whole and worst <= PARITY_TOLERANCE, f"largest difference {worst:.2g} of the largest output")
+
+
+def _speed(verified: Verified, subject: _Subject, speedup: Measurement, same: bool) -> None:
+    recorded = float(subject.point["speedup"]["value"])
+    verified.speedup, verified.recorded_speedup = speedup, recorded
+    ratio = speedup.value / recorded - 1
+    text = f"{units.speedup(speedup.value, speedup.ci_low, speedup.ci_high)}, recorded {recorded:.2f}x ({100 * ratio:+.1f} %)"
+    if not same:
+        verified.checks.append(Check("latency", None, f"{text}; another machine or version, so not judged"))
+        return
+    verified.checks.append(Check("latency", ratio >= -SPEEDUP_TOLERANCE or speedup.ci_high >= recorded, text))

@@ -1,0 +1,70 @@
+"""Every error hwprune raises on purpose.
+
+    HwpruneError
+    |-- UsageError               the user's command, file or object is wrong: exit code 2
+    |   |-- WorkloadError        what the workload brings can't be used
+    |   |-- UnknownNameError     a name that no table holds: lists the choices and the nearest
+    |   `-- UnavailableError     a runtime, device or package that this machine doesn't have
+    |-- TraceError               torch.export could not trace the model
+    |-- RunError                 the run itself failed: exit code 1
+    `-- CandidateFailure         one candidate failed: becomes a failed trial, never ends a search
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class HwpruneError(Exception):
+    """Base class: catch this to catch everything hwprune raises on purpose."""
+
+
+class UsageError(HwpruneError):
+    """Wrong usage or configuration. ``faults`` holds every fault found, not only the first."""
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        self.faults = tuple(faults) or (message,)
+        text = message
+        if faults:
+            text = message + "".join(f"\n  - {fault}" for fault in faults)
+        super().__init__(text)
+
+
+class WorkloadError(UsageError):
+    """The workload (model, data, metric or the function that makes them) can't be used."""
+
+
+class UnknownNameError(UsageError):
+    """A name that no table holds."""
+
+    def __init__(self, kind: str, name: str, choices: Iterable[str], hint: str = "") -> None:
+        known = sorted(choices)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        extra = f" {hint}" if hint else ""
+        super().__init__(f"unknown {kind} {name!r}.{guess} Choices: {', '.join(known)}.{extra}")
+
+
+class UnavailableError(UsageError):
+    """Something that exists, but not on this machine."""
+
+
+class TraceError(HwpruneError):
+    """``torch.export`` could not trace the model."""
+
+
+class RunError(HwpruneError):
+    """A run that can't go on although the command was right."""
+
+
+class CandidateFailure(HwpruneError):
+    """One candidate could not be made, exported, run or measured.
+
+    ``stage`` is one of ``prune``, ``export``, ``run``, ``parity``, ``evaluate``, ``measure``.
+    """
+
+    def __init__(self, stage: str, reason: str) -> None:
+        self.stage = stage
+        self.reason = reason
+        super().__init__(f"{stage}: {reason}")

@@ -1,0 +1,101 @@
+"""Metric of a set of outputs, with its interval; and the evaluation samples as a file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hwprune.errors import CandidateFailure, UsageError, WorkloadError
+from hwprune.measurement import Measurement
+from hwprune.metrics import Metric
+from hwprune.workload import Workload, first_tensor
+
+Outputs = list[tuple[torch.Tensor, ...]]
+"""One tuple of output tensors a batch."""
+
+
+def write_samples(workload: Workload, split: str, path: Path) -> list[Any]:
+    """Store the inputs of a split as an .npz (one member a batch and input, no pickle); returns the targets."""
+    targets: list[Any] = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for number, (inputs, target) in enumerate(workload.batches(split)):
+            for position, tensor in enumerate(inputs):
+                _write_member(archive, f"{number:05d}.input{position}", tensor)
+            if isinstance(target, torch.Tensor):
+                _write_member(archive, f"{number:05d}.target", target)
+            targets.append(target)
+    temporary.replace(path)
+    return targets
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, tensor: torch.Tensor) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, tensor.detach().cpu().contiguous().numpy(), allow_pickle=False)
+
+
+def read_targets(path: Path) -> list[torch.Tensor | None]:
+    """The targets that `write_samples` stored; None for a batch whose targets were no tensor."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = sorted({name.split(".")[0] for name in stored.files})
+            return [torch.from_numpy(stored[f"{n}.target"]) if f"{n}.target" in stored.files else None for n in names]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} can't be read as evaluation samples: {error}") from error
+
+
+def read_outputs(path: Path) -> Outputs:
+    """Outputs that a runtime stored, batch by batch."""
+    batches: dict[str, list[torch.Tensor]] = {}
+    with np.load(path, allow_pickle=False) as stored:
+        for name in sorted(stored.files):
+            batches.setdefault(name.split(".")[0], []).append(torch.from_numpy(stored[name]))
+    return [tuple(batches[number]) for number in sorted(batches)]
+
+
+def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outputs | None = None) -> Measurement:
+    """The metric over all batches.
+
+    Args:
+        dense: the dense model's outputs, for metrics that compare with them.
+
+    Raises:
+        CandidateFailure: outputs or scores hold NaN or infinity.
+        WorkloadError: the metric raises or returns something else than one score an example.
+    """
+    parts = []
+    for number, batch in enumerate(outputs):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in batch if tensor.is_floating_point()):
+            raise CandidateFailure("evaluate", f"the model's outputs hold NaN or infinity in batch {number}")
+        target = (dense or outputs)[number] if metric.agreement else targets[number]
+        if metric.agreement and not metric.whole:
+            target = target[0]
+        parts.append(_scores(metric, batch if metric.whole else batch[0], target, len(batch[0])))
+    scores = torch.cat(parts)
+    if not bool(torch.isfinite(scores).all()):
+        raise CandidateFailure("evaluate", f"metric {metric.name} gives NaN or infinity")
+    return metric.reduce(scores)
+
+
+def _scores(metric: Metric, output: Any, target: Any, examples: int) -> torch.Tensor:
+    try:
+        scores = metric.scores(output, target)
+    except Exception as error:  # the user's metric may raise anything
+        raise WorkloadError(f"metric {metric.name!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(scores, torch.Tensor) or scores.ndim != 1 or len(scores) != examples:
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise WorkloadError(f"metric {metric.name!r} must return a 1-D tensor with one score an example ({examples}), got {got}")
+    return scores.detach().double().cpu()
+
+
+@torch.no_grad()
+def torch_outputs(module: torch.nn.Module, batches: Iterator[tuple[tuple[torch.Tensor, ...], Any]], examples: int) -> torch.Tensor:
+    """First output of ``module`` on the first ``examples`` examples of the first batch."""
+    inputs, _ = next(batches)
+    return first_tensor(module(*(x[:examples] for x in inputs)))

@@ -1,0 +1,48 @@
+"""Patterns: scores -> keep_mask. One file a family, one table."""
+
+from __future__ import annotations
+
+import re
+
+from hwprune.errors import UnknownNameError
+from hwprune.patterns.axis import WholeIndex
+from hwprune.patterns.base import Pattern
+from hwprune.patterns.block import Block
+from hwprune.patterns.n_of_m import NOfM
+from hwprune.patterns.unstructured import Unstructured
+
+AXIS_PATTERNS: dict[str, Pattern] = {
+    role: WholeIndex(role) for role in ("channel", "head", "head_dim", "neuron", "hidden", "group")
+}
+"""One for each role; applied by cutting."""
+
+WEIGHT_PATTERNS: dict[str, Pattern] = {
+    "unstructured": Unstructured(),
+    "2:4": NOfM(2, 4),
+    "4:8": NOfM(4, 8),
+    "1:4": NOfM(1, 4),
+    "block:4x1": Block(4, 1),
+    "block:4x4": Block(4, 4),
+}
+"""Applied by masking. The families N:M and block:RxC take any numbers."""
+
+PATTERNS: dict[str, Pattern] = {**AXIS_PATTERNS, **WEIGHT_PATTERNS}
+
+
+def get(name: str) -> Pattern:
+    """The pattern of that name; ``N:M`` and ``block:RxC`` with any numbers. Raises `UnknownNameError`."""
+    if name in PATTERNS:
+        return PATTERNS[name]
+    if match := re.fullmatch(r"(\d{1,4}):(\d{1,4})", name):
+        return NOfM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", name):
+        return Block(int(match[1]), int(match[2]))
+    raise UnknownNameError("pattern", name, PATTERNS, "N:M and block:RxC take any numbers.")
+
+
+def is_axis(name: str) -> bool:
+    """Is it applied by cutting an axis (and not by masking a weight)?"""
+    return name in AXIS_PATTERNS
+
+
+__all__ = ["AXIS_PATTERNS", "PATTERNS", "WEIGHT_PATTERNS", "Block", "NOfM", "Pattern", "Unstructured", "WholeIndex", "get", "is_axis"]

@@ -1,0 +1,61 @@
+"""What a pattern is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+import torch
+
+from hwprune.errors import UsageError
+
+
+class Pattern(abc.ABC):
+    """Which weights go together, and from their scores which of them stay."""
+
+    name: str
+    description: str
+
+    @abc.abstractmethod
+    def keep_mask(self, scores: torch.Tensor, sparsity: float | None = None) -> torch.Tensor:
+        """Bool tensor of the shape of ``scores``, True = stays: the highest scores do.
+
+        Equal scores: the lower flat index stays. ``sparsity`` is the fraction removed; patterns that fix it
+        (N:M) take None. The number removed is ``round(sparsity * n)``, and at least one weight stays.
+
+        Raises:
+            UsageError: NaN or negative scores, a sparsity outside [0, 1), or a shape the pattern does not fit.
+        """
+
+    @abc.abstractmethod
+    def inadmissible(self, shape: Sequence[int]) -> str | None:
+        """Why the pattern does not fit a weight of this shape, or None if it does."""
+
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """The one sparsity of a pattern that has no choice."""
+        return None
+
+
+def check_scores(scores: torch.Tensor) -> None:
+    """Scores are finite and >= 0."""
+    if scores.numel() == 0:
+        raise UsageError("no scores: the tensor is empty")
+    if not bool(torch.isfinite(scores).all()):
+        raise UsageError("scores hold NaN or infinity: is a weight or a statistic not finite?")
+    if bool((scores < 0).any()):
+        raise UsageError("scores must be >= 0 (high = keep)")
+
+
+def removed_count(total: int, sparsity: float | None, pattern: str) -> int:
+    """How many of ``total`` go."""
+    if sparsity is None or not 0 <= sparsity < 1:
+        raise UsageError(f"pattern {pattern} needs a sparsity in [0, 1), got {sparsity!r}")
+    return min(round(sparsity * total), total - 1)
+
+
+def keep_highest(scores: torch.Tensor, removed: int) -> torch.Tensor:
+    """Keep mask over the last dim that removes the ``removed`` lowest scores of each row, ties by index."""
+    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
+    keep = torch.ones_like(scores, dtype=torch.bool)
+    return keep.scatter(-1, order[..., scores.shape[-1] - removed :], False)

@@ -1,0 +1,147 @@
+"""report.html: one file that works offline.
+
+The page's own script is small and builds everything with DOM calls, never from HTML text, so names of models,
+layers and files can't inject anything; the record travels as JSON with ``<`` escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hwprune import units
+from hwprune.files import write_atomic
+from hwprune.report.picture import drop_range
+from hwprune.record import Record, dense_metric, trial
+from hwprune.report.text import number, speedup_text, verdict
+
+
+def write_page(record: Record, path: Path) -> None:
+    """Write the page."""
+    from plotly.offline import get_plotlyjs
+
+    template = resources.files("hwprune.report").joinpath("page.html").read_text(encoding="utf-8")
+    title = f"{record['workload']['name']} on {record['target']['name']}"
+    data = json.dumps(page_data(record), allow_nan=False).replace("<", "\\u003c")
+    parts = {"title": html.escape(title), "plotly": get_plotlyjs().replace("</script", "<\\/script"), "data": data}
+    write_atomic(path, re.sub(r"\{\{(title|plotly|data)\}\}", lambda match: parts[match[1]], template))
+
+
+def page_data(record: Record) -> dict[str, Any]:
+    """What the page shows, numbers already as text where they are only read."""
+    base = record["baseline"]
+    dense = dense_metric(record)
+    return {
+        "verdict": verdict(record),
+        "notes": record["notes"],
+        "metric": record["workload"]["metric"],
+        "range": drop_range(record),
+        "dense": {
+            "metric": number(dense["value"]),
+            "interval": f"[{number(dense['ci_low'])}, {number(dense['ci_high'])}]",
+            "latency": units.seconds(base["latency"]["value"]),
+            "params": units.count(base["params"]),
+            "macs": units.count(base["macs"]),
+            "size": units.size(base["size_bytes"]),
+            "self": speedup_text(base["self_speedup"]),
+        },
+        "front": [_point(record, point) for point in record["front"]],
+        "trials": [_trial(row) for row in record["trials"] if row["state"] == "measured"],
+        "failures": [
+            [str(row["number"]), row["failure"]["stage"], row["failure"]["reason"]]
+            for row in record["trials"]
+            if row["state"] == "failed"
+        ],
+        "left_out": [[item["name"], item["reason"]] for item in record["space"]["left_out"]],
+        "quality": _quality(record),
+        "environment": _environment(record),
+    }
+
+
+def _trial(row: dict[str, Any]) -> dict[str, Any]:
+    choices = row["recipe"]["choices"]
+    return {
+        "x": row["speedup"]["value"],
+        "y": row["drop"],
+        "text": f"trial {row['number']} ({row['origin']})<br>{speedup_text(row['speedup'])}<br>drop {row['drop']:+.4f} (validation)"
+        f"<br>{units.count(row['params'])} parameters, {len(choices)} units pruned",
+    }
+
+
+def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
+    row = trial(record, point["trial"])
+    chosen = {choice["unit"]: choice for choice in row["recipe"]["choices"]}
+    layers = []
+    for unit in record["space"]["units"]:
+        choice = chosen.get(unit["name"])
+        sparsity = choice["sparsity"] if choice else 0.0
+        layers.append(
+            {
+                "unit": unit["name"],
+                "role": unit["role"],
+                "size": unit["size"],
+                "kept": unit["size"] - round(sparsity * unit["size"]),
+                "pattern": choice["pattern"] if choice else "dense",
+                "method": choice["method"] if choice else "",
+            }
+        )
+    return {
+        "trial": point["trial"],
+        "x": point["speedup"]["value"],
+        "low": point["speedup"]["ci_low"],
+        "high": point["speedup"]["ci_high"],
+        "y": point["drop"],
+        "speedup": speedup_text(point["speedup"]),
+        "metric": number(point["metric"]["value"]),
+        "interval": f"[{number(point['metric']['ci_low'])}, {number(point['metric']['ci_high'])}]",
+        "drop": f"{point['drop']:+.4f}",
+        "latency": units.seconds(point["latency"]["value"]),
+        "params": units.count(point["params"]),
+        "macs": units.count(point["macs"]),
+        "size": units.size(point["size_bytes"]),
+        "split": point["split"],
+        "compensation": row["recipe"]["compensation"],
+        "layers": layers,
+        "model": f"candidates/{point['trial']}/model.onnx",
+        "recipe": f"candidates/{point['trial']}/recipe.json",
+    }
+
+
+def _quality(record: Record) -> list[list[str]]:
+    base = record["baseline"]
+    speedups = [row["speedup"] for row in record["trials"] if row["state"] == "measured"]
+    shares = sorted(s["conditions"].get("contended", 0.0) for s in speedups)
+    wide = sum(1 for s in speedups if not s["conditions"].get("converged", True))
+    clock = base["self_speedup"]["conditions"].get("clock", "")
+    words = {"thread_cpu": "CPU time of the measuring thread", "wall": "wall time"}
+    rows = [
+        ["Clock", words.get(clock, clock)],
+        ["Dense against itself", f"{speedup_text(base['self_speedup'])} (1.00 must lie inside)"],
+    ]
+    for check in record.get("self_checks", []):
+        rows.append([f"... after {check['trials']} trials", speedup_text(check)])
+    if shares:
+        rows.append(["Contended quads, median trial", units.percent(shares[len(shares) // 2])])
+        rows.append(["Search measurements that hit their time limit", f"{wide} of {len(speedups)}"])
+    return rows
+
+
+def _environment(record: Record) -> list[list[str]]:
+    identity = record["fingerprint"]["identity"]
+    job = record["job"]
+    rows = [
+        ["Workload", record["workload"]["source"] or "a live Python object"],
+        ["Input", ", ".join("x".join(map(str, shape)) for shape in record["workload"]["example_shapes"])],
+        ["Target", record["target"]["description"]],
+        ["Device", f"{identity['device']} ({identity['isa']}, {identity['cores']} cores)"],
+        ["Runtime", f"{identity['runtime']}, {identity['threads']} thread(s), {identity['precision']}"],
+        ["Load average", ", ".join(map(str, record["fingerprint"]["conditions"].get("load_average", [])))],
+        ["Search", f"{job['sampler']}, seed {job['seed']}, space {record['space']['name']} (10^{record['space']['size_log10']:.0f} recipes)"],
+        ["Compensation", record["space"]["compensation"]],
+        ["Written", record["written"]],
+    ]
+    return rows + [[name, version] for name, version in record["versions"].items()]

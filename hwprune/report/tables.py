@@ -1,0 +1,101 @@
+"""trials.csv and front.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from hwprune.files import write_atomic
+from hwprune.record import Record, dense_metric, recipe_text
+
+FRONT_COLUMNS = (
+    "trial", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low", "speedup_ci_high",
+    "params", "macs", "size_bytes", "clock", "latency_source", "model", "recipe",
+)  # fmt: skip
+TRIAL_COLUMNS = (
+    "trial", "state", "origin", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low",
+    "speedup_ci_high", "params", "macs", "size_bytes", "clock", "contended", "seconds", "failure_stage", "failure_reason",
+    "digest", "choices",
+)  # fmt: skip
+
+
+def write_tables(record: Record, run: Path) -> None:
+    """Both files of a run directory."""
+    write_atomic(run / "front.csv", front_csv(record))
+    write_atomic(run / "trials.csv", trials_csv(record))
+
+
+def front_csv(record: Record) -> str:
+    """The dense model first, then the front, slowest first."""
+    base = record["baseline"]
+    rows = [_row("dense", dense_metric(record), 0.0, base, "baseline")]
+    for point in record["front"]:
+        rows.append(_row(point["trial"], point["metric"], point["drop"], point, f"candidates/{point['trial']}"))
+    return _csv(FRONT_COLUMNS, rows)
+
+
+def _row(name: object, metric: dict[str, Any], drop: float, numbers: dict[str, Any], folder: str) -> dict[str, Any]:
+    speedup = numbers.get("speedup") or numbers["self_speedup"]
+    return {
+        "trial": name,
+        "metric": metric["value"],
+        "metric_ci_low": metric["ci_low"],
+        "metric_ci_high": metric["ci_high"],
+        "drop": drop,
+        "latency_s": numbers["latency"]["value"],
+        "speedup": speedup["value"],
+        "speedup_ci_low": speedup["ci_low"],
+        "speedup_ci_high": speedup["ci_high"],
+        "params": numbers["params"],
+        "macs": numbers["macs"],
+        "size_bytes": numbers["size_bytes"],
+        "clock": speedup["conditions"].get("clock", ""),
+        "latency_source": "measured",
+        "model": f"{folder}/model.onnx",
+        "recipe": "" if name == "dense" else f"{folder}/recipe.json",
+    }
+
+
+def trials_csv(record: Record) -> str:
+    """Every evaluated recipe by number; empty cells where a failed trial has no number."""
+    rows = []
+    for row in record["trials"]:
+        metric, speedup = row.get("metric", {}), row.get("speedup", {})
+        failure = row.get("failure", {})
+        conditions = speedup.get("conditions", {})
+        rows.append(
+            {
+                "trial": row["number"],
+                "state": row["state"],
+                "origin": row["origin"],
+                "metric": metric.get("value"),
+                "metric_ci_low": metric.get("ci_low"),
+                "metric_ci_high": metric.get("ci_high"),
+                "drop": row.get("drop"),
+                "latency_s": row.get("latency", {}).get("value"),
+                "speedup": speedup.get("value"),
+                "speedup_ci_low": speedup.get("ci_low"),
+                "speedup_ci_high": speedup.get("ci_high"),
+                "params": row.get("params"),
+                "macs": row.get("macs"),
+                "size_bytes": row.get("size_bytes"),
+                "clock": conditions.get("clock"),
+                "contended": conditions.get("contended"),
+                "seconds": round(sum(row["seconds"].values()), 3),
+                "failure_stage": failure.get("stage"),
+                "failure_reason": failure.get("reason"),
+                "digest": row["digest"],
+                "choices": recipe_text(row["recipe"]),
+            }
+        )
+    return _csv(TRIAL_COLUMNS, rows)
+
+
+def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

@@ -1,0 +1,74 @@
+"""The front as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hwprune import units
+from hwprune.record import Record, dense_metric
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+    """Columns aligned right (the first left); columns that don't fit the width are left out from the right."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    fitting = len(widths)
+    while fitting > 1 and sum(widths[:fitting]) + 2 * (fitting - 1) > width:
+        fitting -= 1
+    return "\n".join(
+        "  ".join(cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(line[:fitting])).rstrip()
+        for line in lines
+    )
+
+
+def summary(record: Record, width: int = 100) -> str:
+    """The front, the dense model first, and the notes."""
+    base, metric = record["baseline"], record["workload"]["metric"]
+    dense = dense_metric(record)
+    rows = [["dense", units.speedup(1.0), number(dense["value"]), "", units.seconds(base["latency"]["value"]),
+             units.count(base["params"]), units.size(base["size_bytes"])]]  # fmt: skip
+    for point in record["front"]:
+        rows.append(
+            [
+                f"trial {point['trial']}",
+                speedup_text(point["speedup"]),
+                number(point["metric"]["value"]),
+                f"{point['drop']:+.4f}",
+                units.seconds(point["latency"]["value"]),
+                units.count(point["params"]),
+                units.size(point["size_bytes"]),
+            ]
+        )
+    parts = [verdict(record)]
+    if record["front"]:
+        parts.append(table(["", "speedup", metric, "drop", "latency", "params", "file"], rows, width))
+    parts += [f"Note: {note}" for note in record["notes"]]
+    return "\n\n".join(parts)
+
+
+def verdict(record: Record) -> str:
+    """One sentence on what the search found."""
+    failed = sum(1 for row in record["trials"] if row["state"] == "failed")
+    failures = f", {failed} of them failed" if failed else ""
+    start = f"{record['workload']['name']} on {record['target']['name']}: {len(record['trials'])} candidates{failures}"
+    if not record["finished"]:
+        return f"{start}; the search is not finished."
+    if not record["front"]:
+        return f"{start}; none is faster than dense within the constraints."
+    low, high = record["front"][0], record["front"][-1]
+    split = low["split"]
+    return (
+        f"{start}; a front of {len(record['front'])} from {units.speedup(low['speedup']['value'])} to "
+        f"{units.speedup(high['speedup']['value'])}, scored on the {split} split and measured in "
+        f"{high['speedup']['conditions']['processes']} fresh processes."
+    )
+
+
+def speedup_text(speedup: dict[str, Any]) -> str:
+    return units.speedup(speedup["value"], speedup["ci_low"], speedup["ci_high"])
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"

@@ -1,0 +1,265 @@
+"""One trial: recipe -> candidate -> file -> outputs and latency of that file."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from hwprune import evaluate, export
+from hwprune.errors import CandidateFailure, RunError, WorkloadError
+from hwprune.evaluate import Outputs
+from hwprune.latency.bench import Bench
+from hwprune.latency.paired import Settings
+from hwprune.measurement import Measurement
+from hwprune.metrics import Metric
+from hwprune.pruning import Pruner, count_macs
+from hwprune.recipe import Recipe
+from hwprune.target import Target
+from hwprune.trial import FAILED, MEASURED, Failure, Trial
+from hwprune.workload import Workload
+
+PARITY_TOLERANCE = 1e-4
+"""Largest difference between the runtime's outputs and PyTorch's, relative to the largest output."""
+PARITY_EXAMPLES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The dense model, measured the same way as every candidate."""
+
+    metric: Measurement
+    latency: Measurement
+    self_speedup: Measurement
+    """The dense model against a second copy of itself: what "no difference" looks like here."""
+    params: int
+    macs: int
+    size_bytes: int
+    split: str
+    test_metric: Measurement | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        data = {
+            "metric": self.metric.to_json(),
+            "latency": self.latency.to_json(),
+            "self_speedup": self.self_speedup.to_json(),
+            "params": self.params,
+            "macs": self.macs,
+            "size_bytes": self.size_bytes,
+            "split": self.split,
+        }
+        return data if self.test_metric is None else {**data, "test_metric": self.test_metric.to_json()}
+
+
+@dataclass(slots=True)
+class Split:
+    """Evaluation samples in a file, their targets, and the dense model's outputs on them."""
+
+    file: Path
+    targets: list[Any]
+    dense: Outputs = field(default_factory=list)
+
+
+class Stopwatch:
+    """Wall seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class Evaluator:
+    """Makes trials out of recipes.
+
+    Everything that runs the exported file happens in the bench's process; what goes wrong with a candidate becomes
+    a failed trial, what goes wrong with the dense model is an error.
+    """
+
+    def __init__(self, pruner: Pruner, bench: Bench, target: Target, run: Path) -> None:
+        self.pruner = pruner
+        self.workload: Workload = pruner.workload
+        self.metric: Metric = self.workload.scoring
+        self.bench = bench
+        self.run = run
+        self.settings = Settings(use_cpu_time=target.device == "cpu" and target.threads == 1)
+        self.example = run / "baseline" / "example.npz"
+        self.dense_model = run / "baseline" / "model.onnx"
+        self.validation = Split(run / "baseline" / "validation.npz", [])
+        self.baseline: Baseline | None = None
+        self.template: export.Template
+        self._checked_cut = False
+
+    def folder(self, number: int) -> Path:
+        return self.run / "candidates" / str(number)
+
+    # -- the dense model ---------------------------------------------------------------------
+
+    def prepare(self) -> Baseline:
+        """Export, run, score and time the dense model.
+
+        Raises:
+            WorkloadError: the data, the metric or the dense outputs can't be used.
+            RunError: the dense model can't be exported or run.
+        """
+        workload = self.workload
+        example = Workload(
+            workload.name, workload.model, workload.example_inputs, [], [(workload.example_inputs, torch.zeros(1))]
+        )
+        evaluate.write_samples(example, "validation", self.example)
+        for _ in workload.batches("calibration"):
+            pass  # a fault of the calibration data must come up now, not in every trial
+        self.validation.targets = evaluate.write_samples(workload, "validation", self.validation.file)
+        dense = self.pruner.graph.module
+        try:
+            self.template = export.Template(dense, workload.example_inputs, self._cut_everything())
+            self.template.write(dense, self.dense_model)
+            self.bench.load("dense", self.dense_model, keep=True)
+            metric, self.validation.dense = self.score("dense", self.validation)
+            self._check_parity(dense, self.validation.dense)
+            self.bench.load("twin", self.dense_model)
+            paired = self.bench.pair("twin", "dense", self.example, self.settings)
+            self.bench.drop("twin")
+        except CandidateFailure as failure:
+            if failure.stage == "evaluate":
+                raise WorkloadError(f"the dense model can't be scored: {failure.reason}") from failure
+            raise RunError(f"the dense model can't be measured ({failure.stage}): {failure.reason}") from failure
+        self.baseline = Baseline(
+            metric=metric,
+            latency=latency_of(paired),
+            self_speedup=speedup_of(paired),
+            params=sum(p.numel() for p in dense.parameters()),
+            macs=count_macs(dense, workload.example_inputs),
+            size_bytes=size_of(self.dense_model),
+            split="validation",
+        )
+        return self.baseline
+
+    def add_split(self, split: str) -> Split:
+        """Samples of another split with the dense model's outputs on them."""
+        made = Split(self.run / "baseline" / f"{split}.npz", [])
+        made.targets = evaluate.write_samples(self.workload, split, made.file)
+        _, made.dense = self.score("dense", made)
+        return made
+
+    def score(self, key: str, split: Split) -> tuple[Measurement, Outputs]:
+        """Metric and outputs of a loaded model on a split."""
+        out = self.run / "baseline" / f".outputs-{key}.npz"
+        try:
+            self.bench.run(key, split.file, out)
+            outputs = evaluate.read_outputs(out)
+        finally:
+            out.unlink(missing_ok=True)
+        return evaluate.score(self.metric, outputs, split.targets, split.dense or None), outputs
+
+    def _cut_everything(self) -> fx.GraphModule | None:
+        """The model with half of every axis that may be cut removed."""
+        keeps = {axis.name: torch.arange(axis.size) < (axis.size + 1) // 2 for axis in self.pruner.graph.axes if not axis.frozen}
+        if not keeps:
+            return None
+        module = self.pruner.graph.cut(keeps)
+        assert isinstance(module, fx.GraphModule)
+        return module
+
+    # -- candidates --------------------------------------------------------------------------
+
+    def trial(self, number: int, recipe: Recipe, origin: str) -> Trial:
+        """Evaluate one recipe; its files lie in ``folder(number)`` afterwards if it was measured."""
+        assert self.baseline is not None
+        watch = Stopwatch()
+        folder = self.folder(number)
+        try:
+            with watch.stage("prune"):
+                candidate = self.pruner.prune(recipe)
+                if not self._checked_cut:
+                    self.pruner.check_cut(candidate)
+                    self._checked_cut = True
+            with watch.stage("export"):
+                self.template.write(candidate.module, folder / "model.onnx")
+                export.write_recipe(candidate, folder)
+            with watch.stage("evaluate"):
+                self.bench.load("candidate", folder / "model.onnx")
+                metric, outputs = self.score("candidate", self.validation)
+                self._check_parity(candidate.module, outputs)
+            with watch.stage("measure"):
+                paired = self.bench.pair("candidate", "dense", self.example, self.settings)
+                self.bench.drop("candidate")
+        except CandidateFailure as failure:
+            shutil.rmtree(folder, ignore_errors=True)
+            reason = Failure(failure.stage, failure.reason)
+            return Trial(number, recipe, FAILED, failure=reason, seconds=watch.seconds, origin=origin)
+        return Trial(
+            number,
+            recipe,
+            MEASURED,
+            metric=metric,
+            drop=self.metric.drop(self.baseline.metric.value, metric.value),
+            latency=latency_of(paired),
+            speedup=speedup_of(paired),
+            params=candidate.parameter_count,
+            macs=candidate.macs(),
+            size_bytes=size_of(folder / "model.onnx"),
+            seconds=watch.seconds,
+            origin=origin,
+        )
+
+    def ensure_files(self, trial: Trial, weights: bool) -> Path:
+        """The candidate's folder with model.onnx, recipe.json and, if asked for, model.safetensors.
+
+        A folder that was cleared away or lost is made again from the recipe.
+        """
+        folder = self.folder(trial.number)
+        missing = not (folder / "model.onnx").is_file() or not (folder / "recipe.json").is_file()
+        if missing or (weights and not (folder / "model.safetensors").is_file()):
+            candidate = self.pruner.prune(trial.recipe)
+            if missing:
+                self.template.write(candidate.module, folder / "model.onnx")
+                export.write_recipe(candidate, folder)
+            if weights:
+                export.to_safetensors(candidate.module, folder / "model.safetensors")
+        return folder
+
+    def _check_parity(self, module: torch.nn.Module, outputs: Outputs) -> None:
+        """The file must compute what the module computes."""
+        expected = evaluate.torch_outputs(module, self.workload.batches("validation"), PARITY_EXAMPLES)
+        got = outputs[0][0][: len(expected)]
+        if got.shape != expected.shape:
+            raise CandidateFailure("parity", f"the runtime's output has shape {tuple(got.shape)}, PyTorch's {tuple(expected.shape)}")
+        scale = max(float(expected.abs().max()), 1e-30)
+        difference = float((got - expected.cpu()).abs().max()) / scale
+        if not difference <= PARITY_TOLERANCE:
+            raise CandidateFailure("parity", f"the runtime's outputs differ from PyTorch's by {difference:.2g} (relative)")
+
+
+def size_of(model: Path) -> int:
+    """Bytes of an ONNX file and of the weights beside it."""
+    return sum(path.stat().st_size for path in model.parent.glob(model.name + "*"))
+
+
+def speedup_of(paired: dict[str, Any]) -> Measurement:
+    """Speedup of a paired measurement, with how it was obtained."""
+    conditions = {
+        key: paired[key] for key in ("clock", "wall_speedup", "contended", "converged", "quads", "log_ratios") if key in paired
+    }
+    return Measurement(paired["speedup"], "x", paired["ci_low"], paired["ci_high"], paired["quads"], conditions)
+
+
+def latency_of(paired: dict[str, Any]) -> Measurement:
+    """Seconds for one batch."""
+    conditions = {"clock": paired["clock"], "wall_s": paired["wall_latency_s"], "dense_s": paired["dense_latency_s"]}
+    return Measurement(
+        paired["latency_s"], "s", paired["latency_low_s"], paired["latency_high_s"], paired["quads"], conditions
+    )

@@ -1,0 +1,99 @@
+"""What a search was asked for, as a value and as job.toml."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hwprune.errors import UsageError
+from hwprune.files import dump_toml, read_toml, write_atomic
+
+SCHEMA = 1
+FILE = "job.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The resolved configuration of a search.
+
+    Attributes:
+        workload: its source; empty for a live Python object.
+        trials: how many different recipes are evaluated; 0: no limit but the time.
+        time_s: no trial starts later than this after the search began; 0: no limit.
+        max_drop, min_speedup: constraints, None: none.
+        recover: ``none``, ``batchnorm`` or ``auto`` (what the model has use for).
+        trial_timeout_s, memory_limit: what one candidate may take; 0 bytes: no limit.
+        storage: Optuna storage URL; empty: study.db in the run directory.
+    """
+
+    workload: str
+    target: str = "cpu"
+    space: str = "default"
+    trials: int = 60
+    time_s: float = 0.0
+    sampler: str = "tpe"
+    seed: int = 0
+    max_drop: float | None = None
+    min_speedup: float | None = None
+    recover: str = "auto"
+    all_patterns: bool = False
+    trial_timeout_s: float = 120.0
+    memory_limit: int = 0
+    storage: str = ""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.trials < 0 or (self.trials == 0 and self.time_s == 0):
+            faults.append(f"trials must be at least 1 (or 0 with a time limit), got {self.trials}")
+        if self.time_s < 0:
+            faults.append(f"time must not be negative, got {self.time_s:g} s")
+        if self.seed < 0:
+            faults.append(f"seed must not be negative, got {self.seed}")
+        if self.max_drop is not None and not self.max_drop >= 0:
+            faults.append(f"max_drop must be >= 0 (0.01 is one point of an accuracy), got {self.max_drop}")
+        if self.min_speedup is not None and not self.min_speedup > 0:
+            faults.append(f"min_speedup must be > 0, got {self.min_speedup}")
+        if self.trial_timeout_s <= 0:
+            faults.append(f"trial_timeout must be > 0 s, got {self.trial_timeout_s:g}")
+        if self.memory_limit < 0:
+            faults.append(f"memory_limit must not be negative, got {self.memory_limit}")
+        if self.recover.partition(":")[0] in ("finetune", "distill"):
+            faults.append(f"recover = {self.recover!r}: recovery training is not in this version; use none or batchnorm")
+        elif self.recover not in ("auto", "none", "batchnorm"):
+            faults.append(f"recover must be none or batchnorm, got {self.recover!r}")
+        if faults:
+            raise UsageError("this search can't be started:", faults)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def write(self, run: Path) -> None:
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        text = f"# written by hwprune; `hwprune search --resume --out {run.name}` goes on from it\nschema = {SCHEMA}\n"
+        write_atomic(run / FILE, text + dump_toml(values))
+
+    @classmethod
+    def read(cls, run: Path) -> Job:
+        """Raises `UsageError` with all faults of the file."""
+        table = read_toml(run / FILE)
+        if table.integer("schema") != SCHEMA:
+            table.fault("schema", f"must be {SCHEMA}")
+        values = {
+            "workload": table.text("workload", ""),
+            "target": table.text("target"),
+            "space": table.text("space"),
+            "trials": table.integer("trials"),
+            "time_s": table.number("time_s", 0.0),
+            "sampler": table.text("sampler"),
+            "seed": table.integer("seed", 0),
+            "max_drop": table.optional_number("max_drop"),
+            "min_speedup": table.optional_number("min_speedup"),
+            "recover": table.text("recover", "auto"),
+            "all_patterns": table.boolean("all_patterns", False),
+            "trial_timeout_s": table.number("trial_timeout_s", 120.0),
+            "memory_limit": table.integer("memory_limit", 0),
+            "storage": table.text("storage", ""),
+        }
+        table.finish()
+        return cls(**values)

@@ -1,0 +1,95 @@
+"""record.json: everything that was measured, derived from the study."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from hwprune.latency import fingerprint
+from hwprune.searching.confirm import Confirmed
+from hwprune.searching.evaluator import Baseline
+from hwprune.searching.job import Job
+from hwprune.searching.space import SearchSpace
+from hwprune.structure.graph import AxisGraph
+from hwprune.target import Target
+from hwprune.trial import Trial
+from hwprune.workload import Workload
+
+SCHEMA = 1
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "optuna", "numpy", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """hwprune, Python, the system and the packages that decide numbers, as far as they are installed."""
+    from hwprune import __version__
+
+    found = {"hwprune": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def build_record(
+    *,
+    job: Job,
+    workload: Workload,
+    target: Target,
+    identity: dict[str, Any],
+    space: SearchSpace,
+    graph: AxisGraph,
+    baseline: Baseline,
+    trials: Sequence[Trial],
+    points: Sequence[Confirmed],
+    created: str,
+    notes: Sequence[str],
+    self_checks: Sequence[dict[str, Any]],
+    finished: bool,
+) -> dict[str, Any]:
+    """The record as JSON values; its schema is in docs/files.md."""
+    metric = workload.scoring
+    return {
+        "schema": SCHEMA,
+        "created": created,
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "job": job.to_json(),
+        "workload": {
+            "name": workload.name,
+            "source": workload.source,
+            "metric": metric.name,
+            "higher_is_better": metric.higher_is_better,
+            "example_shapes": [list(x.shape) for x in workload.example_inputs],
+        },
+        "target": {
+            "name": target.name,
+            "description": target.description,
+            "runtime": target.runtime,
+            "precision": target.precision,
+            "threads": target.threads,
+        },
+        "fingerprint": {"identity": identity, "conditions": fingerprint.conditions()},
+        "space": {
+            "name": space.file.name,
+            "compensation": space.compensation,
+            "size_log10": round(space.size_log10, 2),
+            "units": [
+                {"name": k.unit, "role": k.role, "size": k.size, "levels": {p: list(v) for p, v in k.levels.items()},
+                 "methods": list(k.methods)}
+                for k in space.knobs
+            ],
+            "left_out": [{"name": name, "reason": reason} for name, reason in space.left_out],
+            "axes": len(graph.axes),
+        },
+        "baseline": baseline.to_json(),
+        "self_checks": list(self_checks),
+        "trials": [trial.to_json() for trial in trials],
+        "front": [point.to_json() for point in points],
+        "finished": finished,
+        "notes": list(notes),
+    }

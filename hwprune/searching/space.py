@@ -1,0 +1,261 @@
+"""Search space: what may be chosen for each unit, as ordered numbers and few categories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from math import log10
+from pathlib import Path
+from typing import Any
+
+from hwprune import criteria, patterns
+from hwprune.errors import UnknownNameError, UsageError
+from hwprune.files import read_toml
+from hwprune.pruning import Pruner
+from hwprune.recipe import Recipe, UnitChoice
+from hwprune.structure.units import Unit
+from hwprune.target import Target
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceFile:
+    """A search_spaces/NAME.toml.
+
+    Attributes:
+        roles: axes of these roles may be cut.
+        patterns: mask patterns that matrices may take, as far as the target executes them.
+        criteria: how to choose what stays.
+        levels: largest number of keep levels of an axis.
+        max_sparsity: largest sparsity of an axis.
+        mask_sparsities: levels of mask patterns that don't fix theirs.
+        exclude: units left dense, names or globs.
+    """
+
+    name: str
+    description: str
+    roles: tuple[str, ...]
+    patterns: tuple[str, ...]
+    criteria: tuple[str, ...]
+    levels: int
+    max_sparsity: float
+    mask_sparsities: tuple[float, ...]
+    exclude: tuple[str, ...]
+
+
+def names() -> list[str]:
+    """Names of the spaces that come with hwprune."""
+    folder = resources.files("hwprune.search_spaces")
+    return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+
+
+def load(name: str) -> SpaceFile:
+    """A space by name, or by path if it ends in ``.toml``. Raises `UsageError` with all faults of the file."""
+    if name.endswith(".toml"):
+        path = Path(name)
+    elif name in (known := names()):
+        path = Path(str(resources.files("hwprune.search_spaces") / f"{name}.toml"))
+    else:
+        raise UnknownNameError("search space", name, known, "Or give the path of a space, NAME.toml.")
+    table = read_toml(path)
+    if table.integer("schema") != SCHEMA:
+        table.fault("schema", f"must be {SCHEMA}")
+    masks = table.texts("patterns")
+    for pattern in masks:
+        try:
+            if patterns.is_axis(patterns.get(pattern).name):
+                table.fault("patterns", f"{pattern!r} belongs into roles")
+        except UsageError as error:
+            table.fault("patterns", str(error))
+    chosen = table.texts("criteria", choices=criteria.CRITERIA)
+    if not chosen:
+        table.fault("criteria", "needs at least one")
+    space = SpaceFile(
+        name=path.stem,
+        description=table.text("description", ""),
+        roles=table.texts("roles", choices=patterns.AXIS_PATTERNS),
+        patterns=masks,
+        criteria=chosen,
+        levels=table.integer("levels", 8, low=1, high=1000),
+        max_sparsity=table.number("max_sparsity", 0.9, low=0.01, high=0.999),
+        mask_sparsities=table.numbers("mask_sparsities", [0.5], low=0.01, high=0.999),
+        exclude=table.texts("exclude", []),
+    )
+    if not space.roles and not space.patterns:
+        table.fault("roles", "roles and patterns are both empty: nothing to search")
+    table.finish()
+    return space
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """What may be chosen for one unit.
+
+    ``levels[pattern]``: sparsities in rising order. Level 0 is dense, level i is ``levels[pattern][i - 1]``; a
+    pattern with fewer levels than another repeats its last one.
+    """
+
+    unit: str
+    role: str
+    size: int
+    levels: Mapping[str, tuple[float, ...]]
+    methods: tuple[str, ...]
+
+    @property
+    def depth(self) -> int:
+        return max(len(levels) for levels in self.levels.values())
+
+    def sparsity(self, pattern: str, level: int) -> float:
+        levels = self.levels[pattern]
+        return levels[min(level, len(levels)) - 1]
+
+    def nearest(self, pattern: str, sparsity: float) -> int:
+        """The level whose sparsity is nearest; 0 (dense) counts."""
+        choices = [0.0, *self.levels[pattern]]
+        return min(range(len(choices)), key=lambda i: (abs(choices[i] - sparsity), i))
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """The knobs of one model on one target, and what was left out and why."""
+
+    file: SpaceFile
+    knobs: tuple[Knob, ...]
+    compensation: str
+    left_out: tuple[tuple[str, str], ...]
+    """(unit or pattern, reason)"""
+
+    @property
+    def size_log10(self) -> float:
+        """Decimal logarithm of the number of different recipes."""
+        total = 0.0
+        for knob in self.knobs:
+            options = sum(len(levels) * len(knob.methods) for levels in knob.levels.values())
+            total += log10(1 + options)
+        return total
+
+    def recipe(self, parameters: Mapping[str, Any]) -> Recipe:
+        """Canonical recipe of a sampler's choice: equal prunings give equal recipes."""
+        choices = []
+        for knob in self.knobs:
+            level = int(parameters[f"level:{knob.unit}"])
+            if level == 0:
+                continue
+            pattern = str(parameters.get(f"pattern:{knob.unit}", next(iter(knob.levels))))
+            method = str(parameters.get(f"method:{knob.unit}", knob.methods[0]))
+            choices.append(UnitChoice(knob.unit, pattern, knob.sparsity(pattern, level), _canonical(knob, pattern, method)))
+        return Recipe(tuple(choices), self.compensation if choices else "none")
+
+    def uniform(self, sparsity: float, method: str) -> dict[str, Any]:
+        """Parameters that give every unit the level nearest to ``sparsity`` (its first pattern)."""
+        parameters: dict[str, Any] = {}
+        for knob in self.knobs:
+            pattern = next(iter(knob.levels))
+            parameters[f"level:{knob.unit}"] = knob.nearest(pattern, sparsity)
+            if len(knob.levels) > 1:
+                parameters[f"pattern:{knob.unit}"] = pattern
+            if len(knob.methods) > 1:
+                parameters[f"method:{knob.unit}"] = method if method in knob.methods else knob.methods[0]
+        return parameters
+
+
+def _canonical(knob: Knob, pattern: str, method: str) -> str:
+    """Criteria that rank single weights alike give the same mask: the first of them stands for all."""
+    if patterns.is_axis(pattern) or pattern.startswith("block"):
+        return method
+    ranking = criteria.get(method).ranking
+    return next(name for name in knob.methods if criteria.get(name).ranking == ranking)
+
+
+def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patterns: bool = False) -> SearchSpace:
+    """Knobs for every unit that the space names and the target can use.
+
+    Args:
+        isa: decides the channel multiple.
+        all_patterns: search also what the target does not execute faster.
+
+    Raises:
+        UsageError: nothing is left to search; says why, unit by unit.
+    """
+    left_out: list[tuple[str, str]] = []
+    masks = []
+    for name in space.patterns:
+        reason = None if all_patterns else target.why_not(name)
+        if reason:
+            left_out.append((name, f"can't pay on {target.name}: {reason}"))
+        else:
+            masks.append(name)
+    roles = []
+    for role in space.roles:
+        reason = None if all_patterns else target.why_not(role)
+        if reason:
+            left_out.append((role, f"can't pay on {target.name}: {reason}"))
+        else:
+            roles.append(role)
+    for axis in pruner.graph.axes:
+        if axis.frozen and axis.role in space.roles:
+            left_out.append((axis.name, axis.frozen))
+    knobs = []
+    for unit in pruner.units.values():
+        if any(fnmatchcase(unit.name, glob) for glob in space.exclude):
+            left_out.append((unit.name, "excluded by the search space"))
+            continue
+        if unit.axis is not None and unit.role not in roles:
+            if unit.role not in space.roles:
+                left_out.append((unit.name, f"role {unit.role} is not in search space {space.name}"))
+            continue
+        levels = _axis_levels(unit, space, target.multiple(isa)) if unit.axis is not None else _mask_levels(unit, space, masks, left_out)
+        if levels:
+            knobs.append(Knob(unit.name, unit.role, unit.size, levels, _methods(space, levels)))
+        elif unit.axis is not None:
+            left_out.append((unit.name, f"an axis of {unit.size} has no smaller size that the space allows"))
+    if not knobs:
+        reasons = [f"{name}: {reason}" for name, reason in left_out]
+        raise UsageError(f"nothing to search: search space {space.name} on target {target.name} leaves no unit", reasons)
+    return SearchSpace(space, tuple(knobs), pruner.default_compensation(), tuple(left_out))
+
+
+def _axis_levels(unit: Unit, space: SpaceFile, multiple: int) -> dict[str, tuple[float, ...]]:
+    step = 1 if unit.role in ("head", "group") else quantum(unit.size, multiple)
+    kept = [k for k in range(step, unit.size, step) if 1 - k / unit.size <= space.max_sparsity + 1e-9]
+    kept.reverse()
+    if len(kept) > space.levels:
+        last = len(kept) - 1
+        kept = [kept[round(i * last / max(1, space.levels - 1))] for i in range(space.levels)]
+    return {unit.role: tuple(1 - k / unit.size for k in kept)} if kept else {}
+
+
+def quantum(size: int, multiple: int) -> int:
+    """Step of the keep counts: the target's multiple, halved for axes so small that it would leave no choice."""
+    while multiple > 4 and size < 2 * multiple:
+        multiple //= 2
+    return multiple if size >= 2 * multiple else 1
+
+
+def _mask_levels(
+    unit: Unit, space: SpaceFile, masks: list[str], left_out: list[tuple[str, str]]
+) -> dict[str, tuple[float, ...]]:
+    assert unit.matrix is not None
+    found: dict[str, tuple[float, ...]] = {}
+    for name in masks:
+        pattern = patterns.get(name)
+        if reason := pattern.inadmissible(unit.matrix.shape):
+            left_out.append((unit.name, f"{name}: {reason}"))
+        elif pattern.fixed_sparsity is not None:
+            found[name] = (pattern.fixed_sparsity,)
+        else:
+            found[name] = tuple(sorted(set(space.mask_sparsities)))
+    return found
+
+
+def _methods(space: SpaceFile, levels: Mapping[str, Any]) -> tuple[str, ...]:
+    """The criteria, without those that would give the same masks for every pattern of the knob."""
+    if any(patterns.is_axis(name) or name.startswith("block") for name in levels):
+        return space.criteria
+    seen: dict[str, str] = {}
+    for name in space.criteria:
+        seen.setdefault(criteria.get(name).ranking, name)
+    return tuple(seen.values())

@@ -1,0 +1,127 @@
+"""WORKLOAD on the command line -> a `Workload`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwprune import demos
+from hwprune.errors import HwpruneError, UsageError, WorkloadError
+from hwprune.workload import Workload
+
+FORMS = "demo:digits, demo:digits-vit, path/to/file.py:function or package.module:function"
+
+
+def load(source: str) -> Workload:
+    """A workload from its source: one of the forms of ``FORMS``, then ``key=value`` words for the function.
+
+    Raises:
+        UsageError: the text has no such form, or the file, module or function does not exist.
+        WorkloadError: the function raised or returned something else.
+    """
+    word, *rest = source.split(" ")
+    arguments = parse_arguments([item for item in rest if item])
+    kind, _, name = word.rpartition(":")
+    if not kind:
+        raise UsageError(f"workload {word!r} has no ':'. Forms: {FORMS}")
+    if kind == "demo":
+        if arguments:
+            raise UsageError(f"demo:{name} takes no arguments, got {', '.join(arguments)}")
+        return demos.get(name)
+    module = _from_file(Path(kind)) if kind.endswith(".py") else _from_module(kind, word)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        raise UsageError(f"{kind} has no function {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
+    return dataclasses.replace(_call(function, arguments, word), source=source)
+
+
+def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` words; a value that reads as a number or true/false becomes one."""
+    result: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"words after WORKLOAD must be key=value, got {word!r}")
+        result[key] = _value(text)
+    return result
+
+
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path} (looked in {Path.cwd()})")
+    name = f"hwprune_workload_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and data-loader workers look their module up
+    sys.path.insert(0, str(path.parent.resolve()))  # as if the file had been started: its neighbours import
+    try:
+        spec.loader.exec_module(module)
+    except HwpruneError:
+        raise
+    except Exception as error:  # the user's file may raise anything
+        raise WorkloadError(f"{path} raised {type(error).__name__} while it was imported: {error}") from error
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _from_module(name: str, word: str) -> Any:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and name.startswith(error.name):
+            raise UsageError(f"workload {word!r}: there is no module {error.name!r}. Forms: {FORMS}") from error
+        raise WorkloadError(f"module {name} needs {error.name!r}, which is not installed") from error
+    except HwpruneError:
+        raise
+    except Exception as error:  # the user's module may raise anything
+        raise WorkloadError(f"module {name} raised {type(error).__name__} while it was imported: {error}") from error
+    finally:
+        sys.path.pop(0)
+
+
+def _call(function: Callable[..., Any], arguments: Mapping[str, Any], word: str) -> Workload:
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise UsageError(f"{word} can't be called with {dict(arguments)}: {error}") from error
+    try:
+        workload = function(**arguments)
+    except HwpruneError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        where = _place(error)
+        raise WorkloadError(f"{word} raised {type(error).__name__}{where}: {error}") from error
+    if not isinstance(workload, Workload):
+        raise WorkloadError(f"{word} must return a hwprune.Workload, got {type(workload).__name__}")
+    return workload
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code it was raised."""
+    trace = error.__traceback__
+    last = ""
+    while trace is not None:
+        last = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return last

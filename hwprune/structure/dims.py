@@ -1,0 +1,343 @@
+"""The axis algebra: what index space each dimension of each tensor is.
+
+    Dim := Leaf(size) | Product(factors...) | Concat(parts...)
+
+A *leaf* is an elementary axis: removing index i from it removes the matching slice of every tensor
+that carries it. A *product* is row-major (the last factor varies fastest), a *concat* lays its parts
+end to end. `Space` holds what is known of the leaves: which are the same (union-find), which were
+refined into a product or a concat, which are frozen and why, which are inexact and why.
+
+`unify` makes two dims the same index space. It only ever adds constraints (merges or refines leaves);
+what it can't match it freezes. So a gap in the algebra costs prunability, never correctness.
+
+Nothing here knows of tensors, of PyTorch or of ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """An elementary axis; ``number`` identifies it inside its `Space`."""
+
+    number: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Row-major product: index = ((i0 * s1 + i1) * s2 + i2) ..."""
+
+    factors: tuple[Dim, ...]
+
+    @property
+    def size(self) -> int:
+        return prod(factor.size for factor in self.factors)
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """The parts laid end to end."""
+
+    parts: tuple[Dim, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+
+Dim = Leaf | Product | Concat
+
+ONE: Dim = Product(())
+"""The dimension of size 1: nothing to remove, unifies with nothing."""
+
+
+class MismatchError(Exception):
+    """Two dims can't be matched; `Space.unify` turns it into a freeze."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    size: int
+    bound: Dim | None = None
+    frozen: str | None = None
+    inexact: str | None = None
+    tags: set[str] = field(default_factory=set)
+
+
+class Space:
+    """The leaves of one graph and everything known about them."""
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []
+
+    # -- making and reading ------------------------------------------------------------------
+
+    def leaf(self, size: int) -> Dim:
+        """A new elementary axis. Size 1 gives `ONE`."""
+        if size < 0:
+            raise ValueError(f"an axis of size {size}")
+        if size == 1:
+            return ONE
+        self._entries.append(_Entry(size))
+        return Leaf(len(self._entries) - 1, size)
+
+    def resolve(self, dim: Dim) -> Dim:
+        """Normal form: bindings followed, products and concats flat, factors of size 1 dropped."""
+        if isinstance(dim, Leaf):
+            bound = self._entries[dim.number].bound
+            if bound is None:
+                return dim
+            resolved = self.resolve(bound)
+            self._entries[dim.number].bound = resolved  # path compression
+            return resolved
+        if isinstance(dim, Product):
+            return self._product([self.resolve(factor) for factor in dim.factors])
+        return self._concat([self.resolve(part) for part in dim.parts])
+
+    @staticmethod
+    def _product(factors: Sequence[Dim]) -> Dim:
+        flat: list[Dim] = []
+        for factor in factors:
+            flat.extend(factor.factors if isinstance(factor, Product) else (factor,))
+        return flat[0] if len(flat) == 1 else Product(tuple(flat))
+
+    @staticmethod
+    def _concat(parts: Sequence[Dim]) -> Dim:
+        flat: list[Dim] = []
+        for part in parts:
+            if part.size:
+                flat.extend(part.parts if isinstance(part, Concat) else (part,))
+        return flat[0] if len(flat) == 1 else Concat(tuple(flat))
+
+    def leaves(self, dim: Dim) -> Iterator[Leaf]:
+        """The unbound leaves of ``dim`` in order, with repetition."""
+        dim = self.resolve(dim)
+        if isinstance(dim, Leaf):
+            yield dim
+            return
+        for child in dim.factors if isinstance(dim, Product) else dim.parts:
+            yield from self.leaves(child)
+
+    def frozen(self, leaf: Leaf) -> str | None:
+        return self._entries[leaf.number].frozen
+
+    def inexact(self, leaf: Leaf) -> str | None:
+        return self._entries[leaf.number].inexact
+
+    def tags(self, leaf: Leaf) -> frozenset[str]:
+        return frozenset(self._entries[leaf.number].tags)
+
+    # -- marks -------------------------------------------------------------------------------
+
+    def freeze(self, dim: Dim, reason: str) -> None:
+        """Nothing of ``dim`` may be removed. The first reason given is kept."""
+        for leaf in self.leaves(dim):
+            entry = self._entries[leaf.number]
+            entry.frozen = entry.frozen or reason
+
+    def mark_inexact(self, dim: Dim, reason: str) -> None:
+        """Removing indices is allowed, but then the cut model differs from the masked one."""
+        for leaf in self.leaves(dim):
+            entry = self._entries[leaf.number]
+            entry.inexact = entry.inexact or reason
+
+    def tag(self, dim: Dim, *tags: str) -> None:
+        """Remember how ``dim`` is used; roles are read from this. Products pass tags to all factors."""
+        for leaf in self.leaves(dim):
+            self._entries[leaf.number].tags.update(tags)
+
+    def _bind(self, leaf: Leaf, dim: Dim) -> None:
+        entry = self._entries[leaf.number]
+        entry.bound = dim
+        if entry.frozen:
+            self.freeze(dim, entry.frozen)
+        if entry.inexact:
+            self.mark_inexact(dim, entry.inexact)
+        self.tag(dim, *entry.tags)
+
+    # -- refinement --------------------------------------------------------------------------
+
+    def split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
+        """``dim`` as the concatenation of parts of the given sizes. Raises `MismatchError`."""
+        if sum(sizes) != dim.size:
+            raise MismatchError(f"parts {list(sizes)} of a dimension of size {dim.size}")
+        parts: list[Dim] = []
+        rest = dim
+        for size in sizes[:-1]:
+            head, rest = self._split_at(rest, size)
+            parts.append(head)
+        return [*parts, rest]
+
+    def _split_at(self, dim: Dim, at: int) -> tuple[Dim, Dim]:
+        dim = self.resolve(dim)
+        if at == 0:
+            return Concat(()), dim
+        if at == dim.size:
+            return dim, Concat(())
+        if isinstance(dim, Leaf):
+            head, tail = self.leaf(at), self.leaf(dim.size - at)
+            self._bind(dim, Concat((head, tail)))
+            return head, tail
+        if isinstance(dim, Product):
+            outer, inner = dim.factors[0], Product(dim.factors[1:])
+            if at % inner.size:
+                raise MismatchError(f"a boundary at {at} inside rows of {inner.size}")
+            head, tail = self._split_at(outer, at // inner.size)
+            return self.resolve(Product((head, inner))), self.resolve(Product((tail, inner)))
+        first: list[Dim] = []
+        rest = list(dim.parts)
+        while at >= rest[0].size:
+            at -= rest[0].size
+            first.append(rest.pop(0))
+        if at:
+            head, tail = self._split_at(rest[0], at)
+            first.append(head)
+            rest[0] = tail
+        return self._concat(first), self._concat(rest)
+
+    def factor(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
+        """``dim`` as the row-major product of factors of the given sizes. Raises `MismatchError`."""
+        if prod(sizes) != dim.size:
+            raise MismatchError(f"factors {list(sizes)} of a dimension of size {dim.size}")
+        factors: list[Dim] = []
+        rest = dim
+        for size in sizes[:-1]:
+            head, rest = self._factor_at(rest, size)
+            factors.append(head)
+        return [*factors, self.resolve(rest)]
+
+    def _factor_at(self, dim: Dim, outer: int) -> tuple[Dim, Dim]:
+        """(outer factor of that size, the rest)."""
+        dim = self.resolve(dim)
+        if outer == 1:
+            return ONE, dim
+        if outer == dim.size:
+            return dim, ONE
+        if dim.size % outer:
+            raise MismatchError(f"rows of {outer} in a dimension of size {dim.size}")
+        if isinstance(dim, Leaf):
+            head, tail = self.leaf(outer), self.leaf(dim.size // outer)
+            self._bind(dim, Product((head, tail)))
+            return head, tail
+        if isinstance(dim, Product):
+            first, rest = dim.factors[0], Product(dim.factors[1:])
+            if outer <= first.size:
+                head, tail = self._factor_at(first, outer)
+                return head, self.resolve(Product((tail, rest)))
+            if outer % first.size:
+                raise MismatchError(f"rows of {outer} across a factor of size {first.size}")
+            head, tail = self._factor_at(rest, outer // first.size)
+            return self.resolve(Product((first, head))), tail
+        inner = dim.size // outer
+        heads: list[Dim] = []
+        shared: Dim | None = None
+        for part in dim.parts:
+            if part.size % inner:
+                raise MismatchError(f"rows of {inner} across a part of size {part.size}")
+            head, tail = self._factor_at(part, part.size // inner)
+            heads.append(head)
+            if shared is None:
+                shared = tail
+            else:
+                self._unify(shared, tail)
+        assert shared is not None  # a normal-form concat has parts
+        return self.resolve(Concat(tuple(heads))), self.resolve(shared)
+
+    # -- unification -------------------------------------------------------------------------
+
+    def unify(self, a: Dim, b: Dim, where: str) -> None:
+        """Make ``a`` and ``b`` the same index space, or freeze both with the reason.
+
+        ``where`` names the operator, for the reason.
+        """
+        try:
+            self._unify(a, b)
+        except MismatchError as mismatch:
+            for dim in (a, b):
+                self.freeze(dim, f"{where}: {mismatch}")
+
+    def _unify(self, a: Dim, b: Dim) -> None:
+        a, b = self.resolve(a), self.resolve(b)
+        if a == b:
+            return
+        if a.size != b.size:
+            raise MismatchError(f"sizes {a.size} and {b.size} differ")
+        if isinstance(a, Leaf):
+            self._bind(a, b)
+        elif isinstance(b, Leaf):
+            self._bind(b, a)
+        elif isinstance(a, Concat):
+            self._unify_concat(a, b)
+        elif isinstance(b, Concat):
+            self._unify_concat(b, a)
+        else:
+            self._unify_product(a, b)
+
+    def _unify_concat(self, a: Concat, b: Dim) -> None:
+        rest: Dim = b
+        for part in a.parts[:-1]:
+            head, rest = self._split_at(rest, part.size)
+            self._unify(part, head)
+        self._unify(a.parts[-1], rest)
+
+    def _unify_product(self, a: Product, b: Product) -> None:
+        # Equal factors at the inner end first: it keeps an outer factor that would otherwise have to be
+        # split whole, e.g. (6, 4) against (2, 3, 4).
+        if a.factors[-1] == b.factors[-1]:
+            self._unify(Product(a.factors[:-1]), Product(b.factors[:-1]))
+            return
+        if a.factors[0].size < b.factors[0].size:
+            a, b = b, a
+        first, rest = b.factors[0], Product(b.factors[1:])
+        head, tail = self._factor_at(a, first.size)
+        self._unify(head, first)
+        self._unify(tail, rest)
+
+    # -- reading masks -----------------------------------------------------------------------
+
+    def kept(self, dim: Dim, counts: Mapping[int, int]) -> int:
+        """Size of ``dim`` after removal; ``counts`` maps a leaf's number to how many indices stay."""
+        dim = self.resolve(dim)
+        if isinstance(dim, Leaf):
+            return counts.get(dim.number, dim.size)
+        if isinstance(dim, Product):
+            return prod(self.kept(factor, counts) for factor in dim.factors)
+        return sum(self.kept(part, counts) for part in dim.parts)
+
+    def keep(self, dim: Dim, keeps: Mapping[int, BoolArray]) -> BoolArray:
+        """Keep mask of ``dim``, shape (dim.size,); ``keeps`` maps a leaf's number to its mask."""
+        dim = self.resolve(dim)
+        if isinstance(dim, Leaf):
+            mask = keeps.get(dim.number)
+            return np.ones(dim.size, dtype=np.bool_) if mask is None else mask
+        if isinstance(dim, Product):
+            mask = np.ones(1, dtype=np.bool_)
+            for factor in dim.factors:
+                mask = np.logical_and.outer(mask, self.keep(factor, keeps)).reshape(-1)
+            return mask
+        return np.concatenate([self.keep(part, keeps) for part in dim.parts])
+
+    def index(self, dim: Dim, leaf: Leaf) -> IntArray:
+        """For each position of ``dim`` the index along ``leaf`` that it belongs to, or -1."""
+        dim = self.resolve(dim)
+        if isinstance(dim, Leaf):
+            return np.arange(dim.size) if dim == leaf else np.full(dim.size, -1)
+        if isinstance(dim, Concat):
+            return np.concatenate([self.index(part, leaf) for part in dim.parts])
+        result = np.full(1, -1)
+        for factor in dim.factors:
+            inner = self.index(factor, leaf)
+            outer = np.repeat(result, len(inner))
+            result = np.where(outer >= 0, outer, np.tile(inner, len(result)))
+        return result

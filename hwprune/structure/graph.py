@@ -1,0 +1,261 @@
+"""`AxisGraph`: a traced model, its axes, and how to cut or mask it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from hwprune.errors import UnknownNameError, UsageError
+from hwprune.structure.dims import BoolArray, Dim, IntArray, Leaf, Space
+from hwprune.structure.rules import Edit, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An index space of the model: removing index i removes the matching slice of every member.
+
+    ``exact``: the cut model equals the masked one. Otherwise a statistic runs over the axis, and
+    ``inexact_reason`` names the operator. ``frozen``: why nothing may be removed, or None.
+    """
+
+    name: str
+    size: int
+    role: str
+    exact: bool
+    frozen: str | None
+    members: tuple[tuple[str, int], ...]
+    inexact_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The weight of a linear or convolution layer, shape (out, in / groups, *kernel)."""
+
+    parameter: str
+    kind: str
+    shape: tuple[int, ...]
+    groups: int
+
+
+class AxisGraph:
+    """A traced model; made by `hwprune.trace`. Never changes: cut and mask return new modules.
+
+    Attributes:
+        axes: every axis that a parameter carries, in graph order, frozen ones included.
+        matrices: the weights that mask patterns apply to, in graph order.
+        module: the dense model as an ``nn.Module`` with the original parameter names.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        space: Space,
+        parameters: Mapping[str, Value],
+        edits: Mapping[str, list[Edit]],
+        matrices: list[Matrix],
+    ) -> None:
+        self.module = module
+        self.matrices = tuple(matrices)
+        self._space = space
+        self._parameters = dict(parameters)
+        self._edits = dict(edits)
+        self._leaves: dict[str, Leaf] = {}
+        self.axes = self._find_axes()
+        self._by_name = {axis.name: axis for axis in self.axes}
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def axis(self, name: str) -> Axis:
+        """The axis of that name. Raises `UnknownNameError`."""
+        if name not in self._by_name:
+            raise UnknownNameError("axis", name, self._by_name)
+        return self._by_name[name]
+
+    def slices(self, axis: Axis, parameter: str, dim: int) -> IntArray:
+        """For each position of the parameter's dim the index along ``axis``, or -1; shape (size of the dim,)."""
+        return self._space.index(self._parameters[parameter][dim], self._leaves[axis.name])
+
+    def shape(self, parameter: str, counts: Mapping[str, int]) -> tuple[int, ...]:
+        """Shape of a parameter after a cut that keeps ``counts[axis name]`` indices."""
+        numbers = {self._leaves[name].number: count for name, count in counts.items()}
+        return tuple(self._space.kept(dim, numbers) for dim in self._parameters[parameter].dims)
+
+    def parameter_count(self, counts: Mapping[str, int]) -> int:
+        """Number of parameters after such a cut, predicted without cutting."""
+        own = dict(self.module.named_parameters())
+        traced = sum(prod(self.shape(name, counts)) for name in own if name in self._parameters)
+        return traced + sum(p.numel() for name, p in own.items() if name not in self._parameters)
+
+    def _find_axes(self) -> tuple[Axis, ...]:
+        members: dict[Leaf, list[tuple[str, int]]] = {}
+        names: dict[Leaf, str] = {}
+        for parameter, value in self._parameters.items():
+            for position, dim in enumerate(value.dims):
+                leaves = list(dict.fromkeys(self._space.leaves(dim)))
+                for place, leaf in enumerate(leaves):
+                    members.setdefault(leaf, []).append((parameter, position))
+                    # A dim that holds several axes (fused QKV: heads and head_dim) numbers them.
+                    suffix = f"/{place}" if len(leaves) > 1 else ""
+                    names.setdefault(leaf, f"{parameter}:{position}{suffix}")
+        axes = []
+        for leaf, name in names.items():
+            if "position" in self._space.tags(leaf):
+                continue
+            self._leaves[name] = leaf
+            inexact = self._space.inexact(leaf)
+            axes.append(
+                Axis(name, leaf.size, self._role(leaf), inexact is None, self._space.frozen(leaf),
+                     tuple(dict.fromkeys(members[leaf])), inexact)
+            )
+        return tuple(axes)
+
+    def _role(self, leaf: Leaf) -> str:
+        """Roles come from use, not from names."""
+        tags = self._space.tags(leaf)
+        if "attention_batch" in tags:
+            return "head"
+        if "attention_inner" in tags:
+            return "head_dim"
+        if "summed" in tags or self._space.inexact(leaf):
+            return "hidden"
+        if "group" in tags:
+            return "group"
+        if "conv_out" in tags or "conv_in" in tags:
+            return "channel"
+        if "linear_out" in tags or "linear_in" in tags:
+            return "neuron"
+        return "other"
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def cut(self, keeps: Mapping[str, torch.Tensor]) -> nn.Module:
+        """The model with the removed indices physically gone.
+
+        Args:
+            keeps: axis name -> bool tensor (axis.size,), True = stays. At least one index must stay.
+
+        Returns:
+            A trainable module with the original parameter names; the dense model is not touched.
+
+        Raises:
+            UsageError: an axis that is unknown or frozen, or a mask of the wrong shape or type.
+        """
+        masks = self._masks(keeps)
+        counts = {number: int(mask.sum()) for number, mask in masks.items()}
+        touched = set(counts)
+
+        def kept(dim: Dim) -> int:
+            return self._space.kept(dim, counts)
+
+        graph, new = self._copy_graph()
+        for old in self.module.graph.nodes:
+            for edit in self._edits.get(old.name, ()):
+                edit(new[old], kept)
+        return self._rebuild(graph, lambda tensor, value: self._select(tensor, value, masks, touched))
+
+    def mask(self, keeps: Mapping[str, torch.Tensor]) -> nn.Module:
+        """The model in its original shapes with the removed slices zeroed: what ``cut`` must equal.
+
+        Arguments and errors as for `cut`.
+        """
+        masks = self._masks(keeps)
+        touched = set(masks)
+
+        def zero(tensor: torch.Tensor, value: Value) -> torch.Tensor:
+            result = tensor.detach().clone()
+            for position, keep in self._touched_dims(value, masks, touched):
+                gone = torch.from_numpy(~keep).to(result.device)
+                result.index_fill_(position, gone.nonzero().squeeze(1), 0)
+            return result
+
+        return self._rebuild(self._copy_graph()[0], zero)
+
+    def _copy_graph(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+        """A copy without the recorded sizes (those of the dense model), and old node -> new node."""
+        graph = fx.Graph()
+        graph._codegen = self.module.graph._codegen  # how inputs and outputs are packed; never changes
+        new: dict[fx.Node, fx.Node] = {}
+        for old in self.module.graph.nodes:
+            new[old] = graph.node_copy(old, lambda node: new[node])
+            new[old].meta = {}
+        return graph, new
+
+    def _masks(self, keeps: Mapping[str, torch.Tensor]) -> dict[int, BoolArray]:
+        faults = []
+        masks: dict[int, BoolArray] = {}
+        for name, keep in keeps.items():
+            axis = self.axis(name)
+            if axis.frozen:
+                faults.append(f"{name}: nothing may be removed ({axis.frozen})")
+            elif not isinstance(keep, torch.Tensor) or keep.dtype != torch.bool or keep.shape != (axis.size,):
+                got = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, torch.Tensor) else type(keep).__name__
+                faults.append(f"{name}: the keep mask must be a bool tensor of shape ({axis.size},), got {got}")
+            elif not bool(keep.any()):
+                faults.append(f"{name}: at least one index must stay")
+            else:
+                masks[self._leaves[name].number] = keep.cpu().numpy().astype(np.bool_)
+        if faults:
+            raise UsageError("these axes can't be cut so:", faults)
+        return masks
+
+    def _touched_dims(self, value: Value, masks: Mapping[int, BoolArray], touched: set[int]) -> list[tuple[int, BoolArray]]:
+        return [
+            (position, self._space.keep(dim, masks))
+            for position, dim in enumerate(value.dims)
+            if any(leaf.number in touched for leaf in self._space.leaves(dim))
+        ]
+
+    def _select(self, tensor: torch.Tensor, value: Value, masks: Mapping[int, BoolArray], touched: set[int]) -> torch.Tensor:
+        result = tensor.detach()
+        for position, keep in self._touched_dims(value, masks, touched):
+            stays = torch.from_numpy(keep.nonzero()[0]).to(result.device)
+            result = result.index_select(position, stays)
+        return result.clone() if result.data_ptr() == tensor.data_ptr() else result.contiguous()
+
+    def _rebuild(self, graph: fx.Graph, change: Callable[[torch.Tensor, Value], torch.Tensor]) -> nn.Module:
+        root = nn.Module()
+        done: dict[int, torch.Tensor] = {}  # tied parameters stay tied
+        state = {**dict(self.module.named_parameters(remove_duplicate=False)),
+                 **dict(self.module.named_buffers(remove_duplicate=False))}
+        for name, tensor in state.items():
+            if id(tensor) not in done:
+                value = self._parameters.get(name)
+                new = change(tensor, value) if value is not None else tensor.detach().clone()
+                if isinstance(tensor, nn.Parameter):
+                    new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+                done[id(tensor)] = new
+            assign(root, name, done[id(tensor)])
+        module = fx.GraphModule(root, graph, class_name=self.module._get_name())
+        for name in state:
+            if not _has(module, name):
+                assign(module, name, done[id(state[name])])
+        module.train(self.module.training)
+        return module
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    for part in name.split("."):
+        if not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+    return True
+
+
+def assign(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Set a parameter or buffer by its dotted name; missing containers are made."""
+    *path, last = name.split(".")
+    for part in path:
+        child = module._modules.get(part)
+        if child is None:
+            child = nn.Module()
+            module.add_module(part, child)
+        module = child
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(last, tensor)
+    else:
+        module.register_buffer(last, tensor)

@@ -1,0 +1,33 @@
+"""The rule tables, one file per family of operators. Importing this package fills `table.RULES`."""
+
+from hwprune.structure.rules import (
+    attention,
+    contract,
+    convolve,
+    elementwise,
+    factory,
+    join,
+    normalise,
+    reduce,
+    view,
+)
+from hwprune.structure.rules.table import RULES, Call, Edit, Kept, Rule, Value, rule
+
+__all__ = [
+    "RULES",
+    "Call",
+    "Edit",
+    "Kept",
+    "Rule",
+    "Value",
+    "attention",
+    "contract",
+    "convolve",
+    "elementwise",
+    "factory",
+    "join",
+    "normalise",
+    "reduce",
+    "rule",
+    "view",
+]

@@ -1,0 +1,109 @@
+"""Element-wise operators: dims unify by broadcasting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hwprune.structure.dims import Dim
+from hwprune.structure.rules.table import Call, Value, rule
+
+aten = torch.ops.aten
+
+
+def _variants(*names: str) -> list[Any]:
+    """Every overload of the named operators, in-place forms included."""
+    found = []
+    for name in names:
+        for spelling in (name, name + "_"):
+            packet = getattr(aten, spelling, None)
+            if packet is not None:
+                found += [getattr(packet, o) for o in packet.overloads() if "out" not in o]
+    return found
+
+
+ZERO_STAYS = ("relu relu6 leaky_relu gelu silu mish elu selu celu tanh hardtanh hardswish abs neg sign square sqrt sin asin "
+              "atan erf expm1 log1p sinh tan floor ceil round trunc dropout feature_dropout alpha_dropout softshrink "
+              "hardshrink softsign positive").split()  # f(0) = 0
+ZERO_MOVES = ("sigmoid exp exp2 log log2 log10 cos cosh rsqrt reciprocal hardsigmoid softplus logical_not bitwise_not isnan isinf "
+              "log_sigmoid erfc").split()  # f(0) != 0
+SAME = "clone contiguous alias detach lift_fresh_copy lift_fresh _to_copy to type_as".split()
+
+
+@rule(*_variants(*ZERO_STAYS), *_variants(*SAME))
+def keeps_zero(call: Call, x: Value, *_: Any) -> Value:
+    return Value(x.dims, x.zeros)
+
+
+@rule(*_variants(*ZERO_MOVES))
+def moves_zero(call: Call, x: Value, *_: Any) -> Value:
+    return Value(x.dims, (False,) * len(x))
+
+
+@rule(*_variants("clamp", "clamp_min", "clamp_max", "threshold", "masked_fill", "fill", "nan_to_num"))
+def may_move_zero(call: Call, x: Value, *_: Any) -> Value:
+    dims = call.broadcast(call.inputs)
+    return Value(dims, (False,) * len(dims))
+
+
+def _zero_along(value: Value, position: int) -> bool:
+    """Is ``value`` zero where the broadcast dim (counted from the right) is removed?"""
+    return -position <= len(value) and value[position].size != 1 and value.zeros[position]
+
+
+@rule(*_variants("mul", "logical_and", "bitwise_and"))
+def product(call: Call, *_: Any) -> Value:
+    dims = call.broadcast(call.inputs)
+    zeros = [any(_zero_along(v, p) for v in call.inputs) for p in range(-len(dims), 0)]
+    return Value(dims, tuple(zeros))
+
+
+@rule(*_variants("div", "floor_divide", "true_divide"))
+def quotient(call: Call, x: Any, *_: Any) -> Value:
+    dims = call.broadcast(call.inputs)
+    if not isinstance(x, Value):
+        return Value(dims, (False,) * len(dims))
+    # 0 / 0 is NaN in the masked model, but only a divisor that carries the dim can be 0 there.
+    others = [value for value in call.inputs if value is not x]
+    zeros = [
+        _zero_along(x, p) and not any(_zero_along(value, p) for value in others) for p in range(-len(dims), 0)
+    ]
+    return Value(dims, tuple(zeros))
+
+
+@rule(*_variants("add", "sub", "maximum", "minimum"))
+def total(call: Call, *_: Any) -> Value:
+    dims = call.broadcast(call.inputs)
+    plain = [v for v in call.inputs if len(v)]
+    scalar = len(plain) < 2
+    zeros = [not scalar and all(_zero_along(v, p) for v in plain) for p in range(-len(dims), 0)]
+    activations = [v for v in plain if v.parameter is None and len(v) == len(dims)]
+    if len(activations) > 1:
+        for dim in dims:
+            call.space.tag(dim, "summed")  # the residual stream is what passes through such sums
+    return Value(dims, tuple(zeros))
+
+
+@rule(*_variants("rsub", "pow", "eq", "ne", "lt", "le", "gt", "ge", "where", "logical_or", "bitwise_or", "lerp", "addcmul",
+                 "addcdiv", "remainder", "fmod", "atan2"))
+def any_function(call: Call, *_: Any) -> Value:
+    dims = call.broadcast(call.inputs)
+    return Value(dims, (False,) * len(dims))
+
+
+@rule(aten.prelu.default, aten._prelu_kernel.default)
+def prelu(call: Call, x: Value, weight: Value) -> Value:
+    if weight[-1].size != 1 and len(x) > 1:
+        call.unify(x[1], weight[0])
+    return Value(x.dims, x.zeros)
+
+
+@rule(aten.glu.default)
+def glu(call: Call, x: Value, dim: int) -> Value:
+    half = x[dim].size // 2
+    first, second = call.parts(x[dim], [half, half])
+    call.unify(first, second)
+    dims: list[Dim] = list(x.dims)
+    dims[dim] = first
+    return Value(tuple(dims), x.zeros)

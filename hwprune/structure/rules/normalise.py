@@ -1,0 +1,78 @@
+"""Normalisations. Over an axis they make it statistical: cutting it changes the statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from hwprune.structure.dims import Product
+from hwprune.structure.rules.table import Call, Kept, Value, rule, write_argument
+
+aten = torch.ops.aten
+
+
+@rule(aten.batch_norm.default)
+def batch_norm(call: Call, x: Value, weight: Value | None, bias: Value | None, mean: Value | None, var: Value | None,
+               *_: Any) -> Value:
+    for parameter in (weight, bias, mean, var):
+        if parameter is not None:
+            call.unify(x[1], parameter[0])
+    zeros = tuple(position == 1 and bias is not None for position in range(len(x)))
+    return Value(x.dims, zeros)
+
+
+@rule(aten.layer_norm.default, aten.rms_norm.default)
+def layer_norm(call: Call, x: Value, shape: list[int], weight: Value | None, *rest: Any) -> Value:
+    bias = rest[0] if rest and isinstance(rest[0], Value) else None
+    inner = len(shape)
+    for parameter in (weight, bias):
+        if parameter is not None:
+            for dim, own in zip(x.dims[-inner:], parameter.dims, strict=True):
+                if own.size != 1:
+                    call.unify(dim, own)
+    for dim in x.dims[-inner:]:
+        call.inexact(dim, "its mean or variance runs over this axis")
+    call.resize("normalized_shape", x.dims[-inner:])
+    affine = weight is not None
+    outer = tuple(zero and bias is None for zero in x.zeros[:-inner])
+    return Value(x.dims, (*outer, *(affine for _ in range(inner))))
+
+
+@rule(aten.group_norm.default)
+def group_norm(call: Call, x: Value, groups: int, weight: Value | None, bias: Value | None, *_: Any) -> Value:
+    for parameter in (weight, bias):
+        if parameter is not None:
+            call.unify(x[1], parameter[0])
+    group = call.space.leaf(groups)
+    inner = call.space.leaf(x[1].size // groups)
+    call.unify(x[1], Product((group, inner)))
+    call.inexact(inner, "its mean and variance run over this axis")
+
+    def edit(node: fx.Node, kept: Kept) -> None:
+        write_argument(node, "num_groups", kept(group))
+
+    call.on_cut(edit)
+    return Value(x.dims, tuple(position == 1 and bias is not None for position in range(len(x))))
+
+
+@rule(aten.instance_norm.default)
+def instance_norm(call: Call, x: Value, *parameters: Any) -> Value:
+    for parameter in parameters[:4]:
+        if isinstance(parameter, Value):
+            call.unify(x[1], parameter[0])
+    return Value(x.dims, tuple(position == 1 for position in range(len(x))))
+
+
+@rule(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default)
+def softmax(call: Call, x: Value, dim: int, *_: Any) -> Value:
+    call.inexact(x[dim], "its sum runs over this axis")
+    return Value(x.dims, (False,) * len(x))
+
+
+@rule(aten.embedding.default)
+def embedding(call: Call, weight: Value, indices: Value, *_: Any) -> Value:
+    call.freeze(weight[0], "rows are looked up by number")
+    call.space.tag(weight[1], "linear_out")
+    return Value((*indices.dims, weight[1]), (*(False for _ in indices.dims), weight.zeros[1]))

@@ -1,0 +1,83 @@
+"""Reductions and pooling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hwprune.structure.dims import ONE, Dim
+from hwprune.structure.rules.table import Call, Value, rule
+
+aten = torch.ops.aten
+
+
+def _reduce(call: Call, x: Value, dims: list[int] | int | None, keepdim: bool, exact_if_zero: bool) -> Value:
+    chosen = list(range(len(x))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+    chosen = [dim % len(x) for dim in chosen] if len(x) else []
+    for position in chosen:
+        if not (exact_if_zero and x.zeros[position]):
+            call.inexact(x[position], "a statistic runs over this axis")
+    kept: list[tuple[Dim, bool]] = []
+    for position, (dim, zero) in enumerate(zip(x.dims, x.zeros, strict=True)):
+        if position not in chosen:
+            kept.append((dim, zero))
+        elif keepdim:
+            kept.append((ONE, False))
+    return Value(tuple(dim for dim, _ in kept), tuple(zero for _, zero in kept))
+
+
+@rule(aten.sum.dim_IntList)
+def sum_over(call: Call, x: Value, dims: Any, keepdim: bool = False, *_: Any) -> Value:
+    return _reduce(call, x, dims, keepdim, exact_if_zero=True)
+
+
+@rule(aten.mean.dim, aten.amax.default, aten.amin.default)
+def mean_over(call: Call, x: Value, dims: Any, keepdim: bool = False, *_: Any) -> Value:
+    return _reduce(call, x, dims, keepdim, exact_if_zero=False)
+
+
+@rule(aten.sum.default, aten.mean.default)
+def over_all(call: Call, x: Value, *_: Any) -> Value:
+    return _reduce(call, x, None, keepdim=False, exact_if_zero=False)
+
+
+@rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim)
+def norm(call: Call, x: Value, order: Any, dims: Any, keepdim: bool = False, *_: Any) -> Value:
+    return _reduce(call, x, dims, keepdim, exact_if_zero=True)
+
+
+@rule(aten.var.correction, aten.std.correction)
+def variance(call: Call, x: Value, dims: Any, correction: Any, keepdim: bool = False) -> Value:
+    result = _reduce(call, x, dims, keepdim, exact_if_zero=False)
+    return Value(result.dims, (False,) * len(result))
+
+
+@rule(aten.var.dim, aten.std.dim)
+def variance_dim(call: Call, x: Value, dims: Any, unbiased: bool = True, keepdim: bool = False) -> Value:
+    result = _reduce(call, x, dims, keepdim, exact_if_zero=False)
+    return Value(result.dims, (False,) * len(result))
+
+
+def _pool(call: Call, x: Value, spatial: int) -> Value:
+    lead = len(x) - spatial
+    positions = tuple(ONE if size == 1 else call.opaque(size, "position") for size in call.sizes[lead:])
+    return Value((*x.dims[:lead], *positions), (*x.zeros[:lead], *(False for _ in positions)))
+
+
+@rule(aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default)
+def pool1d(call: Call, x: Value, *_: Any) -> Value:
+    return _pool(call, x, 1)
+
+
+@rule(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
+      aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.default,
+      aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten.upsample_bicubic2d.default)
+def pool2d(call: Call, x: Value, *_: Any) -> Value:
+    return _pool(call, x, 2)
+
+
+@rule(aten.max_pool3d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default,
+      aten.upsample_nearest3d.vec, aten.upsample_trilinear3d.vec)
+def pool3d(call: Call, x: Value, *_: Any) -> Value:
+    return _pool(call, x, 3)

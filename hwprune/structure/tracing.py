@@ -1,0 +1,244 @@
+"""From a model to its `AxisGraph`: export once, then one pass of rules over the ATen graph."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from hwprune.errors import TraceError
+from hwprune.structure.dims import Space
+from hwprune.structure.graph import AxisGraph, Matrix, assign
+from hwprune.structure.rules import RULES, Call, Edit, Value
+from hwprune.structure.rules.table import read_argument
+
+_PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099, 1_000_117, 1_000_121)
+"""Stand-ins for symbolic sizes: large primes, so that a batch dim is never mistaken for a factor of another."""
+
+_WEIGHT_ARGUMENT = {
+    torch.ops.aten.linear.default: "linear",
+    torch.ops.aten.conv1d.default: "conv",
+    torch.ops.aten.conv2d.default: "conv",
+    torch.ops.aten.conv3d.default: "conv",
+    torch.ops.aten.conv1d.padding: "conv",
+    torch.ops.aten.conv2d.padding: "conv",
+    torch.ops.aten.conv3d.padding: "conv",
+}
+
+_TRAINING_FLAG = {
+    torch.ops.aten.batch_norm.default: 5,
+    torch.ops.aten.dropout.default: 2,
+    torch.ops.aten.dropout_.default: 2,
+    torch.ops.aten.feature_dropout.default: 2,
+    torch.ops.aten.feature_dropout_.default: 2,
+}
+"""Position of the flag that ``train()`` and ``eval()`` switch."""
+
+
+def trace(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> AxisGraph:
+    """Trace ``model`` and find its axes.
+
+    Args:
+        model: in any mode, on any device; it is not changed. It is traced in eval mode.
+        example_inputs: the positional inputs, first dim = batch. The batch stays free: the result runs at any
+            batch size, where ``torch.export`` can prove that the model allows it.
+
+    Raises:
+        TraceError: ``torch.export`` can't trace the model (data-dependent control flow, for example).
+    """
+    module = _export(model, tuple(example_inputs))
+    walk = _Walk(module)
+    walk.run()
+    return AxisGraph(module, walk.space, walk.parameters, walk.edits, walk.matrices)
+
+
+def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
+    # torch.export specialises a batch of 1; at 2 the dimension stays symbolic.
+    inputs = tuple(torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for x in inputs)
+    auto = torch.export.Dim.AUTO
+    shapes = tuple({0: auto} if x.ndim else None for x in inputs)
+    was_training = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+            module = program.module(check_guards=False)
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise TraceError(
+            f"torch.export can't trace {type(model).__name__}: {type(error).__name__}: {reason}\n"
+            "Structural pruning needs a traceable forward: no Python branches on tensor values, example_inputs "
+            "that the model accepts, first dimension = batch."
+        ) from error
+    finally:
+        for name, part in model.named_modules():
+            part.training = was_training[name]
+    assert isinstance(module, fx.GraphModule)
+    return _own(module, model)
+
+
+def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """A plain GraphModule with the model's state under its own names that obeys train() and eval()."""
+    graph = exported.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" and not node.users:
+            graph.erase_node(node)
+    flags = [node for node in graph.nodes if node.target in _TRAINING_FLAG]
+    if flags:
+        with graph.inserting_before(next(iter(graph.nodes))), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fx expects a parameter or a module behind get_attr; a flag works too
+            training = graph.get_attr("training")
+        for node in flags:
+            args = list(node.args)
+            args[_TRAINING_FLAG[node.target]] = training
+            node.args = tuple(args)
+    module = fx.GraphModule(exported, graph, class_name=type(model).__name__)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if _lookup(module, name) is None:
+            assign(module, name, tensor)
+    module.eval()
+    return module
+
+
+def _lookup(module: nn.Module, name: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+class _Walk:
+    """One pass in graph order."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.space = Space()
+        self.parameters: dict[str, Value] = {}
+        self.edits: dict[str, list[Edit]] = {}
+        self.matrices: list[Matrix] = []
+        self._values: dict[fx.Node, Any] = {}
+        self._tied: dict[int, Value] = {}
+        self._numbers: dict[Any, int] = {}
+
+    def run(self) -> None:
+        for node in self.module.graph.nodes:
+            self._values[node] = getattr(self, "_" + node.op)(node)
+
+    def _number(self, value: Any) -> Any:
+        """A plain number for a symbolic one."""
+        if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return value
+        expression = value.node.expr
+        for symbol in sorted(expression.free_symbols, key=str):
+            if symbol not in self._numbers:
+                if len(self._numbers) == len(_PRIMES):
+                    raise TraceError(f"more than {len(_PRIMES)} free sizes in one model")
+                self._numbers[symbol] = _PRIMES[len(self._numbers)]
+        number = expression.subs(self._numbers)
+        return bool(number) if isinstance(value, torch.SymBool) else int(number)
+
+    def _sizes(self, tensor: torch.Tensor) -> tuple[int, ...]:
+        return tuple(self._number(size) for size in tensor.shape)
+
+    def _fresh(self, tensor: torch.Tensor, reason: str | None, zero: bool = False, name: str | None = None) -> Value:
+        dims = tuple(self.space.leaf(size) for size in self._sizes(tensor))
+        if reason:
+            for dim in dims:
+                self.space.freeze(dim, reason)
+        return Value(dims, (zero,) * len(dims), name)
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        return self._fresh(value, "model input") if isinstance(value, torch.Tensor) else self._number(value)
+
+    def _get_attr(self, node: fx.Node) -> Any:
+        name = str(node.target)
+        tensor = _lookup(self.module, name)
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        if id(tensor) not in self._tied:  # tied parameters are one tensor: one set of axes
+            self._tied[id(tensor)] = self._fresh(tensor, None, zero=True, name=name)
+        self.parameters[name] = self._tied[id(tensor)]
+        return self._tied[id(tensor)]
+
+    def _output(self, node: fx.Node) -> None:
+        for value in self._collect(self._read(node.args)):
+            for dim in value.dims:
+                self.space.freeze(dim, "model output")
+
+    def _call_module(self, node: fx.Node) -> Any:
+        return self._unknown(node, f"{node.target} is a nested graph")
+
+    def _call_function(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if node.target is operator.getitem:
+            source = self._values[node.args[0]]  # type: ignore[index]  # a getitem's source is a node
+            if isinstance(source, list):
+                return source[node.args[1]]  # type: ignore[index]  # and its index an int
+            return self._unknown(node, "takes one item of an unknown result")
+        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)):
+            return self._number(value)
+        rule = RULES.get(node.target)
+        if rule is None:
+            return self._unknown(node, f"no rule for {node.target}")
+        assert isinstance(node.target, torch._ops.OpOverload)
+        shapes = [self._sizes(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
+        short = str(node.target.overloadpacket).removeprefix("aten.")
+        arguments = [self._read(read_argument(node, a.name)) for a in node.target._schema.arguments]
+        call = Call(self.space, node, f"{short} ({node.name})", shapes, self._collect(arguments))
+        result = rule(call, *arguments)
+        if isinstance(result, tuple):
+            result = Value(result, (False,) * len(result))
+        if call.edits:
+            self.edits[node.name] = call.edits
+        self._check(node, result, shapes)
+        self._note_matrix(node)
+        if node.target._schema.name.endswith("_") and isinstance(node.args[0], fx.Node):
+            self._values[node.args[0]] = result  # in place: the input has become the output
+        return result
+
+    def _check(self, node: fx.Node, result: Value | list[Value], shapes: list[tuple[int, ...]]) -> None:
+        for value, shape in zip(result if isinstance(result, list) else [result], shapes, strict=True):
+            sizes = tuple(dim.size for dim in value.dims)
+            if sizes != shape:
+                raise RuntimeError(f"the rule for {node.target} gave sizes {sizes} where the trace has {shape}")
+
+    def _note_matrix(self, node: fx.Node) -> None:
+        kind = _WEIGHT_ARGUMENT.get(node.target)  # type: ignore[arg-type]  # any target may be asked for
+        weight = self._values.get(node.args[1]) if kind else None  # type: ignore[arg-type]
+        if kind and isinstance(weight, Value) and weight.parameter is not None:
+            if all(matrix.parameter != weight.parameter for matrix in self.matrices):
+                groups = read_argument(node, "groups") if kind == "conv" else 1
+                self.matrices.append(Matrix(weight.parameter, kind, tuple(d.size for d in weight.dims), groups))
+
+    def _unknown(self, node: fx.Node, reason: str) -> Any:
+        for value in self._collect([self._read(node.args), self._read(dict(node.kwargs))]):
+            for dim in value.dims:
+                self.space.freeze(dim, reason)
+        meta = node.meta.get("val")
+        if isinstance(meta, torch.Tensor):
+            return self._fresh(meta, reason)
+        if isinstance(meta, (list, tuple)):
+            return [self._fresh(v, reason) if isinstance(v, torch.Tensor) else self._number(v) for v in meta]
+        return self._number(meta)
+
+    def _read(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return self._values[argument]
+        if isinstance(argument, (list, tuple)):
+            return [self._read(item) for item in argument]
+        if isinstance(argument, dict):
+            return [self._read(item) for item in argument.values()]
+        return argument
+
+    def _collect(self, argument: Any) -> list[Value]:
+        if isinstance(argument, Value):
+            return [argument]
+        if isinstance(argument, (list, tuple)):
+            return [value for item in argument for value in self._collect(item)]
+        return []

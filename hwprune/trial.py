@@ -1,0 +1,111 @@
+"""A recipe and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hwprune.files import Table
+from hwprune.measurement import Measurement
+from hwprune.recipe import Recipe
+
+MEASURED, FAILED = "measured", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a candidate failed; ``stage`` as in `hwprune.errors.CandidateFailure`."""
+
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One finished trial.
+
+    Attributes:
+        state: ``measured`` (then metric, drop, latency, speedup, params, macs, size_bytes are there) or ``failed``.
+        metric: on the validation split, in the metric's own unit.
+        drop: dense metric minus this one, in the metric's own unit and signed so that positive is worse.
+        latency: seconds for one batch of the example inputs.
+        speedup: dense latency / this latency, from paired measurement.
+        seconds: wall time by stage.
+    """
+
+    number: int
+    recipe: Recipe
+    state: str
+    metric: Measurement | None = None
+    drop: float | None = None
+    latency: Measurement | None = None
+    speedup: Measurement | None = None
+    params: int | None = None
+    macs: int | None = None
+    size_bytes: int | None = None
+    failure: Failure | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    origin: str = "sampler"
+
+    def __post_init__(self) -> None:
+        whole = all(v is not None for v in (self.metric, self.drop, self.latency, self.speedup, self.params, self.size_bytes))
+        if self.state == MEASURED and not whole:
+            raise ValueError(f"trial {self.number} is called measured but lacks numbers")
+        if self.state == FAILED and self.failure is None:
+            raise ValueError(f"trial {self.number} failed without a reason")
+        if self.state not in (MEASURED, FAILED):
+            raise ValueError(f"unknown trial state {self.state!r}")
+
+    @property
+    def measured(self) -> bool:
+        return self.state == MEASURED
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "number": self.number,
+            "state": self.state,
+            "origin": self.origin,
+            "digest": self.recipe.digest,
+            "recipe": self.recipe.to_json(),
+            "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
+        }
+        for name in ("metric", "latency", "speedup"):
+            value = getattr(self, name)
+            if value is not None:
+                data[name] = value.to_json()
+        for name in ("drop", "params", "macs", "size_bytes"):
+            if getattr(self, name) is not None:
+                data[name] = getattr(self, name)
+        if self.failure is not None:
+            data["failure"] = {"stage": self.failure.stage, "reason": self.failure.reason}
+        return data
+
+    @classmethod
+    def from_table(cls, table: Table) -> Trial:
+        table.text("digest", "")
+        measured = {
+            name: Measurement.from_table(table.table(name)) if table.free(name) else None
+            for name in ("metric", "latency", "speedup")
+        }
+        failure = None
+        if table.free("failure"):
+            row = table.table("failure")
+            failure = Failure(row.text("stage"), row.text("reason"))
+            row.close()
+        recipe = table.table("recipe")
+        counts = {name: table.optional_number(name) for name in ("params", "macs", "size_bytes")}
+        trial = cls(
+            number=table.integer("number", low=0),
+            recipe=Recipe.from_table(recipe),
+            state=table.text("state", choices=(MEASURED, FAILED)),
+            drop=table.optional_number("drop"),
+            failure=failure,
+            seconds=table.free("seconds"),
+            origin=table.text("origin", "sampler"),
+            **measured,
+            **{name: None if value is None else int(value) for name, value in counts.items()},
+        )
+        recipe.close()
+        table.close()
+        return trial
