@@ -33,7 +33,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.shortcut(x) + self.bn2(self.conv2(y)))
+        y = self.shortcut(x) + self.bn2(self.conv2(y))
+        return torch.relu(y)
 
 
 class DigitsNet(nn.Module):
@@ -49,7 +50,8 @@ class DigitsNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.bn(self.stem(x)))
-        return self.fc(self.blocks(x).mean(dim=(2, 3)))
+        y: torch.Tensor = self.fc(self.blocks(x).mean(dim=(2, 3)))
+        return y
 
 
 class AttentionBlock(nn.Module):
@@ -71,7 +73,8 @@ class AttentionBlock(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         y = nn.functional.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(y.transpose(1, 2).reshape(batch, tokens, width))
-        return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+        z: torch.Tensor = self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+        return x + z
 
 
 class DigitsTransformer(nn.Module):
@@ -89,7 +92,8 @@ class DigitsTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2) + self.position
-        return self.fc(self.norm(self.blocks(x)).mean(dim=1))
+        y: torch.Tensor = self.fc(self.norm(self.blocks(x)).mean(dim=1))
+        return y
 
 
 def digits() -> Workload:
@@ -127,7 +131,7 @@ def _data() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _batches(data: tuple[torch.Tensor, torch.Tensor], size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(zip(data[0].split(size), data[1].split(size), strict=True))
+    return list(zip(torch.split(data[0], size), torch.split(data[1], size), strict=True))
 
 
 def _workload(name: str, make: Callable[[], nn.Module], epochs: int, rate: float, decay: float) -> Workload:
@@ -138,7 +142,7 @@ def _workload(name: str, make: Callable[[], nn.Module], epochs: int, rate: float
         if not _load(name, model):
             _train(model, data["train"], epochs, rate, decay)
             _save(name, model)
-    calibration = (data["train"][0][:512], data["train"][1][:512])
+    calibration = (data["train"][0][:256], data["train"][1][:256])
     return Workload(
         name=name,
         model=model.eval(),
@@ -160,11 +164,9 @@ def _train(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor], epochs: in
     generator = torch.Generator().manual_seed(0)
     model.train()
     for _ in range(epochs):
-        for index in torch.randperm(len(labels), generator=generator).split(64):
+        for index in torch.split(torch.randperm(len(labels), generator=generator), 64):
             shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
-            loss = nn.functional.cross_entropy(
-                model(images[index].roll(shift, (2, 3))), labels[index], label_smoothing=0.05
-            )
+            loss = nn.functional.cross_entropy(model(images[index].roll(shift, (2, 3))), labels[index], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
             optimizer.step()

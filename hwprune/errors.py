@@ -1,13 +1,13 @@
 """Every error hwprune raises on purpose.
 
-    HwpruneError
-    |-- UsageError               the user's command, file or object is wrong: exit code 2
-    |   |-- WorkloadError        what the workload brings can't be used
-    |   |-- UnknownNameError     a name that no table holds: lists the choices and the nearest
-    |   `-- UnavailableError     a runtime, device or package that this machine doesn't have
-    |-- TraceError               torch.export could not trace the model
-    |-- RunError                 the run itself failed: exit code 1
-    `-- CandidateFailure         one candidate failed: becomes a failed trial, never ends a search
+HwpruneError
+|-- UsageError               the user's command, file or object is wrong: exit code 2
+|   |-- WorkloadError        what the workload brings can't be used
+|   |-- UnknownNameError     a name that no table holds: lists the choices and the nearest
+|   `-- UnavailableError     a runtime, device or package that this machine doesn't have
+|-- TraceError               torch.export could not trace the model
+|-- RunError                 the run itself failed: exit code 1
+`-- CandidateFailure         one candidate failed: becomes a failed trial, never ends a search
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RunError(HwpruneError):
     """A run that can't go on although the command was right."""
 
 
-class CandidateFailure(HwpruneError):
+class CandidateFailure(HwpruneError):  # noqa: N818 - the field says a candidate fails
     """One candidate could not be made, exported, run or measured.
 
     ``stage`` is one of ``prune``, ``export``, ``run``, ``parity``, ``evaluate``, ``measure``.

@@ -95,7 +95,9 @@ def _scores(metric: Metric, output: Any, target: Any, examples: int) -> torch.Te
 
 
 @torch.no_grad()
-def torch_outputs(module: torch.nn.Module, batches: Iterator[tuple[tuple[torch.Tensor, ...], Any]], examples: int) -> torch.Tensor:
+def torch_outputs(
+    module: torch.nn.Module, batches: Iterator[tuple[tuple[torch.Tensor, ...], Any]], examples: int
+) -> torch.Tensor:
     """First output of ``module`` on the first ``examples`` examples of the first batch."""
     inputs, _ = next(batches)
     return first_tensor(module(*(x[:examples] for x in inputs)))

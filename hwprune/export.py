@@ -119,7 +119,7 @@ def _tensors(module: fx.GraphModule) -> dict[str, torch.Tensor]:
     """Every parameter, buffer and constant that the graph reads."""
     found = {}
     for node in module.graph.nodes:
-        if node.op == "get_attr" and str(node.target) != "training":
+        if node.op == "get_attr" and node.users and str(node.target) != "training":
             value: Any = module
             for part in str(node.target).split("."):
                 value = getattr(value, part)
@@ -247,7 +247,7 @@ def read_recipe(path: Path) -> tuple[Recipe, str, dict[str, torch.Tensor], dict[
     kept, sizes, masks = table.free("kept"), table.free("sizes"), table.free("masks")
     keeps: dict[str, torch.Tensor] = {}
     for name, indices in kept.items():
-        size = sizes.get(name)
+        size: Any = sizes.get(name)
         valid = isinstance(indices, list) and type(size) is int and 0 < size < 10_000_000
         if not valid or not all(type(i) is int and 0 <= i < size for i in indices):
             table.fault(f"kept.{name}", "must be a list of indices below the axis's size")
@@ -271,7 +271,7 @@ def _read_masks(path: Path, entry: dict[str, Any]) -> dict[str, torch.Tensor]:
     masks = {}
     for name, bits in packed.items():
         if f"{name}.shape" in packed:
-            shape = tuple(packed[f"{name}.shape"].tolist())
+            shape: list[int] = packed[f"{name}.shape"].tolist()
             flat = np.unpackbits(bits.numpy(), count=int(np.prod(shape)))
             masks[name] = torch.from_numpy(flat.astype(bool)).reshape(shape)
     return masks

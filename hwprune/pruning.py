@@ -33,6 +33,7 @@ class Candidate:
         keeps: axis name -> kept indices as a bool tensor.
         masks: parameter name -> keep mask in the shape that the parameter has after the cut.
         fingerprint: of the dense model.
+        macs: multiply-accumulates of one run on the example inputs.
     """
 
     module: fx.GraphModule
@@ -41,6 +42,7 @@ class Candidate:
     masks: Mapping[str, torch.Tensor]
     fingerprint: str
     example_inputs: tuple[torch.Tensor, ...]
+    macs: int
 
     def export(self, folder: str | Path) -> Path:
         """Write model.onnx, model.safetensors, recipe.json and keep.safetensors; returns the folder."""
@@ -51,10 +53,6 @@ class Candidate:
     @property
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
-
-    def macs(self) -> int:
-        """Multiply-accumulates of one run on the example inputs."""
-        return count_macs(self.module, self.example_inputs)
 
 
 @dataclass(slots=True)
@@ -109,7 +107,14 @@ class Pruner:
             one = compensation.get(recipe.compensation)
             if recipe.choices and one.applies(module):
                 one.apply(module, self._calibration)
-        return Candidate(module.eval(), recipe, dict(keeps), made, self.fingerprint, self.workload.example_inputs)
+        counts = {name: int(keep.sum()) for name, keep in keeps.items()}
+        inputs = self.workload.example_inputs
+        return Candidate(module.eval(), recipe, dict(keeps), made, self.fingerprint, inputs, self.macs(counts))
+
+    def macs(self, counts: Mapping[str, int]) -> int:
+        """Multiply-accumulates of one run on the example inputs with so many indices kept."""
+        first = self.workload.example_inputs[0]
+        return self.graph.macs(counts, first.shape[0] if first.ndim else 1)
 
     def check_cut(self, candidate: Candidate) -> float:
         """Compare the cut with the masked model on the example inputs; returns the relative difference.
@@ -136,7 +141,9 @@ class Pruner:
         return difference
 
     def _divide(self, recipe: Recipe) -> tuple[list[UnitChoice], list[UnitChoice]]:
-        cuts, rest, faults = [], [], []
+        cuts: list[UnitChoice] = []
+        rest: list[UnitChoice] = []
+        faults: list[str] = []
         for choice in recipe.choices:
             try:
                 unit = unit_table.get(self.units, choice.unit)
@@ -172,7 +179,9 @@ class Pruner:
             if stored is not None:
                 keep = stored[choice.unit]
             else:
-                unit = Unit(choice.unit, "matrix", weight.numel(), {choice.unit: weight}, (), matrix=self.units[choice.unit].matrix)
+                unit = Unit(
+                    choice.unit, "matrix", weight.numel(), {choice.unit: weight}, (), matrix=self.units[choice.unit].matrix
+                )
                 level = None if pattern.fixed_sparsity is not None else choice.sparsity
                 (option,) = method.get(choice.method).solve(unit, None, pattern, [level])
                 keep = option.keep
@@ -192,15 +201,6 @@ def _difference(a: torch.nn.Module, b: torch.nn.Module, inputs: tuple[torch.Tens
     first, second = first_tensor(a(*inputs)), first_tensor(b(*inputs))
     scale = float(second.abs().max())
     return float((first - second).abs().max()) / max(scale, 1e-30)
-
-
-def count_macs(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
-    """Multiply-accumulates of matrix products, convolutions and attention (torch's own flop counter, halved)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*inputs)
-    return counter.get_total_flops() // 2
 
 
 def prune(workload: Workload, recipe: Recipe) -> Candidate:

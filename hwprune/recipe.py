@@ -63,9 +63,7 @@ class Recipe:
         return {
             "schema": SCHEMA,
             "compensation": self.compensation,
-            "choices": [
-                {"unit": c.unit, "pattern": c.pattern, "sparsity": c.sparsity, "method": c.method} for c in self.choices
-            ],
+            "choices": [{"unit": c.unit, "pattern": c.pattern, "sparsity": c.sparsity, "method": c.method} for c in self.choices],
         }
 
     @classmethod

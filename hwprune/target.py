@@ -54,7 +54,7 @@ class Target:
         """Why the pattern is not expected to pay here, or None if it is."""
         if pattern in self.executes:
             return None
-        family = "N:M" if ":" in pattern and pattern.split(":")[0].isdigit() else pattern.split(":")[0]
+        family = "N:M" if ":" in pattern and pattern.split(":", maxsplit=1)[0].isdigit() else pattern.split(":", maxsplit=1)[0]
         if family in self.executes:
             return None
         return self.reasons.get(pattern) or self.reasons.get(family) or "the target's profile does not list it"

@@ -103,9 +103,17 @@ class Trial:
             failure=failure,
             seconds=table.free("seconds"),
             origin=table.text("origin", "sampler"),
-            **measured,
-            **{name: None if value is None else int(value) for name, value in counts.items()},
+            metric=measured["metric"],
+            latency=measured["latency"],
+            speedup=measured["speedup"],
+            params=_whole(counts["params"]),
+            macs=_whole(counts["macs"]),
+            size_bytes=_whole(counts["size_bytes"]),
         )
         recipe.close()
         table.close()
         return trial
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

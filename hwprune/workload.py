@@ -53,15 +53,15 @@ class Workload:
             faults.append(f"name must be a text, got {self.name!r}")
         if not isinstance(self.model, nn.Module):
             faults.append(f"model must be a torch.nn.Module, got {type(self.model).__name__}")
-        if isinstance(self.example_inputs, torch.Tensor):
-            object.__setattr__(self, "example_inputs", (self.example_inputs,))
-        examples = self.example_inputs
+        examples: Any = self.example_inputs  # whatever the user passed
+        if isinstance(examples, torch.Tensor):
+            examples = (examples,)
         if not isinstance(examples, (tuple, list)) or not examples or not all(isinstance(x, torch.Tensor) for x in examples):
             faults.append("example_inputs must be a tuple of tensors (the model's positional arguments)")
         else:
             object.__setattr__(self, "example_inputs", tuple(examples))
         for split in ("calibration", "validation", "test", "train"):
-            loader = getattr(self, split)
+            loader: Any = getattr(self, split)
             if loader is None and split in ("test", "train"):
                 continue
             if not hasattr(loader, "__iter__"):

@@ -10,7 +10,7 @@ from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
 
-def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="recipe.json")
     args.add_workload(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for model.onnx, model.safetensors and recipe.json")
@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     how = "with its stored decisions" if same else "anew, because the model is not the one it was made for"
     print(
-        f"Applied {len(recipe.choices)} choices {how}: {units.count(before)} -> {units.count(candidate.parameter_count)} parameters; "
+        f"Applied {len(recipe.choices)} choices {how}: "
+        f"{units.count(before)} -> {units.count(candidate.parameter_count)} parameters; "
         f"cut equals masked to {difference:.1g}.\nFiles: {out}"
     )
     return 0

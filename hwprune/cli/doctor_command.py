@@ -9,7 +9,7 @@ import os
 from hwprune.cli import arguments as args
 
 
-def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     args.add_output(parser)
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from hwprune.errors import UsageError
 
 
-def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run directory")
     parser.add_argument("--trial", type=int, metavar="N", help="this point of the front")
     parser.add_argument("--max-drop", type=float, metavar="X", help="the fastest point with at most this drop")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hwprune.structure.graph import AxisGraph
 
 
-def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     args.add_workload(parser)
     parser.add_argument("--members", action="store_true", help="list every parameter that an axis runs through")
     args.add_output(parser)
@@ -47,9 +47,7 @@ def describe(graph: AxisGraph) -> dict[str, Any]:
             }
             for axis in graph.axes
         ],
-        "matrices": [
-            {"name": m.parameter, "kind": m.kind, "shape": list(m.shape), "groups": m.groups} for m in graph.matrices
-        ],
+        "matrices": [{"name": m.parameter, "kind": m.kind, "shape": list(m.shape), "groups": m.groups} for m in graph.matrices],
     }
 
 

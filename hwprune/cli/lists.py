@@ -8,14 +8,13 @@ import json
 from hwprune.cli import arguments as args
 
 
-def arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.set_defaults(kind=name)
+def arguments(parser: argparse.ArgumentParser) -> None:
     args.add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     rows = {"targets": _targets, "spaces": _spaces, "criteria": _criteria, "patterns": _patterns, "samplers": _samplers}[
-        options.kind
+        options.command
     ]()
     print(json.dumps([{"name": name, "text": text} for name, text in rows], indent=1) if options.json else args.lines(rows))
     return 0

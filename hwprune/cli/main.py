@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False,
             epilog=getattr(module, "EPILOG", None), formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        module.arguments(sub, name)
+        module.arguments(sub)
         sub.set_defaults(run=module.run)
     return parser
 

@@ -50,11 +50,16 @@ class Bar(Progress):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichProgress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
 
         self._console = Console(stderr=True)
         narrow = self._console.width < 70
-        columns: list[Any] = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=12 if narrow else 24), MofNCompleteColumn()]
+        columns: list[Any] = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=12 if narrow else 24),
+            MofNCompleteColumn(),
+        ]
         columns.append(TextColumn("{task.fields[left]}", markup=False))
         if not narrow:
             columns.append(TextColumn("{task.fields[best]}", markup=False))

@@ -8,7 +8,7 @@ from pathlib import Path
 from hwprune.cli import arguments as args
 
 
-def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run directory")
 
 

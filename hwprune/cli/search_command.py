@@ -24,7 +24,7 @@ EPILOG = """examples:
 """
 
 
-def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     args.add_workload(parser, DEFAULT)
     parser.add_argument("--target", metavar="T", help="a name of `hwprune targets`, or the path of a profile (default: cpu)")
     parser.add_argument("--space", metavar="S", help="a name of `hwprune spaces`, or the path of one (default: default)")
@@ -36,7 +36,9 @@ def arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--min-speedup", type=float, metavar="1.5", help="smallest speedup")
     parser.add_argument("--recover", metavar="MODE", help="none or batchnorm (default: what the model has use for)")
     parser.add_argument("--all-patterns", action="store_true", help="search also what the target can't execute faster")
-    parser.add_argument("--trial-timeout", type=args.seconds, metavar="120s", help="limit of one step of a candidate (default: 120s)")
+    parser.add_argument(
+        "--trial-timeout", type=args.seconds, metavar="120s", help="limit of one step of a candidate (default: 120s)"
+    )
     parser.add_argument("--memory-limit", type=args.size, metavar="4GB", help="memory that running a candidate may take")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME-TIME)")
     parser.add_argument("--storage", metavar="URL", help="Optuna storage (default: SQLite in the run directory)")
@@ -58,7 +60,9 @@ def run(options: argparse.Namespace) -> int:
 
     loop.check_job(job)
     if not job.workload:
-        raise UsageError(f"the run in {options.out} was made from a live Python object: resume it with hwprune.search(..., resume=True)")
+        raise UsageError(
+            f"the run in {options.out} was made from a live Python object: resume it with hwprune.search(..., resume=True)"
+        )
     progress = make_progress(quiet=options.quiet or options.json)
     workload = None
     path = Path(options.out) if options.out else None
@@ -110,7 +114,9 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
     }
     values = {key: value for key, value in given.items() if value is not None}
     if options.resume:
-        fixed = [key for key in ("target", "space", "storage", "all_patterns") if key in values and values[key] != getattr(job, key)]
+        fixed = [
+            key for key in ("target", "space", "storage", "all_patterns") if key in values and values[key] != getattr(job, key)
+        ]
         if fixed or options.words or options.workload not in (DEFAULT, job.workload):
             what = ", ".join([*fixed, *(["workload"] if not fixed else [])])
             raise UsageError(f"a resumed run keeps its {what}; start a new one with another --out")

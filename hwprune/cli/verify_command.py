@@ -9,7 +9,7 @@ from pathlib import Path
 from hwprune.cli import arguments as args
 
 
-def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="an export, a run directory, or one candidate of a run")
     parser.add_argument("--workload", metavar="W", help="where the metric comes from, if it is a function of yours")
     args.add_output(parser)

@@ -131,7 +131,7 @@ def _samples(run: Path, data: record.Record, out: Path) -> dict[str, Any]:
             if chosen and total > SAMPLE_BYTES:
                 break
             chosen.update(members)
-    np.savez(out / "samples.npz", **chosen)
+    np.savez(out / "samples.npz", allow_pickle=False, **chosen)
     with Bench(load_target(data["job"]["target"])) as bench:
         bench.load("model", out / "model.onnx")
         bench.run("model", out / "samples.npz", out / "expected.npz")

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hwprune import evaluate, metrics, record, runtimes, target as targets, units
+from hwprune import evaluate, metrics, record, runtimes, units
+from hwprune import target as targets
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.files import read_json, sha256
 from hwprune.latency import fingerprint, fresh
@@ -98,7 +99,9 @@ def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]
     sample = manifest.get("samples", {})
     subject = _Subject(folder.name, folder / "model.onnx", manifest["point"], folder / "expected.npz", sample.get("metric"))
     chosen = metric or metrics.METRICS.get(manifest["workload"]["metric"])
-    _run_checks([(verified, subject)], manifest, folder / "dense.onnx", folder / "samples.npz", folder / "example.npz", chosen, step)
+    _run_checks(
+        [(verified, subject)], manifest, folder / "dense.onnx", folder / "samples.npz", folder / "example.npz", chosen, step
+    )
     return [verified]
 
 
@@ -168,7 +171,13 @@ def _run_checks(
 
 
 def _outputs(
-    bench: Bench, verified: Verified, subject: _Subject, samples: Path, scratch: Path, metric: Metric | None, dense: evaluate.Outputs
+    bench: Bench,
+    verified: Verified,
+    subject: _Subject,
+    samples: Path,
+    scratch: Path,
+    metric: Metric | None,
+    dense: evaluate.Outputs,
 ) -> None:
     try:
         bench.load("model", subject.model)

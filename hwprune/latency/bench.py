@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import hwprune
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency.paired import Settings
 from hwprune.target import Target
@@ -100,7 +99,7 @@ class Bench:
 
     def _start(self) -> None:
         self.close()
-        root = str(Path(hwprune.__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         threads = str(self._target.threads)
         environment = {
             **os.environ,

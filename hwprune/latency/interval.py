@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import NormalDist, fmean, median
 
 
@@ -27,7 +28,7 @@ def lag1_autocorrelation(values: Sequence[float]) -> float:
     total = sum((v - centre) ** 2 for v in values)
     if total == 0:
         return 0.0
-    return sum((a - centre) * (b - centre) for a, b in zip(values, values[1:], strict=False)) / total
+    return sum((a - centre) * (b - centre) for a, b in pairwise(values)) / total
 
 
 def decorrelate(values: Sequence[float], limit: float = 0.2, fewest: int = 16) -> list[float]:

@@ -46,7 +46,7 @@ class Settings:
 
     use_cpu_time: bool = True
     half_width: float = 0.01
-    limit_s: float = 0.7
+    limit_s: float = 0.5
     letter_s: float = 0.002
     warmup_runs: int = 10
     warmup_limit_s: float = 0.5

@@ -45,4 +45,15 @@ def is_axis(name: str) -> bool:
     return name in AXIS_PATTERNS
 
 
-__all__ = ["AXIS_PATTERNS", "PATTERNS", "WEIGHT_PATTERNS", "Block", "NOfM", "Pattern", "Unstructured", "WholeIndex", "get", "is_axis"]
+__all__ = [
+    "AXIS_PATTERNS",
+    "PATTERNS",
+    "WEIGHT_PATTERNS",
+    "Block",
+    "NOfM",
+    "Pattern",
+    "Unstructured",
+    "WholeIndex",
+    "get",
+    "is_axis",
+]

@@ -15,8 +15,8 @@ from typing import Any
 
 from hwprune import units
 from hwprune.files import write_atomic
-from hwprune.report.picture import drop_range
 from hwprune.record import Record, dense_metric, trial
+from hwprune.report.picture import drop_range
 from hwprune.report.text import number, speedup_text, verdict
 
 
@@ -67,7 +67,8 @@ def _trial(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "x": row["speedup"]["value"],
         "y": row["drop"],
-        "text": f"trial {row['number']} ({row['origin']})<br>{speedup_text(row['speedup'])}<br>drop {row['drop']:+.4f} (validation)"
+        "text": f"trial {row['number']} ({row['origin']})<br>{speedup_text(row['speedup'])}"
+        f"<br>drop {row['drop']:+.4f} (validation)"
         f"<br>{units.count(row['params'])} parameters, {len(choices)} units pruned",
     }
 
@@ -132,7 +133,7 @@ def _quality(record: Record) -> list[list[str]]:
 
 def _environment(record: Record) -> list[list[str]]:
     identity = record["fingerprint"]["identity"]
-    job = record["job"]
+    job, space = record["job"], record["space"]
     rows = [
         ["Workload", record["workload"]["source"] or "a live Python object"],
         ["Input", ", ".join("x".join(map(str, shape)) for shape in record["workload"]["example_shapes"])],
@@ -140,7 +141,10 @@ def _environment(record: Record) -> list[list[str]]:
         ["Device", f"{identity['device']} ({identity['isa']}, {identity['cores']} cores)"],
         ["Runtime", f"{identity['runtime']}, {identity['threads']} thread(s), {identity['precision']}"],
         ["Load average", ", ".join(map(str, record["fingerprint"]["conditions"].get("load_average", [])))],
-        ["Search", f"{job['sampler']}, seed {job['seed']}, space {record['space']['name']} (10^{record['space']['size_log10']:.0f} recipes)"],
+        [
+            "Search",
+            f"{job['sampler']}, seed {job['seed']}, space {space['name']} (10^{space['size_log10']:.0f} recipes)",
+        ],
         ["Compensation", record["space"]["compensation"]],
         ["Written", record["written"]],
     ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hwprune.record import Record, read_record
 from hwprune.report.page import write_page
 from hwprune.report.picture import write_picture
-from hwprune.record import Record, read_record
 from hwprune.report.tables import write_tables
 
 

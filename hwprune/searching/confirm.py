@@ -7,11 +7,17 @@ finalist is measured again in fresh processes (`hwprune.latency.fresh`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hwprune import front
+from hwprune.errors import CandidateFailure, RunError
+from hwprune.latency import fresh
+from hwprune.latency.bench import Limits
 from hwprune.measurement import Measurement
+from hwprune.searching.evaluator import Evaluator
+from hwprune.searching.job import Job
+from hwprune.searching.progress import Progress
 from hwprune.trial import Trial
 
 MOST_FINALISTS = 8
@@ -96,3 +102,88 @@ def final_front(points: Sequence[Confirmed], max_drop: float | None, min_speedup
     faster = [p for p in points if p.speedup.ci_high > 1.0 and p.speedup.value > 1.0]
     fits = [p for p in faster if feasible(p.drop, p.speedup.value, max_drop, min_speedup)]
     return front.non_dominated(fits, lambda p: (p.drop, p.speedup.value))
+
+
+def confirm(
+    evaluator: Evaluator, trials: Sequence[Trial], job: Job, limits: Limits, progress: Progress, notes: list[str]
+) -> list[Confirmed]:
+    """Measure and score the finalists again; returns the final front and appends what the user should know to ``notes``.
+
+    The evaluator's baseline is replaced by the dense model's numbers of the same measurement.
+
+    Raises:
+        RunError: the dense model can't be measured again.
+    """
+    chosen = finalists(trials, job.max_drop, job.min_speedup)
+    if not chosen:
+        notes.append(_nothing(trials, job.max_drop or 0.0))
+    progress.stage(f"measuring {len(chosen)} finalists again in {fresh.PROCESSES} fresh processes")
+    models = {str(t.number): evaluator.ensure_files(t, weights=True) / "model.onnx" for t in chosen}
+    total = fresh.PROCESSES * (1 + len(models))
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        progress.confirmed(count, total)
+
+    target = evaluator.target
+    measured = fresh.remeasure(
+        models, evaluator.dense_model, evaluator.example, target, limits, fresh.settings_for(target), step=step
+    )
+    if "dense" not in measured:
+        raise RunError("the dense model could not be measured again in fresh processes")
+    progress.stage("scoring the finalists")
+    scored = _score(evaluator, chosen, measured, notes)
+    points = final_front(scored, job.max_drop, job.min_speedup)
+    if chosen and not points:
+        notes.append("No finalist held up when it was measured and scored again: the front is empty.")
+    elif len(points) < len(scored):
+        notes.append(
+            f"{len(scored) - len(points)} of {len(scored)} finalists left the front after the final measurement: "
+            "dominated by another, or outside the constraints."
+        )
+    return points
+
+
+def _score(
+    evaluator: Evaluator, chosen: Sequence[Trial], measured: dict[str, tuple[Measurement, Measurement]], notes: list[str]
+) -> list[Confirmed]:
+    """Score the finalists on the test split, or on validation where there is none."""
+    base = evaluator.baseline
+    assert base is not None
+    if evaluator.workload.test is None:
+        name, split = "validation", evaluator.validation
+        notes.append("The workload has no test split: the front keeps validation scores, which selection has made optimistic.")
+    else:
+        name, split = "test", evaluator.add_split("test")
+    dense, _ = evaluator.score("dense", split)
+    latency, speedup = measured["dense"]
+    evaluator.baseline = replace(base, test_metric=dense, split=name, latency=latency, self_speedup=speedup)
+    scored = []
+    for trial in chosen:
+        try:
+            if str(trial.number) not in measured:
+                raise CandidateFailure("measure", "it failed in a fresh process")
+            evaluator.bench.load("candidate", evaluator.folder(trial.number) / "model.onnx")
+            metric, _ = evaluator.score("candidate", split)
+        except CandidateFailure as failure:
+            notes.append(f"Trial {trial.number} left the front: {failure.reason}.")
+            continue
+        latency, speedup = measured[str(trial.number)]
+        scored.append(Confirmed(trial, metric, evaluator.metric.drop(dense.value, metric.value), latency, speedup, name))
+    return scored
+
+
+def _nothing(trials: Sequence[Trial], max_drop: float) -> str:
+    """Why there are no finalists, and what came nearest."""
+    measured = [t for t in trials if t.measured]
+    if not measured:
+        return "No candidate could be measured; the reasons are in trials.csv."
+    fastest = max(measured, key=lambda t: objectives(t)[1])
+    nearest = min(measured, key=lambda t: (max(0.0, objectives(t)[0] - max_drop), -objectives(t)[1]))
+    (drop, speedup), (fast_drop, fast) = objectives(nearest), objectives(fastest)
+    return (
+        f"No candidate met the constraints. Nearest: trial {nearest.number} with drop {drop:.4f} at {speedup:.2f}x; "
+        f"fastest: trial {fastest.number} with {fast:.2f}x at drop {fast_drop:.4f}."
+    )

@@ -20,7 +20,7 @@ from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Settings
 from hwprune.measurement import Measurement
 from hwprune.metrics import Metric
-from hwprune.pruning import Pruner, count_macs
+from hwprune.pruning import Pruner
 from hwprune.recipe import Recipe
 from hwprune.target import Target
 from hwprune.trial import FAILED, MEASURED, Failure, Trial
@@ -94,6 +94,7 @@ class Evaluator:
         self.workload: Workload = pruner.workload
         self.metric: Metric = self.workload.scoring
         self.bench = bench
+        self.target = target
         self.run = run
         self.settings = Settings(use_cpu_time=target.device == "cpu" and target.threads == 1)
         self.example = run / "baseline" / "example.npz"
@@ -142,7 +143,7 @@ class Evaluator:
             latency=latency_of(paired),
             self_speedup=speedup_of(paired),
             params=sum(p.numel() for p in dense.parameters()),
-            macs=count_macs(dense, workload.example_inputs),
+            macs=self.pruner.macs({}),
             size_bytes=size_of(self.dense_model),
             split="validation",
         )
@@ -210,7 +211,7 @@ class Evaluator:
             latency=latency_of(paired),
             speedup=speedup_of(paired),
             params=candidate.parameter_count,
-            macs=candidate.macs(),
+            macs=candidate.macs,
             size_bytes=size_of(folder / "model.onnx"),
             seconds=watch.seconds,
             origin=origin,
@@ -237,7 +238,9 @@ class Evaluator:
         expected = evaluate.torch_outputs(module, self.workload.batches("validation"), PARITY_EXAMPLES)
         got = outputs[0][0][: len(expected)]
         if got.shape != expected.shape:
-            raise CandidateFailure("parity", f"the runtime's output has shape {tuple(got.shape)}, PyTorch's {tuple(expected.shape)}")
+            raise CandidateFailure(
+                "parity", f"the runtime's output has shape {tuple(got.shape)}, PyTorch's {tuple(expected.shape)}"
+            )
         scale = max(float(expected.abs().max()), 1e-30)
         difference = float((got - expected.cpu()).abs().max()) / scale
         if not difference <= PARITY_TOLERANCE:
@@ -251,7 +254,7 @@ def size_of(model: Path) -> int:
 
 def speedup_of(paired: dict[str, Any]) -> Measurement:
     """Speedup of a paired measurement, with how it was obtained."""
-    conditions = {
+    conditions: dict[str, Any] = {
         key: paired[key] for key in ("clock", "wall_speedup", "contended", "converged", "quads", "log_ratios") if key in paired
     }
     return Measurement(paired["speedup"], "x", paired["ci_low"], paired["ci_high"], paired["quads"], conditions)
@@ -260,6 +263,4 @@ def speedup_of(paired: dict[str, Any]) -> Measurement:
 def latency_of(paired: dict[str, Any]) -> Measurement:
     """Seconds for one batch."""
     conditions = {"clock": paired["clock"], "wall_s": paired["wall_latency_s"], "dense_s": paired["dense_latency_s"]}
-    return Measurement(
-        paired["latency_s"], "s", paired["latency_low_s"], paired["latency_high_s"], paired["quads"], conditions
-    )
+    return Measurement(paired["latency_s"], "s", paired["latency_low_s"], paired["latency_high_s"], paired["quads"], conditions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +80,22 @@ class Job:
         table = read_toml(run / FILE)
         if table.integer("schema") != SCHEMA:
             table.fault("schema", f"must be {SCHEMA}")
-        values = {
-            "workload": table.text("workload", ""),
-            "target": table.text("target"),
-            "space": table.text("space"),
-            "trials": table.integer("trials"),
-            "time_s": table.number("time_s", 0.0),
-            "sampler": table.text("sampler"),
-            "seed": table.integer("seed", 0),
-            "max_drop": table.optional_number("max_drop"),
-            "min_speedup": table.optional_number("min_speedup"),
-            "recover": table.text("recover", "auto"),
-            "all_patterns": table.boolean("all_patterns", False),
-            "trial_timeout_s": table.number("trial_timeout_s", 120.0),
-            "memory_limit": table.integer("memory_limit", 0),
-            "storage": table.text("storage", ""),
-        }
+        make = partial(
+            cls,
+            workload=table.text("workload", ""),
+            target=table.text("target"),
+            space=table.text("space"),
+            trials=table.integer("trials"),
+            time_s=table.number("time_s", 0.0),
+            sampler=table.text("sampler"),
+            seed=table.integer("seed", 0),
+            max_drop=table.optional_number("max_drop"),
+            min_speedup=table.optional_number("min_speedup"),
+            recover=table.text("recover", "auto"),
+            all_patterns=table.boolean("all_patterns", False),
+            trial_timeout_s=table.number("trial_timeout_s", 120.0),
+            memory_limit=table.integer("memory_limit", 0),
+            storage=table.text("storage", ""),
+        )
         table.finish()
-        return cls(**values)
+        return make()

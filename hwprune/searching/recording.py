@@ -79,8 +79,13 @@ def build_record(
             "compensation": space.compensation,
             "size_log10": round(space.size_log10, 2),
             "units": [
-                {"name": k.unit, "role": k.role, "size": k.size, "levels": {p: list(v) for p, v in k.levels.items()},
-                 "methods": list(k.methods)}
+                {
+                    "name": k.unit,
+                    "role": k.role,
+                    "size": k.size,
+                    "levels": {p: list(v) for p, v in k.levels.items()},
+                    "methods": list(k.methods),
+                }
                 for k in space.knobs
             ],
             "left_out": [{"name": name, "reason": reason} for name, reason in space.left_out],

@@ -62,7 +62,8 @@ class Result:
         Raises:
             UsageError: no point meets it; says which is the nearest.
         """
-        return choose(self.points, max_drop, min_speedup)
+        point: FrontPoint = choose(self.points, max_drop, min_speedup)
+        return point
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a trial, as trials.csv."""

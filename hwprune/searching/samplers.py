@@ -20,7 +20,7 @@ def _gp(seed: int) -> optuna.samplers.BaseSampler:
 SAMPLERS: dict[str, tuple[str, Make]] = {
     "tpe": (
         "tree-structured Parzen estimator, multi-objective (Optuna's default)",
-        lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=8),
+        lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True),
     ),
     "nsga2": (
         "genetic algorithm NSGA-II",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -181,20 +181,7 @@ def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patter
         UsageError: nothing is left to search; says why, unit by unit.
     """
     left_out: list[tuple[str, str]] = []
-    masks = []
-    for name in space.patterns:
-        reason = None if all_patterns else target.why_not(name)
-        if reason:
-            left_out.append((name, f"can't pay on {target.name}: {reason}"))
-        else:
-            masks.append(name)
-    roles = []
-    for role in space.roles:
-        reason = None if all_patterns else target.why_not(role)
-        if reason:
-            left_out.append((role, f"can't pay on {target.name}: {reason}"))
-        else:
-            roles.append(role)
+    masks, roles = (_payable(wanted, target, all_patterns, left_out) for wanted in (space.patterns, space.roles))
     for axis in pruner.graph.axes:
         if axis.frozen and axis.role in space.roles:
             left_out.append((axis.name, axis.frozen))
@@ -207,7 +194,11 @@ def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patter
             if unit.role not in space.roles:
                 left_out.append((unit.name, f"role {unit.role} is not in search space {space.name}"))
             continue
-        levels = _axis_levels(unit, space, target.multiple(isa)) if unit.axis is not None else _mask_levels(unit, space, masks, left_out)
+        levels = (
+            _axis_levels(unit, space, target.multiple(isa))
+            if unit.axis is not None
+            else _mask_levels(unit, space, masks, left_out)
+        )
         if levels:
             knobs.append(Knob(unit.name, unit.role, unit.size, levels, _methods(space, levels)))
         elif unit.axis is not None:
@@ -216,6 +207,18 @@ def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patter
         reasons = [f"{name}: {reason}" for name, reason in left_out]
         raise UsageError(f"nothing to search: search space {space.name} on target {target.name} leaves no unit", reasons)
     return SearchSpace(space, tuple(knobs), pruner.default_compensation(), tuple(left_out))
+
+
+def _payable(wanted: Sequence[str], target: Target, all_patterns: bool, left_out: list[tuple[str, str]]) -> list[str]:
+    """The patterns that can pay on the target; the others go to ``left_out`` with the reason."""
+    found = []
+    for name in wanted:
+        reason = None if all_patterns else target.why_not(name)
+        if reason:
+            left_out.append((name, f"can't pay on {target.name}: {reason}"))
+        else:
+            found.append(name)
+    return found
 
 
 def _axis_levels(unit: Unit, space: SpaceFile, multiple: int) -> dict[str, tuple[float, ...]]:
@@ -235,9 +238,7 @@ def quantum(size: int, multiple: int) -> int:
     return multiple if size >= 2 * multiple else 1
 
 
-def _mask_levels(
-    unit: Unit, space: SpaceFile, masks: list[str], left_out: list[tuple[str, str]]
-) -> dict[str, tuple[float, ...]]:
+def _mask_levels(unit: Unit, space: SpaceFile, masks: list[str], left_out: list[tuple[str, str]]) -> dict[str, tuple[float, ...]]:
     assert unit.matrix is not None
     found: dict[str, tuple[float, ...]] = {}
     for name in masks:

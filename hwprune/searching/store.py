@@ -33,6 +33,23 @@ def _storage_errors(storage: str) -> Iterator[None]:
         raise RunError(f"the study's storage {storage} failed: {first}") from error
 
 
+def _open(storage: str) -> Any:
+    """SQLite in write-ahead mode: a commit survives the process being killed and costs a tenth of a synced one."""
+    if not storage.startswith("sqlite:"):
+        return storage
+    from sqlalchemy import event
+
+    opened = optuna.storages.RDBStorage(storage)
+
+    def configure(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    event.listen(opened.engine, "connect", configure)
+    opened.engine.dispose()  # the connection that made the tables was not configured
+    return opened
+
+
 class Store:
     """One multi-objective study (drop down, speedup up) and the trials in it."""
 
@@ -43,17 +60,21 @@ class Store:
         self._space = space
         self._sampler = sampler
         self._seed = seed
+        self._told = 0
         with _storage_errors(storage):
             try:
                 if create:
                     self.study = optuna.create_study(
-                        storage=storage, study_name=STUDY, directions=["minimize", "maximize"], load_if_exists=False
+                        storage=_open(storage), study_name=STUDY, directions=["minimize", "maximize"], load_if_exists=False
                     )
                     self.study.set_metric_names(["drop", "speedup"])
                 else:
-                    self.study = optuna.load_study(storage=storage, study_name=STUDY)
+                    self.study = optuna.load_study(storage=_open(storage), study_name=STUDY)
+                    self._told = sum(_TRIAL in t.user_attrs or _DUPLICATE in t.user_attrs for t in self._frozen())
             except optuna.exceptions.DuplicatedStudyError as error:
-                raise UsageError(f"{storage} holds a hwprune study already: go on with --resume or use another storage") from error
+                raise UsageError(
+                    f"{storage} holds a hwprune study already: go on with --resume or use another storage"
+                ) from error
             except KeyError as error:
                 raise UsageError(f"{storage} holds no hwprune study to resume") from error
 
@@ -109,8 +130,7 @@ class Store:
 
     def ask(self) -> optuna.Trial:
         with _storage_errors(self.storage):
-            number = len(self._frozen())
-            self.study.sampler = samplers.make(self._sampler, self._seed, number)
+            self.study.sampler = samplers.make(self._sampler, self._seed, self._told)
             return self.study.ask(self.distributions())
 
     def origin(self, asked: optuna.Trial) -> str:
@@ -120,6 +140,7 @@ class Store:
         """Store a finished trial; the numbers are there before its state says that it is finished."""
         with _storage_errors(self.storage):
             asked.set_user_attr(_TRIAL, trial.to_json())
+            self._told += 1
             if trial.measured:
                 assert trial.drop is not None and trial.speedup is not None
                 for key, value in constraints.items():
@@ -132,6 +153,7 @@ class Store:
         """The recipe was evaluated before: the sampler learns the known numbers, nothing is measured."""
         with _storage_errors(self.storage):
             asked.set_user_attr(_DUPLICATE, earlier.number)
+            self._told += 1
             if earlier.measured:
                 assert earlier.drop is not None and earlier.speedup is not None
                 for key, value in constraints.items():

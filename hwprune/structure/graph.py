@@ -58,12 +58,16 @@ class AxisGraph:
         parameters: Mapping[str, Value],
         edits: Mapping[str, list[Edit]],
         matrices: list[Matrix],
+        work: list[tuple[Dim, ...]],
+        free_sizes: frozenset[int],
     ) -> None:
         self.module = module
         self.matrices = tuple(matrices)
         self._space = space
         self._parameters = dict(parameters)
         self._edits = dict(edits)
+        self._work = work
+        self._free_sizes = free_sizes
         self._leaves: dict[str, Leaf] = {}
         self.axes = self._find_axes()
         self._by_name = {axis.name: axis for axis in self.axes}
@@ -91,6 +95,23 @@ class AxisGraph:
         traced = sum(prod(self.shape(name, counts)) for name in own if name in self._parameters)
         return traced + sum(p.numel() for name, p in own.items() if name not in self._parameters)
 
+    def macs(self, counts: Mapping[str, int], batch: int = 1) -> int:
+        """Multiply-accumulates of matrix products, convolutions and attention after such a cut, without running it.
+
+        ``batch`` stands for every size that is known only at run time.
+        """
+        numbers = {self._leaves[name].number: count for name, count in counts.items()}
+        total = 0
+        for dims in self._work:
+            product = 1
+            for dim in dims:
+                for leaf in self._space.leaves(dim):
+                    if leaf.size in self._free_sizes:
+                        numbers[leaf.number] = batch
+                product *= self._space.kept(dim, numbers)
+            total += product
+        return total
+
     def _find_axes(self) -> tuple[Axis, ...]:
         members: dict[Leaf, list[tuple[str, int]]] = {}
         names: dict[Leaf, str] = {}
@@ -109,8 +130,15 @@ class AxisGraph:
             self._leaves[name] = leaf
             inexact = self._space.inexact(leaf)
             axes.append(
-                Axis(name, leaf.size, self._role(leaf), inexact is None, self._space.frozen(leaf),
-                     tuple(dict.fromkeys(members[leaf])), inexact)
+                Axis(
+                    name,
+                    leaf.size,
+                    self._role(leaf),
+                    inexact is None,
+                    self._space.frozen(leaf),
+                    tuple(dict.fromkeys(members[leaf])),
+                    inexact,
+                )
             )
         return tuple(axes)
 
@@ -220,8 +248,10 @@ class AxisGraph:
     def _rebuild(self, graph: fx.Graph, change: Callable[[torch.Tensor, Value], torch.Tensor]) -> nn.Module:
         root = nn.Module()
         done: dict[int, torch.Tensor] = {}  # tied parameters stay tied
-        state = {**dict(self.module.named_parameters(remove_duplicate=False)),
-                 **dict(self.module.named_buffers(remove_duplicate=False))}
+        state = {
+            **dict(self.module.named_parameters(remove_duplicate=False)),
+            **dict(self.module.named_buffers(remove_duplicate=False)),
+        }
         for name, tensor in state.items():
             if id(tensor) not in done:
                 value = self._parameters.get(name)
@@ -230,7 +260,7 @@ class AxisGraph:
                     new = nn.Parameter(new, requires_grad=tensor.requires_grad)
                 done[id(tensor)] = new
             assign(root, name, done[id(tensor)])
-        module = fx.GraphModule(root, graph, class_name=self.module._get_name())
+        module = fx.GraphModule(root, graph, class_name=type(self.module).__name__)
         for name in state:
             if not _has(module, name):
                 assign(module, name, done[id(state[name])])

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from hwprune.errors import TraceError
-from hwprune.structure.dims import Space
+from hwprune.structure.dims import Dim, Space
 from hwprune.structure.graph import AxisGraph, Matrix, assign
 from hwprune.structure.rules import RULES, Call, Edit, Value
 from hwprune.structure.rules.table import read_argument
@@ -19,7 +19,7 @@ from hwprune.structure.rules.table import read_argument
 _PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099, 1_000_117, 1_000_121)
 """Stand-ins for symbolic sizes: large primes, so that a batch dim is never mistaken for a factor of another."""
 
-_WEIGHT_ARGUMENT = {
+_WEIGHT_ARGUMENT: dict[Any, str] = {
     torch.ops.aten.linear.default: "linear",
     torch.ops.aten.conv1d.default: "conv",
     torch.ops.aten.conv2d.default: "conv",
@@ -29,7 +29,7 @@ _WEIGHT_ARGUMENT = {
     torch.ops.aten.conv3d.padding: "conv",
 }
 
-_TRAINING_FLAG = {
+_TRAINING_FLAG: dict[Any, int] = {
     torch.ops.aten.batch_norm.default: 5,
     torch.ops.aten.dropout.default: 2,
     torch.ops.aten.dropout_.default: 2,
@@ -53,7 +53,7 @@ def trace(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> AxisGraph
     module = _export(model, tuple(example_inputs))
     walk = _Walk(module)
     walk.run()
-    return AxisGraph(module, walk.space, walk.parameters, walk.edits, walk.matrices)
+    return AxisGraph(module, walk.space, walk.parameters, walk.edits, walk.matrices, walk.work, walk.batch)
 
 
 def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
@@ -121,6 +121,7 @@ class _Walk:
         self.parameters: dict[str, Value] = {}
         self.edits: dict[str, list[Edit]] = {}
         self.matrices: list[Matrix] = []
+        self.work: list[tuple[Dim, ...]] = []
         self._values: dict[fx.Node, Any] = {}
         self._tied: dict[int, Value] = {}
         self._numbers: dict[Any, int] = {}
@@ -128,6 +129,11 @@ class _Walk:
     def run(self) -> None:
         for node in self.module.graph.nodes:
             self._values[node] = getattr(self, "_" + node.op)(node)
+
+    @property
+    def batch(self) -> frozenset[int]:
+        """The numbers that stand for sizes known only at run time."""
+        return frozenset(self._numbers.values())
 
     def _number(self, value: Any) -> Any:
         """A plain number for a symbolic one."""
@@ -142,7 +148,7 @@ class _Walk:
         number = expression.subs(self._numbers)
         return bool(number) if isinstance(value, torch.SymBool) else int(number)
 
-    def _sizes(self, tensor: torch.Tensor) -> tuple[int, ...]:
+    def _sizes(self, tensor: Any) -> tuple[int, ...]:
         return tuple(self._number(size) for size in tensor.shape)
 
     def _fresh(self, tensor: torch.Tensor, reason: str | None, zero: bool = False, name: str | None = None) -> Value:
@@ -194,6 +200,7 @@ class _Walk:
         result = rule(call, *arguments)
         if isinstance(result, tuple):
             result = Value(result, (False,) * len(result))
+        self.work += call.work
         if call.edits:
             self.edits[node.name] = call.edits
         self._check(node, result, shapes)
@@ -209,12 +216,13 @@ class _Walk:
                 raise RuntimeError(f"the rule for {node.target} gave sizes {sizes} where the trace has {shape}")
 
     def _note_matrix(self, node: fx.Node) -> None:
-        kind = _WEIGHT_ARGUMENT.get(node.target)  # type: ignore[arg-type]  # any target may be asked for
+        kind = _WEIGHT_ARGUMENT.get(node.target)
         weight = self._values.get(node.args[1]) if kind else None  # type: ignore[arg-type]
-        if kind and isinstance(weight, Value) and weight.parameter is not None:
-            if all(matrix.parameter != weight.parameter for matrix in self.matrices):
-                groups = read_argument(node, "groups") if kind == "conv" else 1
-                self.matrices.append(Matrix(weight.parameter, kind, tuple(d.size for d in weight.dims), groups))
+        if kind is None or not isinstance(weight, Value) or weight.parameter is None:
+            return
+        if all(matrix.parameter != weight.parameter for matrix in self.matrices):
+            groups = read_argument(node, "groups") if kind == "conv" else 1
+            self.matrices.append(Matrix(weight.parameter, kind, tuple(d.size for d in weight.dims), groups))
 
     def _unknown(self, node: fx.Node, reason: str) -> Any:
         for value in self._collect([self._read(node.args), self._read(dict(node.kwargs))]):

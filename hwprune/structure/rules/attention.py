@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
@@ -14,8 +12,17 @@ aten = torch.ops.aten
 
 
 @rule(aten.scaled_dot_product_attention.default)
-def attention(call: Call, query: Value, key: Value, value: Value, mask: Value | None, dropout: float, causal: bool,
-              scale: float | None, gqa: bool) -> Value:
+def attention(
+    call: Call,
+    query: Value,
+    key: Value,
+    value: Value,
+    mask: Value | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+) -> Value:
     """(..., heads, T, d) x (..., heads, S, d) x (..., heads, S, e) -> (..., heads, T, e)."""
     call.contract(query, -1, key, -1)
     call.unify(key[-2], value[-2])
@@ -35,6 +42,8 @@ def attention(call: Call, query: Value, key: Value, value: Value, mask: Value | 
         call.space.tag(dim, "attention_batch")
     call.space.tag(query[-1], "attention_inner")
     call.space.tag(value[-1], "attention_inner")
+    call.macs(*batch, query[-2], key[-2], query[-1])
+    call.macs(*batch, query[-2], key[-2], value[-1])
     if scale is None:
         # The implicit scale is 1 / sqrt(head_dim): a cut of head_dim would change it silently.
         pinned = float(query[-1].size) ** -0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def linear(call: Call, x: Value, weight: Value, bias: Value | None) -> Value:
     if bias is not None:
         call.unify(bias[0], weight[0])
     _roles(call, x[-1], weight, 0, 1)
+    call.macs(*x.dims[:-1], *weight.dims)
     # A bias is added at every position of the leading dims, so nothing stays zero there.
     leading = tuple(zero and bias is None for zero in x.zeros[:-1])
     return Value((*x.dims[:-1], weight[0]), (*leading, weight.zeros[0]))
@@ -35,6 +37,7 @@ def addmm(call: Call, bias: Value, x: Value, weight: Value, beta: Any = 1, alpha
         call.unify(bias[-1], weight[1])
     if weight.parameter is not None:
         _roles(call, x[1], weight, 1, 0)
+    call.macs(*x.dims, weight[1])
     column = weight.zeros[1] and bias[-1].size != 1 and bias.zeros[-1]
     return Value((x[0], weight[1]), (False, column))
 
@@ -54,9 +57,8 @@ def matmul(call: Call, a: Value, b: Value) -> Value:
     if a.parameter is None and b.parameter is None:
         for dim in batch:
             call.space.tag(dim, "attention_batch")
-    zero_batch = tuple(
-        any(-p <= len(v) and v.zeros[p] and v[p].size != 1 for v in batches) for p in range(-len(batch), 0)
-    )
+    call.macs(*batch, *a.dims[-2:], *b.dims[-1:] if len(b) > 1 else ())
+    zero_batch = tuple(any(-p <= len(v) and v.zeros[p] and v[p].size != 1 for v in batches) for p in range(-len(batch), 0))
     rows = ((a[-2],), (a.zeros[-2],)) if len(a) > 1 else ((), ())
     columns = ((b[-1],), (b.zeros[-1],)) if len(b) > 1 else ((), ())
     return Value((*batch, *rows[0], *columns[0]), (*zero_batch, *rows[1], *columns[1]))
@@ -71,7 +73,9 @@ def baddbmm(call: Call, base: Value, a: Value, b: Value, beta: Any = 1, alpha: A
 
 
 @rule(aten.einsum.default)
-def einsum(call: Call, equation: str, operands: list[Value], path: Any = None) -> Value | tuple[Dim, ...]:
+def einsum(  # noqa: PLR0912 - one branch for each thing a letter may mean
+    call: Call, equation: str, operands: list[Value], path: Any = None
+) -> Value | tuple[Dim, ...]:
     """Equal letters unify; a letter that is missing in the output is contracted. ``...`` freezes."""
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
@@ -87,7 +91,7 @@ def einsum(call: Call, equation: str, operands: list[Value], path: Any = None) -
     activations = all(operand.parameter is None for operand in operands)
     for letter, uses in where.items():
         real = [(v, i) for v, i in uses if v[i].size != 1]
-        for (v, i), (w, j) in zip(real, real[1:], strict=False):
+        for (v, i), (w, j) in pairwise(real):
             call.unify(v[i], w[j])
         if letter not in right and real:
             if not any(v.zeros[i] for v, i in real):
@@ -99,6 +103,7 @@ def einsum(call: Call, equation: str, operands: list[Value], path: Any = None) -
         for value, position in real:
             if value.parameter is not None:
                 call.space.tag(value[position], "linear_out" if letter in right else "linear_in")
+    call.macs(*(next((v[i] for v, i in uses if v[i].size != 1), uses[0][0][uses[0][1]]) for uses in where.values()))
     dims, zeros = [], []
     for letter in right:
         value, position = next(((v, i) for v, i in where[letter] if v[i].size != 1), where[letter][0])

@@ -43,21 +43,30 @@ def _convolve(call: Call, x: Value, weight: Value, bias: Value | None, groups: i
             write_argument(node, "groups", kept(group))
 
         call.on_cut(edit)
-    spatial = tuple(
-        ONE if size == 1 else call.opaque(size, "position") for size in call.sizes[channel + 1 :]
-    )
+    spatial = tuple(ONE if size == 1 else call.opaque(size, "position") for size in call.sizes[channel + 1 :])
+    # Each output (each input, if transposed) meets one filter of the other side.
+    call.macs(*x.dims[:channel], *(x.dims[channel + 1 :] if transposed else spatial), *weight.dims)
     leading = tuple(zero and bias is None for zero in x.zeros[:channel])
     return Value((*x.dims[:channel], out, *spatial), (*leading, True, *(False for _ in spatial)))
 
 
-@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
-      aten.conv3d.padding)
-def conv(call: Call, x: Value, weight: Value, bias: Value | None, stride: Any, padding: Any, dilation: Any,
-         groups: int) -> Value:
+@rule(
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding
+)
+def conv(call: Call, x: Value, weight: Value, bias: Value | None, stride: Any, padding: Any, dilation: Any, groups: int) -> Value:
     return _convolve(call, x, weight, bias, groups, transposed=False)
 
 
 @rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-def conv_transpose(call: Call, x: Value, weight: Value, bias: Value | None, stride: Any, padding: Any,
-                   output_padding: Any, groups: int, dilation: Any) -> Value:
+def conv_transpose(
+    call: Call,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+) -> Value:
     return _convolve(call, x, weight, bias, groups, transposed=True)

@@ -14,8 +14,9 @@ aten = torch.ops.aten
 
 
 @rule(aten.batch_norm.default)
-def batch_norm(call: Call, x: Value, weight: Value | None, bias: Value | None, mean: Value | None, var: Value | None,
-               *_: Any) -> Value:
+def batch_norm(
+    call: Call, x: Value, weight: Value | None, bias: Value | None, mean: Value | None, var: Value | None, *_: Any
+) -> Value:
     for parameter in (weight, bias, mean, var):
         if parameter is not None:
             call.unify(x[1], parameter[0])

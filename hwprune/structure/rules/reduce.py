@@ -70,14 +70,27 @@ def pool1d(call: Call, x: Value, *_: Any) -> Value:
     return _pool(call, x, 1)
 
 
-@rule(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
-      aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.default,
-      aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten.upsample_bicubic2d.default)
+@rule(
+    aten.max_pool2d.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.upsample_nearest2d.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_bilinear2d.default,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_bicubic2d.vec,
+    aten.upsample_bicubic2d.default,
+)
 def pool2d(call: Call, x: Value, *_: Any) -> Value:
     return _pool(call, x, 2)
 
 
-@rule(aten.max_pool3d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default,
-      aten.upsample_nearest3d.vec, aten.upsample_trilinear3d.vec)
+@rule(
+    aten.max_pool3d.default,
+    aten.avg_pool3d.default,
+    aten.adaptive_avg_pool3d.default,
+    aten.upsample_nearest3d.vec,
+    aten.upsample_trilinear3d.vec,
+)
 def pool3d(call: Call, x: Value, *_: Any) -> Value:
     return _pool(call, x, 3)

@@ -56,6 +56,7 @@ class Call:
     outputs: list[tuple[int, ...]]
     inputs: list[Value] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
+    work: list[tuple[Dim, ...]] = field(default_factory=list)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -145,6 +146,10 @@ class Call:
                 dims.extend(self.opaque(size, str(mismatch)) for size in wanted)
             zeros.extend([flag] * len(wanted))
         return Value(tuple(dims), tuple(zeros))
+
+    def macs(self, *dims: Dim) -> None:
+        """The operator does as many multiply-accumulates as the product of these sizes."""
+        self.work.append(dims)
 
     # -- what a cut must rewrite -------------------------------------------------------------
 

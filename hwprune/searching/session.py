@@ -1,0 +1,276 @@
+"""One running search: start or resume, trials, confirmation, record."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from hwprune import compensation, front
+from hwprune.errors import UsageError
+from hwprune.files import dump_json, write_atomic
+from hwprune.latency import fingerprint
+from hwprune.latency.bench import Bench, Limits
+from hwprune.pruning import Pruner
+from hwprune.recipe import Recipe
+from hwprune.report.writing import write_report
+from hwprune.searching import confirm
+from hwprune.searching import space as spaces
+from hwprune.searching.evaluator import Evaluator
+from hwprune.searching.job import Job
+from hwprune.searching.progress import Progress
+from hwprune.searching.recording import build_record
+from hwprune.searching.result import Result, clear_candidates, point_of
+from hwprune.searching.space import SearchSpace
+from hwprune.searching.store import Store
+from hwprune.target import Target
+from hwprune.trial import Trial
+from hwprune.workload import Workload
+
+SELF_CHECK_EVERY = 50
+"""Trials between two measurements of the dense model against itself."""
+
+
+class Session:
+    """One search from start or resume to the confirmed front. Used once."""
+
+    def __init__(
+        self, job: Job, workload: Workload, run: Path, target: Target, space_file: spaces.SpaceFile, progress: Progress
+    ) -> None:
+        self.job, self.workload, self.run, self.target, self.progress = job, workload, run, target, progress
+        self.space_file = space_file
+        self.limits = Limits(job.trial_timeout_s, job.memory_limit)
+        self.identity = fingerprint.identity(target)
+        self.notes: list[str] = []
+        self.self_checks: list[dict[str, Any]] = []
+        self.started = time.monotonic()
+        self._written = 0.0
+
+    def go(self, resume: bool) -> Result:
+        self.progress.stage("tracing the model")
+        pruner = Pruner(self.workload)
+        space = spaces.build(self.space_file, pruner, self.target, fingerprint.isa(), self.job.all_patterns)
+        if self.job.recover != "auto":
+            space = replace(space, compensation=self._compensation(pruner))
+        store = self._open(space, resume, pruner.fingerprint)
+        with Bench(self.target, self.limits) as bench:
+            evaluator = Evaluator(pruner, bench, self.target, self.run)
+            self.progress.stage("measuring the dense model")
+            baseline = evaluator.prepare()
+            self._check_baseline(store, baseline.metric.value)
+            self._self_check(baseline.self_speedup.to_json(), 0)
+            try:
+                self._trials(store, space, evaluator)
+                points = confirm.confirm(evaluator, store.trials(), self.job, self.limits, self.progress, self.notes)
+            finally:
+                self._write_record(store, space, evaluator, None)
+                self.progress.close()
+            self._write_record(store, space, evaluator, points)
+        write_report(self.run)
+        clear_candidates(self.run, {point.trial.number for point in points})
+        return Result(self.run, tuple(store.trials()), tuple(point_of(p, self.run) for p in points), tuple(self.notes))
+
+    # -- start and resume --------------------------------------------------------------------
+
+    def _compensation(self, pruner: Pruner) -> str:
+        wanted = self.job.recover
+        if wanted != compensation.NONE and not compensation.get(wanted).applies(pruner.graph.module):
+            self.notes.append(f"--recover {wanted} has nothing to do: the model has no batch norm.")
+            return compensation.NONE
+        return wanted
+
+    def _open(self, space: SearchSpace, resume: bool, model: str) -> Store:
+        storage = self.job.storage or Store.default_storage(self.run)
+        store = Store(storage, space, self.job.sampler, self.job.seed, create=not resume)
+        if not resume:
+            store.write("model_fingerprint", model)
+            store.write("identity", self.identity)
+            store.write("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+            self.job.write(self.run)
+            self._warm_start(store, space)
+            return store
+        if store.read("model_fingerprint") != model:
+            raise UsageError(f"{self.run} was started with another model: its weights have another fingerprint")
+        before = store.read("identity")
+        if before != self.identity:
+            changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in self.identity.items() if before.get(k) != v]
+            raise UsageError(
+                f"{self.run} was measured under other conditions; numbers of different machines or versions can't be mixed:",
+                changed,
+            )
+        self.job.write(self.run)
+        again = store.recover()
+        if again:
+            self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
+        return store
+
+    def _warm_start(self, store: Store, space: SearchSpace) -> None:
+        """A uniform sweep first; for the grid sampler that is the whole search."""
+        if self.job.sampler == "grid":
+            count = max(1, (self.job.trials or 40) // len(self.space_file.criteria))
+            methods: tuple[str, ...] = self.space_file.criteria
+        else:
+            count = min(8, max(1, self.job.trials // 4)) if self.job.trials else 8
+            methods = self.space_file.criteria[:1]
+        top = max(self.space_file.max_sparsity, *self.space_file.mask_sparsities)
+        for step in range(1, count + 1):
+            for method in methods:
+                store.enqueue(space.uniform(top * step / count, method), "uniform")
+
+    def _check_baseline(self, store: Store, metric: float) -> None:
+        before = store.read("dense_metric")
+        if before is None:
+            store.write("dense_metric", metric)
+        elif abs(before - metric) > 1e-6 * max(1.0, abs(before)):
+            raise UsageError(
+                f"{self.run} was started with other validation data: the dense model scored {before:.6g}, now {metric:.6g}"
+            )
+
+    # -- trials ------------------------------------------------------------------------------
+
+    def _trials(self, store: Store, space: SearchSpace, evaluator: Evaluator) -> None:
+        done = store.trials()
+        known = {trial.recipe.digest: trial for trial in done}
+        self._prune_folders(done)
+        repeats = 0
+        while not self._finished(len(done)):
+            if self.job.sampler == "grid" and store.waiting == 0:
+                self.notes.append(f"The grid is finished after {len(done)} trials.")
+                break
+            asked = store.ask()
+            recipe = space.recipe(asked.params)
+            earlier = known.get(recipe.digest) or self._dense(recipe, evaluator, asked.number)
+            if earlier is not None:
+                store.tell_duplicate(asked, earlier, self._constraints(earlier))
+                repeats += 1
+                if repeats >= 10 and not self._enqueue_unseen(store, space, known):
+                    self.notes.append(f"The search space is exhausted after {len(done)} trials.")
+                    break
+                continue
+            repeats = 0
+            try:
+                trial = evaluator.trial(asked.number, recipe, store.origin(asked))
+            except BaseException:
+                store.interrupt(asked, count=False)
+                raise
+            store.tell(asked, trial, self._constraints(trial))
+            known[recipe.digest] = trial
+            done.append(trial)
+            self._prune_folders(done)
+            self.progress.trial(trial, self._best(done), len(done), self.job.trials, self._left(len(done)))
+            if len(done) % SELF_CHECK_EVERY == 0:
+                self._again_against_itself(evaluator, len(done))
+            self._snapshot(store, space, evaluator)
+
+    def _dense(self, recipe: Recipe, evaluator: Evaluator, number: int) -> Trial | None:
+        """The dense recipe needs no trial: it is the baseline."""
+        if recipe.choices:
+            return None
+        base = evaluator.baseline
+        assert base is not None
+        one = replace(base.self_speedup, value=1.0, ci_low=1.0, ci_high=1.0)
+        return Trial(number, recipe, "measured", base.metric, 0.0, base.latency, one, base.params, base.macs, base.size_bytes)
+
+    def _finished(self, done: int) -> bool:
+        if self.job.trials and done >= self.job.trials:
+            return True
+        return bool(self.job.time_s) and time.monotonic() - self.started >= self.job.time_s
+
+    def _left(self, done: int) -> float | None:
+        spent = time.monotonic() - self.started
+        by_trials = spent / done * (self.job.trials - done) if self.job.trials else None
+        by_time = self.job.time_s - spent if self.job.time_s else None
+        known = [value for value in (by_trials, by_time) if value is not None]
+        return min(known) if known else None
+
+    def _constraints(self, trial: Trial) -> dict[str, float]:
+        if not trial.measured:
+            return {}
+        drop, speedup = confirm.objectives(trial)
+        found = {}
+        if self.job.max_drop is not None:
+            found["drop"] = drop - self.job.max_drop
+        if self.job.min_speedup is not None:
+            found["speedup"] = self.job.min_speedup - speedup
+        return found
+
+    def _enqueue_unseen(self, store: Store, space: SearchSpace, known: dict[str, Trial]) -> bool:
+        """Propose a random recipe that was not evaluated yet; False if none was found in 1,000 draws."""
+        draw = random.Random(f"{self.job.seed} {len(known)}")
+        distributions = store.distributions()
+        for _ in range(1000):
+            parameters: dict[str, Any] = {}
+            for name, distribution in distributions.items():
+                if isinstance(distribution, optuna.distributions.IntDistribution):
+                    parameters[name] = draw.randint(distribution.low, distribution.high)
+                elif isinstance(distribution, optuna.distributions.CategoricalDistribution):
+                    parameters[name] = draw.choice(distribution.choices)
+            recipe = space.recipe(parameters)
+            if recipe.choices and recipe.digest not in known:
+                store.enqueue(parameters, "random")
+                return True
+        return False
+
+    def _best(self, done: list[Trial]) -> Trial | None:
+        """The fastest trial within ``max_drop`` (or one point), for the progress line."""
+        limit = self.job.max_drop if self.job.max_drop is not None else 0.01
+        good = [t for t in done if t.measured and confirm.objectives(t)[0] <= limit]
+        return max(good, key=lambda t: confirm.objectives(t)[1], default=None)
+
+    def _prune_folders(self, done: list[Trial]) -> None:
+        """Keep the files of trials that may be finalists."""
+        layers = front.layers([t for t in done if t.measured], confirm.objectives)[:2]
+        clear_candidates(self.run, {t.number for layer in layers for t in layer})
+
+    # -- the dense model against itself ------------------------------------------------------
+
+    def _again_against_itself(self, evaluator: Evaluator, done: int) -> None:
+        evaluator.bench.load("twin", evaluator.dense_model)
+        paired = evaluator.bench.pair("twin", "dense", evaluator.example, evaluator.settings)
+        evaluator.bench.drop("twin")
+        self._self_check({"value": paired["speedup"], "ci_low": paired["ci_low"], "ci_high": paired["ci_high"]}, done)
+
+    def _self_check(self, speedup: dict[str, Any], done: int) -> None:
+        value = {"trials": done, **{key: speedup[key] for key in ("value", "ci_low", "ci_high")}}
+        self.self_checks.append(value)
+        if abs(value["value"] - 1) > 0.01:
+            self.notes.append(
+                f"After {done} trials the dense model measured {value['value']:.3f}x against itself: the machine is noisy, and "
+                "speedups of the search that differ by less than this can't be told apart. The final front is measured again."
+            )
+
+    # -- the record -------------------------------------------------------------------------
+
+    def _snapshot(self, store: Store, space: SearchSpace, evaluator: Evaluator) -> None:
+        """record.json while the search runs: every few seconds, because it holds all trials."""
+        now = time.monotonic()
+        if now - self._written > 5:
+            self._written = now
+            self._write_record(store, space, evaluator, None)
+
+    def _write_record(
+        self, store: Store, space: SearchSpace, evaluator: Evaluator, points: list[confirm.Confirmed] | None
+    ) -> None:
+        """``points`` None: the search is not finished."""
+        assert evaluator.baseline is not None
+        record = build_record(
+            job=self.job,
+            workload=self.workload,
+            target=self.target,
+            identity=self.identity,
+            space=space,
+            graph=evaluator.pruner.graph,
+            baseline=evaluator.baseline,
+            trials=store.trials(),
+            points=points or [],
+            finished=points is not None,
+            created=str(store.read("created")),
+            notes=self.notes,
+            self_checks=self.self_checks,
+        )
+        write_atomic(self.run / "record.json", dump_json(record))
