@@ -217,4 +217,5 @@ def _toml(value: Any) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(str(value), ensure_ascii=True)
+    # JSON's escapes are TOML's, but for DEL, and for characters beyond U+FFFF, which TOML wants as they are.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

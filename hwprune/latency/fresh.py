@@ -54,21 +54,28 @@ def remeasure(
                     continue
                 finally:
                     step()
-    return {key: _summary(results) for key, results in paired.items() if len(results) == processes}
+    dense_s = median(result["dense_latency_s"] for results in paired.values() for result in results)
+    return {key: _summary(results, dense_s) for key, results in paired.items() if len(results) == processes}
 
 
-def _summary(results: list[dict[str, Any]]) -> tuple[Measurement, Measurement]:
+def _summary(results: list[dict[str, Any]], dense_s: float) -> tuple[Measurement, Measurement]:
+    """Latency is the dense latency over all processes divided by the speedup, so that the two always agree.
+
+    The candidate's own median, taken at another moment than the dense one of another process, would not: a shared
+    machine is 20 % faster in one minute than in the next.
+    """
     speedup, low, high = process_interval([result["speedup"] for result in results])
-    latency, latency_low, latency_high = process_interval([result["latency_s"] for result in results])
     conditions = {
         "clock": results[0]["clock"],
         "processes": len(results),
         "speedups": [round(result["speedup"], 5) for result in results],
+        "latencies_s": [result["latency_s"] for result in results],
+        "dense_latencies_s": [result["dense_latency_s"] for result in results],
         "wall_speedup": median(result["wall_speedup"] for result in results),
         "contended": max(result["contended"] for result in results),
-        "dense_s": median(result["dense_latency_s"] for result in results),
     }
+    latency = {"clock": results[0]["clock"], "dense_s": dense_s, "from": "dense_s / speedup"}
     return (
-        Measurement(latency, "s", latency_low, latency_high, len(results), {"clock": results[0]["clock"]}),
+        Measurement(dense_s / speedup, "s", dense_s / high, dense_s / low, len(results), latency),
         Measurement(speedup, "x", low, high, len(results), conditions),
     )

@@ -148,7 +148,8 @@ class Session:
             if earlier is not None:
                 store.tell_duplicate(asked, earlier, self._constraints(earlier))
                 repeats += 1
-                if repeats >= 10 and not self._enqueue_unseen(store, space, known):
+                stuck = repeats >= 10 and self.job.sampler != "grid"
+                if stuck and not self._enqueue_unseen(store, space, known):
                     self.notes.append(f"The search space is exhausted after {len(done)} trials.")
                     break
                 continue

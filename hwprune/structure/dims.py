@@ -326,7 +326,8 @@ class Space:
             for factor in dim.factors:
                 mask = np.logical_and.outer(mask, self.keep(factor, keeps)).reshape(-1)
             return mask
-        return np.concatenate([self.keep(part, keeps) for part in dim.parts])
+        parts = [self.keep(part, keeps) for part in dim.parts]
+        return np.concatenate(parts) if parts else np.ones(0, dtype=np.bool_)
 
     def index(self, dim: Dim, leaf: Leaf) -> IntArray:
         """For each position of ``dim`` the index along ``leaf`` that it belongs to, or -1."""
@@ -334,7 +335,8 @@ class Space:
         if isinstance(dim, Leaf):
             return np.arange(dim.size) if dim == leaf else np.full(dim.size, -1)
         if isinstance(dim, Concat):
-            return np.concatenate([self.index(part, leaf) for part in dim.parts])
+            parts = [self.index(part, leaf) for part in dim.parts]
+            return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
         result = np.full(1, -1)
         for factor in dim.factors:
             inner = self.index(factor, leaf)

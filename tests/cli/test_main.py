@@ -1,0 +1,155 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hwprune.cli.arguments import seconds, size
+from hwprune.cli.main import COMMANDS, main
+from tests.searching.test_search import ROOT, cli
+
+
+def run(capsys, *arguments):
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_loads_no_heavy_package():
+    code = (
+        "import sys; from hwprune.cli.main import build_parser; build_parser().format_help();"
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'optuna', 'pandas', 'numpy', 'sklearn', 'matplotlib') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert command in out
+
+
+def test_launcher_of_a_checkout_works():
+    found = subprocess.run([sys.executable, "cli.py", "targets"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "a100" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["search", "demo:digitz"], "digits"),
+        (["search", "--target", "a10000"], "a100"),
+        (["search", "--space", "defualt"], "default"),
+        (["search", "--sampler", "tpee"], "tpe"),
+        (["search", "--trials", "0"], "trials"),
+        (["search", "--recover", "distill:2"], "not in this version"),
+        (["search", "--resume"], "--out"),
+        (["search", "--resume", "--out", "/no/such/run"], "no run to resume"),
+        (["search", "nonsense"], "Forms"),
+        (["search", "nofile.py:f"], "there is no file nofile.py"),
+        (["search", "no_such_module_x:f"], "no module"),
+        (["search", "tests/workloads.py:goood"], "it has: "),
+        (["search", "tests/workloads.py:good", "colour=red"], "can't be called"),
+        (["search", "tests/workloads.py:good", "red"], "key=value"),
+        (["search", "tests/workloads.py:raises"], "RuntimeError.*line .*no weights today"),
+        (["search", "tests/workloads.py:wrong_type"], "must return a hwprune.Workload, got dict"),
+        (["inspect", "demo:digits", "x=1"], "takes no arguments"),
+        (["report", "/no/such/run"], "no record.json"),
+        (["export", "/no/such/run", "--out", "x"], "no record.json"),
+        (["export", "/no/such/run", "--out", "x", "--format", "tensorrt"], "not supported by this version"),
+        (["export", "/no/such/run", "--out", "x", "--format", "onxx"], "onnx"),
+        (["verify", "/no/such/dir"], "neither manifest.json"),
+        (["apply", "/no/recipe.json", "demo:digits", "--out", "x"], "No such file"),
+    ],
+)
+def test_wrong_usage_says_what_to_do(capsys, monkeypatch, arguments, text):
+    import re
+
+    monkeypatch.chdir(ROOT)
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert re.search(text, err, re.DOTALL), err
+
+
+def test_absent_target_tells_three_ways_on(capsys):
+    code, _, err = run(capsys, "search", "--target", "a100")
+    assert code == 2
+    assert "no NVIDIA GPU" in err or "its GPU is" in err
+    for number in ("1.", "2.", "3."):
+        assert number in err
+
+
+@pytest.mark.parametrize(("name", "text"), [("empty", "is empty"), ("nan_model", "NaN")])
+def test_broken_workloads_end_with_two(tmp_path, name, text):
+    found = cli("search", f"tests/workloads.py:{name}", "--out", str(tmp_path / "run"), "--trials", "2")
+    assert found.returncode == 2
+    assert text in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("kind", ["targets", "spaces", "criteria", "patterns", "samplers"])
+def test_lists(capsys, kind):
+    code, out, _ = run(capsys, kind)
+    assert code == 0
+    assert len(out.splitlines()) >= 3
+    code, out, _ = run(capsys, kind, "--json")
+    assert all(set(row) == {"name", "text"} for row in json.loads(out))
+
+
+def test_doctor(capsys):
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "onnxruntime" in out
+
+
+def test_inspect(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    code, out, _ = run(capsys, "inspect", "tests/workloads.py:good")
+    assert code == 0
+    assert "conv1.weight:0" in out
+    assert "model output" in out
+    code, out, _ = run(capsys, "inspect", "tests/workloads.py:good", "--json")
+    axes = {axis["name"]: axis for axis in json.loads(out)["axes"]}
+    assert ["conv2.weight", 1] in axes["conv1.weight:0"]["members"]
+
+
+def test_report_writes_the_same_files_again(capsys, finished_run):
+    before = {name: (finished_run / name).read_bytes() for name in ("front.csv", "trials.csv", "report.html")}
+    code, out, _ = run(capsys, "report", str(finished_run))
+    assert code == 0
+    assert "tiny on cpu: 5 candidates" in out
+    assert {name: (finished_run / name).read_bytes() for name in before} == before
+
+
+def test_apply_repeats_a_point_of_the_front(capsys, monkeypatch, finished_run, tmp_path):
+    monkeypatch.chdir(ROOT)
+    recipe = next(iter(sorted((finished_run / "candidates").iterdir()))) / "recipe.json"
+    out = tmp_path / "applied"
+    code, text, _ = run(capsys, "apply", str(recipe), "tests/workloads.py:good", "--out", str(out), "--json")
+    assert code == 0
+    facts = json.loads(text)
+    assert facts["stored_decisions"] is True
+    assert facts["cut_difference"] <= 1e-5
+    assert (out / "model.onnx").read_bytes() == (recipe.parent / "model.onnx").read_bytes()
+    assert run(capsys, "apply", str(recipe), "tests/workloads.py:good", "--out", str(out))[0] == 2  # the folder is used
+
+
+@pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400)])
+def test_times(text, value):
+    assert seconds(text) == value
+
+
+def test_sizes():
+    assert size("4GB") == 4_000_000_000
+    with pytest.raises(Exception, match="4GB"):
+        size("four")

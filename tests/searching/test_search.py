@@ -1,0 +1,300 @@
+"""A whole search on a tiny model: what it writes, and that nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hwprune
+from hwprune import target as targets
+from hwprune.errors import RunError, UsageError, WorkloadError
+from hwprune.files import sha256
+from hwprune.recipe import Recipe
+from hwprune.searching import confirm, samplers
+from hwprune.searching import space as spaces
+from hwprune.searching.job import Job
+from hwprune.searching.store import Store
+from hwprune.trial import Failure, Trial
+from tests.conftest import tiny_workload
+from tests.test_values import measured
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read_csv(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def cli(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "hwprune.cli.main", *arguments],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=250, check=False,
+    )  # fmt: skip
+
+
+def test_run_directory(finished_run):
+    run = finished_run
+    for name in (
+        "job.toml",
+        "study.db",
+        "record.json",
+        "trials.csv",
+        "front.csv",
+        "front.png",
+        "report.html",
+        "baseline/model.onnx",
+    ):
+        assert (run / name).is_file(), name
+    record = json.loads((run / "record.json").read_text())
+    rows = read_csv(run / "front.csv")
+    assert list(rows[0]) == [
+        "trial",
+        "metric",
+        "metric_ci_low",
+        "metric_ci_high",
+        "drop",
+        "latency_s",
+        "speedup",
+        "speedup_ci_low",
+        "speedup_ci_high",
+        "params",
+        "macs",
+        "size_bytes",
+        "clock",
+        "latency_source",
+        "model",
+        "recipe",
+    ]
+    assert rows[0]["trial"] == "dense"
+    assert float(rows[0]["metric"]) == 1.0  # its own labels
+    for row in rows:
+        assert float(row["speedup_ci_low"]) <= float(row["speedup"]) <= float(row["speedup_ci_high"])
+        assert row["latency_source"] == "measured"
+        assert (run / row["model"]).is_file()
+    for row in rows[1:]:
+        assert float(row["latency_s"]) * float(row["speedup"]) == pytest.approx(
+            float(rows[0]["latency_s"]) * float(rows[0]["speedup"]), rel=1e-6
+        )
+        assert {p.name for p in (run / row["model"]).parent.iterdir()} == {"model.onnx", "recipe.json", "model.safetensors"}
+    assert len(record["trials"]) == len(read_csv(run / "trials.csv")) == 5
+    assert len({t["digest"] for t in record["trials"]}) == 5
+    assert record["finished"]
+    kept = {p.name for p in (run / "candidates").iterdir()} if (run / "candidates").is_dir() else set()
+    assert kept == {row["trial"] for row in rows[1:]}
+
+
+def test_speedups_of_the_front_rise_with_the_drop(finished_run):
+    rows = read_csv(finished_run / "front.csv")[1:]
+    drops, speedups = [float(r["drop"]) for r in rows], [float(r["speedup"]) for r in rows]
+    assert drops == sorted(drops)
+    assert speedups == sorted(speedups)
+    assert all(s > 1 for s in speedups)
+
+
+def test_used_out_is_refused(finished_run):
+    with pytest.raises(UsageError, match="holds a run already"):
+        hwprune.search(tiny_workload("top1"), trials=2, out=finished_run)
+
+
+def test_resume_of_another_model_is_refused(finished_run):
+    workload = tiny_workload("top1")
+    with torch.no_grad():
+        workload.model.fc.weight.add_(1)
+    with pytest.raises(UsageError, match="another model"):
+        hwprune.search(workload, trials=6, out=finished_run, seed=3, resume=True)
+
+
+def test_kill_dash_nine_loses_and_repeats_nothing(tmp_path):
+    """SIGKILL in the middle of the fourth candidate; the resumed search has all trials once, the killed one included."""
+    out, counter = tmp_path / "run", tmp_path / "reads"
+    source = ["tests/workloads.py:killed", f"counter={counter}", "reads=5"]  # one read before the trials, one in each
+    first = cli("search", *source, "--trials", "6", "--seed", "1", "--out", str(out))
+    assert first.returncode == -9
+    before = json.loads(
+        json.dumps([t.to_json() for t in Store(Store.default_storage(out), None, "tpe", 1, create=False).trials()])
+    )
+    assert len(before) == 3
+    second = cli("search", "--resume", "--out", str(out))
+    assert second.returncode == 0, second.stderr
+    record = json.loads((out / "record.json").read_text())
+    assert record["trials"][:3] == before
+    assert len(record["trials"]) == 6
+    assert len({t["digest"] for t in record["trials"]}) == 6
+    assert "1 trial(s) were interrupted" in second.stderr
+
+
+@pytest.fixture
+def store(tmp_path):
+    from hwprune.pruning import Pruner
+
+    space = spaces.build(spaces.load("default"), Pruner(tiny_workload()), targets.load("cpu"), "avx512")
+
+    def opened(create):
+        return Store(f"sqlite:///{tmp_path / 'study.db'}", space, "tpe", 0, create)
+
+    return space, opened
+
+
+def test_a_candidate_that_kills_the_search_twice_is_a_failed_trial(store):
+    space, opened = store
+    first = opened(True)
+    first.enqueue(space.uniform(0.5, "l1"), "uniform")
+    asked = first.ask()
+    recipe = space.recipe(asked.params)
+    second = opened(False)
+    assert second.recover() == 1
+    again = second.ask()
+    assert again.params == asked.params
+    third = opened(False)
+    assert third.recover() == 0
+    (trial,) = third.trials()
+    assert trial.recipe == recipe
+    assert "died twice" in trial.failure.reason
+
+
+def test_same_seed_same_proposals_with_or_without_a_restart(store, tmp_path):
+    space, opened = store
+
+    def proposals(target, count, start):
+        found = []
+        for number in range(start, start + count):
+            asked = target.ask()
+            found.append(asked.params)
+            target.tell(asked, measured(asked.number, 0.01 * number, 1 + 0.1 * number), {})
+        return found
+
+    whole = proposals(opened(True), 12, 0)
+    (tmp_path / "study.db").unlink()
+    for extra in tmp_path.glob("study.db-*"):
+        extra.unlink()
+    halves = proposals(opened(True), 6, 0)
+    halves += proposals(opened(False), 6, 6)
+    assert halves == whole
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_every_sampler_proposes_within_the_space(name, tmp_path, store):
+    space, _ = store
+    one = Store(f"sqlite:///{tmp_path / 'other.db'}", space, name, 0, create=True)
+    for number in range(10):
+        asked = one.ask()
+        assert 0 <= asked.params["level:conv1.weight:0"] <= 3
+        one.tell(asked, measured(asked.number, 0.01 * number, 1.0 + number), {"drop": -1.0})
+
+
+def test_failed_trials_keep_their_reason(store):
+    _, opened = store
+    one = opened(True)
+    asked = one.ask()
+    one.tell(asked, Trial(asked.number, Recipe(), "failed", failure=Failure("run", "crashed")), {})
+    assert opened(False).trials()[0].failure == Failure("run", "crashed")
+
+
+def test_finalists_are_the_front_then_what_is_behind_it():
+    trials = [
+        measured(i, drop, speed) for i, (drop, speed) in enumerate([(0.0, 1.2), (0.1, 2.0), (0.05, 1.1), (0.2, 1.9), (0.0, 0.9)])
+    ]
+    assert [t.number for t in confirm.finalists(trials, None, None)] == [2, 0, 3, 1]
+    assert [t.number for t in confirm.finalists(trials, 0.05, None)] == [2, 0]
+    many = [measured(i, 0.01 * i, 1.1 + 0.1 * i) for i in range(30)]
+    chosen = confirm.finalists(many, None, None)
+    assert len(chosen) == confirm.MOST_FINALISTS
+    assert (chosen[0].number, chosen[-1].number) == (0, 29)
+
+
+def test_points_slower_than_dense_or_dominated_leave_the_front():
+    def point(number, drop, speed):
+        trial = measured(number, drop, speed)
+        return confirm.Confirmed(trial, trial.metric, drop, trial.latency, trial.speedup, "test")
+
+    points = [point(0, 0.0, 0.98), point(1, 0.01, 1.5), point(2, 0.02, 1.4), point(3, 0.05, 2.0)]
+    assert [p.trial.number for p in confirm.final_front(points, None, None)] == [1, 3]
+    assert [p.trial.number for p in confirm.final_front(points, 0.02, None)] == [1]
+    assert confirm.final_front(points, 0.0, None) == []
+
+
+def test_grid_ends_when_it_is_done(tmp_path):
+    result = hwprune.search(tiny_workload(), trials=40, sampler="grid", out=tmp_path / "run")
+    # One unit with three levels and two criteria: six different recipes at most.
+    assert 3 <= len(result.trials) <= 6
+    assert any("grid is finished" in note for note in result.notes)
+    assert {t.origin for t in result.trials} == {"uniform"}
+    frame = result.to_dataframe()
+    assert len(frame) == len(result.trials)
+    assert set(frame["state"]) == {"measured"}
+
+
+def test_exhausted_space_ends_the_search(tmp_path):
+    result = hwprune.search(tiny_workload(), trials=40, sampler="random", out=tmp_path / "run", max_drop=0.9, min_speedup=1.01)
+    assert len({t.recipe.digest for t in result.trials}) == len(result.trials) == 6
+    assert any("exhausted" in note for note in result.notes)
+    best = result.best(max_drop=0.9)
+    exported = best.export(tmp_path / "out")
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["files"]["model.onnx"] == sha256(exported / "model.onnx")
+
+
+def test_candidates_that_crash_are_failed_trials(tmp_path, monkeypatch):
+    """Every second candidate takes the measuring process down; the search goes on and says why."""
+    from hwprune.latency.bench import Bench
+
+    right, count = Bench.pair, []
+
+    def crash(self, a, b, samples, settings):
+        if a == "candidate":
+            count.append(1)
+            if len(count) % 2:
+                self._process.kill()
+                self._process.wait()
+                from hwprune.errors import CandidateFailure
+
+                raise CandidateFailure("measure", "the measuring process was killed by SIGKILL")
+        return right(self, a, b, samples, settings)
+
+    monkeypatch.setattr(Bench, "pair", crash)
+    result = hwprune.search(tiny_workload(), trials=4, out=tmp_path / "run")
+    states = [t.state for t in result.trials]
+    assert states.count("failed") == 2
+    assert states.count("measured") == 2
+    assert "SIGKILL" in read_csv(tmp_path / "run" / "trials.csv")[0]["failure_reason"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"trials": -1}, "trials"),
+        ({"max_drop": -0.1}, "max_drop"),
+        ({"recover": "finetune:3"}, "recover"),
+        ({"min_speedup": 0}, "min_speedup"),
+        ({"trial_timeout_s": 0}, "trial_timeout"),
+    ],
+)
+def test_senseless_jobs_are_refused(change, text):
+    with pytest.raises(UsageError, match=text):
+        Job("demo:digits", **change)
+
+
+def test_jobs_survive_toml(tmp_path):
+    job = Job('file.py:f key=wörd "x"', max_drop=0.01, time_s=30.0, memory_limit=10**9)
+    job.write(tmp_path)
+    assert Job.read(tmp_path) == job
+
+
+def test_nan_model_is_refused_with_what_to_do(tmp_path):
+    from tests.workloads import nan_model
+
+    with pytest.raises(WorkloadError, match="NaN"):
+        hwprune.search(nan_model(), trials=2, out=tmp_path / "run")
+
+
+def test_broken_storage_is_an_error_with_its_name(tmp_path):
+    with pytest.raises(RunError, match="no-such-folder"):
+        hwprune.search(tiny_workload(), trials=2, out=tmp_path / "run", storage="sqlite:////no-such-folder/x.db")

@@ -1,0 +1,112 @@
+"""Knobs, canonical recipes and what is left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from hwprune import target as targets
+from hwprune.errors import UnknownNameError, UsageError
+from hwprune.pruning import Pruner
+from hwprune.searching import space as spaces
+from tests.conftest import tiny_workload
+
+
+@pytest.fixture(scope="module")
+def pruner():
+    return Pruner(tiny_workload())
+
+
+@pytest.fixture
+def cpu():
+    return targets.load("cpu")
+
+
+def test_levels_are_on_the_targets_multiple(pruner, cpu):
+    space = spaces.build(spaces.load("default"), pruner, cpu, "avx512")
+    (knob,) = space.knobs
+    assert (knob.unit, knob.role, knob.size) == ("conv1.weight:0", "channel", 64)
+    assert knob.levels == {"channel": (0.25, 0.5, 0.75)}
+    assert knob.methods == ("l2", "l1")
+    assert 10**space.size_log10 == pytest.approx(1 + 3 * 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "step"), [(64, 16, 16), (32, 16, 16), (16, 16, 8), (8, 16, 4), (6, 16, 1), (100, 16, 16), (96, 32, 32)]
+)
+def test_quantum(size, multiple, step):
+    assert spaces.quantum(size, multiple) == step
+
+
+def test_what_cannot_pay_is_left_out_with_the_reason(pruner, cpu):
+    space = spaces.build(spaces.load("mixed"), pruner, cpu, "avx512")
+    reasons = dict(space.left_out)
+    assert "no sparse kernels" in reasons["2:4"]
+    assert "zeros" in reasons["unstructured"]
+    assert reasons["fc.weight:0"] == "model output" or "fc.weight:0" not in reasons
+    assert {knob.role for knob in space.knobs} == {"channel"}
+
+
+def test_all_patterns_overrides(pruner, cpu):
+    space = spaces.build(spaces.load("mixed"), pruner, cpu, "avx512", all_patterns=True)
+    matrices = {knob.unit: knob for knob in space.knobs if knob.role == "matrix"}
+    assert set(matrices) == {"stem.weight", "conv1.weight", "conv2.weight", "fc.weight"}
+    assert "2:4" not in matrices["stem.weight"].levels  # one input channel
+    assert matrices["conv2.weight"].levels["1:4"] == (0.75,)
+    assert matrices["conv2.weight"].levels["unstructured"] == (0.5, 0.7, 0.8, 0.9)
+
+
+def test_equal_prunings_are_equal_recipes(pruner, cpu):
+    space = spaces.build(spaces.load("mixed"), pruner, cpu, "avx512", all_patterns=True)
+    dense = space.uniform(0.0, "l2")
+    assert space.recipe(dense).choices == ()
+    assert space.recipe(dense).compensation == "none"
+    one = {**dense, "level:conv2.weight": 1, "pattern:conv2.weight": "2:4", "method:conv2.weight": "l1"}
+    recipe = space.recipe(one)
+    for change in (
+        {"method:conv2.weight": "l2"},
+        {"level:conv2.weight": 4},
+        {"method:fc.weight": "l1"},
+        {"pattern:fc.weight": "unstructured"},
+    ):
+        assert space.recipe({**one, **change}) == recipe
+    block = {**one, "pattern:conv2.weight": "block:4x4"}
+    assert space.recipe(block) != space.recipe({**block, "method:conv2.weight": "l2"})  # sums of |w| and of w^2 differ
+
+
+def test_uniform_takes_the_nearest_level(pruner, cpu):
+    space = spaces.build(spaces.load("default"), pruner, cpu, "avx512")
+    for sparsity, level in ((0.0, 0), (0.1, 0), (0.2, 1), (0.5, 2), (0.9, 3)):
+        assert space.uniform(sparsity, "l1") == {"level:conv1.weight:0": level, "method:conv1.weight:0": "l1"}
+
+
+def test_nothing_to_search_says_why(pruner, cpu):
+    with pytest.raises(UsageError, match=r"nothing to search(.|\n)*no sparse kernels"):
+        spaces.build(spaces.load("two-four"), pruner, cpu, "avx512")
+
+
+def test_excluded_units_stay_dense(pruner, cpu, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('schema = 1\nroles = ["channel", "hidden"]\npatterns = []\ncriteria = ["l1"]\nexclude = ["conv1*"]\n')
+    space = spaces.build(spaces.load(str(path)), pruner, cpu, "avx512")
+    assert [knob.unit for knob in space.knobs] == ["stem.weight:0"]
+    assert ("conv1.weight:0", "excluded by the search space") in space.left_out
+
+
+def test_every_shipped_space_loads():
+    for name in spaces.names():
+        assert spaces.load(name).description
+
+
+def test_space_faults_are_told_at_once(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text('schema = 1\nroles = ["chanel"]\npatterns = ["2:2", "head"]\ncriteria = []\nlevels = 0\nlevles = 3\n')
+    with pytest.raises(UsageError) as caught:
+        spaces.load(str(path))
+    text = str(caught.value)
+    for part in ("'chanel'", "did you mean 'channel'", "2:2", "'head' belongs into roles", "at least one", "levels", "levles"):
+        assert part in text
+
+
+def test_unknown_space():
+    with pytest.raises(UnknownNameError, match="default"):
+        spaces.load("defualt")

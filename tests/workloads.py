@@ -1,0 +1,53 @@
+"""Workload functions for tests of the command line; some are broken on purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import torch
+
+from tests.conftest import tiny_workload
+
+
+def good(metric="agreement"):
+    return tiny_workload(metric)
+
+
+def raises():
+    raise RuntimeError("no weights today")
+
+
+def wrong_type():
+    return {"model": None}
+
+
+def empty():
+    return dataclasses.replace(tiny_workload(), validation=[])
+
+
+def nan_model():
+    workload = tiny_workload()
+    with torch.no_grad():
+        workload.model.fc.weight.fill_(float("nan"))
+    return workload
+
+
+class _Killer:
+    """A loader that kills the whole process by SIGKILL the n-th time it is read."""
+
+    def __init__(self, batches, path, reads):
+        self.batches, self.path, self.reads = batches, path, reads
+
+    def __iter__(self):
+        with open(self.path, "a") as stream:
+            stream.write("x")
+        if os.path.getsize(self.path) == self.reads:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return iter(self.batches)
+
+
+def killed(counter, reads):
+    workload = tiny_workload()
+    return dataclasses.replace(workload, calibration=_Killer(workload.calibration, counter, reads))
