@@ -62,8 +62,13 @@ class ResNet20(nn.Module):
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3)))
 
 
-def workload(folder: str = "", calibration: int = 512, validation: int = 2000, test: int = 2000) -> hwprune.Workload:
-    """The trained network with ``calibration`` training images and so many validation and test images."""
+def workload(folder: str = "", calibration: int = 512) -> hwprune.Workload:
+    """The trained network, ``calibration`` training images, and the official test images in two halves.
+
+    The checkpoint has seen every official training image: it scores 99.8 % on the 2,000 that the file calls ``valid``, and
+    a drop measured there says little about new images. So the search validates on the first half of the test images,
+    and the front is scored on the second half, which the search never sees.
+    """
     root = Path(folder or os.environ.get("HWPRUNE_DATA", "") or Path(__file__).resolve().parent.parent.parent / "shared" / "data")
     checkpoint = root / "resnet20_cifar10.pt"
     if not checkpoint.is_file():
@@ -71,13 +76,15 @@ def workload(folder: str = "", calibration: int = 512, validation: int = 2000, t
     model = ResNet20()
     model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
     splits = images(root)
+    x, y = splits["test"]
+    half = len(x) // 2
     return hwprune.Workload(
         name="resnet20-cifar10",
         model=model.eval(),
-        example_inputs=(splits["valid"][0][:1].clone(),),
+        example_inputs=(x[:1].clone(),),
         calibration=batches(splits["train"], calibration, 128),
-        validation=batches(splits["valid"], validation, 250),
-        test=batches(splits["test"], test, 250),
+        validation=batches((x[:half], y[:half]), half, 250),
+        test=batches((x[half:], y[half:]), len(x) - half, 250),
         train=batches(splits["train"], len(splits["train"][1]), 128),
         metric="top1",
     )
@@ -88,7 +95,7 @@ def images(root: Path) -> dict[str, Split]:
     packed = root / "cifar10_small.npz"
     if packed.is_file():
         with np.load(packed) as data:
-            return {name: normalise(data[f"{name}_x"], data[f"{name}_y"]) for name in ("train", "valid", "test")}
+            return {name: normalise(data[f"{name}_x"], data[f"{name}_y"]) for name in ("train", "test")}
     try:
         from torchvision.datasets import CIFAR10
     except (ImportError, RuntimeError) as error:
@@ -97,7 +104,6 @@ def images(root: Path) -> dict[str, Split]:
     labels, held = np.array(train.targets), np.array(tested.targets)
     return {
         "train": normalise(train.data[:8000], labels[:8000]),
-        "valid": normalise(train.data[48000:], labels[48000:]),
         "test": normalise(tested.data, held),
     }
 

@@ -20,6 +20,7 @@ from torch import fx
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.files import dump_json, read_json_table, sha256, write_atomic
 from hwprune.recipe import Recipe
+from hwprune.structure.tracing import free_batch
 
 if TYPE_CHECKING:
     from hwprune.pruning import Candidate
@@ -66,7 +67,8 @@ class Template:
         self._inputs = tuple(example_inputs)
         self._proto = _exported(dense, self._inputs)
         self._names = self._replaceable()
-        self.usable = probe is None or self._reproduces(probe)
+        complete = set(_tensors(dense)) <= set(self._names)
+        self.usable = complete and (probe is None or self._reproduces(probe))
 
     def write(self, module: fx.GraphModule, path: Path) -> Path:
         """Write a candidate of the dense model. Raises `CandidateFailure`."""
@@ -83,7 +85,9 @@ class Template:
         for name, tensor in tensors.items():
             source = first.setdefault(id(tensor), name)  # the exporter keeps one of several tied names
             chosen = next((n for n in (name, source) if n in stored), None)
-            if chosen is not None and np.array_equal(onnx.numpy_helper.to_array(stored[chosen]), tensor.detach().cpu().numpy()):
+            if chosen is None or tensor.dtype == torch.bfloat16:  # numpy has no bfloat16
+                continue
+            if np.array_equal(onnx.numpy_helper.to_array(stored[chosen]), tensor.detach().cpu().numpy()):
                 found[name] = chosen
         return found
 
@@ -96,11 +100,11 @@ class Template:
                 target = self._names[name]
                 stored[target].CopyFrom(onnx.numpy_helper.from_array(tensor.detach().cpu().contiguous().numpy(), target))
         del proto.graph.value_info[:]  # sizes of the dense model
-        return proto
+        return onnx.shape_inference.infer_shapes(proto)
 
     def _reproduces(self, probe: fx.GraphModule) -> bool:
         """Does filling in give the graph that exporting the probe gives, constants and all?"""
-        if not _same_program(probe, self._dense) or set(_tensors(probe)) - set(self._names):
+        if not _same_program(probe, self._dense):
             return False
         try:
             ours, theirs = _optimised(self._filled(probe)), _optimised(_exported(probe, self._inputs))
@@ -138,8 +142,7 @@ def _same_program(a: fx.GraphModule, b: fx.GraphModule) -> bool:
 
 def _exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> onnx.ModelProto:
     """The graph as the exporter makes it, not optimised: parameters keep their names."""
-    inputs = tuple(torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for x in example_inputs)
-    shapes = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in inputs)
+    inputs, shapes = free_batch(module, example_inputs)
     module.eval()
     try:
         with _quiet():
@@ -192,8 +195,7 @@ def _save(proto: onnx.ModelProto, path: Path) -> Path:
 
 def to_pt2(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], path: Path) -> Path:
     """Write ``module`` as an exported program, without sample inputs (torch would pickle them)."""
-    inputs = tuple(torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for x in example_inputs)
-    shapes = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in inputs)
+    inputs, shapes = free_batch(module, example_inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():
         program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)

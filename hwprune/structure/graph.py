@@ -48,7 +48,11 @@ class AxisGraph:
     Attributes:
         axes: every axis that a parameter carries, in graph order, frozen ones included.
         matrices: the weights that mask patterns apply to, in graph order.
-        module: the dense model as an ``nn.Module`` with the original parameter names.
+        module: the dense model as an ``nn.Module`` with the original parameter names. It shares its tensors with the model that
+            was traced: changing that model's weights changes it.
+
+    Limits of ``train()`` on a cut model: dropout inside fused attention stays off (the trace is made in eval mode), and
+    ``num_batches_tracked`` does not count.
     """
 
     def __init__(
@@ -248,35 +252,31 @@ class AxisGraph:
     def _rebuild(self, graph: fx.Graph, change: Callable[[torch.Tensor, Value], torch.Tensor]) -> nn.Module:
         root = nn.Module()
         done: dict[int, torch.Tensor] = {}  # tied parameters stay tied
+        kept_names = set(self.module.state_dict())
         state = {
             **dict(self.module.named_parameters(remove_duplicate=False)),
             **dict(self.module.named_buffers(remove_duplicate=False)),
         }
+        values = {id(state[name]): value for name, value in self._parameters.items() if name in state}
         for name, tensor in state.items():
             if id(tensor) not in done:
-                value = self._parameters.get(name)
+                value = values.get(id(tensor))
                 new = change(tensor, value) if value is not None else tensor.detach().clone()
                 if isinstance(tensor, nn.Parameter):
                     new = nn.Parameter(new, requires_grad=tensor.requires_grad)
                 done[id(tensor)] = new
-            assign(root, name, done[id(tensor)])
+            assign(root, name, done[id(tensor)], persistent=name in kept_names)
+        for node in graph.nodes:  # nested graphs of higher-order operators, and flags
+            if node.op == "get_attr" and isinstance(part := getattr(self.module, str(node.target), None), nn.Module):
+                root.add_module(str(node.target), part)
         module = fx.GraphModule(root, graph, class_name=type(self.module).__name__)
         for name in state:
-            if not _has(module, name):
-                assign(module, name, done[id(state[name])])
+            assign(module, name, done[id(state[name])], persistent=name in kept_names)
         module.train(self.module.training)
         return module
 
 
-def _has(module: nn.Module, name: str) -> bool:
-    for part in name.split("."):
-        if not hasattr(module, part):
-            return False
-        module = getattr(module, part)
-    return True
-
-
-def assign(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def assign(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
     """Set a parameter or buffer by its dotted name; missing containers are made."""
     *path, last = name.split(".")
     for part in path:
@@ -288,4 +288,4 @@ def assign(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(last, tensor)
     else:
-        module.register_buffer(last, tensor)
+        module.register_buffer(last, tensor, persistent=persistent)

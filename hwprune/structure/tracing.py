@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import warnings
 from collections.abc import Sequence
@@ -57,10 +58,7 @@ def trace(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> AxisGraph
 
 
 def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
-    # torch.export specialises a batch of 1; at 2 the dimension stays symbolic.
-    inputs = tuple(torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for x in inputs)
-    auto = torch.export.Dim.AUTO
-    shapes = tuple({0: auto} if x.ndim else None for x in inputs)
+    inputs, shapes = free_batch(model, inputs)
     was_training = {name: module.training for name, module in model.named_modules()}
     model.eval()
     try:
@@ -82,13 +80,33 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModul
     return _own(module, model)
 
 
+def free_batch(model: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], Any]:
+    """(inputs to trace with, dynamic_shapes) that leave the first dim free.
+
+    torch.export specialises a batch of 1, so it is doubled; but not where only some inputs have a first dim of 1 (then
+    it is no batch).
+    """
+    tensors = tuple(inputs)
+    if all(x.shape[0] == 1 for x in tensors if x.ndim):
+        tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
+    shapes: tuple[Any, ...] = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in tensors)
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    packed = kinds and kinds[0] == inspect.Parameter.VAR_POSITIONAL
+    return tensors, (shapes,) if packed else shapes
+
+
 def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """A plain GraphModule with the model's state under its own names that obeys train() and eval()."""
     graph = exported.graph
     for node in list(graph.nodes):
-        if node.op == "call_module" and not node.users:
+        if (node.op == "call_module" and not node.users) or node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
-    flags = [node for node in graph.nodes if node.target in _TRAINING_FLAG]
+        elif node.target is torch.ops.aten.view.default:
+            # Strides may differ after a cut (another attention kernel): reshape copies where view would fail.
+            node.target = torch.ops.aten.reshape.default
+    graph.eliminate_dead_code()  # what nothing reads must not constrain an axis
+    # Only what was off in eval follows train(): dropout that is always on, or statistics never tracked, stay so.
+    flags = [n for n in graph.nodes if n.target in _TRAINING_FLAG and n.args[_TRAINING_FLAG[n.target]] is False]
     if flags:
         with graph.inserting_before(next(iter(graph.nodes))), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fx expects a parameter or a module behind get_attr; a flag works too
@@ -99,8 +117,12 @@ def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
             node.args = tuple(args)
     module = fx.GraphModule(exported, graph, class_name=type(model).__name__)
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if _lookup(module, name) is None:
+        if isinstance(tensor, torch.Tensor) and _lookup(module, name) is None:
             assign(module, name, tensor)
+    persistent = set(model.state_dict())
+    for name, tensor in list(module.named_buffers()):
+        if name not in persistent:
+            assign(module, name, tensor, persistent=False)
     module.eval()
     return module
 
@@ -125,6 +147,7 @@ class _Walk:
         self._values: dict[fx.Node, Any] = {}
         self._tied: dict[int, Value] = {}
         self._numbers: dict[Any, int] = {}
+        self._storage: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> None:
         for node in self.module.graph.nodes:
@@ -197,29 +220,47 @@ class _Walk:
         short = str(node.target.overloadpacket).removeprefix("aten.")
         arguments = [self._read(read_argument(node, a.name)) for a in node.target._schema.arguments]
         call = Call(self.space, node, f"{short} ({node.name})", shapes, self._collect(arguments))
-        result = rule(call, *arguments)
-        if isinstance(result, tuple):
-            result = Value(result, (False,) * len(result))
+        try:
+            result = rule(call, *arguments)
+            if isinstance(result, tuple):
+                result = Value(result, (False,) * len(result))
+            self._check(result, shapes)
+        except (ValueError, IndexError, TypeError, KeyError) as error:
+            # A gap in a rule costs prunability, never a crash.
+            return self._unknown(node, f"the rule for {short} does not cover this use ({type(error).__name__}: {error})")
         self.work += call.work
         if call.edits:
             self.edits[node.name] = call.edits
-        self._check(node, result, shapes)
         self._note_matrix(node)
-        if node.target._schema.name.endswith("_") and isinstance(node.args[0], fx.Node):
-            self._values[node.args[0]] = result  # in place: the input has become the output
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node):
+            self._storage[node] = self._storage.get(source, source)  # it may be a view of its first input
+            if node.target._schema.name.endswith("_"):
+                self._written(node, source)
+                self._values[source] = result  # in place: the input has become the output
         return result
 
-    def _check(self, node: fx.Node, result: Value | list[Value], shapes: list[tuple[int, ...]]) -> None:
+    def _written(self, node: fx.Node, source: fx.Node) -> None:
+        """Whatever may share the storage that an in-place operator changed is no longer known to be zero."""
+        storage = self._storage.get(source, source)
+        for other, value in self._values.items():
+            if self._storage.get(other, other) is storage and isinstance(value, Value) and other is not node:
+                self._values[other] = Value(value.dims, (False,) * len(value), value.parameter)
+
+    @staticmethod
+    def _check(result: Value | list[Value], shapes: list[tuple[int, ...]]) -> None:
         for value, shape in zip(result if isinstance(result, list) else [result], shapes, strict=True):
             sizes = tuple(dim.size for dim in value.dims)
             if sizes != shape:
-                raise RuntimeError(f"the rule for {node.target} gave sizes {sizes} where the trace has {shape}")
+                raise ValueError(f"it gave sizes {sizes} where the trace has {shape}")
 
     def _note_matrix(self, node: fx.Node) -> None:
         kind = _WEIGHT_ARGUMENT.get(node.target)
         weight = self._values.get(node.args[1]) if kind else None  # type: ignore[arg-type]
         if kind is None or not isinstance(weight, Value) or weight.parameter is None:
             return
+        if not isinstance(_lookup(self.module, weight.parameter), nn.Parameter):
+            return  # a fixed filter in a buffer is not for pruning
         if all(matrix.parameter != weight.parameter for matrix in self.matrices):
             groups = read_argument(node, "groups") if kind == "conv" else 1
             self.matrices.append(Matrix(weight.parameter, kind, tuple(d.size for d in weight.dims), groups))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from hwprune.structure.dims import Dim, Product
+from hwprune.structure.dims import ONE, Dim, Product
 from hwprune.structure.rules.table import Call, Kept, Value, rule, write_argument
 
 aten = torch.ops.aten
@@ -27,16 +27,21 @@ def attention(
     call.contract(query, -1, key, -1)
     call.unify(key[-2], value[-2])
     call.inexact(key[-2], "softmax runs over this axis")
-    batch: tuple[Dim, ...] = query.dims[:-2]
+    heads = [Value(one.dims[:-2], one.zeros[:-2]) for one in (query, key, value)]
+    if gqa:  # the operator repeats the KV heads: all but the heads broadcast
+        shared = call.broadcast([Value(one.dims[:-1], one.zeros[:-1]) for one in heads])
+        batch: tuple[Dim, ...] = (*shared, query[-3])
+    else:
+        batch = call.broadcast(heads)
     for one in (key, value):
-        for mine, theirs in zip(reversed(batch), reversed(one.dims[:-2]), strict=False):
-            if mine.size == theirs.size:
-                call.unify(mine, theirs)
-            elif gqa and theirs.size > 1 and mine.size % theirs.size == 0:
-                # Query head h reads KV head h // group: query heads = Product(kv heads, group).
-                call.unify(mine, Product((theirs, call.space.leaf(mine.size // theirs.size))))
+        mine, theirs = query[-3] if len(query) > 2 else ONE, one[-3] if len(one) > 2 else ONE
+        if gqa and 1 < theirs.size < mine.size:
+            # Query head h reads KV head h // group: query heads = Product(kv heads, group).
+            call.unify(mine, Product((theirs, call.space.leaf(mine.size // theirs.size))))
+        elif gqa and theirs.size == mine.size:
+            call.unify(mine, theirs)
     if mask is not None:
-        out = Value((*batch, query[-2], key[-2]), (False,) * len(query))
+        out = Value((*batch, query[-2], key[-2]), (False,) * (len(batch) + 2))
         call.broadcast([out, mask])
     for dim in batch:
         call.space.tag(dim, "attention_batch")
@@ -53,6 +58,8 @@ def attention(
                 write_argument(node, "scale", pinned)
 
         call.on_cut(edit)
-    zeros = (*value.zeros[:-2][-len(batch) :], False, value.zeros[-1])
-    zeros = (False,) * (len(query) - len(zeros)) + zeros
-    return Value((*batch, query[-2], value[-1]), zeros)
+    # A head whose values are zero gives zeros; a head that is repeated or broadcast does not.
+    carried = [
+        -p <= len(value) - 2 and value.dims[:-2][p].size == batch[p].size and value.zeros[:-2][p] for p in range(-len(batch), 0)
+    ]
+    return Value((*batch, query[-2], value[-1]), (*carried, False, value.zeros[-1]))

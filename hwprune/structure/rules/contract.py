@@ -27,7 +27,8 @@ def linear(call: Call, x: Value, weight: Value, bias: Value | None) -> Value:
     call.macs(*x.dims[:-1], *weight.dims)
     # A bias is added at every position of the leading dims, so nothing stays zero there.
     leading = tuple(zero and bias is None for zero in x.zeros[:-1])
-    return Value((*x.dims[:-1], weight[0]), (*leading, weight.zeros[0]))
+    made = weight.zeros[0] and (bias is None or bias.zeros[0])
+    return Value((*x.dims[:-1], weight[0]), (*leading, made))
 
 
 @rule(aten.addmm.default)

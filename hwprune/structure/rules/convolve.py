@@ -18,15 +18,18 @@ def _convolve(call: Call, x: Value, weight: Value, bias: Value | None, groups: i
         call.freeze(dim, "kernel position")
         call.space.tag(dim, "position")
     channel = len(x) - len(weight.dims[2:]) - 1  # an unbatched input has no dim 0
+    for dim in x.dims[channel + 1 :]:
+        call.freeze(dim, "position")
     group = call.space.leaf(groups)
     if transposed:  # weight: (in, out / groups, kernel...)
         per_group = weight[1]
-        call.unify(x[channel], weight[0])
+        call.contract(x, channel, weight, 0)
         if groups > 1:
             call.unify(weight[0], Product((group, call.space.leaf(weight[0].size // groups))))
         out: Dim = Product((group, per_group))
     else:  # weight: (out, in / groups, kernel...)
-        call.unify(x[channel], Product((group, weight[1])))
+        inner = call.space.resolve(Product((group, weight[1])))
+        call.contract(x, channel, Value((inner,), (weight.zeros[1],)), 0)
         if groups > 1:
             call.unify(weight[0], Product((group, call.space.leaf(weight[0].size // groups))))
         out = weight[0]
@@ -36,7 +39,7 @@ def _convolve(call: Call, x: Value, weight: Value, bias: Value | None, groups: i
     call.space.tag(x[channel], "conv_in")
     call.space.tag(out, "conv_out")
     if groups > 1:
-        depthwise = weight[0].size == groups and weight[1].size == 1
+        depthwise = weight[1].size == 1
         call.space.tag(group, "depthwise" if depthwise else "group")
 
         def edit(node: fx.Node, kept: Kept) -> None:
@@ -47,7 +50,8 @@ def _convolve(call: Call, x: Value, weight: Value, bias: Value | None, groups: i
     # Each output (each input, if transposed) meets one filter of the other side.
     call.macs(*x.dims[:channel], *(x.dims[channel + 1 :] if transposed else spatial), *weight.dims)
     leading = tuple(zero and bias is None for zero in x.zeros[:channel])
-    return Value((*x.dims[:channel], out, *spatial), (*leading, True, *(False for _ in spatial)))
+    made = weight.zeros[1 if transposed else 0] and (bias is None or bias.zeros[0])
+    return Value((*x.dims[:channel], out, *spatial), (*leading, made, *(False for _ in spatial)))
 
 
 @rule(

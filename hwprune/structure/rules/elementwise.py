@@ -24,7 +24,7 @@ def _variants(*names: str) -> list[Any]:
 
 
 ZERO_STAYS = """
-relu relu6 leaky_relu gelu silu mish elu selu celu tanh hardtanh hardswish abs neg sign square sqrt sin asin atan erf expm1
+relu relu6 leaky_relu gelu silu mish elu selu celu tanh hardswish abs neg sign square sqrt sin asin atan erf expm1
 log1p sinh tan floor ceil round trunc dropout feature_dropout alpha_dropout softshrink hardshrink softsign positive
 """.split()  # noqa: SIM905 - f(0) = 0; a list of quoted names would be three times as long
 ZERO_MOVES = """
@@ -50,6 +50,11 @@ def may_move_zero(call: Call, x: Value, *_: Any) -> Value:
     return Value(dims, (False,) * len(dims))
 
 
+@rule(*_variants("hardtanh"))
+def hardtanh(call: Call, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
+    return Value(x.dims, x.zeros if low <= 0 <= high else (False,) * len(x))
+
+
 def _zero_along(value: Value, position: int) -> bool:
     """Is ``value`` zero where the broadcast dim (counted from the right) is removed?"""
     return -position <= len(value) and value[position].size != 1 and value.zeros[position]
@@ -69,6 +74,9 @@ def quotient(call: Call, x: Any, *_: Any) -> Value:
         return Value(dims, (False,) * len(dims))
     # 0 / 0 is NaN in the masked model, but only a divisor that carries the dim can be 0 there.
     others = [value for value in call.inputs if value is not x]
+    for position in range(-len(dims), 0):
+        if any(_zero_along(value, position) for value in others):
+            call.inexact(dims[position], "divides by what a mask makes zero")
     zeros = [_zero_along(x, p) and not any(_zero_along(value, p) for value in others) for p in range(-len(dims), 0)]
     return Value(dims, tuple(zeros))
 

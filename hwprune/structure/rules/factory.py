@@ -6,14 +6,18 @@ from typing import Any
 
 import torch
 
-from hwprune.structure.rules.table import Call, Value, rule
+from hwprune.structure.rules.table import Call, Value, read_argument, rule
 
 aten = torch.ops.aten
 
 
 @rule(aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format)
+@rule(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)
 def filled(call: Call, *_: Any) -> Value:
     dims = tuple(call.space.leaf(size) for size in call.sizes)
+    for entry, dim in zip(read_argument(call.node, "size"), dims, strict=True):
+        if not isinstance(entry, int):
+            call.freeze(dim, "its size is computed at run time")
     call.resize("size", dims)
     return Value(dims, (False,) * len(dims))
 

@@ -108,7 +108,6 @@ def _pad(call: Call, x: Value, amounts: list[int], constant: bool, fill: float) 
         before, after = call.space.leaf(left), call.space.leaf(right)
         # Padding of exactly one index is ONE, which can't be removed: sound, only less free.
         dims[position] = call.space.resolve(Concat((before, dims[position], after)))
-        zeros[position] = zeros[position] and fill == 0
         changed.append((place, before, after))
 
     def edit(node: fx.Node, kept: Kept) -> None:
@@ -119,6 +118,8 @@ def _pad(call: Call, x: Value, amounts: list[int], constant: bool, fill: float) 
 
     if changed:
         call.on_cut(edit)
+    if fill != 0:  # the padding lies along every other dim too
+        zeros = [False] * len(zeros)
     return Value(tuple(dims), tuple(zeros))
 
 

@@ -63,7 +63,8 @@ def instance_norm(call: Call, x: Value, *parameters: Any) -> Value:
     for parameter in parameters[:4]:
         if isinstance(parameter, Value):
             call.unify(x[1], parameter[0])
-    return Value(x.dims, tuple(position == 1 for position in range(len(x))))
+    affine = isinstance(parameters[0], Value) and isinstance(parameters[1], Value)
+    return Value(x.dims, tuple(position == 1 and (affine or x.zeros[1]) for position in range(len(x))))
 
 
 @rule(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default)

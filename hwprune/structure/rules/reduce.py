@@ -44,7 +44,7 @@ def over_all(call: Call, x: Value, *_: Any) -> Value:
 
 @rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim)
 def norm(call: Call, x: Value, order: Any, dims: Any, keepdim: bool = False, *_: Any) -> Value:
-    return _reduce(call, x, dims, keepdim, exact_if_zero=True)
+    return _reduce(call, x, dims, keepdim, exact_if_zero=isinstance(order, (int, float)) and order > 0)
 
 
 @rule(aten.var.correction, aten.std.correction)
@@ -61,6 +61,8 @@ def variance_dim(call: Call, x: Value, dims: Any, unbiased: bool = True, keepdim
 
 def _pool(call: Call, x: Value, spatial: int) -> Value:
     lead = len(x) - spatial
+    for dim in x.dims[lead:]:
+        call.freeze(dim, "position")
     positions = tuple(ONE if size == 1 else call.opaque(size, "position") for size in call.sizes[lead:])
     return Value((*x.dims[:lead], *positions), (*x.zeros[:lead], *(False for _ in positions)))
 
@@ -83,6 +85,18 @@ def pool1d(call: Call, x: Value, *_: Any) -> Value:
 )
 def pool2d(call: Call, x: Value, *_: Any) -> Value:
     return _pool(call, x, 2)
+
+
+@rule(aten.adaptive_max_pool2d.default, aten.max_pool2d_with_indices.default)
+def pool2d_with_indices(call: Call, x: Value, *_: Any) -> list[Value]:
+    pooled = _pool(call, x, 2)
+    return [pooled, Value(pooled.dims, (False,) * len(pooled))]
+
+
+@rule(aten.max.dim, aten.min.dim)
+def extreme(call: Call, x: Value, dim: int, keepdim: bool = False) -> list[Value]:
+    found = _reduce(call, x, dim, keepdim, exact_if_zero=False)
+    return [found, Value(found.dims, (False,) * len(found))]
 
 
 @rule(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import fx
 
-from hwprune.structure.dims import ONE, Dim
-from hwprune.structure.rules.table import Call, Value, read_argument, rule
+from hwprune.structure.dims import ONE, Dim, Product
+from hwprune.structure.rules.table import Call, Kept, Value, read_argument, rule
 
 aten = torch.ops.aten
 
@@ -26,9 +27,25 @@ def reshape(call: Call, x: Value, shape: Any) -> Value:
     return result
 
 
-@rule(aten.flatten.using_ints, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
+@rule(aten.flatten.using_ints, aten.unsqueeze.default)
 def regroup(call: Call, x: Value, *_: Any) -> Value:
     return call.regroup(x, call.sizes)
+
+
+@rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+def squeeze(call: Call, x: Value, which: int | list[int] | None = None) -> Value:
+    chosen = range(len(x)) if which is None else [which] if isinstance(which, int) else which
+    gone = sorted({position % len(x) for position in chosen if x[position].size == 1})
+
+    def edit(node: fx.Node, kept: Kept) -> None:
+        # An axis that is cut to a single index must not vanish: name the dims that had size 1 before.
+        node.target = aten.squeeze.dims
+        node.args = (node.args[0], gone)
+        node.kwargs = {}
+
+    call.on_cut(edit)
+    stays = [position for position in range(len(x)) if position not in gone]
+    return Value(tuple(x.dims[p] for p in stays), tuple(x.zeros[p] for p in stays))
 
 
 @rule(aten.unflatten.int)
@@ -44,7 +61,27 @@ def permute(call: Call, x: Value, order: list[int]) -> Value:
     return Value(tuple(x.dims[i] for i in order), tuple(x.zeros[i] for i in order))
 
 
-@rule(aten.transpose.int)
+@rule(aten.movedim.int)
+def movedim(call: Call, x: Value, source: int, destination: int) -> Value:
+    order = [i for i in range(len(x)) if i != source % len(x)]
+    order.insert(destination % len(x), source % len(x))
+    return Value(tuple(x.dims[i] for i in order), tuple(x.zeros[i] for i in order))
+
+
+@rule(aten.repeat_interleave.self_int)
+def repeat_interleave(call: Call, x: Value, repeats: int, dim: int | None = None, *_: Any) -> Value:
+    """Each index is repeated in place: Product(index, copy). This is how KV heads are often repeated."""
+    if dim is None:
+        for one in x.dims:
+            call.freeze(one, "is flattened and repeated")
+        return Value(tuple(call.opaque(size, "is repeated") for size in call.sizes), (False,) * len(call.sizes))
+    dim %= len(x)
+    copies = call.opaque(repeats, "counts copies")
+    repeated = call.space.resolve(Product((x[dim], copies)))
+    return Value((*x.dims[:dim], repeated, *x.dims[dim + 1 :]), x.zeros)
+
+
+@rule(aten.transpose.int, aten.swapaxes.default)
 def transpose(call: Call, x: Value, a: int, b: int) -> Value:
     order = list(range(len(x)))
     order[a], order[b] = order[b], order[a]

@@ -1,0 +1,30 @@
+"""What every benchmark prints first, and small helpers."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from hwprune.latency import fingerprint
+from hwprune.searching.recording import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def heading(text: str) -> None:
+    """Machine, load and versions beside the numbers."""
+    found = versions()
+    print(f"# {text}")
+    print(
+        f"{fingerprint.device_name()}, {fingerprint.isa()}, {platform.system()}; load {fingerprint.conditions()['load_average']}"
+    )
+    print(", ".join(f"{name} {found[name]}" for name in ("hwprune", "python", "torch", "onnxruntime", "optuna") if name in found))
+    print()
+
+
+def hwprune(*arguments: str) -> str:
+    """Run the command line; returns stdout, stops at an error."""
+    command = [sys.executable, "-m", "hwprune.cli.main", *arguments]
+    return subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
