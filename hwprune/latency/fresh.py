@@ -1,14 +1,15 @@
 """Measuring in fresh processes: what is reported, and what `hwprune verify` repeats.
 
-Memory layout and thread placement belong to a process, so one process is one sample. Speedup is the median over
-`PROCESSES` of them, its interval the extremes, which hold the true median with 96.9 % for 6.
+Memory layout and thread placement belong to a process and a session, so one process is one sample, the geometric mean
+over `SESSIONS` pairs of new sessions. Speedup is the median over `PROCESSES` of them, its interval the extremes, which
+hold the true median with 96.9 % for 6.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 from hwprune.errors import CandidateFailure
@@ -19,11 +20,12 @@ from hwprune.measurement import Measurement
 from hwprune.target import Target
 
 PROCESSES = 6
+SESSIONS = 2
 
 
 def settings_for(target: Target) -> Settings:
     """Settings of one measurement in a fresh process. It is short: the interval comes from the spread of the processes."""
-    return Settings(use_cpu_time=target.device == "cpu" and target.threads == 1, half_width=0.005, limit_s=0.5)
+    return Settings(use_cpu_time=target.device == "cpu" and target.threads == 1, half_width=0.005, limit_s=0.4)
 
 
 def remeasure(
@@ -42,20 +44,22 @@ def remeasure(
     """
     paired: dict[str, list[dict[str, Any]]] = {key: [] for key in ["dense", *models]}
     order = ["dense", *models]
+    failed: set[str] = set()
     for number in range(processes):
         with Bench(target, limits) as bench:
-            bench.load("reference", dense, keep=True)
-            turn = number % len(order)
-            for key in order[turn:] + order[:turn]:  # nobody is always measured first
-                try:
-                    bench.load("model", dense if key == "dense" else models[key])
-                    paired[key].append(bench.pair("model", "reference", example, settings))
-                except CandidateFailure:
-                    continue
-                finally:
+            for _ in range(SESSIONS):
+                bench.load("reference", dense, keep=True)
+                turn = len(paired["dense"]) % len(order)
+                for key in order[turn:] + order[:turn]:  # nobody is always measured first
+                    if key not in failed:
+                        try:
+                            bench.load("model", dense if key == "dense" else models[key])
+                            paired[key].append({"process": number, **bench.pair("model", "reference", example, settings)})
+                        except CandidateFailure:
+                            failed.add(key)
                     step()
     dense_s = median(result["dense_latency_s"] for results in paired.values() for result in results)
-    return {key: _summary(results, dense_s) for key, results in paired.items() if len(results) == processes}
+    return {key: _summary(results, dense_s) for key, results in paired.items() if key not in failed}
 
 
 def _summary(results: list[dict[str, Any]], dense_s: float) -> tuple[Measurement, Measurement]:
@@ -64,11 +68,13 @@ def _summary(results: list[dict[str, Any]], dense_s: float) -> tuple[Measurement
     The candidate's own median, taken at another moment than the dense one of another process, would not: a shared
     machine is 20 % faster in one minute than in the next.
     """
-    speedup, low, high = process_interval([result["speedup"] for result in results])
+    processes = sorted({result["process"] for result in results})
+    speedups = [geometric_mean([r["speedup"] for r in results if r["process"] == number]) for number in processes]
+    speedup, low, high = process_interval(speedups)
     conditions = {
         "clock": results[0]["clock"],
-        "processes": len(results),
-        "speedups": [round(result["speedup"], 5) for result in results],
+        "processes": len(processes),
+        "speedups": [round(value, 5) for value in speedups],
         "latencies_s": [result["latency_s"] for result in results],
         "dense_latencies_s": [result["dense_latency_s"] for result in results],
         "wall_speedup": median(result["wall_speedup"] for result in results),
@@ -76,6 +82,6 @@ def _summary(results: list[dict[str, Any]], dense_s: float) -> tuple[Measurement
     }
     latency = {"clock": results[0]["clock"], "dense_s": dense_s, "from": "dense_s / speedup"}
     return (
-        Measurement(dense_s / speedup, "s", dense_s / high, dense_s / low, len(results), latency),
-        Measurement(speedup, "x", low, high, len(results), conditions),
+        Measurement(dense_s / speedup, "s", dense_s / high, dense_s / low, len(processes), latency),
+        Measurement(speedup, "x", low, high, len(processes), conditions),
     )

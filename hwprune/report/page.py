@@ -17,7 +17,7 @@ from hwprune import units
 from hwprune.files import write_atomic
 from hwprune.record import Record, dense_metric, trial
 from hwprune.report.picture import drop_range
-from hwprune.report.text import number, speedup_text, verdict
+from hwprune.report.text import number, recommended, speedup_text, verdict
 
 
 def write_page(record: Record, path: Path) -> None:
@@ -40,6 +40,7 @@ def page_data(record: Record) -> dict[str, Any]:
         "notes": record["notes"],
         "metric": record["workload"]["metric"],
         "range": drop_range(record),
+        "chosen": recommended(record),
         "dense": {
             "metric": number(dense["value"]),
             "interval": f"[{number(dense['ci_low'])}, {number(dense['ci_high'])}]",

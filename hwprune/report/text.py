@@ -26,15 +26,15 @@ def summary(record: Record, width: int = 100) -> str:
     """The front, the dense model first, and the notes."""
     base, metric = record["baseline"], record["workload"]["metric"]
     dense = dense_metric(record)
-    rows = [["dense", units.speedup(1.0), number(dense["value"]), "", units.seconds(base["latency"]["value"]),
+    rows = [["dense", units.speedup(1.0), "", number(dense["value"]), units.seconds(base["latency"]["value"]),
              units.count(base["params"]), units.size(base["size_bytes"])]]  # fmt: skip
     for point in record["front"]:
         rows.append(
             [
                 f"trial {point['trial']}",
                 speedup_text(point["speedup"]),
-                number(point["metric"]["value"]),
                 f"{point['drop']:+.4f}",
+                number(point["metric"]["value"]),
                 units.seconds(point["latency"]["value"]),
                 units.count(point["params"]),
                 units.size(point["size_bytes"]),
@@ -42,7 +42,7 @@ def summary(record: Record, width: int = 100) -> str:
         )
     parts = [verdict(record)]
     if record["front"]:
-        parts.append(table(["", "speedup", metric, "drop", "latency", "params", "file"], rows, width))
+        parts.append(table(["", "speedup", "drop", metric, "latency", "params", "file"], rows, width))
     parts += [f"Note: {note}" for note in record["notes"]]
     return "\n\n".join(parts)
 
@@ -61,8 +61,29 @@ def verdict(record: Record) -> str:
     return (
         f"{start}; a front of {len(record['front'])} from {units.speedup(low['speedup']['value'])} to "
         f"{units.speedup(high['speedup']['value'])}, scored on the {split} split and measured in "
-        f"{high['speedup']['conditions']['processes']} fresh processes."
+        f"{high['speedup']['conditions']['processes']} fresh processes. {_recommendation(record)}"
     )
+
+
+def recommended(record: Record) -> int:
+    """Index of the point to look at first: the fastest within ``max_drop`` (or 0.01), else the most accurate; -1: none."""
+    points = record["front"]
+    limit = _limit(record)
+    fits = [index for index, point in enumerate(points) if point["drop"] <= limit]
+    return fits[-1] if fits else 0 if points else -1
+
+
+def _limit(record: Record) -> float:
+    given = record["job"]["max_drop"]
+    return 0.01 if given is None else float(given)
+
+
+def _recommendation(record: Record) -> str:
+    point = record["front"][recommended(record)]
+    speedup = f"{speedup_text(point['speedup'])} at drop {point['drop']:+.4f} (trial {point['trial']})"
+    if point["drop"] <= _limit(record):
+        return f"Fastest with a drop of at most {_limit(record):g}: {speedup}."
+    return f"None has a drop of at most {_limit(record):g}; the most accurate: {speedup}."
 
 
 def speedup_text(speedup: dict[str, Any]) -> str:

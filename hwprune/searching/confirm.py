@@ -119,7 +119,7 @@ def confirm(
         notes.append(_nothing(trials, job.max_drop or 0.0))
     progress.stage(f"measuring {len(chosen)} finalists again in {fresh.PROCESSES} fresh processes")
     models = {str(t.number): evaluator.ensure_files(t, weights=True) / "model.onnx" for t in chosen}
-    total = fresh.PROCESSES * (1 + len(models))
+    total = fresh.PROCESSES * fresh.SESSIONS * (1 + len(models))
     count = 0
 
     def step() -> None:
