@@ -39,7 +39,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trial-timeout", type=args.seconds, metavar="120s", help="limit of one step of a candidate (default: 120s)"
     )
-    parser.add_argument("--memory-limit", type=args.size, metavar="4GB", help="memory that running a candidate may take")
+    parser.add_argument(
+        "--memory-limit",
+        type=args.size,
+        metavar="4GB",
+        help="memory that running a candidate may take (default: 3/4 of the machine's)",
+    )
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME-TIME)")
     parser.add_argument("--storage", metavar="URL", help="Optuna storage (default: SQLite in the run directory)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

@@ -24,7 +24,7 @@ class Job:
         time_s: no trial starts later than this after the search began; 0: no limit.
         max_drop, min_speedup: constraints, None: none.
         recover: ``none``, ``batchnorm`` or ``auto`` (what the model has use for).
-        trial_timeout_s, memory_limit: what one candidate may take; 0 bytes: no limit.
+        trial_timeout_s, memory_limit: what one candidate may take; 0 bytes: three quarters of the machine's memory.
         storage: Optuna storage URL; empty: study.db in the run directory.
     """
 

@@ -16,6 +16,8 @@ from hwprune.trial import Trial
 if TYPE_CHECKING:
     import pandas
 
+    from hwprune.workload import Workload
+
 
 @dataclass(frozen=True, slots=True)
 class FrontPoint:
@@ -28,11 +30,14 @@ class FrontPoint:
     speedup: Measurement
     folder: Path
 
-    def export(self, out: str | Path, format: str = "onnx") -> Path:  # noqa: A002 - the contract's word
-        """Write the point's files into a folder; formats as in `hwprune.deploy.exporting.FORMATS`."""
+    def export(self, out: str | Path, format: str = "onnx", workload: Workload | None = None) -> Path:  # noqa: A002 - the contract's word
+        """Write the point's files into a folder; formats as in `hwprune.deploy.exporting.FORMATS`.
+
+        ``workload``: for ``pt2`` of a run made from a live Python object, which can't be loaded again by its source.
+        """
         from hwprune.deploy import exporting
 
-        return exporting.export_run(self.folder.parent.parent, self.trial.number, format, Path(out))
+        return exporting.export_run(self.folder.parent.parent, self.trial.number, format, Path(out), workload)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import random
 import time
 from dataclasses import replace
@@ -44,7 +45,7 @@ class Session:
     ) -> None:
         self.job, self.workload, self.run, self.target, self.progress = job, workload, run, target, progress
         self.space_file = space_file
-        self.limits = Limits(job.trial_timeout_s, job.memory_limit)
+        self.limits = Limits(job.trial_timeout_s, job.memory_limit or _three_quarters_of_memory())
         self.identity = fingerprint.identity(target)
         self.notes: list[str] = []
         self.self_checks: list[dict[str, Any]] = []
@@ -57,12 +58,18 @@ class Session:
         space = spaces.build(self.space_file, pruner, self.target, fingerprint.isa(), self.job.all_patterns)
         if self.job.recover != "auto":
             space = replace(space, compensation=self._compensation(pruner))
-        store = self._open(space, resume, pruner.fingerprint)
+        storage = self.job.storage or Store.default_storage(self.run)
+        store = Store(storage, space, self.job.sampler, self.job.seed) if resume else None
+        if store is not None:
+            self._check_same(store, pruner.fingerprint)
         with Bench(self.target, self.limits) as bench:
             evaluator = Evaluator(pruner, bench, self.target, self.run)
             self.progress.stage("measuring the dense model")
             baseline = evaluator.prepare()
-            self._check_baseline(store, baseline.metric.value)
+            # Only now, so that a workload that can't be used leaves no half-made run behind.
+            self.job.write(self.run)
+            store = store or Store(storage, space, self.job.sampler, self.job.seed, create=True)
+            self._start(store, space, pruner.fingerprint, baseline.metric.value)
             self._self_check(baseline.self_speedup.to_json(), 0)
             try:
                 self._trials(store, space, evaluator)
@@ -84,30 +91,35 @@ class Session:
             return compensation.NONE
         return wanted
 
-    def _open(self, space: SearchSpace, resume: bool, model: str) -> Store:
-        storage = self.job.storage or Store.default_storage(self.run)
-        store = Store(storage, space, self.job.sampler, self.job.seed, create=not resume)
-        if not resume:
-            store.write("model_fingerprint", model)
-            store.write("identity", self.identity)
-            store.write("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
-            self.job.write(self.run)
-            self._warm_start(store, space)
-            return store
-        if store.read("model_fingerprint") != model:
+    def _check_same(self, store: Store, model: str) -> None:
+        """A run goes on only with the same model, on the same device and versions. Raises `UsageError`."""
+        if store.read("model_fingerprint") not in (None, model):
             raise UsageError(f"{self.run} was started with another model: its weights have another fingerprint")
-        before = store.read("identity")
+        before = store.read("identity") or self.identity
         if before != self.identity:
             changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in self.identity.items() if before.get(k) != v]
             raise UsageError(
                 f"{self.run} was measured under other conditions; numbers of different machines or versions can't be mixed:",
                 changed,
             )
-        self.job.write(self.run)
+
+    def _start(self, store: Store, space: SearchSpace, model: str, dense_metric: float) -> None:
+        """Write what a new study needs, or take up one that was interrupted, even in the middle of this."""
+        if store.read("started") is None:
+            store.write("model_fingerprint", model)
+            store.write("identity", self.identity)
+            store.write("dense_metric", dense_metric)
+            store.write("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+            self._warm_start(store, space)
+            store.write("started", True)
+        before = store.read("dense_metric")
+        if abs(before - dense_metric) > 1e-6 * max(1.0, abs(before)):
+            raise UsageError(
+                f"{self.run} was started with other validation data: the dense model scored {before:.6g}, now {dense_metric:.6g}"
+            )
         again = store.recover()
         if again:
             self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
-        return store
 
     def _warm_start(self, store: Store, space: SearchSpace) -> None:
         """A uniform sweep first; for the grid sampler that is the whole search."""
@@ -120,16 +132,7 @@ class Session:
         top = max(self.space_file.max_sparsity, *self.space_file.mask_sparsities)
         for step in range(1, count + 1):
             for method in methods:
-                store.enqueue(space.uniform(top * step / count, method), "uniform")
-
-    def _check_baseline(self, store: Store, metric: float) -> None:
-        before = store.read("dense_metric")
-        if before is None:
-            store.write("dense_metric", metric)
-        elif abs(before - metric) > 1e-6 * max(1.0, abs(before)):
-            raise UsageError(
-                f"{self.run} was started with other validation data: the dense model scored {before:.6g}, now {metric:.6g}"
-            )
+                store.enqueue(space.uniform(top * step / count, method), "uniform", again=False)
 
     # -- trials ------------------------------------------------------------------------------
 
@@ -275,3 +278,8 @@ class Session:
             self_checks=self.self_checks,
         )
         write_atomic(self.run / "record.json", dump_json(record))
+
+
+def _three_quarters_of_memory() -> int:
+    """So that a candidate that eats memory fails by itself, and not by the system ending the search."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4

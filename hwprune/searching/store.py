@@ -53,7 +53,7 @@ def _open(storage: str) -> Any:
 class Store:
     """One multi-objective study (drop down, speedup up) and the trials in it."""
 
-    def __init__(self, storage: str, space: SearchSpace | None, sampler: str, seed: int, create: bool) -> None:
+    def __init__(self, storage: str, space: SearchSpace | None, sampler: str, seed: int, create: bool = False) -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.storage = storage
@@ -108,9 +108,10 @@ class Store:
         with _storage_errors(self.storage):
             return self.study.get_trials(deepcopy=False, states=states)
 
-    def enqueue(self, parameters: Mapping[str, Any], origin: str) -> None:
-        """Propose this before anything that a sampler proposes."""
-        self.study.enqueue_trial(dict(parameters), user_attrs={_ORIGIN: origin})
+    def enqueue(self, parameters: Mapping[str, Any], origin: str, again: bool = True) -> None:
+        """Propose this before anything that a sampler proposes; ``again`` False: not if it was proposed before."""
+        with _storage_errors(self.storage):
+            self.study.enqueue_trial(dict(parameters), user_attrs={_ORIGIN: origin}, skip_if_exists=not again)
 
     @property
     def waiting(self) -> int:

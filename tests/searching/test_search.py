@@ -298,3 +298,23 @@ def test_nan_model_is_refused_with_what_to_do(tmp_path):
 def test_broken_storage_is_an_error_with_its_name(tmp_path):
     with pytest.raises(RunError, match="no-such-folder"):
         hwprune.search(tiny_workload(), trials=2, out=tmp_path / "run", storage="sqlite:////no-such-folder/x.db")
+
+
+def test_a_workload_that_can_not_be_used_leaves_no_run_behind(tmp_path):
+    from tests.workloads import nan_model
+
+    with pytest.raises(WorkloadError):
+        hwprune.search(nan_model(), trials=2, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "job.toml").exists()
+    assert not (tmp_path / "run" / "study.db").exists()
+
+
+def test_warm_start_that_was_interrupted_is_completed_once(store):
+    space, opened = store
+    first = opened(True)
+    for sparsity in (0.25, 0.5):
+        first.enqueue(space.uniform(sparsity, "l1"), "uniform", again=False)
+    second = opened(False)
+    for sparsity in (0.25, 0.5, 0.75):
+        second.enqueue(space.uniform(sparsity, "l1"), "uniform", again=False)
+    assert second.waiting == 3
