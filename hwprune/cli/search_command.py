@@ -122,9 +122,10 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
         fixed = [
             key for key in ("target", "space", "storage", "all_patterns") if key in values and values[key] != getattr(job, key)
         ]
-        if fixed or options.words or options.workload not in (DEFAULT, job.workload):
-            what = ", ".join([*fixed, *(["workload"] if not fixed else [])])
-            raise UsageError(f"a resumed run keeps its {what}; start a new one with another --out")
+        if args.source(options) not in (DEFAULT, job.workload):  # saying the same again is fine
+            fixed.append("workload")
+        if fixed:
+            raise UsageError(f"a resumed run keeps its {', '.join(fixed)}; start a new one with another --out")
     elif "time_s" in values and "trials" not in values:
         values["trials"] = 0
     return replace(job, **values)

@@ -318,3 +318,19 @@ def test_warm_start_that_was_interrupted_is_completed_once(store):
     for sparsity in (0.25, 0.5, 0.75):
         second.enqueue(space.uniform(sparsity, "l1"), "uniform", again=False)
     assert second.waiting == 3
+
+
+def test_time_is_over_before_the_first_trial(tmp_path):
+    result = hwprune.search(tiny_workload(), trials=0, time_s=1e-6, out=tmp_path / "run")
+    assert result.trials == ()
+    assert result.front == ()
+    assert any("No candidate could be measured" in note for note in result.notes)
+    with pytest.raises(UsageError, match="front is empty"):
+        result.best()
+
+
+def test_a_resumed_run_keeps_its_workload_and_target(finished_run):
+    for words in (["demo:digits-vit"], ["--target", "cpu-openvino"], ["demo:digits", "x=1"]):
+        found = cli("search", *words, "--resume", "--out", str(finished_run))
+        assert found.returncode == 2
+        assert "keeps its" in found.stderr
