@@ -50,7 +50,7 @@ class Bar(Progress):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
         self._console = Console(stderr=True)
@@ -58,7 +58,7 @@ class Bar(Progress):
         columns: list[Any] = [
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12 if narrow else 24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
         ]
         columns.append(TextColumn("{task.fields[left]}", markup=False))
         if not narrow:
@@ -72,7 +72,7 @@ class Bar(Progress):
             if self._task is not None:
                 self._rich.remove_task(self._task)
             self._rich.start()
-            self._task = self._rich.add_task(kind, total=total or None, best="", left="")
+            self._task = self._rich.add_task(kind, total=total or None, best="", left="", count="")
             self._kind = kind
 
     def stage(self, text: str) -> None:
@@ -87,11 +87,15 @@ class Bar(Progress):
             self.note(f"trial {trial.number} {describe(trial)}")
         left = f"{units.duration(left_s)} left" if left_s is not None else ""
         found = f"best {describe(best)}" if best is not None else ""
-        self._rich.update(self._task, completed=done, best=found, left=left)
+        self._rich.update(self._task, completed=done, best=found, left=left, count=_count(done, total))
 
     def confirmed(self, done: int, total: int) -> None:
         self._show("measuring the front again", total)
-        self._rich.update(self._task, completed=done)
+        self._rich.update(self._task, completed=done, count=_count(done, total))
 
     def close(self) -> None:
         self._rich.stop()
+
+
+def _count(done: int, total: int) -> str:
+    return f"{done}/{total}" if total else str(done)

@@ -119,7 +119,7 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
     }
     values = {key: value for key, value in given.items() if value is not None}
     if options.resume:
-        fixed = [
+        fixed: list[str] = [
             key for key in ("target", "space", "storage", "all_patterns") if key in values and values[key] != getattr(job, key)
         ]
         if args.source(options) not in (DEFAULT, job.workload):  # saying the same again is fine
