@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hwprune.version import VERSION
+
 if TYPE_CHECKING:
     from hwprune import criteria, patterns
     from hwprune.errors import HwpruneError
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from hwprune.trial import Trial
     from hwprune.workload import Workload
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "Axis": "structure.graph",

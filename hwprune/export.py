@@ -213,12 +213,12 @@ def to_safetensors(module: torch.nn.Module, path: Path) -> Path:
 
 def write_recipe(candidate: Candidate, folder: Path) -> Path:
     """recipe.json with the kept indices, and keep.safetensors with the masks as packed bits if there are any."""
-    from hwprune import __version__
+    from hwprune.version import VERSION
 
     data: dict[str, Any] = {
         **candidate.recipe.to_json(),
         "digest": candidate.recipe.digest,
-        "hwprune": __version__,
+        "hwprune": VERSION,
         "model_fingerprint": candidate.fingerprint,
         "kept": {name: keep.nonzero().squeeze(1).tolist() for name, keep in candidate.keeps.items()},
         "sizes": {name: len(keep) for name, keep in candidate.keeps.items()},

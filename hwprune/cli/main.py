@@ -9,8 +9,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from hwprune import __version__
 from hwprune.errors import HwpruneError, UsageError
+from hwprune.version import VERSION
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"hwprune {__version__}")
+    parser.add_argument("--version", action="version", version=f"hwprune {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         module = importlib.import_module(f"hwprune.cli.{_module(name)}")

@@ -24,9 +24,9 @@ PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "op
 
 def versions() -> dict[str, str]:
     """hwprune, Python, the system and the packages that decide numbers, as far as they are installed."""
-    from hwprune import __version__
+    from hwprune.version import VERSION
 
-    found = {"hwprune": __version__, "python": platform.python_version(), "system": platform.platform()}
+    found = {"hwprune": VERSION, "python": platform.python_version(), "system": platform.platform()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
