@@ -47,13 +47,15 @@ def remeasure(
     failed: set[str] = set()
     for number in range(processes):
         with Bench(target, limits) as bench:
-            for _ in range(SESSIONS):
+            for session in range(SESSIONS):
                 bench.load("reference", dense, keep=True)
                 turn = len(paired["dense"]) % len(order)
                 for key in order[turn:] + order[:turn]:  # nobody is always measured first
                     if key not in failed:
                         try:
                             bench.load("model", dense if key == "dense" else models[key])
+                            if session % 2:  # who is loaded first gets other memory; let it be either in turn
+                                bench.load("reference", dense, keep=True)
                             paired[key].append({"process": number, **bench.pair("model", "reference", example, settings)})
                         except CandidateFailure:
                             failed.add(key)
