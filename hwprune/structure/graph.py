@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -64,6 +64,7 @@ class AxisGraph:
         matrices: list[Matrix],
         work: list[tuple[Dim, ...]],
         free_sizes: frozenset[int],
+        unmasked: Set[tuple[str, int]] = frozenset(),
     ) -> None:
         self.module = module
         self.matrices = tuple(matrices)
@@ -72,6 +73,7 @@ class AxisGraph:
         self._edits = dict(edits)
         self._work = work
         self._free_sizes = free_sizes
+        self._unmasked = unmasked
         self._leaves: dict[str, Leaf] = {}
         self.axes = self._find_axes()
         self._by_name = {axis.name: axis for axis in self.axes}
@@ -95,9 +97,13 @@ class AxisGraph:
 
     def parameter_count(self, counts: Mapping[str, int]) -> int:
         """Number of parameters after such a cut, predicted without cutting."""
-        own = dict(self.module.named_parameters())
-        traced = sum(prod(self.shape(name, counts)) for name in own if name in self._parameters)
-        return traced + sum(p.numel() for name, p in own.items() if name not in self._parameters)
+        own = dict(self.module.named_parameters(remove_duplicate=False))
+        first: dict[int, str] = {}
+        for name, parameter in own.items():  # of tied names the one that the graph reads knows the axes
+            if id(parameter) not in first or name in self._parameters:
+                first[id(parameter)] = name
+        traced = sum(prod(self.shape(name, counts)) for name in first.values() if name in self._parameters)
+        return traced + sum(own[name].numel() for name in first.values() if name not in self._parameters)
 
     def macs(self, counts: Mapping[str, int], batch: int = 1) -> int:
         """Multiply-accumulates of matrix products, convolutions and attention after such a cut, without running it.
@@ -153,7 +159,7 @@ class AxisGraph:
             return "head"
         if "attention_inner" in tags:
             return "head_dim"
-        if "summed" in tags or self._space.inexact(leaf):
+        if "summed" in tags:
             return "hidden"
         if "group" in tags:
             return "group"
@@ -161,7 +167,7 @@ class AxisGraph:
             return "channel"
         if "linear_out" in tags or "linear_in" in tags:
             return "neuron"
-        return "other"
+        return "hidden" if self._space.inexact(leaf) else "other"
 
     # -- changing ----------------------------------------------------------------------------
 
@@ -201,6 +207,8 @@ class AxisGraph:
         def zero(tensor: torch.Tensor, value: Value) -> torch.Tensor:
             result = tensor.detach().clone()
             for position, keep in self._touched_dims(value, masks, touched):
+                if (value.parameter, position) in self._unmasked:
+                    continue
                 gone = torch.from_numpy(~keep).to(result.device)
                 result.index_fill_(position, gone.nonzero().squeeze(1), 0)
             return result

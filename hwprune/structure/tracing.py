@@ -51,21 +51,26 @@ def trace(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> AxisGraph
     Raises:
         TraceError: ``torch.export`` can't trace the model (data-dependent control flow, for example).
     """
-    module = _export(model, tuple(example_inputs))
+    return analyse(capture(model, example_inputs))
+
+
+def analyse(module: fx.GraphModule) -> AxisGraph:
+    """The axes of a captured model: one pass over its graph."""
     walk = _Walk(module)
     walk.run()
-    return AxisGraph(module, walk.space, walk.parameters, walk.edits, walk.matrices, walk.work, walk.batch)
+    return AxisGraph(module, walk.space, walk.parameters, walk.edits, walk.matrices, walk.work, walk.batch, walk.unmasked)
 
 
-def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
-    inputs, shapes = free_batch(model, inputs)
+def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """The ATen graph of ``model`` as a module with the model's own tensors; arguments and errors as for `trace`."""
+    inputs = tuple(example_inputs)
     was_training = {name: module.training for name, module in model.named_modules()}
     model.eval()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
-            module = program.module(check_guards=False)
+        module = _exported(model, *free_batch(model, inputs))
+        if not has_free_batch(module):
+            # A model that fixes its batch (len(x), a baked-in size) is captured at the one it was given.
+            module = _exported(model, inputs, None)
     except Exception as error:  # torch.export raises whatever the model's own code raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise TraceError(
@@ -76,8 +81,22 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModul
     finally:
         for name, part in model.named_modules():
             part.training = was_training[name]
-    assert isinstance(module, fx.GraphModule)
     return _own(module, model)
+
+
+def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def has_free_batch(module: fx.GraphModule) -> bool:
+    """Does the captured graph run at any batch size?"""
+    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    return any(isinstance(v, torch.Tensor) and v.ndim > 0 and isinstance(v.shape[0], torch.SymInt) for v in values)
 
 
 def free_batch(model: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], Any]:
@@ -98,6 +117,7 @@ def free_batch(model: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[tuple[
 def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """A plain GraphModule with the model's state under its own names that obeys train() and eval()."""
     graph = exported.graph
+    _inline(exported)
     for node in list(graph.nodes):
         if (node.op == "call_module" and not node.users) or node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
@@ -127,6 +147,54 @@ def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     return module
 
 
+def _inline(module: fx.GraphModule) -> None:
+    """Replace the nested graphs that ``torch.no_grad()`` and switched-off autocast leave by their nodes."""
+    graph = module.graph
+    changed = True
+    while changed:  # a nested graph may hold another
+        changed = False
+        for node in list(graph.nodes):
+            if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+                detach, inner = not node.args[0], node.args[1]
+            elif node.target is torch.ops.higher_order.wrap_with_autocast and not node.args[2]:
+                detach, inner = False, node.args[4]
+            else:
+                continue
+            arguments = node.args[node.args.index(inner) + 1 :]
+            _paste(graph, node, _lookup(module, str(inner.target)), arguments, detach)
+            changed = True
+    graph.eliminate_dead_code()
+
+
+def _paste(graph: fx.Graph, node: fx.Node, nested: fx.GraphModule, arguments: Sequence[Any], detach: bool) -> None:
+    """The nodes of ``nested`` before ``node``, and ``node`` gone; detached outputs stand for no_grad."""
+    feed = iter(arguments)
+    new: dict[fx.Node, Any] = {}
+    results: Sequence[Any] = ()
+    with graph.inserting_before(node):
+        for old in nested.graph.nodes:
+            if old.op == "placeholder":
+                new[old] = next(feed)
+            elif old.op == "output":
+                results = [new[value] if isinstance(value, fx.Node) else value for value in old.args[0]]
+            else:
+                new[old] = graph.node_copy(old, lambda argument: new[argument])
+        if detach:
+            results = [_detached(graph, value) for value in results]
+    for user in list(node.users):
+        user.replace_all_uses_with(results[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _detached(graph: fx.Graph, value: Any) -> Any:
+    if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), torch.Tensor):
+        return value
+    node = graph.call_function(torch.ops.aten.detach.default, (value,))
+    node.meta = dict(value.meta)
+    return node
+
+
 def _lookup(module: nn.Module, name: str) -> Any:
     value: Any = module
     for part in name.split("."):
@@ -144,6 +212,7 @@ class _Walk:
         self.edits: dict[str, list[Edit]] = {}
         self.matrices: list[Matrix] = []
         self.work: list[tuple[Dim, ...]] = []
+        self.unmasked: set[tuple[str, int]] = set()
         self._values: dict[fx.Node, Any] = {}
         self._tied: dict[int, Value] = {}
         self._numbers: dict[Any, int] = {}
@@ -212,7 +281,7 @@ class _Walk:
             return self._unknown(node, "takes one item of an unknown result")
         if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)):
             return self._number(value)
-        rule = RULES.get(node.target)
+        rule = RULES.get(node.target) or RULES.get(getattr(getattr(node.target, "_schema", None), "name", None))
         if rule is None:
             return self._unknown(node, f"no rule for {node.target}")
         assert isinstance(node.target, torch._ops.OpOverload)
@@ -229,6 +298,7 @@ class _Walk:
             # A gap in a rule costs prunability, never a crash.
             return self._unknown(node, f"the rule for {short} does not cover this use ({type(error).__name__}: {error})")
         self.work += call.work
+        self.unmasked.update(call.unmasked)
         if call.edits:
             self.edits[node.name] = call.edits
         self._note_matrix(node)

@@ -65,6 +65,28 @@ def matmul(call: Call, a: Value, b: Value) -> Value:
     return Value((*batch, *rows[0], *columns[0]), (*zero_batch, *rows[1], *columns[1]))
 
 
+@rule(aten.mv.default, aten.dot.default)
+def vector(call: Call, a: Value, b: Value) -> Value | tuple[Dim, ...]:
+    return matmul(call, a, b)
+
+
+@rule(aten.outer.default)
+def outer(call: Call, a: Value, b: Value) -> Value:
+    return Value((a[0], b[0]), (a.zeros[0], b.zeros[0]))
+
+
+@rule(aten.bilinear.default)
+def bilinear(call: Call, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
+    """(..., i) x (..., j) x (o, i, j) -> (..., o)."""
+    call.contract(a, -1, weight, 1)
+    call.contract(b, -1, weight, 2)
+    leading = call.broadcast([Value(one.dims[:-1], one.zeros[:-1]) for one in (a, b)])
+    if bias is not None:
+        call.unify(bias[0], weight[0])
+    made = weight.zeros[0] and (bias is None or bias.zeros[0])
+    return Value((*leading, weight[0]), (*(False for _ in leading), made))
+
+
 @rule(aten.baddbmm.default)
 def baddbmm(call: Call, base: Value, a: Value, b: Value, beta: Any = 1, alpha: Any = 1) -> Value:
     result = matmul(call, a, b)

@@ -19,7 +19,7 @@ def _variants(*names: str) -> list[Any]:
         for spelling in (name, name + "_"):
             packet = getattr(aten, spelling, None)
             if packet is not None:
-                found += [getattr(packet, o) for o in packet.overloads() if "out" not in o]
+                found += [getattr(packet, o) for o in packet.overloads() if o != "out" and not o.endswith("_out")]
     return found
 
 
@@ -31,7 +31,7 @@ ZERO_MOVES = """
 sigmoid exp exp2 log log2 log10 cos cosh rsqrt reciprocal hardsigmoid softplus logical_not bitwise_not isnan isinf
 log_sigmoid erfc
 """.split()  # noqa: SIM905 - f(0) != 0
-SAME = "clone contiguous alias detach lift_fresh_copy lift_fresh _to_copy to type_as".split()  # noqa: SIM905
+SAME = "clone contiguous alias detach lift_fresh_copy lift_fresh _to_copy to type_as pin_memory".split()  # noqa: SIM905
 
 
 @rule(*_variants(*ZERO_STAYS), *_variants(*SAME))
@@ -60,14 +60,14 @@ def _zero_along(value: Value, position: int) -> bool:
     return -position <= len(value) and value[position].size != 1 and value.zeros[position]
 
 
-@rule(*_variants("mul", "logical_and", "bitwise_and"))
+@rule(*_variants("mul", "multiply", "logical_and", "bitwise_and", "__and__"))
 def product(call: Call, *_: Any) -> Value:
     dims = call.broadcast(call.inputs)
     zeros = [any(_zero_along(v, p) for v in call.inputs) for p in range(-len(dims), 0)]
     return Value(dims, tuple(zeros))
 
 
-@rule(*_variants("div", "floor_divide", "true_divide"))
+@rule(*_variants("div", "divide", "floor_divide", "true_divide"))
 def quotient(call: Call, x: Any, *_: Any) -> Value:
     dims = call.broadcast(call.inputs)
     if not isinstance(x, Value):
@@ -81,7 +81,7 @@ def quotient(call: Call, x: Any, *_: Any) -> Value:
     return Value(dims, tuple(zeros))
 
 
-@rule(*_variants("add", "sub", "maximum", "minimum"))
+@rule(*_variants("add", "sub", "subtract", "maximum", "minimum"))
 def total(call: Call, *_: Any) -> Value:
     dims = call.broadcast(call.inputs)
     plain = [v for v in call.inputs if len(v)]
@@ -106,8 +106,18 @@ def total(call: Call, *_: Any) -> Value:
         "ge",
         "where",
         "logical_or",
+        "logical_xor",
         "bitwise_or",
-        "lerp",
+        "bitwise_xor",
+        "__or__",
+        "__xor__",
+        "isclose",
+        "fmax",
+        "fmin",
+        "logaddexp",
+        "xlogy",
+        "rrelu",
+                "lerp",
         "addcmul",
         "addcdiv",
         "remainder",

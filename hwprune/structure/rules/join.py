@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from hwprune.structure.dims import Concat, Dim
+from hwprune.structure.dims import Concat, Dim, MismatchError
 from hwprune.structure.rules.table import Call, Kept, Value, rule, write_argument
 
 aten = torch.ops.aten
@@ -65,8 +65,8 @@ def split_with_sizes(call: Call, x: Value, sizes: Any, dim: int = 0) -> list[Val
     return _split(call, x, [output[dim] for output in call.outputs], dim)
 
 
-@rule(aten.chunk.default, aten.tensor_split.sections)
-def chunk(call: Call, x: Value, count: int, dim: int = 0) -> list[Value]:
+@rule(aten.chunk.default, aten.tensor_split.sections, aten.tensor_split.indices, aten.unsafe_chunk.default)
+def chunk(call: Call, x: Value, count: int | list[int], dim: int = 0) -> list[Value]:
     return _split(call, x, [output[dim] for output in call.outputs], dim)
 
 
@@ -77,7 +77,17 @@ def slice_(call: Call, x: Value, dim: int = 0, start: int | None = None, end: in
     if out == size:
         return x
     first = 0 if start is None else max(start + size, 0) if start < 0 else min(start, size)
-    if step != 1 or first + out > size:
+    if step != 1 and out * step == size and first < step:
+        # Every step-th index: the outer factor of (out, step).
+        new, skipped = _factors(call, x[dim], [out, step])
+        call.freeze(skipped, "is sliced with a step")
+
+        def edit_end(node: fx.Node, kept: Kept) -> None:
+            if kept(x[dim]) != size:
+                write_argument(node, "end", kept(x[dim]))
+
+        call.on_cut(edit_end)
+    elif step != 1 or first + out > size:
         call.freeze(x[dim], "is sliced with a step" if step != 1 else "is sliced by a computed bound")
         new = call.opaque(out, "is sliced with a step")
     else:
@@ -89,6 +99,31 @@ def slice_(call: Call, x: Value, dim: int = 0, start: int | None = None, end: in
                 write_argument(node, "end", kept(before) + kept(new))
 
         call.on_cut(edit)
+    return Value((*x.dims[:dim], new, *x.dims[dim + 1 :]), x.zeros)
+
+
+def _factors(call: Call, dim: Dim, sizes: list[int]) -> list[Dim]:
+    try:
+        return call.space.factor(dim, sizes)
+    except MismatchError as mismatch:
+        call.freeze(dim, str(mismatch))
+        return [call.opaque(size, str(mismatch)) for size in sizes]
+
+
+@rule(aten.narrow.default)
+def narrow(call: Call, x: Value, dim: int, start: int, length: int) -> Value:
+    dim %= len(x)
+    size = x[dim].size
+    if length == size:
+        return x
+    first = start % size
+    before, new, _ = call.parts(x[dim], [first, length, size - first - length])
+
+    def edit(node: fx.Node, kept: Kept) -> None:
+        write_argument(node, "start", kept(before))
+        write_argument(node, "length", kept(new))
+
+    call.on_cut(edit)
     return Value((*x.dims[:dim], new, *x.dims[dim + 1 :]), x.zeros)
 
 

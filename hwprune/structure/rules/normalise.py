@@ -15,13 +15,24 @@ aten = torch.ops.aten
 
 @rule(aten.batch_norm.default)
 def batch_norm(
-    call: Call, x: Value, weight: Value | None, bias: Value | None, mean: Value | None, var: Value | None, *_: Any
+    call: Call,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value | None,
+    var: Value | None,
+    training: bool,
+    *_: Any,
 ) -> Value:
     for parameter in (weight, bias, mean, var):
         if parameter is not None:
             call.unify(x[1], parameter[0])
-    zeros = tuple(position == 1 and bias is not None for position in range(len(x)))
-    return Value(x.dims, zeros)
+    if training or mean is None:  # weight standardisation is written so: the statistics are those of x itself
+        for position, dim in enumerate(x.dims):
+            if position != 1:
+                call.inexact(dim, "its mean and variance run over this axis")
+    gone = weight is not None and weight.zeros[0] and (bias is None or bias.zeros[0])
+    return Value(x.dims, tuple(position == 1 and gone for position in range(len(x))))
 
 
 @rule(aten.layer_norm.default, aten.rms_norm.default)
@@ -65,6 +76,29 @@ def instance_norm(call: Call, x: Value, *parameters: Any) -> Value:
             call.unify(x[1], parameter[0])
     affine = isinstance(parameters[0], Value) and isinstance(parameters[1], Value)
     return Value(x.dims, tuple(position == 1 and (affine or x.zeros[1]) for position in range(len(x))))
+
+
+@rule(aten._weight_norm.default)
+def weight_norm(call: Call, direction: Value, gain: Value, dim: int = 0) -> Value:
+    """w = gain * direction / |direction|, the norm over every dim but ``dim``."""
+    call.unify(direction[dim], gain[dim])
+    for position, other in enumerate(direction.dims):
+        if position != dim % len(direction):
+            call.inexact(other, "its norm runs over this axis")
+    if direction.parameter is not None:
+        # Masked to zero, a row would be 0 / 0; a gain of zero is enough.
+        call.unmasked.append((direction.parameter, dim % len(direction)))
+    return Value(direction.dims, tuple(gain.zeros[dim] and position == dim % len(direction) for position in range(len(direction))))
+
+
+@rule(aten.cosine_similarity.default)
+def cosine_similarity(call: Call, a: Value, b: Value, dim: int = 1, *_: Any) -> Value:
+    dims = call.broadcast([a, b])
+    call.contract(a, dim, b, dim)
+    kept = [d for position, d in enumerate(dims) if position != dim % len(dims)]
+    for d in kept:
+        call.inexact(d, "divides by what a mask may make zero")
+    return Value(tuple(kept), (False,) * len(kept))
 
 
 @rule(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default)

@@ -32,7 +32,7 @@ def sum_over(call: Call, x: Value, dims: Any, keepdim: bool = False, *_: Any) ->
     return _reduce(call, x, dims, keepdim, exact_if_zero=True)
 
 
-@rule(aten.mean.dim, aten.amax.default, aten.amin.default)
+@rule(aten.mean.dim, aten.amax.default, aten.amin.default, aten.any.dim, aten.any.dims)
 def mean_over(call: Call, x: Value, dims: Any, keepdim: bool = False, *_: Any) -> Value:
     return _reduce(call, x, dims, keepdim, exact_if_zero=False)
 
@@ -45,6 +45,20 @@ def over_all(call: Call, x: Value, *_: Any) -> Value:
 @rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim)
 def norm(call: Call, x: Value, order: Any, dims: Any, keepdim: bool = False, *_: Any) -> Value:
     return _reduce(call, x, dims, keepdim, exact_if_zero=isinstance(order, (int, float)) and order > 0)
+
+
+@rule(aten.logsumexp.default, aten.prod.dim_int, aten.all.dim, aten.all.dims)
+def moved_over(call: Call, x: Value, dims: Any, keepdim: bool = False, *_: Any) -> Value:
+    """Reductions whose result over zeros is not zero."""
+    result = _reduce(call, x, dims, keepdim, exact_if_zero=False)
+    return Value(result.dims, (False,) * len(result))
+
+
+@rule(aten.std_mean.correction, aten.var_mean.correction)
+def moments(call: Call, x: Value, dims: Any, correction: Any = None, keepdim: bool = False) -> list[Value]:
+    result = _reduce(call, x, dims, keepdim, exact_if_zero=False)
+    plain = Value(result.dims, (False,) * len(result))
+    return [plain, plain]
 
 
 @rule(aten.var.correction, aten.std.correction)
@@ -68,6 +82,7 @@ def _pool(call: Call, x: Value, spatial: int) -> Value:
 
 
 @rule(aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default)
+@rule(aten.upsample_nearest1d.default, aten.upsample_nearest1d.vec, aten.upsample_linear1d.default, aten.upsample_linear1d.vec)
 def pool1d(call: Call, x: Value, *_: Any) -> Value:
     return _pool(call, x, 1)
 
@@ -93,7 +108,19 @@ def pool2d_with_indices(call: Call, x: Value, *_: Any) -> list[Value]:
     return [pooled, Value(pooled.dims, (False,) * len(pooled))]
 
 
-@rule(aten.max.dim, aten.min.dim)
+@rule(aten.adaptive_max_pool1d.default, aten.max_pool1d_with_indices.default)
+def pool1d_with_indices(call: Call, x: Value, *_: Any) -> list[Value]:
+    pooled = _pool(call, x, 1)
+    return [pooled, Value(pooled.dims, (False,) * len(pooled))]
+
+
+@rule(aten.adaptive_max_pool3d.default, aten.max_pool3d_with_indices.default)
+def pool3d_with_indices(call: Call, x: Value, *_: Any) -> list[Value]:
+    pooled = _pool(call, x, 3)
+    return [pooled, Value(pooled.dims, (False,) * len(pooled))]
+
+
+@rule(aten.max.dim, aten.min.dim, aten.median.dim)
 def extreme(call: Call, x: Value, dim: int, keepdim: bool = False) -> list[Value]:
     found = _reduce(call, x, dim, keepdim, exact_if_zero=False)
     return [found, Value(found.dims, (False,) * len(found))]
@@ -103,6 +130,7 @@ def extreme(call: Call, x: Value, dim: int, keepdim: bool = False) -> list[Value
     aten.max_pool3d.default,
     aten.avg_pool3d.default,
     aten.adaptive_avg_pool3d.default,
+    aten.upsample_nearest3d.default,
     aten.upsample_nearest3d.vec,
     aten.upsample_trilinear3d.vec,
 )

@@ -57,6 +57,8 @@ class Call:
     inputs: list[Value] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     work: list[tuple[Dim, ...]] = field(default_factory=list)
+    unmasked: list[tuple[str, int]] = field(default_factory=list)
+    """(parameter, dim) that a mask must not zero because another factor does."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -224,7 +226,7 @@ RULES: dict[Any, Rule] = {}
 
 
 def rule(*operators: Any) -> Callable[[Rule], Rule]:
-    """Enter a function into the table for these ATen overloads."""
+    """Enter a function into the table for these ATen overloads; operators of other libraries by ``namespace::name``."""
 
     def enter(function: Rule) -> Rule:
         for operator in operators:
