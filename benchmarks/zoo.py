@@ -161,7 +161,13 @@ def examine(name: str, onnx: bool) -> dict[str, Any]:
     row["params"], row["params_cut"] = dense, sum(p.numel() for p in small.parameters())
     row["predicted"] = graph.parameter_count(counts)
     row["stage"] = "train"
-    out = [x for x in torch.utils._pytree.tree_leaves(small.train()(*((torch.cat([x, x]) for x in tensors) if tracing.has_free_batch(captured) else tensors))) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    out = [
+        x
+        for x in torch.utils._pytree.tree_leaves(
+            small.train()(*((torch.cat([x, x]) for x in tensors) if tracing.has_free_batch(captured) else tensors))
+        )
+        if isinstance(x, torch.Tensor) and x.is_floating_point()
+    ]
     if any(x.requires_grad for x in out):
         sum(x.square().mean() for x in out).backward()
         row["gradients"] = sum(p.grad is not None for p in small.parameters()) / max(1, sum(1 for _ in small.parameters()))
@@ -257,7 +263,11 @@ def main() -> None:
         return work(not arguments.no_onnx)
     import zoo_models
 
-    chosen = [n for n in zoo_models.MODELS if any(fnmatch(n, glob) for glob in arguments.only) and (n in zoo_models.UNSEEN) == arguments.unseen]
+    chosen = [
+        n
+        for n in zoo_models.MODELS
+        if any(fnmatch(n, glob) for glob in arguments.only) and (n in zoo_models.UNSEEN) == arguments.unseen
+    ]
     names: queue.Queue[str] = queue.Queue()
     for name in chosen:
         names.put(name)

@@ -122,7 +122,13 @@ for _name in ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
 for _name in ("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "ssdlite320_mobilenet_v3_large"):
     MODELS[f"torchvision/{_name}"] = _detection(_name)
 MODELS["torchvision/fasterrcnn_resnet50_fpn rpn"] = _rpn
-for _name, _frames, _size in (("r3d_18", 4, 32), ("r2plus1d_18", 4, 32), ("s3d", 16, 224), ("swin3d_t", 4, 64), ("mvit_v1_b", 16, 224)):
+for _name, _frames, _size in (
+    ("r3d_18", 4, 32),
+    ("r2plus1d_18", 4, 32),
+    ("s3d", 16, 224),
+    ("swin3d_t", 4, 64),
+    ("mvit_v1_b", 16, 224),
+):
     MODELS[f"torchvision/{_name}"] = _video(_name, _frames, _size)
 
 
@@ -178,7 +184,14 @@ _LLM = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidd
 _GQA = {**_LLM, "num_key_value_heads": 2}
 _BERT = {k: v for k, v in _LLM.items() if k not in ("bos_token_id", "eos_token_id")}
 _GPT = {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
-_VIT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+_VIT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
 _image32 = lambda: _image(32)  # noqa: E731
 _wave = lambda: (torch.randn(1, 4000),)  # noqa: E731
 
@@ -268,7 +281,9 @@ class UNet(nn.Module):
         super().__init__()
 
         def block(i: int, o: int) -> nn.Module:
-            return nn.Sequential(nn.Conv2d(i, o, 3, 1, 1), nn.BatchNorm2d(o), nn.ReLU(), nn.Conv2d(o, o, 3, 1, 1), nn.BatchNorm2d(o), nn.ReLU())
+            return nn.Sequential(
+                nn.Conv2d(i, o, 3, 1, 1), nn.BatchNorm2d(o), nn.ReLU(), nn.Conv2d(o, o, 3, 1, 1), nn.BatchNorm2d(o), nn.ReLU()
+            )
 
         self.down = nn.ModuleList([block(3, 16), block(16, 32), block(32, 64)])
         self.up = nn.ModuleList([nn.ConvTranspose2d(64, 32, 2, 2), nn.ConvTranspose2d(32, 16, 2, 2)])
@@ -310,7 +325,9 @@ class SpeechCommands(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.utils.parametrizations.weight_norm(nn.Conv1d(1, 16, 16, 4))
-        self.body = nn.Sequential(nn.BatchNorm1d(16), nn.ReLU(), nn.MaxPool1d(4), nn.Conv1d(16, 32, 3), nn.BatchNorm1d(32), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.BatchNorm1d(16), nn.ReLU(), nn.MaxPool1d(4), nn.Conv1d(16, 32, 3), nn.BatchNorm1d(32), nn.ReLU()
+        )
         self.fc = nn.Linear(32, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -326,7 +343,11 @@ class ConvTasNet(nn.Module):
         self.norm, self.neck = nn.GroupNorm(1, 32), nn.Conv1d(32, 16, 1)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.Conv1d(16, 24, 1), nn.PReLU(), nn.BatchNorm1d(24), nn.Conv1d(24, 24, 3, padding=2**i, dilation=2**i, groups=24), nn.PReLU(24)
+                nn.Conv1d(16, 24, 1),
+                nn.PReLU(),
+                nn.BatchNorm1d(24),
+                nn.Conv1d(24, 24, 3, padding=2**i, dilation=2**i, groups=24),
+                nn.PReLU(24),
             )
             for i in range(3)
         )
@@ -349,8 +370,14 @@ class Crnn(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 24, 3, 1, 1), nn.ReLU())
-        self.gru, self.fc1, self.fc2 = nn.GRU(24 * 8, 32, bidirectional=True, batch_first=True), nn.Linear(64, 40), nn.Linear(40, 10)
+        self.conv = nn.Sequential(
+            nn.Conv2d(1, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 24, 3, 1, 1), nn.ReLU()
+        )
+        self.gru, self.fc1, self.fc2 = (
+            nn.GRU(24 * 8, 32, bidirectional=True, batch_first=True),
+            nn.Linear(64, 40),
+            nn.Linear(40, 10),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x).permute(0, 3, 1, 2).flatten(2)
@@ -421,7 +448,10 @@ class Recommender(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(50, 16) for _ in range(3))
-        self.bottom, self.top = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()), nn.Sequential(nn.Linear(16 + 16, 32), nn.ReLU(), nn.Linear(32, 1))
+        self.bottom, self.top = (
+            nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()),
+            nn.Sequential(nn.Linear(16 + 16, 32), nn.ReLU(), nn.Linear(32, 1)),
+        )
 
     def forward(self, dense: torch.Tensor, sparse: torch.Tensor) -> torch.Tensor:
         bottom = self.bottom(dense)

@@ -6,30 +6,12 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
 import torch
 from torch import fx, nn
 
-from hwprune.errors import UnknownNameError, UsageError
-from hwprune.structure.dims import BoolArray, Dim, IntArray, Leaf, Space
+from hwprune.structure.axes import Axis, AxisTable
+from hwprune.structure.dims import BoolArray, Dim, IntArray, Space
 from hwprune.structure.rules import Edit, Value
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """An index space of the model: removing index i removes the matching slice of every member.
-
-    ``exact``: the cut model equals the masked one. Otherwise a statistic runs over the axis, and
-    ``inexact_reason`` names the operator. ``frozen``: why nothing may be removed, or None.
-    """
-
-    name: str
-    size: int
-    role: str
-    exact: bool
-    frozen: str | None
-    members: tuple[tuple[str, int], ...]
-    inexact_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,32 +50,28 @@ class AxisGraph:
     ) -> None:
         self.module = module
         self.matrices = tuple(matrices)
+        self._table = AxisTable(space, parameters)
         self._space = space
-        self._parameters = dict(parameters)
+        self._parameters = self._table.parameters
         self._edits = dict(edits)
         self._work = work
         self._free_sizes = free_sizes
         self._unmasked = unmasked
-        self._leaves: dict[str, Leaf] = {}
-        self.axes = self._find_axes()
-        self._by_name = {axis.name: axis for axis in self.axes}
+        self.axes = self._table.axes
 
     # -- reading -----------------------------------------------------------------------------
 
     def axis(self, name: str) -> Axis:
         """The axis of that name. Raises `UnknownNameError`."""
-        if name not in self._by_name:
-            raise UnknownNameError("axis", name, self._by_name)
-        return self._by_name[name]
+        return self._table.axis(name)
 
     def slices(self, axis: Axis, parameter: str, dim: int) -> IntArray:
         """For each position of the parameter's dim the index along ``axis``, or -1; shape (size of the dim,)."""
-        return self._space.index(self._parameters[parameter][dim], self._leaves[axis.name])
+        return self._table.slices(axis, parameter, dim)
 
     def shape(self, parameter: str, counts: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of a parameter after a cut that keeps ``counts[axis name]`` indices."""
-        numbers = {self._leaves[name].number: count for name, count in counts.items()}
-        return tuple(self._space.kept(dim, numbers) for dim in self._parameters[parameter].dims)
+        return self._table.shape(parameter, counts)
 
     def parameter_count(self, counts: Mapping[str, int]) -> int:
         """Number of parameters after such a cut, predicted without cutting."""
@@ -110,7 +88,7 @@ class AxisGraph:
 
         ``batch`` stands for every size that is known only at run time.
         """
-        numbers = {self._leaves[name].number: count for name, count in counts.items()}
+        numbers = self._table.numbers(counts)
         total = 0
         for dims in self._work:
             product = 1
@@ -121,53 +99,6 @@ class AxisGraph:
                 product *= self._space.kept(dim, numbers)
             total += product
         return total
-
-    def _find_axes(self) -> tuple[Axis, ...]:
-        members: dict[Leaf, list[tuple[str, int]]] = {}
-        names: dict[Leaf, str] = {}
-        for parameter, value in self._parameters.items():
-            for position, dim in enumerate(value.dims):
-                leaves = list(dict.fromkeys(self._space.leaves(dim)))
-                for place, leaf in enumerate(leaves):
-                    members.setdefault(leaf, []).append((parameter, position))
-                    # A dim that holds several axes (fused QKV: heads and head_dim) numbers them.
-                    suffix = f"/{place}" if len(leaves) > 1 else ""
-                    names.setdefault(leaf, f"{parameter}:{position}{suffix}")
-        axes = []
-        for leaf, name in names.items():
-            if "position" in self._space.tags(leaf):
-                continue
-            self._leaves[name] = leaf
-            inexact = self._space.inexact(leaf)
-            axes.append(
-                Axis(
-                    name,
-                    leaf.size,
-                    self._role(leaf),
-                    inexact is None,
-                    self._space.frozen(leaf),
-                    tuple(dict.fromkeys(members[leaf])),
-                    inexact,
-                )
-            )
-        return tuple(axes)
-
-    def _role(self, leaf: Leaf) -> str:
-        """Roles come from use, not from names."""
-        tags = self._space.tags(leaf)
-        if "attention_batch" in tags:
-            return "head"
-        if "attention_inner" in tags:
-            return "head_dim"
-        if "summed" in tags:
-            return "hidden"
-        if "group" in tags:
-            return "group"
-        if "conv_out" in tags or "conv_in" in tags:
-            return "channel"
-        if "linear_out" in tags or "linear_in" in tags:
-            return "neuron"
-        return "hidden" if self._space.inexact(leaf) else "other"
 
     # -- changing ----------------------------------------------------------------------------
 
@@ -183,9 +114,8 @@ class AxisGraph:
         Raises:
             UsageError: an axis that is unknown or frozen, or a mask of the wrong shape or type.
         """
-        masks = self._masks(keeps)
+        masks = self._table.masks(keeps)
         counts = {number: int(mask.sum()) for number, mask in masks.items()}
-        touched = set(counts)
 
         def kept(dim: Dim) -> int:
             return self._space.kept(dim, counts)
@@ -194,19 +124,18 @@ class AxisGraph:
         for old in self.module.graph.nodes:
             for edit in self._edits.get(old.name, ()):
                 edit(new[old], kept)
-        return self._rebuild(graph, lambda tensor, value: self._select(tensor, value, masks, touched))
+        return self._rebuild(graph, lambda tensor, value: self._select(tensor, value, masks))
 
     def mask(self, keeps: Mapping[str, torch.Tensor]) -> nn.Module:
         """The model in its original shapes with the removed slices zeroed: what ``cut`` must equal.
 
         Arguments and errors as for `cut`.
         """
-        masks = self._masks(keeps)
-        touched = set(masks)
+        masks = self._table.masks(keeps)
 
         def zero(tensor: torch.Tensor, value: Value) -> torch.Tensor:
             result = tensor.detach().clone()
-            for position, keep in self._touched_dims(value, masks, touched):
+            for position, keep in self._table.touched(value, masks):
                 if (value.parameter, position) in self._unmasked:
                     continue
                 gone = torch.from_numpy(~keep).to(result.device)
@@ -225,34 +154,9 @@ class AxisGraph:
             new[old].meta = {}
         return graph, new
 
-    def _masks(self, keeps: Mapping[str, torch.Tensor]) -> dict[int, BoolArray]:
-        faults = []
-        masks: dict[int, BoolArray] = {}
-        for name, keep in keeps.items():
-            axis = self.axis(name)
-            if axis.frozen:
-                faults.append(f"{name}: nothing may be removed ({axis.frozen})")
-            elif not isinstance(keep, torch.Tensor) or keep.dtype != torch.bool or keep.shape != (axis.size,):
-                got = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, torch.Tensor) else type(keep).__name__
-                faults.append(f"{name}: the keep mask must be a bool tensor of shape ({axis.size},), got {got}")
-            elif not bool(keep.any()):
-                faults.append(f"{name}: at least one index must stay")
-            else:
-                masks[self._leaves[name].number] = keep.cpu().numpy().astype(np.bool_)
-        if faults:
-            raise UsageError("these axes can't be cut so:", faults)
-        return masks
-
-    def _touched_dims(self, value: Value, masks: Mapping[int, BoolArray], touched: set[int]) -> list[tuple[int, BoolArray]]:
-        return [
-            (position, self._space.keep(dim, masks))
-            for position, dim in enumerate(value.dims)
-            if any(leaf.number in touched for leaf in self._space.leaves(dim))
-        ]
-
-    def _select(self, tensor: torch.Tensor, value: Value, masks: Mapping[int, BoolArray], touched: set[int]) -> torch.Tensor:
+    def _select(self, tensor: torch.Tensor, value: Value, masks: Mapping[int, BoolArray]) -> torch.Tensor:
         result = tensor.detach()
-        for position, keep in self._touched_dims(value, masks, touched):
+        for position, keep in self._table.touched(value, masks):
             stays = torch.from_numpy(keep.nonzero()[0]).to(result.device)
             result = result.index_select(position, stays)
         return result.clone() if result.data_ptr() == tensor.data_ptr() else result.contiguous()

@@ -95,8 +95,13 @@ def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -
 
 def has_free_batch(module: fx.GraphModule) -> bool:
     """Does the captured graph run at any batch size?"""
-    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
-    return any(isinstance(v, torch.Tensor) and v.ndim > 0 and isinstance(v.shape[0], torch.SymInt) for v in values)
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, torch.Tensor) and value.ndim:
+            batch = value.shape[0]
+            if isinstance(batch, torch.SymInt) and batch.node.expr.free_symbols:  # a specialised one has none left
+                return True
+    return False
 
 
 def free_batch(model: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], Any]:
@@ -288,7 +293,7 @@ class _Walk:
         shapes = [self._sizes(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
         short = str(node.target.overloadpacket).removeprefix("aten.")
         arguments = [self._read(read_argument(node, a.name)) for a in node.target._schema.arguments]
-        call = Call(self.space, node, f"{short} ({node.name})", shapes, self._collect(arguments))
+        call = Call(self.space, f"{short} ({node.name})", shapes, self._collect(arguments), node=node)
         try:
             result = rule(call, *arguments)
             if isinstance(result, tuple):

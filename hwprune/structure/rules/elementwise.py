@@ -117,7 +117,7 @@ def total(call: Call, *_: Any) -> Value:
         "logaddexp",
         "xlogy",
         "rrelu",
-                "lerp",
+        "lerp",
         "addcmul",
         "addcdiv",
         "remainder",

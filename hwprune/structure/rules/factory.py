@@ -22,7 +22,14 @@ def filled(call: Call, *_: Any) -> Value:
     return Value(dims, (False,) * len(dims))
 
 
-@rule(aten.zero.default, aten.zero_.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default)
+@rule(
+    aten.zero.default,
+    aten.zero_.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+)
 def filled_like(call: Call, x: Value, *_: Any) -> Value:
     return Value(x.dims, (False,) * len(x))
 

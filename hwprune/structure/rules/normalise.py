@@ -88,7 +88,9 @@ def weight_norm(call: Call, direction: Value, gain: Value, dim: int = 0) -> Valu
     if direction.parameter is not None:
         # Masked to zero, a row would be 0 / 0; a gain of zero is enough.
         call.unmasked.append((direction.parameter, dim % len(direction)))
-    return Value(direction.dims, tuple(gain.zeros[dim] and position == dim % len(direction) for position in range(len(direction))))
+    return Value(
+        direction.dims, tuple(gain.zeros[dim] and position == dim % len(direction) for position in range(len(direction)))
+    )
 
 
 @rule(aten.cosine_similarity.default)
