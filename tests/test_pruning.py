@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,6 +19,7 @@ from hwprune.errors import CandidateFailure, UsageError
 from hwprune.pruning import Pruner
 from hwprune.structure.tracing import trace
 from hwprune.structure.units import units
+from hwprune.template import Template
 from tests.conftest import TinyNet, randomise, tiny_workload
 from tests.structure.test_cut import MODELS, free_axes, relative
 
@@ -24,6 +27,15 @@ from tests.structure.test_cut import MODELS, free_axes, relative
 def onnx_run(path, x):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def optimised_operators(path):
+    """Operators and their number after ONNX Runtime's own optimisation."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path.with_suffix(".optimised"))
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
 def test_cut_then_mask_what_is_left(tiny):
@@ -116,17 +128,18 @@ def test_reestimation_that_is_not_finite_is_a_failed_candidate():
 
 @pytest.mark.parametrize("name", ["tiny", "option-a", "inverted", "fused", "gqa"])
 def test_template_gives_what_an_export_gives(name, tmp_path):
-    """The file made from the dense graph (where it can be) computes what the module does, at several batch sizes."""
+    """The file cut from the dense one computes what the module does, with an export's operators after optimisation."""
     make, _ = MODELS[name]
     model = randomise(make())
     channels = 1 if name == "tiny" else 3
     x = torch.randn(5, channels, 8, 8)
     graph = trace(model, (x[:1],))
-    half = {a.name: torch.arange(a.size) < (a.size + 1) // 2 for a in free_axes(graph, exact=False)}
-    template = export.Template(graph.module, (x[:1],), graph.cut(half))
-    assert template.usable == (name == "tiny")  # the others bake sizes into pad, groups, reshape or split
-    small = graph.cut({a.name: torch.arange(a.size) >= a.size // 3 for a in free_axes(graph)})
-    template.write(small, tmp_path / "model.onnx")
+    template = Template(graph, (x[:1],))
+    keeps = {a.name: torch.arange(a.size) >= a.size // 3 for a in free_axes(graph, exact=False)}
+    small = graph.cut(keeps)
+    assert template.write(small, keeps, tmp_path / "model.onnx")
+    export.to_onnx(small, (x[:1],), tmp_path / "exported.onnx")
+    assert optimised_operators(tmp_path / "model.onnx") == optimised_operators(tmp_path / "exported.onnx")
     for batch in (1, 5):
         with torch.no_grad():
             assert relative(onnx_run(tmp_path / "model.onnx", x[:batch]), small(x[:batch])) < 1e-5

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
 
 from hwprune import evaluate, export
 from hwprune.errors import CandidateFailure, RunError, WorkloadError
@@ -20,9 +19,10 @@ from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Settings
 from hwprune.measurement import Measurement
 from hwprune.metrics import Metric
-from hwprune.pruning import Pruner
+from hwprune.pruning import Candidate, Pruner
 from hwprune.recipe import Recipe
 from hwprune.target import Target
+from hwprune.template import Template
 from hwprune.trial import FAILED, MEASURED, Failure, Trial
 from hwprune.workload import Workload
 
@@ -101,7 +101,7 @@ class Evaluator:
         self.dense_model = run / "baseline" / "model.onnx"
         self.validation = Split(run / "baseline" / "validation.npz", [])
         self.baseline: Baseline | None = None
-        self.template: export.Template
+        self.template: Template
         self._checked_cut = False
 
     def folder(self, number: int) -> Path:
@@ -126,8 +126,8 @@ class Evaluator:
         self.validation.targets = evaluate.write_samples(workload, "validation", self.validation.file)
         dense = self.pruner.graph.module
         try:
-            self.template = export.Template(dense, workload.example_inputs, self._cut_everything())
-            self.template.write(dense, self.dense_model)
+            self.template = Template(self.pruner.graph, workload.example_inputs)
+            self.template.write(dense, {}, self.dense_model)
             self.bench.load("dense", self.dense_model, keep=True)
             metric, self.validation.dense = self.score("dense", self.validation)
             self._check_parity(dense, self.validation.dense)
@@ -166,15 +166,6 @@ class Evaluator:
             out.unlink(missing_ok=True)
         return evaluate.score(self.metric, outputs, split.targets, split.dense or None), outputs
 
-    def _cut_everything(self) -> fx.GraphModule | None:
-        """The model with half of every axis that may be cut removed."""
-        keeps = {axis.name: torch.arange(axis.size) < (axis.size + 1) // 2 for axis in self.pruner.graph.axes if not axis.frozen}
-        if not keeps:
-            return None
-        module = self.pruner.graph.cut(keeps)
-        assert isinstance(module, fx.GraphModule)
-        return module
-
     # -- candidates --------------------------------------------------------------------------
 
     def trial(self, number: int, recipe: Recipe, origin: str) -> Trial:
@@ -188,13 +179,7 @@ class Evaluator:
                 if not self._checked_cut:
                     self.pruner.check_cut(candidate)
                     self._checked_cut = True
-            with watch.stage("export"):
-                self.template.write(candidate.module, folder / "model.onnx")
-                export.write_recipe(candidate, folder)
-            with watch.stage("evaluate"):
-                self.bench.load("candidate", folder / "model.onnx")
-                metric, outputs = self.score("candidate", self.validation)
-                self._check_parity(candidate.module, outputs)
+            metric = self._write_and_score(candidate, folder, watch)
             with watch.stage("measure"):
                 paired = self.bench.pair("candidate", "dense", self.example, self.settings)
                 self.bench.drop("candidate")
@@ -217,6 +202,29 @@ class Evaluator:
             origin=origin,
         )
 
+    def _write_and_score(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
+        """The candidate's files, and the metric of what was written."""
+        with watch.stage("export"):
+            cut_from_dense = self.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
+            export.write_recipe(candidate, folder)
+        try:
+            return self._score_file(candidate, folder, watch)
+        except CandidateFailure as failure:
+            if not cut_from_dense or failure.stage not in ("run", "parity"):
+                raise
+            # A gap in the ONNX rules must not cost candidates: from here on each is exported.
+            self.template.reason = f"a file cut from the dense one was wrong ({failure.reason})"
+            with watch.stage("export"):
+                self.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
+            return self._score_file(candidate, folder, watch)
+
+    def _score_file(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
+        with watch.stage("evaluate"):
+            self.bench.load("candidate", folder / "model.onnx")
+            metric, outputs = self.score("candidate", self.validation)
+            self._check_parity(candidate.module, outputs)
+        return metric
+
     def ensure_files(self, trial: Trial, weights: bool) -> Path:
         """The candidate's folder with model.onnx, recipe.json and, if asked for, model.safetensors.
 
@@ -227,7 +235,7 @@ class Evaluator:
         if missing or (weights and not (folder / "model.safetensors").is_file()):
             candidate = self.pruner.prune(trial.recipe)
             if missing:
-                self.template.write(candidate.module, folder / "model.onnx")
+                self.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
                 export.write_recipe(candidate, folder)
             if weights:
                 export.to_safetensors(candidate.module, folder / "model.safetensors")

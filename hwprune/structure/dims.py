@@ -132,6 +132,10 @@ class Space:
     def frozen(self, leaf: Leaf) -> str | None:
         return self._entries[leaf.number].frozen
 
+    def frozen_number(self, number: int) -> str | None:
+        """The reason by a leaf's number."""
+        return self._entries[number].frozen
+
     def inexact(self, leaf: Leaf) -> str | None:
         return self._entries[leaf.number].inexact
 

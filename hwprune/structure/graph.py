@@ -100,6 +100,15 @@ class AxisGraph:
             total += product
         return total
 
+    def selected(self, keeps: Mapping[str, torch.Tensor]) -> dict[str, list[BoolArray]]:
+        """For every tensor that a cut changes, one keep mask a dim; arguments and errors as `cut`."""
+        masks = self._table.masks(keeps)
+        return {
+            name: [self._space.keep(dim, masks) for dim in value.dims]
+            for name, value in self._parameters.items()
+            if self._table.touched(value, masks)
+        }
+
     # -- changing ----------------------------------------------------------------------------
 
     def cut(self, keeps: Mapping[str, torch.Tensor]) -> nn.Module:

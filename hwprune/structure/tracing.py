@@ -16,9 +16,7 @@ from hwprune.structure.dims import Dim, Space
 from hwprune.structure.graph import AxisGraph, Matrix, assign
 from hwprune.structure.rules import RULES, Call, Edit, Value
 from hwprune.structure.rules.table import read_argument
-
-_PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099, 1_000_117, 1_000_121)
-"""Stand-ins for symbolic sizes: large primes, so that a batch dim is never mistaken for a factor of another."""
+from hwprune.structure.symbols import PRIMES
 
 _WEIGHT_ARGUMENT: dict[Any, str] = {
     torch.ops.aten.linear.default: "linear",
@@ -239,9 +237,9 @@ class _Walk:
         expression = value.node.expr
         for symbol in sorted(expression.free_symbols, key=str):
             if symbol not in self._numbers:
-                if len(self._numbers) == len(_PRIMES):
-                    raise TraceError(f"more than {len(_PRIMES)} free sizes in one model")
-                self._numbers[symbol] = _PRIMES[len(self._numbers)]
+                if len(self._numbers) == len(PRIMES):
+                    raise TraceError(f"more than {len(PRIMES)} free sizes in one model")
+                self._numbers[symbol] = PRIMES[len(self._numbers)]
         number = expression.subs(self._numbers)
         return bool(number) if isinstance(value, torch.SymBool) else int(number)
 

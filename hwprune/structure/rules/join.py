@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,13 +10,18 @@ from torch import fx
 
 from hwprune.structure.dims import Concat, Dim, MismatchError
 from hwprune.structure.rules.table import Call, Kept, Value, rule, write_argument
+from hwprune.structure.scope import Scope
 
 aten = torch.ops.aten
 
 
 @rule(aten.cat.default)
 def cat(call: Call, tensors: list[Value], dim: int = 0) -> Value:
-    tensors = [t for t in tensors if not (len(t) == 1 and t[0].size == 0)]
+    return join(call, [t for t in tensors if not (len(t) == 1 and t[0].size == 0)], dim)
+
+
+def join(call: Scope, tensors: Sequence[Value], dim: int) -> Value:
+    """The tensors laid end to end along ``dim``; their other dims unify."""
     dim %= len(tensors[0])
     joined = call.space.resolve(Concat(tuple(t[dim] for t in tensors)))
     dims = list(tensors[0].dims)

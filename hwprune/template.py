@@ -1,0 +1,109 @@
+"""The dense model's ONNX graph, from which candidates' files are made in milliseconds, without exporting again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from hwprune import export, onnx_tidy
+from hwprune.structure.dims import BoolArray
+from hwprune.structure.graph import AxisGraph
+from hwprune.structure.onnx_graph import OnnxGraph
+
+
+class Template:
+    """Makes ONNX files of cut models from the file of the dense one.
+
+    Both graphs are analysed by the same algebra. The kept indices of every parameter, known from the PyTorch graph, are
+    looked up as axes of the ONNX graph; where they are not exactly axes there, `write` exports the module instead.
+
+    Attributes:
+        reason: why candidates are exported one by one, or None.
+    """
+
+    def __init__(self, graph: AxisGraph, example_inputs: Sequence[torch.Tensor], model: onnx.ModelProto | None = None) -> None:
+        """``model``: the dense model's ONNX form, if there is one already. Raises `CandidateFailure`."""
+        self._graph = graph
+        self._inputs = tuple(example_inputs)
+        self.dense = OnnxGraph(onnx_tidy.prepare(export.exported(graph.module, self._inputs)) if model is None else model)
+        self._names, missing = self._find()
+        self.reason = f"{missing} is not among the initializers of the ONNX model" if missing else None
+
+    def write(self, module: torch.nn.Module, keeps: Mapping[str, torch.Tensor], path: Path) -> bool:
+        """Write ``module``, which is the dense model cut by ``keeps`` with any weights; was the template used?
+
+        Raises:
+            CandidateFailure: it has to be exported, and can't be.
+        """
+        model = self.model(module, keeps)
+        if model is None:
+            export.to_onnx(module, self._inputs, path)
+            return False
+        export.save_onnx(model, path)
+        return True
+
+    def model(self, module: torch.nn.Module, keeps: Mapping[str, torch.Tensor]) -> onnx.ModelProto | None:
+        """The ONNX model, or None if the template can't give it."""
+        if self.reason is not None:
+            return None
+        selected = self._graph.selected(keeps)
+        shapes: dict[str, list[BoolArray]] = {self._names[name]: masks for name, masks in selected.items()}
+        masks = self.dense.masks_for(shapes)
+        if masks is None:
+            return None
+        tensors = {self._names[name]: _array(tensor) for name, tensor in _tensors(module).items() if name in self._names}
+        return onnx_tidy.fold(self.dense.cut_leaves(masks, tensors))
+
+    def differs(self, keeps: Mapping[str, torch.Tensor]) -> list[str]:
+        """The axes among ``keeps`` that the ONNX graph can't cut alone, each with the reason if there is one."""
+        found = []
+        for name, keep in keeps.items():
+            selected = self._graph.selected({name: keep})
+            shapes = {self._names[one]: masks for one, masks in selected.items() if one in self._names}
+            if self.dense.masks_for(shapes) is None:
+                frozen = [
+                    a.frozen for a in self.dense.axes if a.frozen and any((m[0], m[1]) in a.members for m in self._members(name))
+                ]
+                found.append(f"{name}: {frozen[0] if frozen else 'other axes are tied to it'}")
+        return found
+
+    def _members(self, axis: str) -> list[tuple[str, int]]:
+        return [(self._names.get(name, name), dim) for name, dim in self._graph.axis(axis).members]
+
+    def _find(self) -> tuple[dict[str, str], str | None]:
+        """Tensor name -> initializer name, and the first tensor that has none."""
+        stored = {item.name: item for item in self.dense.model.graph.initializer}
+        first: dict[int, str] = {}
+        found: dict[str, str] = {}
+        for name, tensor in _tensors(self._graph.module).items():
+            source = first.setdefault(id(tensor), name)  # the exporter keeps one of several tied names
+            chosen = next((candidate for candidate in (name, source) if candidate in stored), None)
+            if chosen is None or tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16
+                return found, name
+            if not np.array_equal(onnx.numpy_helper.to_array(stored[chosen]), _array(tensor)):
+                return found, name
+            found[name] = chosen
+        return found, None
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    return tensor.detach().cpu().contiguous().numpy()  # type: ignore[no-any-return]
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter, buffer and constant that the graph reads."""
+    found = {}
+    assert isinstance(module, torch.fx.GraphModule)
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and node.users and str(node.target) != "training":
+            value: Any = module
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            if isinstance(value, torch.Tensor):
+                found[str(node.target)] = value
+    return found
