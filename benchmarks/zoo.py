@@ -240,8 +240,9 @@ def verdict(row: dict[str, Any]) -> str:
 def summary(row: dict[str, Any]) -> str:
     if "failure" in row:
         return f"{row['model']:45s} FAILED {row['failure']}"
-    text = f"{row['model']:45s} {verdict(row):10s} {row['nodes']:5d} nodes, {row['free']:3d}/{row['axes']:3d} free, {row['exact']:3d} exact, "
-    text += f"err {row['error']:.1e}, params {row['params_cut'] / row['params']:.2f}, analyse {row['analyse_s']:.2f}, cut {row['cut_s']:.2f}"
+    text = f"{row['model']:45s} {verdict(row):10s} {row['nodes']:5d} nodes, {row['free']:3d}/{row['axes']:3d} free, "
+    text += f"{row['exact']:3d} exact, err {row['error']:.1e}, params {row['params_cut'] / row['params']:.2f}, "
+    text += f"analyse {row['analyse_s']:.2f}, cut {row['cut_s']:.2f}"
     if "onnx_error" in row:
         text += f", onnx {row['onnx_route']} {row['onnx_error']:.1e} {row['onnx_s']:.2f} s"
     if "culprits" in row:

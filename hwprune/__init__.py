@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from hwprune.recipe import Recipe, UnitChoice
     from hwprune.searching.loop import search
     from hwprune.searching.result import FrontPoint, Result
-    from hwprune.structure.graph import Axis, AxisGraph
+    from hwprune.structure.axes import Axis
+    from hwprune.structure.graph import AxisGraph
     from hwprune.structure.tracing import trace
     from hwprune.structure.units import Unit
     from hwprune.target import Target
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _HOMES = {
-    "Axis": "structure.graph",
+    "Axis": "structure.axes",
     "AxisGraph": "structure.graph",
     "Candidate": "pruning",
     "FrontPoint": "searching.result",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,9 +17,6 @@ from hwprune.errors import CandidateFailure, UsageError
 from hwprune.files import dump_json, read_json_table, sha256, write_atomic
 from hwprune.recipe import Recipe
 from hwprune.structure.tracing import free_batch
-
-if TYPE_CHECKING:
-    from hwprune.pruning import Candidate
 
 OPSET = 20
 INLINE_LIMIT = 1_500_000_000
@@ -79,21 +76,23 @@ def to_safetensors(module: torch.nn.Module, path: Path) -> Path:
     return path
 
 
-def write_recipe(candidate: Candidate, folder: Path) -> Path:
+def write_recipe(
+    recipe: Recipe, fingerprint: str, keeps: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], folder: Path
+) -> Path:
     """recipe.json with the kept indices, and keep.safetensors with the masks as packed bits if there are any."""
     from hwprune.version import VERSION
 
     data: dict[str, Any] = {
-        **candidate.recipe.to_json(),
-        "digest": candidate.recipe.digest,
+        **recipe.to_json(),
+        "digest": recipe.digest,
         "hwprune": VERSION,
-        "model_fingerprint": candidate.fingerprint,
-        "kept": {name: keep.nonzero().squeeze(1).tolist() for name, keep in candidate.keeps.items()},
-        "sizes": {name: len(keep) for name, keep in candidate.keeps.items()},
+        "model_fingerprint": fingerprint,
+        "kept": {name: keep.nonzero().squeeze(1).tolist() for name, keep in keeps.items()},
+        "sizes": {name: len(keep) for name, keep in keeps.items()},
     }
-    if candidate.masks:
+    if masks:
         packed = {}
-        for name, mask in candidate.masks.items():
+        for name, mask in masks.items():
             packed[name] = torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
             packed[f"{name}.shape"] = torch.tensor(mask.shape)
         write_atomic(folder / "keep.safetensors", save(packed))
@@ -145,11 +144,3 @@ def _read_masks(path: Path, entry: dict[str, Any]) -> dict[str, torch.Tensor]:
             flat = np.unpackbits(bits.numpy(), count=int(np.prod(shape)))
             masks[name] = torch.from_numpy(flat.astype(bool)).reshape(shape)
     return masks
-
-
-def write_candidate(candidate: Candidate, folder: Path) -> Path:
-    """model.onnx, model.safetensors, recipe.json (and keep.safetensors)."""
-    to_onnx(candidate.module, candidate.example_inputs, folder / "model.onnx")
-    to_safetensors(candidate.module, folder / "model.safetensors")
-    write_recipe(candidate, folder)
-    return folder

@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from hwprune.errors import CandidateFailure
+from hwprune.structure.onnx_graph import FLOATS
 from hwprune.structure.onnx_values import Array, attributes, compute
 
 _FOLDED = frozenset("Transpose Reshape Identity Cast Unsqueeze Squeeze Concat Slice".split())  # noqa: SIM905
@@ -43,7 +44,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
-    weights = [item for item in proto.graph.initializer if item.data_type in _FLOATS and len(item.dims)]
+    weights = [item for item in proto.graph.initializer if item.data_type in FLOATS and len(item.dims)]
     names = {item.name for item in weights}
     rest = [item for item in proto.graph.initializer if item.name not in names]
     del bare.graph.initializer[:]
@@ -61,14 +62,6 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     result.graph.initializer.extend(weights)
     strip(result)
     return result
-
-
-_FLOATS = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-)
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import fx
 
-from hwprune import compensation, method, patterns
+from hwprune import compensation, export, method, patterns
 from hwprune.errors import CandidateFailure, RunError, UsageError
+from hwprune.onnx_import import OnnxModule
 from hwprune.recipe import Recipe, UnitChoice, uniform
 from hwprune.structure import units as unit_table
 from hwprune.structure.graph import AxisGraph
 from hwprune.structure.tracing import trace
 from hwprune.structure.units import Unit
+from hwprune.template import Template
 from hwprune.workload import Workload, first_tensor
 
 CUT_TOLERANCE = 1e-5
@@ -34,6 +36,7 @@ class Candidate:
         masks: parameter name -> keep mask in the shape that the parameter has after the cut.
         fingerprint: of the dense model.
         macs: multiply-accumulates of one run on the example inputs.
+        template: gives what writes its ONNX file.
     """
 
     module: fx.GraphModule
@@ -43,12 +46,19 @@ class Candidate:
     fingerprint: str
     example_inputs: tuple[torch.Tensor, ...]
     macs: int
+    template: Callable[[], Template]
 
     def export(self, folder: str | Path) -> Path:
         """Write model.onnx, model.safetensors, recipe.json and keep.safetensors; returns the folder."""
-        from hwprune import export
+        folder = Path(folder)
+        self.template().write(self.module, self.keeps, folder / "model.onnx")
+        export.to_safetensors(self.module, folder / "model.safetensors")
+        self.write_recipe(folder)
+        return folder
 
-        return export.write_candidate(self, Path(folder))
+    def write_recipe(self, folder: Path) -> Path:
+        """Write recipe.json, and keep.safetensors if there are masks."""
+        return export.write_recipe(self.recipe, self.fingerprint, self.keeps, self.masks, folder)
 
     @property
     def parameter_count(self) -> int:
@@ -68,11 +78,27 @@ class Pruner:
     units: dict[str, Unit] = field(init=False)
     fingerprint: str = field(init=False)
     _options: dict[UnitChoice, method.Option] = field(init=False, default_factory=dict)
+    _template: Template | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.fingerprint = self.workload.fingerprint
         self.graph = trace(self.workload.model, self.workload.example_inputs)
         self.units = unit_table.units(self.graph)
+
+    @property
+    def template(self) -> Template:
+        """Makes ONNX files of candidates from the dense model's; made when it is first asked for.
+
+        Raises:
+            CandidateFailure: the dense model can't be exported.
+        """
+        if self._template is None:
+            model, inputs = self.workload.model, self.workload.example_inputs
+            if isinstance(model, OnnxModule):
+                self._template = Template(self.graph, inputs, model.onnx_graph, model.onnx_initializers)
+            else:
+                self._template = Template(self.graph, inputs)
+        return self._template
 
     def default_compensation(self) -> str:
         """The first of the table that would change anything in this model, or ``none``."""
@@ -109,7 +135,8 @@ class Pruner:
                 one.apply(module, self._calibration)
         counts = {name: int(keep.sum()) for name, keep in keeps.items()}
         inputs = self.workload.example_inputs
-        return Candidate(module.eval(), recipe, dict(keeps), made, self.fingerprint, inputs, self.macs(counts))
+        macs = self.macs(counts)
+        return Candidate(module.eval(), recipe, dict(keeps), made, self.fingerprint, inputs, macs, lambda: self.template)
 
     def macs(self, counts: Mapping[str, int]) -> int:
         """Multiply-accumulates of one run on the example inputs with so many indices kept."""

@@ -11,15 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hwprune import demos
+import numpy as np
+import torch
+
+from hwprune import demos, onnx_workload, runtimes
 from hwprune.errors import HwpruneError, UsageError, WorkloadError
+from hwprune.onnx_import import read_onnx
 from hwprune.workload import Workload
 
-FORMS = "demo:digits, demo:digits-vit, path/to/file.py:function or package.module:function"
+FORMS = "demo:digits, demo:digits-vit, path/to/file.py:function, package.module:function or model.onnx"
 
 
-def load(source: str) -> Workload:
+def load(source: str, structure_only: bool = False) -> Workload:
     """A workload from its source: one of the forms of ``FORMS``, then ``key=value`` words for the function.
+
+    Args:
+        structure_only: an ONNX model may come without data.
 
     Raises:
         UsageError: the text has no such form, or the file, module or function does not exist.
@@ -27,6 +34,8 @@ def load(source: str) -> Workload:
     """
     word, *rest = source.split(" ")
     arguments = parse_arguments([item for item in rest if item])
+    if word.endswith(".onnx"):
+        return dataclasses.replace(_onnx(Path(word), arguments, structure_only), source=source)
     kind, _, name = word.rpartition(":")
     if not kind:
         raise UsageError(f"workload {word!r} has no ':'. Forms: {FORMS}")
@@ -34,12 +43,50 @@ def load(source: str) -> Workload:
         if arguments:
             raise UsageError(f"demo:{name} takes no arguments, got {', '.join(arguments)}")
         return demos.get(name)
+    workload = _call(_function(word), arguments, word)
+    if not isinstance(workload, Workload):
+        raise WorkloadError(f"{word} must return a hwprune.Workload, got {type(workload).__name__}")
+    return dataclasses.replace(workload, source=source)
+
+
+def _function(word: str) -> Callable[..., Any]:
+    """``file.py:function`` or ``package.module:function``."""
+    kind, _, name = word.rpartition(":")
     module = _from_file(Path(kind)) if kind.endswith(".py") else _from_module(kind, word)
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
         raise UsageError(f"{kind} has no function {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
-    return dataclasses.replace(_call(function, arguments, word), source=source)
+    return function  # type: ignore[no-any-return]
+
+
+def _onnx(path: Path, arguments: dict[str, Any], structure_only: bool) -> Workload:
+    """An ONNX model with its data from an .npz file or a function."""
+    if not path.is_file():
+        raise UsageError(f"there is no file {path} (looked in {Path.cwd()})")
+    where = str(arguments.pop("data", ""))
+    if where.endswith(".npz"):
+        data = onnx_workload.read_npz(Path(where), read_onnx(path))
+    elif ":" in where:
+        data = _call(_function(where), {}, where)
+        if not isinstance(data, Mapping):
+            raise WorkloadError(
+                f"{where} must return a dict with validation (and calibration, test, metric), got {type(data).__name__}"
+            )
+    elif where:
+        raise UsageError(f"--data takes file.npz, file.py:function or package.module:function, got {where!r}")
+    elif structure_only:
+        data = None
+    else:
+        raise UsageError(f"{path} comes without data: give --data file.npz (an array for each input) or --data file.py:function")
+    missing = runtimes.missing("onnxruntime-cpu")
+    return onnx_workload.load(path, data, arguments, None if missing else _run_once)
+
+
+def _run_once(path: Path, inputs: tuple[torch.Tensor, ...]) -> list[np.ndarray[Any, Any]]:
+    """What ONNX Runtime makes of the file."""
+    runner = runtimes.get("onnxruntime-cpu").load(path, 1, {})
+    return runner.run([x.numpy() for x in inputs])
 
 
 def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
@@ -100,21 +147,19 @@ def _from_module(name: str, word: str) -> Any:
         sys.path.pop(0)
 
 
-def _call(function: Callable[..., Any], arguments: Mapping[str, Any], word: str) -> Workload:
+def _call(function: Callable[..., Any], arguments: Mapping[str, Any], word: str) -> Any:
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise UsageError(f"{word} can't be called with {dict(arguments)}: {error}") from error
     try:
-        workload = function(**arguments)
+        result = function(**arguments)
     except HwpruneError:
         raise
     except Exception as error:  # the user's function may raise anything
         where = _place(error)
         raise WorkloadError(f"{word} raised {type(error).__name__}{where}: {error}") from error
-    if not isinstance(workload, Workload):
-        raise WorkloadError(f"{word} must return a hwprune.Workload, got {type(workload).__name__}")
-    return workload
+    return result
 
 
 def _place(error: BaseException) -> str:

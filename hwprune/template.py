@@ -26,11 +26,29 @@ class Template:
         reason: why candidates are exported one by one, or None.
     """
 
-    def __init__(self, graph: AxisGraph, example_inputs: Sequence[torch.Tensor], model: onnx.ModelProto | None = None) -> None:
-        """``model``: the dense model's ONNX form, if there is one already. Raises `CandidateFailure`."""
+    def __init__(
+        self,
+        graph: AxisGraph,
+        example_inputs: Sequence[torch.Tensor],
+        dense: OnnxGraph | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make one; the dense model is exported unless it is an ONNX model already.
+
+        Args:
+            dense: the analysed ONNX form of the dense model.
+            names: tensor name -> initializer name, where they differ.
+
+        Raises:
+            CandidateFailure: the dense model can't be exported.
+        """
+        self._given = names or {}
         self._graph = graph
         self._inputs = tuple(example_inputs)
-        self.dense = OnnxGraph(onnx_tidy.prepare(export.exported(graph.module, self._inputs)) if model is None else model)
+        if dense is None:
+            model = onnx_tidy.prepare(export.exported(graph.module, self._inputs))
+            dense = OnnxGraph(model, named=set(_tensors(graph.module)))
+        self.dense = dense
         self._names, missing = self._find()
         self.reason = f"{missing} is not among the initializers of the ONNX model" if missing else None
 
@@ -52,6 +70,8 @@ class Template:
         if self.reason is not None:
             return None
         selected = self._graph.selected(keeps)
+        if not set(selected) <= set(self._names):
+            return None
         shapes: dict[str, list[BoolArray]] = {self._names[name]: masks for name, masks in selected.items()}
         masks = self.dense.masks_for(shapes)
         if masks is None:
@@ -78,11 +98,14 @@ class Template:
     def _find(self) -> tuple[dict[str, str], str | None]:
         """Tensor name -> initializer name, and the first tensor that has none."""
         stored = {item.name: item for item in self.dense.model.graph.initializer}
+        state = self._graph.module.state_dict()
         first: dict[int, str] = {}
         found: dict[str, str] = {}
         for name, tensor in _tensors(self._graph.module).items():
             source = first.setdefault(id(tensor), name)  # the exporter keeps one of several tied names
-            chosen = next((candidate for candidate in (name, source) if candidate in stored), None)
+            chosen = next((one for one in (self._given.get(name, name), source) if one in stored), None)
+            if chosen is None and (not tensor.is_floating_point() or name not in state):
+                continue  # constants, such as a table of positions, were folded into others
             if chosen is None or tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16
                 return found, name
             if not np.array_equal(onnx.numpy_helper.to_array(stored[chosen]), _array(tensor)):
@@ -92,7 +115,7 @@ class Template:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    return tensor.detach().cpu().contiguous().numpy()  # type: ignore[no-any-return]
+    return tensor.detach().cpu().contiguous().numpy()
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -32,15 +32,18 @@ def add_workload(parser: argparse.ArgumentParser, default: str | None = None) ->
     """WORKLOAD and its key=value words."""
     parser.add_argument(
         "workload", metavar="WORKLOAD", nargs="?" if default else None, default=default,
-        help="demo:digits, demo:digits-vit, path/to/file.py:function or package.module:function"
+        help="demo:digits, demo:digits-vit, path/to/file.py:function, package.module:function or model.onnx"
         + (f" (default: {default})" if default else ""),
     )  # fmt: skip
     parser.add_argument("words", metavar="key=value", nargs="*", help="arguments for the workload's function")
+    parser.add_argument(
+        "--data", metavar="FILE", help="data for model.onnx: file.npz with an array for each input, or file.py:function"
+    )
 
 
 def source(options: argparse.Namespace) -> str:
     """The workload's source with its words."""
-    return " ".join([options.workload, *options.words])
+    return " ".join([options.workload, *options.words, *([f"data={options.data}"] if options.data else [])])
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune import sources
     from hwprune.structure.tracing import trace
 
-    workload = sources.load(args.source(options))
+    workload = sources.load(args.source(options), structure_only=True)
     graph = trace(workload.model, workload.example_inputs)
     data = describe(graph)
     if options.json:

@@ -22,7 +22,6 @@ from hwprune.metrics import Metric
 from hwprune.pruning import Candidate, Pruner
 from hwprune.recipe import Recipe
 from hwprune.target import Target
-from hwprune.template import Template
 from hwprune.trial import FAILED, MEASURED, Failure, Trial
 from hwprune.workload import Workload
 
@@ -101,7 +100,6 @@ class Evaluator:
         self.dense_model = run / "baseline" / "model.onnx"
         self.validation = Split(run / "baseline" / "validation.npz", [])
         self.baseline: Baseline | None = None
-        self.template: Template
         self._checked_cut = False
 
     def folder(self, number: int) -> Path:
@@ -126,8 +124,7 @@ class Evaluator:
         self.validation.targets = evaluate.write_samples(workload, "validation", self.validation.file)
         dense = self.pruner.graph.module
         try:
-            self.template = Template(self.pruner.graph, workload.example_inputs)
-            self.template.write(dense, {}, self.dense_model)
+            self.pruner.template.write(dense, {}, self.dense_model)
             self.bench.load("dense", self.dense_model, keep=True)
             metric, self.validation.dense = self.score("dense", self.validation)
             self._check_parity(dense, self.validation.dense)
@@ -205,17 +202,17 @@ class Evaluator:
     def _write_and_score(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
         """The candidate's files, and the metric of what was written."""
         with watch.stage("export"):
-            cut_from_dense = self.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
-            export.write_recipe(candidate, folder)
+            cut_from_dense = self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
+            candidate.write_recipe(folder)
         try:
             return self._score_file(candidate, folder, watch)
         except CandidateFailure as failure:
             if not cut_from_dense or failure.stage not in ("run", "parity"):
                 raise
             # A gap in the ONNX rules must not cost candidates: from here on each is exported.
-            self.template.reason = f"a file cut from the dense one was wrong ({failure.reason})"
+            self.pruner.template.reason = f"a file cut from the dense one was wrong ({failure.reason})"
             with watch.stage("export"):
-                self.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
+                self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
             return self._score_file(candidate, folder, watch)
 
     def _score_file(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
@@ -235,8 +232,8 @@ class Evaluator:
         if missing or (weights and not (folder / "model.safetensors").is_file()):
             candidate = self.pruner.prune(trial.recipe)
             if missing:
-                self.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
-                export.write_recipe(candidate, folder)
+                self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
+                candidate.write_recipe(folder)
             if weights:
                 export.to_safetensors(candidate.module, folder / "model.safetensors")
         return folder

@@ -110,7 +110,7 @@ class AxisTable:
             grid = keep.reshape([factor.size for factor in dim.factors])
             for position, factor in enumerate(dim.factors):
                 others = tuple(p for p in range(grid.ndim) if p != position)
-                self.project(factor, grid.any(axis=others), masks)
+                self.project(factor, np.asarray(grid.any(axis=others)), masks)
 
     def _find(self) -> tuple[Axis, ...]:
         members: dict[Leaf, list[tuple[str, int]]] = {}

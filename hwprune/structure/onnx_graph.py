@@ -7,14 +7,14 @@ what the operators need, and only what differs is rewritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from hwprune.errors import UsageError
 from hwprune.structure.axes import Axis, AxisTable
@@ -26,6 +26,7 @@ from hwprune.structure.scope import Kept, Value
 from hwprune.structure.symbols import PRIMES, factors
 
 MIN_OPSET = 13
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 @dataclass(slots=True)
@@ -45,15 +46,28 @@ class OnnxGraph:
         UsageError: an opset before 13, or a model that isn't valid ONNX.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = flatten(model)
-        walk = _Walk(self.model)
+    def __init__(
+        self, model: onnx.ModelProto, named: Collection[str] = (), sizes: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
+        """Analyse a model.
+
+        Args:
+            named: initializers that stay one tensor even where all their entries are equal (see `flatten`).
+            sizes: input name -> shape, for models whose free sizes are free only in name.
+        """
+        self.model = flatten(model, named)
+        walk = _Walk(self.model, sizes or {})
         walk.run()
-        self._walk = walk
+        self.walk = walk
         self._space = walk.space
         self.table = AxisTable(walk.space, walk.stored)
         self.axes: tuple[Axis, ...] = self.table.axes
         self._tensors = {item.name: item for item in self.model.graph.initializer}
+
+    @property
+    def unclear(self) -> list[str]:
+        """Tensors whose sizes the analysis could not find out."""
+        return [name for node in self.model.graph.node for name in node.output if name and self.walk.shape(name) is None]
 
     def masks_for(self, shapes: Mapping[str, Sequence[BoolArray]]) -> dict[int, BoolArray] | None:
         """Leaf masks from the keep masks of initializers' dims, or None if no leaf masks give exactly these.
@@ -84,7 +98,7 @@ class OnnxGraph:
             tensors: initializer name -> its new contents, already in the new shape; the others are selected from.
         """
         counts = {number: int(mask.sum()) for number, mask in masks.items()}
-        rewrite = _Rewrite(self._walk, lambda dim: self._space.kept(dim, counts))
+        rewrite = _Rewrite(self.walk, lambda dim: self._space.kept(dim, counts))
         nodes = rewrite.nodes() if masks else [*self.model.graph.node]
         given = tensors or {}
         initializers = []
@@ -142,8 +156,11 @@ def _shell(model: onnx.ModelProto) -> onnx.ModelProto:
     return shell
 
 
-def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Functions inlined, Constant nodes as initializers."""
+def flatten(model: onnx.ModelProto, named: Collection[str] = ()) -> onnx.ModelProto:
+    """Functions inlined, Constant nodes as initializers, constants of equal entries one for each use.
+
+    Exporters share a vector of ones among all the normalisations that need one; as one tensor it would tie their axes.
+    """
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     if opset < MIN_OPSET:
         raise UsageError(
@@ -151,7 +168,7 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
             "onnx.version_converter.convert_version(model, 17) brings it there"
         )
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = inliner.inline_local_functions(model)
     flat = _shell(model)
     flat.graph.CopyFrom(model.graph)
     del flat.graph.node[:]
@@ -166,10 +183,31 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
     for item in flat.graph.initializer:
         if item.data_location == TensorProto.EXTERNAL:
             raise UsageError("the ONNX model's external data was not loaded with it")
+    _divide_constants(flat.graph, named)
     inputs = [item for item in flat.graph.input if item.name not in {t.name for t in flat.graph.initializer}]
     del flat.graph.input[:]
     flat.graph.input.extend(inputs)
     return flat
+
+
+def _divide_constants(graph: onnx.GraphProto, named: Collection[str]) -> None:
+    stored = {item.name: item for item in graph.initializer}
+    seen: set[str] = set()
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            item = stored.get(name)
+            if item is None or name in named or not 1 < int(np.prod(item.dims)) <= LIMIT or item.data_type not in FLOATS:
+                continue
+            if name not in seen:
+                seen.add(name)
+                continue
+            array = numpy_helper.to_array(item)
+            if (array == array.reshape(-1)[0]).all():
+                copy = TensorProto()
+                copy.CopyFrom(item)
+                copy.name = f"{name}_{node.output[0]}"  # names of outputs are unique
+                graph.initializer.append(copy)
+                node.input[position] = copy.name
 
 
 def _constant(node: onnx.NodeProto) -> TensorProto | None:
@@ -208,8 +246,9 @@ def _captured(node: onnx.NodeProto) -> set[str]:
 class _Walk:
     """One pass in graph order: the dims of every tensor, and the numbers of the shape computations."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> None:
         self.model = model
+        self._sizes = sizes
         self.space = Space()
         self.values: dict[str, Value | None] = {}
         self.stored: dict[str, Value] = {}
@@ -255,6 +294,9 @@ class _Walk:
         for position, dim in enumerate(kind.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 continue
+            if item.name in self._sizes:
+                dim.dim_value = int(self._sizes[item.name][position])
+                continue
             key = dim.dim_param or f"{item.name}:{position}"
             if key not in self._names:
                 if len(self._names) == len(PRIMES):
@@ -272,7 +314,7 @@ class _Walk:
             array = numpy_helper.to_array(tensor)
             if is_small(array):
                 self.known[tensor.name] = array
-        whole = tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+        whole = tensor.data_type not in FLOATS
         numbers = tensor.name in self.known and whole and tensor.data_type not in (TensorProto.INT8, TensorProto.UINT8)
         value = self._fresh(
             tensor.name, "its numbers are part of the graph" if numbers else None, zero=True, parameter=tensor.name
@@ -319,10 +361,17 @@ class _Walk:
             return
         tensors = [self._read(name) if name else None for name in node.input]
         call = OnnxCall(
-            self.space, f"{node.op_type} ({node.output[0]})", [s for s in shapes if s is not None], [t for t in tensors if t is not None],
-            node=node, opset=self.opset.get(node.domain, self.opset.get("", 0)), options=options, tensors=tensors, known=numbers,
+            self.space,
+            f"{node.op_type} ({node.output[0]})",
+            [shape for shape in shapes if shape is not None],
+            [tensor for tensor in tensors if tensor is not None],
+            node=node,
+            opset=self.opset.get(node.domain, self.opset.get("", 0)),
+            options=options,
+            tensors=tensors,
+            known=numbers,
             zero_points=self._zero_points,
-        )  # fmt: skip
+        )
         try:
             if any(tensor is None for tensor, name in zip(tensors, node.input, strict=True) if name):
                 raise ValueError("an input has sizes that are known only at run time")
@@ -370,6 +419,13 @@ class _Walk:
                 self.values[name] = self._fresh(name, text)
 
     def _infer(self, node: onnx.NodeProto) -> None:
+        bounds = [self.known.get(name) for name in node.input]
+        if node.op_type == "Range" and all(bound is not None for bound in bounds):
+            # Shape inference writes the numbers out, and gives up on many.
+            start, limit, step = (bound.item() for bound in bounds if bound is not None)
+            kind = helper.np_dtype_to_tensor_dtype(bounds[0].dtype)  # type: ignore[union-attr]  # none is None
+            self._types[node.output[0]] = helper.make_tensor_type_proto(kind, [max(0, -(-(limit - start) // step))])
+            return
         domain = "" if node.domain == "ai.onnx" else node.domain
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opset.get(domain, self.opset.get("", 1)), domain)
@@ -386,7 +442,7 @@ class _Walk:
             found = onnx.shape_inference.infer_node_outputs(
                 schema, node, kinds, data, opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version
             )
-        except (onnx.shape_inference.InferenceError, RuntimeError, TypeError, ValueError):
+        except (onnx.shape_inference.InferenceError, RuntimeError, TypeError, ValueError, KeyError):
             return
         self._types.update(found)
 
@@ -433,6 +489,25 @@ class _Rewrite:
                 self._actual[name] = now
 
     def _node(self, node: onnx.NodeProto, edits: _Edits) -> onnx.NodeProto:
+        changes = self._changed_inputs(node, edits)
+        values: dict[str, Any] = {name: value(self.kept) for name, value in edits.attributes.items()}
+        if not changes and not values:
+            return node
+        if changes and node.op_type == "Split":
+            values["num_outputs"] = None  # the sizes say it
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for position, name in changes.items():
+            copy.input.extend([""] * (position + 1 - len(copy.input)))
+            copy.input[position] = name
+        for attribute in list(copy.attribute):
+            if attribute.name in values:
+                copy.attribute.remove(attribute)
+        copy.attribute.extend(helper.make_attribute(name, value) for name, value in values.items() if value is not None)
+        return copy
+
+    def _changed_inputs(self, node: onnx.NodeProto, edits: _Edits) -> dict[int, str]:
+        """Position -> name of what must be read there instead."""
         changes: dict[int, str] = {}
         for position, name in enumerate(node.input):
             dense = self.walk.known.get(name)
@@ -440,25 +515,17 @@ class _Rewrite:
                 continue
             if position in edits.inputs:
                 wanted = np.asarray(edits.inputs[position](self.kept), dtype=dense.dtype).reshape(dense.shape)
-            elif name in self.walk.stored or self.walk.values.get(name) is not None and name not in self._actual:
+            elif name in self.walk.stored or (self.walk.values.get(name) is not None and name not in self._actual):
                 continue  # an initializer, cut like every other
             else:
                 wanted = dense  # a number computed from a size (a scale from head_dim) keeps its dense value
             now = self._now(name)
             if now is None or not np.array_equal(now, wanted):
                 changes[position] = self._materialise(name, wanted)
-        values = {name: value(self.kept) for name, value in edits.attributes.items()}
-        if not changes and not values:
-            return node
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        for position, name in changes.items():
-            copy.input[position] = name
-        for attribute in list(copy.attribute):
-            if attribute.name in values:
-                copy.attribute.remove(attribute)
-        copy.attribute.extend(helper.make_attribute(name, value) for name, value in values.items())
-        return copy
+        for position, numbers in edits.inputs.items():
+            if position >= len(node.input) or not node.input[position]:  # a default that no longer holds
+                changes[position] = self._constant(np.asarray(numbers(self.kept), dtype=np.int64))
+        return changes
 
     def _name(self) -> str:
         self._made += 1

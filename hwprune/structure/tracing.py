@@ -28,6 +28,12 @@ _WEIGHT_ARGUMENT: dict[Any, str] = {
     torch.ops.aten.conv3d.padding: "conv",
 }
 
+_GLOBAL_POOLS = (
+    torch.ops.aten.adaptive_avg_pool1d.default,
+    torch.ops.aten.adaptive_avg_pool2d.default,
+    torch.ops.aten.adaptive_avg_pool3d.default,
+)
+
 _TRAINING_FLAG: dict[Any, int] = {
     torch.ops.aten.batch_norm.default: 5,
     torch.ops.aten.dropout.default: 2,
@@ -65,10 +71,7 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.Grap
     was_training = {name: module.training for name, module in model.named_modules()}
     model.eval()
     try:
-        module = _exported(model, *free_batch(model, inputs))
-        if not has_free_batch(module):
-            # A model that fixes its batch (len(x), a baked-in size) is captured at the one it was given.
-            module = _exported(model, inputs, None)
+        module = _any_batch(model, inputs)
     except Exception as error:  # torch.export raises whatever the model's own code raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise TraceError(
@@ -80,6 +83,18 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.Grap
         for name, part in model.named_modules():
             part.training = was_training[name]
     return _own(module, model)
+
+
+def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
+    """Captured with a free batch, or at the given one if the model fixes it (len(x), a baked-in size)."""
+    try:
+        module = _exported(model, *free_batch(model, inputs))
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        try:
+            return _exported(model, inputs, None)
+        except Exception:
+            raise error from None  # the first is about what the model's code does, not about the batch
+    return module if has_free_batch(module) else _exported(model, inputs, None)
 
 
 def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> fx.GraphModule:
@@ -127,6 +142,10 @@ def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         elif node.target is torch.ops.aten.view.default:
             # Strides may differ after a cut (another attention kernel): reshape copies where view would fail.
             node.target = torch.ops.aten.reshape.default
+        elif node.target in _GLOBAL_POOLS and all(size == 1 for size in node.args[1]):
+            # The same value, and ONNX exporters write the pooling with a table of strides.
+            node.target = torch.ops.aten.mean.dim
+            node.args = (node.args[0], list(range(-len(node.args[1]), 0)), True)
     graph.eliminate_dead_code()  # what nothing reads must not constrain an axis
     # Only what was off in eval follows train(): dropout that is always on, or statistics never tracked, stay so.
     flags = [n for n in graph.nodes if n.target in _TRAINING_FLAG and n.args[_TRAINING_FLAG[n.target]] is False]
@@ -185,7 +204,7 @@ def _paste(graph: fx.Graph, node: fx.Node, nested: fx.GraphModule, arguments: Se
         if detach:
             results = [_detached(graph, value) for value in results]
     for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])
+        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]  # a getitem's index is an int
         graph.erase_node(user)
     graph.erase_node(node)
 
@@ -263,7 +282,9 @@ class _Walk:
         if not isinstance(tensor, torch.Tensor):
             return tensor
         if id(tensor) not in self._tied:  # tied parameters are one tensor: one set of axes
-            self._tied[id(tensor)] = self._fresh(tensor, None, zero=True, name=name)
+            whole = not (tensor.is_floating_point() or tensor.is_complex())
+            reason = "its numbers are part of the graph" if whole else None
+            self._tied[id(tensor)] = self._fresh(tensor, reason, zero=True, name=name)
         self.parameters[name] = self._tied[id(tensor)]
         return self._tied[id(tensor)]
 

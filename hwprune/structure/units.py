@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from hwprune.errors import UnknownNameError
-from hwprune.structure.graph import Axis, AxisGraph, Matrix
+from hwprune.structure.axes import Axis
+from hwprune.structure.graph import AxisGraph, Matrix
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,8 +9,9 @@ from hwprune.structure.scope import Value
 
 
 @rule(
-    "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "Swish", "Tanh", "Abs", "Neg", "Sign", "Sqrt", "Sin", "Asin", "Atan",
-    "Sinh", "Asinh", "Atanh", "Tan", "Erf", "Floor", "Ceil", "Round", "HardSwish", "Softsign", "Identity", "Cast", "CastLike",
+    "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "Swish", "Tanh", "Abs", "Neg", "Sign", "Sqrt", "Sin", "Asin",
+    "Atan", "Sinh",
+    "Asinh", "Atanh", "Tan", "Erf", "Floor", "Ceil", "Round", "HardSwish", "Softsign", "Identity", "Cast", "CastLike",
     "ThresholdedRelu", "com.microsoft::Gelu", "com.microsoft::FastGelu", "com.microsoft::QuickGelu",
 )  # fmt: skip
 def keeps_zero(call: OnnxCall) -> Value:
@@ -53,8 +54,8 @@ def total(call: OnnxCall) -> Value:
 
 
 @rule(
-    "Pow", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "Or", "Xor", "Mod", "Mean", "BitwiseOr", "BitwiseXor",
-    "BitShift",
+    "Pow", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "Or", "Xor", "Mod", "Mean", "BitwiseOr",
+    "BitwiseXor", "BitShift",
 )  # fmt: skip
 def any_function(call: OnnxCall) -> Value:
     return _as_value(semantics.any_function(call))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hwprune.structure.dims import Product
 from hwprune.structure.onnx_rules.table import OnnxCall, rule
 from hwprune.structure.rules.reduce import pool, reduce
@@ -37,6 +35,8 @@ def instance_norm(call: OnnxCall) -> Value:
     x = call.tensor(0)
     for position in (1, 2):
         call.unify(x[1], call.tensor(position)[0])
+    for dim in x.dims[2:]:  # positions, as a rule; but a group norm may be written so, with channels among them
+        call.inexact(dim, "its mean and variance run over this axis")
     return Value(x.dims, tuple(position == 1 and call.tensor(1).zeros[0] for position in range(len(x))))
 
 
@@ -50,7 +50,8 @@ def group_norm(call: OnnxCall) -> Value:
         call.unify(x[1], call.tensor(position)[0])
     group, inner = call.space.leaf(groups), call.space.leaf(x[1].size // groups)
     call.unify(x[1], Product((group, inner)))
-    call.inexact(inner, "its mean and variance run over this axis")
+    for dim in (inner, *x.dims[2:]):
+        call.inexact(dim, "its mean and variance run over this axis")
     call.resize_attribute("num_groups", lambda kept: kept(group))
     return Value(x.dims, tuple(position == 1 for position in range(len(x))))
 
@@ -58,10 +59,8 @@ def group_norm(call: OnnxCall) -> Value:
 @rule("Softmax", "LogSoftmax")
 def softmax(call: OnnxCall) -> Value:
     x = call.tensor(0)
-    if call.opset < 13:  # there the operator flattens everything from the axis on
-        chosen = x.dims[call.options.get("axis", 1) :]
-    else:
-        chosen = (x[call.options.get("axis", -1)],)
+    # Before opset 13 the operator flattens everything from the axis on.
+    chosen = x.dims[call.options.get("axis", 1) :] if call.opset < 13 else (x[call.options.get("axis", -1)],)
     for dim in chosen:
         call.inexact(dim, "its sum runs over this axis")
     return Value(x.dims, (False,) * len(x))

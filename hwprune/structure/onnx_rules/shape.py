@@ -86,12 +86,8 @@ def split(call: OnnxCall) -> list[Value]:
         call.resize_input(1, lambda kept: [kept(part) for part in parts])
     elif "split" in call.options:
         call.resize_attribute("split", lambda kept: [kept(part) for part in parts])
-    else:  # equal parts: they must stay so, which unifying them ensures
-        for part in parts[1:]:
-            if part.size == parts[0].size:
-                call.unify(parts[0], part)
-            else:
-                call.freeze(x[axis], "is split into equal parts and a rest")
+    else:  # equal parts, which a cut need not leave equal
+        call.resize_input(1, lambda kept: [kept(part) for part in parts])
     return [Value((*x.dims[:axis], part, *x.dims[axis + 1 :]), x.zeros) for part in parts]
 
 
@@ -216,6 +212,21 @@ def gather(call: OnnxCall) -> Value:
 @rule("GatherElements")
 def gather_elements(call: OnnxCall) -> Value:
     return picking.gather(call, call.tensor(0), call.options.get("axis", 0), call.tensor(1))
+
+
+@rule("GatherND")
+def gather_nd(call: OnnxCall) -> Value:
+    """The last dim of the indices (k long) picks along k dims of x, after ``batch_dims`` that go together."""
+    x, which = call.tensor(0), call.tensor(1)
+    batch = call.options.get("batch_dims", 0)
+    picked = which[-1].size
+    for position in range(batch):
+        call.unify(x[position], which[position])
+    for dim in (*x.dims[batch : batch + picked], *which.dims[-1:]):
+        call.freeze(dim, "entries are picked by number")
+    rest = x.dims[batch + picked :]
+    zeros = (*x.zeros[:batch], *(False for _ in which.dims[batch:-1]), *x.zeros[batch + picked :])
+    return Value((*which.dims[:-1], *rest), zeros)
 
 
 @rule("ArgMax", "ArgMin")

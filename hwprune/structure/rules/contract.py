@@ -9,11 +9,12 @@ import torch
 
 from hwprune.structure.dims import Dim
 from hwprune.structure.rules.table import Call, Value, rule
+from hwprune.structure.scope import Scope
 
 aten = torch.ops.aten
 
 
-def _roles(call: Call, x: Dim, weight: Value, out: int, inner: int) -> None:
+def _roles(call: Scope, x: Dim, weight: Value, out: int, inner: int) -> None:
     call.space.tag(weight[out], "linear_out")
     call.space.tag(weight[inner], "linear_in")
 
@@ -44,7 +45,7 @@ def addmm(call: Call, bias: Value, x: Value, weight: Value, beta: Any = 1, alpha
 
 
 @rule(aten.matmul.default, aten.mm.default, aten.bmm.default)
-def matmul(call: Call, a: Value, b: Value) -> Value:
+def matmul(call: Scope, a: Value, b: Value) -> Value:
     """Batch dims broadcast; (..., n, k) x (..., k, m) contracts k. Vectors as in ``torch.matmul``."""
     k_of_b = -2 if len(b) > 1 else -1
     call.contract(a, -1, b, k_of_b)
@@ -97,7 +98,7 @@ def baddbmm(call: Call, base: Value, a: Value, b: Value, beta: Any = 1, alpha: A
 
 @rule(aten.einsum.default)
 def einsum(  # noqa: PLR0912 - one branch for each thing a letter may mean
-    call: Call, equation: str, operands: list[Value], path: Any = None
+    call: Scope, equation: str, operands: list[Value], path: Any = None
 ) -> Value | tuple[Dim, ...]:
     """Equal letters unify; a letter that is missing in the output is contracted. ``...`` freezes."""
     left, _, right = equation.replace(" ", "").partition("->")

@@ -8,6 +8,7 @@ import torch
 
 from hwprune.structure.dims import Dim
 from hwprune.structure.rules.table import Call, Value, rule
+from hwprune.structure.scope import Scope
 
 aten = torch.ops.aten
 
@@ -61,14 +62,14 @@ def _zero_along(value: Value, position: int) -> bool:
 
 
 @rule(*_variants("mul", "multiply", "logical_and", "bitwise_and", "__and__"))
-def product(call: Call, *_: Any) -> Value:
+def product(call: Scope, *_: Any) -> Value:
     dims = call.broadcast(call.inputs)
     zeros = [any(_zero_along(v, p) for v in call.inputs) for p in range(-len(dims), 0)]
     return Value(dims, tuple(zeros))
 
 
 @rule(*_variants("div", "divide", "floor_divide", "true_divide"))
-def quotient(call: Call, x: Any, *_: Any) -> Value:
+def quotient(call: Scope, x: Any, *_: Any) -> Value:
     dims = call.broadcast(call.inputs)
     if not isinstance(x, Value):
         return Value(dims, (False,) * len(dims))
@@ -82,7 +83,7 @@ def quotient(call: Call, x: Any, *_: Any) -> Value:
 
 
 @rule(*_variants("add", "sub", "subtract", "maximum", "minimum"))
-def total(call: Call, *_: Any) -> Value:
+def total(call: Scope, *_: Any) -> Value:
     dims = call.broadcast(call.inputs)
     plain = [v for v in call.inputs if len(v)]
     scalar = len(plain) < 2
@@ -125,7 +126,7 @@ def total(call: Call, *_: Any) -> Value:
         "atan2",
     )
 )
-def any_function(call: Call, *_: Any) -> Value:
+def any_function(call: Scope, *_: Any) -> Value:
     dims = call.broadcast(call.inputs)
     return Value(dims, (False,) * len(dims))
 

@@ -8,6 +8,7 @@ import torch
 
 from hwprune.structure.dims import Dim
 from hwprune.structure.rules.table import Call, Value, rule
+from hwprune.structure.scope import Scope
 
 aten = torch.ops.aten
 
@@ -40,7 +41,7 @@ def index_select(call: Call, x: Value, dim: int, which: Value) -> Value:
 
 
 @rule(aten.gather.default, aten.take_along_dim.default)
-def gather(call: Call, x: Value, dim: int | Value, which: Any, *_: Any) -> Value:
+def gather(call: Scope, x: Value, dim: Any, which: Any, *_: Any) -> Value:
     """``out[i][j] = x[i][which[i][j]]``: along the other dims x and the index go together."""
     if isinstance(dim, Value):  # take_along_dim(x, indices, dim)
         dim, which = which, dim
@@ -79,7 +80,7 @@ def order(call: Call, x: Value, *rest: Any) -> list[Value]:
 
 
 @rule(aten.argmax.default, aten.argmin.default)
-def argument(call: Call, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+def argument(call: Scope, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
     if dim is None:
         raise ValueError("the number of an entry of the flattened tensor")
     dim %= len(x)
@@ -90,13 +91,13 @@ def argument(call: Call, x: Value, dim: int | None = None, keepdim: bool = False
 
 
 @rule(aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default)
-def accumulate(call: Call, x: Value, dim: int, *_: Any) -> Value:
+def accumulate(call: Scope, x: Value, dim: int, *_: Any) -> Value:
     call.freeze(x[dim], "is accumulated")
     return Value(x.dims, (False,) * len(x))
 
 
 @rule(aten.tril.default, aten.triu.default)
-def triangle(call: Call, x: Value, *_: Any) -> Value:
+def triangle(call: Scope, x: Value, *_: Any) -> Value:
     for dim in x.dims[-2:]:
         call.freeze(dim, "rows and columns are compared by number")
     return Value(x.dims, x.zeros)
@@ -108,7 +109,7 @@ def one_hot(call: Call, x: Value, *_: Any) -> Value:
 
 
 @rule(aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
-def grid_sampler(call: Call, x: Value, grid: Value, *_: Any) -> Value:
+def grid_sampler(call: Scope, x: Value, grid: Value, *_: Any) -> Value:
     """(N, C, H, W) sampled at (N, P, Q, 2) -> (N, C, P, Q)."""
     for dim in (*x.dims[2:], *grid.dims[1:]):
         call.freeze(dim, "position")

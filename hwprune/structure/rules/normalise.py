@@ -60,7 +60,8 @@ def group_norm(call: Call, x: Value, groups: int, weight: Value | None, bias: Va
     group = call.space.leaf(groups)
     inner = call.space.leaf(x[1].size // groups)
     call.unify(x[1], Product((group, inner)))
-    call.inexact(inner, "its mean and variance run over this axis")
+    for dim in (inner, *x.dims[2:]):
+        call.inexact(dim, "its mean and variance run over this axis")
 
     def edit(node: fx.Node, kept: Kept) -> None:
         write_argument(node, "num_groups", kept(group))
@@ -74,6 +75,8 @@ def instance_norm(call: Call, x: Value, *parameters: Any) -> Value:
     for parameter in parameters[:4]:
         if isinstance(parameter, Value):
             call.unify(x[1], parameter[0])
+    for dim in x.dims[2:]:  # positions, as a rule; but a group norm may be written so, with channels among them
+        call.inexact(dim, "its mean and variance run over this axis")
     affine = isinstance(parameters[0], Value) and isinstance(parameters[1], Value)
     return Value(x.dims, tuple(position == 1 and (affine or x.zeros[1]) for position in range(len(x))))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
@@ -103,14 +103,15 @@ def write_argument(node: fx.Node, name: str, value: Any) -> None:
 
 Result = Value | tuple[Dim, ...] | list[Value]
 Rule = Callable[..., Result]
+_R = TypeVar("_R", bound=Rule)
 
 RULES: dict[Any, Rule] = {}
 
 
-def rule(*operators: Any) -> Callable[[Rule], Rule]:
+def rule(*operators: Any) -> Callable[[_R], _R]:
     """Enter a function into the table for these ATen overloads; operators of other libraries by ``namespace::name``."""
 
-    def enter(function: Rule) -> Rule:
+    def enter(function: _R) -> _R:
         for operator in operators:
             if operator in RULES:
                 raise ValueError(f"two rules for {operator}")
