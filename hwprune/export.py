@@ -32,9 +32,16 @@ def to_onnx(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], pat
     return save_onnx(onnx_tidy.fold(onnx_tidy.prepare(exported(module, example_inputs))), path)
 
 
+def _trace_inputs(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], Any]:
+    """Inputs and dynamic shapes: the batch stays free unless the model was captured with a fixed one."""
+    if isinstance(module, torch.fx.GraphModule) and not getattr(module, "free_batch", True):
+        return tuple(example_inputs), None
+    return free_batch(module, example_inputs)
+
+
 def exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> onnx.ModelProto:
     """The graph as the exporter makes it, not optimised: parameters keep their names. Raises `CandidateFailure`."""
-    inputs, shapes = free_batch(module, example_inputs)
+    inputs, shapes = _trace_inputs(module, example_inputs)
     module.eval()
     try:
         with onnx_tidy.quiet():
@@ -60,7 +67,7 @@ def save_onnx(proto: onnx.ModelProto, path: Path) -> Path:
 
 def to_pt2(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], path: Path) -> Path:
     """Write ``module`` as an exported program, without sample inputs (torch would pickle them)."""
-    inputs, shapes = free_batch(module, example_inputs)
+    inputs, shapes = _trace_inputs(module, example_inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with onnx_tidy.quiet():
         program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)

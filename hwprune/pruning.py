@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class Candidate:
     Attributes:
         module: the pruned model, trainable, with the original parameter names.
         keeps: axis name -> kept indices as a bool tensor.
+        drop: branches that are gone.
         masks: parameter name -> keep mask in the shape that the parameter has after the cut.
         fingerprint: of the dense model.
         macs: multiply-accumulates of one run on the example inputs.
@@ -42,6 +43,7 @@ class Candidate:
     module: fx.GraphModule
     recipe: Recipe
     keeps: Mapping[str, torch.Tensor]
+    drop: tuple[str, ...]
     masks: Mapping[str, torch.Tensor]
     fingerprint: str
     example_inputs: tuple[torch.Tensor, ...]
@@ -51,7 +53,7 @@ class Candidate:
     def export(self, folder: str | Path) -> Path:
         """Write model.onnx, model.safetensors, recipe.json and keep.safetensors; returns the folder."""
         folder = Path(folder)
-        self.template().write(self.module, self.keeps, folder / "model.onnx")
+        self.template().write(self.module, self.keeps, folder / "model.onnx", self.drop)
         export.to_safetensors(self.module, folder / "model.safetensors")
         self.write_recipe(folder)
         return folder
@@ -100,6 +102,17 @@ class Pruner:
                 self._template = Template(self.graph, inputs)
         return self._template
 
+    def dead_units(self, drop: Sequence[str]) -> Set[str]:
+        """Axes and matrices of which nothing is left once these branches are dropped."""
+        gone = self.graph.dead(drop)
+        return {
+            unit.name
+            for unit in self.units.values()
+            if unit.branch is None
+            and unit.name not in drop
+            and all(name in gone for name in ([m[0] for m in unit.axis.members] if unit.axis else unit.weights))
+        }
+
     def default_compensation(self) -> str:
         """The first of the table that would change anything in this model, or ``none``."""
         for name, one in compensation.COMPENSATIONS.items():
@@ -123,10 +136,10 @@ class Pruner:
             UsageError: the recipe names a unit, pattern or method that isn't there or doesn't fit.
             CandidateFailure: the result is not finite, or an N:M pattern doesn't fit what the cut left.
         """
-        cuts, rest = self._divide(recipe)
+        cuts, rest, drop = self._divide(recipe)
         if keeps is None:
             keeps = {choice.unit: self._option(choice).keep for choice in cuts}
-        module = self.graph.cut(keeps)
+        module = self.graph.cut(keeps, drop)
         assert isinstance(module, fx.GraphModule)
         made = self._mask(module, rest, masks)
         if recipe.compensation != compensation.NONE:
@@ -135,13 +148,13 @@ class Pruner:
                 one.apply(module, self._calibration)
         counts = {name: int(keep.sum()) for name, keep in keeps.items()}
         inputs = self.workload.example_inputs
-        macs = self.macs(counts)
-        return Candidate(module.eval(), recipe, dict(keeps), made, self.fingerprint, inputs, macs, lambda: self.template)
+        macs = self.macs(counts, drop)
+        return Candidate(module.eval(), recipe, dict(keeps), drop, made, self.fingerprint, inputs, macs, lambda: self.template)
 
-    def macs(self, counts: Mapping[str, int]) -> int:
+    def macs(self, counts: Mapping[str, int], drop: Collection[str] = ()) -> int:
         """Multiply-accumulates of one run on the example inputs with so many indices kept."""
         first = self.workload.example_inputs[0]
-        return self.graph.macs(counts, first.shape[0] if first.ndim else 1)
+        return self.graph.macs(counts, first.shape[0] if first.ndim else 1, drop)
 
     def check_cut(self, candidate: Candidate) -> float:
         """Compare the cut with the masked model on the example inputs; returns the relative difference.
@@ -152,9 +165,9 @@ class Pruner:
             RunError: they differ: a wrong rule. hwprune never goes on with a wrong cut.
         """
         keeps = {name: keep for name, keep in candidate.keeps.items() if self.graph.axis(name).exact}
-        if not keeps:
+        if not keeps and not candidate.drop:
             return 0.0
-        cut, masked = self.graph.cut(keeps), self.graph.mask(keeps)
+        cut, masked = self.graph.cut(keeps, candidate.drop), self.graph.mask(keeps, candidate.drop)
         inputs = self.workload.example_inputs
         difference = _difference(cut, masked, inputs)
         if not difference <= CUT_TOLERANCE:  # so that NaN counts as different
@@ -170,13 +183,20 @@ class Pruner:
                 )
         return difference
 
-    def _divide(self, recipe: Recipe) -> tuple[list[UnitChoice], list[UnitChoice]]:
+    def _divide(self, recipe: Recipe) -> tuple[list[UnitChoice], list[UnitChoice], tuple[str, ...]]:
+        """The choices that cut axes, those that mask what is left, and the branches to drop."""
+        drop = tuple(choice.unit for choice in recipe.choices if choice.pattern == patterns.BRANCH)
         cuts: list[UnitChoice] = []
         rest: list[UnitChoice] = []
         faults: list[str] = []
         for choice in recipe.choices:
             try:
                 unit = unit_table.get(self.units, choice.unit)
+                if (unit.branch is not None) != (choice.pattern == patterns.BRANCH):
+                    faults.append(f"unit {unit.name} has role {unit.role}, the recipe chooses pattern {choice.pattern}")
+                    continue
+                if unit.branch is not None:
+                    continue
                 pattern = patterns.get(choice.pattern)
                 method.get(choice.method)
             except UsageError as error:
@@ -188,7 +208,8 @@ class Pruner:
             (cuts if unit.axis is not None else rest).append(choice)
         if faults:
             raise UsageError("the recipe does not fit this model:", faults)
-        return cuts, rest
+        dead = self.graph.dead(drop)
+        return cuts, [choice for choice in rest if choice.unit not in dead], drop
 
     def _option(self, choice: UnitChoice) -> method.Option:
         if choice not in self._options:
@@ -203,18 +224,18 @@ class Pruner:
         masks: dict[str, torch.Tensor] = {}
         for choice in choices:
             weight = parameters[choice.unit]
+            matrix = self.units[choice.unit].matrix
+            assert matrix is not None  # `_divide` sorts them so
+            unit = unit_table.matrix_unit(matrix, weight)
             pattern = patterns.get(choice.pattern)
-            if reason := pattern.inadmissible(weight.shape):
+            if reason := pattern.inadmissible(unit.weights[choice.unit].shape):
                 raise CandidateFailure("prune", f"{choice.unit}: pattern {pattern.name} does not fit: {reason}")
             if stored is not None:
                 keep = stored[choice.unit]
             else:
-                unit = Unit(
-                    choice.unit, "matrix", weight.numel(), {choice.unit: weight}, (), matrix=self.units[choice.unit].matrix
-                )
                 level = None if pattern.fixed_sparsity is not None else choice.sparsity
                 (option,) = method.get(choice.method).solve(unit, None, pattern, [level])
-                keep = option.keep
+                keep = matrix.rows(option.keep)
             with torch.no_grad():
                 weight.mul_(keep.to(weight.device))
             masks[choice.unit] = keep
@@ -251,6 +272,11 @@ def uniform_recipe(
         UsageError: no unit of the model takes the pattern.
     """
     pruner = Pruner(workload)
+    if pattern == patterns.BRANCH:
+        names = [unit.name for unit in pruner.units.values() if unit.branch is not None]
+        if not names:
+            raise UsageError(f"{workload.name} has no branch that could be dropped")
+        return uniform(names, pattern, 1.0, "drop", pruner.default_compensation() if compensation is None else compensation)
     chosen = patterns.get(pattern)
     method.get(criterion)
     if patterns.is_axis(chosen.name):

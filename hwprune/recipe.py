@@ -19,9 +19,9 @@ class UnitChoice:
     """What happens to one unit.
 
     Attributes:
-        unit: ``parameter:dim`` (an axis) or ``parameter`` (a matrix).
+        unit: ``parameter:dim`` (an axis), ``parameter`` (a matrix) or a sum's node (a branch).
         pattern: ``channel``, ``head``, ``neuron``, ``unstructured``, ``2:4``, ...
-        sparsity: fraction removed, in (0, 1). A mask's sparsity counts the weights left after the cut.
+        sparsity: fraction removed, in (0, 1); 1 for a dropped branch. A mask's sparsity counts the weights left after the cut.
         method: the criterion, or a method that chooses masks and weights together.
     """
 
@@ -31,7 +31,10 @@ class UnitChoice:
     method: str
 
     def __post_init__(self) -> None:
-        if not 0 < self.sparsity < 1:
+        if self.pattern == "branch":
+            if self.sparsity != 1:
+                raise UsageError(f"a branch is dropped as a whole: sparsity of {self.unit} must be 1, got {self.sparsity!r}")
+        elif not 0 < self.sparsity < 1:
             raise UsageError(f"sparsity of {self.unit} must be in (0, 1), got {self.sparsity!r}")
         for value, what in ((self.unit, "unit"), (self.pattern, "pattern"), (self.method, "method")):
             if not value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx
 import torch
 
 from hwprune import export, onnx_tidy
+from hwprune.structure.branches import Branch
 from hwprune.structure.dims import BoolArray
 from hwprune.structure.graph import AxisGraph
 from hwprune.structure.onnx_graph import OnnxGraph
@@ -52,20 +53,22 @@ class Template:
         self._names, missing = self._find()
         self.reason = f"{missing} is not among the initializers of the ONNX model" if missing else None
 
-    def write(self, module: torch.nn.Module, keeps: Mapping[str, torch.Tensor], path: Path) -> bool:
-        """Write ``module``, which is the dense model cut by ``keeps`` with any weights; was the template used?
+    def write(self, module: torch.nn.Module, keeps: Mapping[str, torch.Tensor], path: Path, drop: Collection[str] = ()) -> bool:
+        """Write ``module``: the dense model cut by ``keeps``, without the branches ``drop``, any weights. Was the template used?
 
         Raises:
             CandidateFailure: it has to be exported, and can't be.
         """
-        model = self.model(module, keeps)
+        model = self.model(module, keeps, drop)
         if model is None:
             export.to_onnx(module, self._inputs, path)
             return False
         export.save_onnx(model, path)
         return True
 
-    def model(self, module: torch.nn.Module, keeps: Mapping[str, torch.Tensor]) -> onnx.ModelProto | None:
+    def model(
+        self, module: torch.nn.Module, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()
+    ) -> onnx.ModelProto | None:
         """The ONNX model, or None if the template can't give it."""
         if self.reason is not None:
             return None
@@ -77,7 +80,17 @@ class Template:
         if masks is None:
             return None
         tensors = {self._names[name]: _array(tensor) for name, tensor in _tensors(module).items() if name in self._names}
-        return onnx_tidy.fold(self.dense.cut_leaves(masks, tensors))
+        branches = [self._branch(name) for name in drop]
+        found = [branch for branch in branches if branch is not None]
+        if len(found) < len(branches):
+            return None
+        return onnx_tidy.fold(self.dense.cut_leaves(masks, tensors, found))
+
+    def _branch(self, name: str) -> Branch | None:
+        """The ONNX graph's branch whose dropping leaves the same parameters without a reader."""
+        known = set(self._names.values())
+        wanted = {self._names[one] for one in self._graph.branch(name).parameters if one in self._names}
+        return next((one for one in self.dense.branches if wanted == known.intersection(one.parameters)), None)
 
     def differs(self, keeps: Mapping[str, torch.Tensor]) -> list[str]:
         """The axes among ``keeps`` that the ONNX graph can't cut alone, each with the reason if there is one."""

@@ -207,7 +207,7 @@ def test_check_cut_stops_a_wrong_cut(tiny, monkeypatch):
             module.fc.weight.add_(0.1)
         return module
 
-    monkeypatch.setattr(type(pruner.graph), "mask", lambda self, keeps: wrong(keeps))
+    monkeypatch.setattr(type(pruner.graph), "mask", lambda self, keeps, drop=(): wrong(keeps))
     with pytest.raises(hwprune.HwpruneError, match="bug in a rule"):
         pruner.check_cut(candidate)
 

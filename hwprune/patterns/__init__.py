@@ -12,7 +12,7 @@ from hwprune.patterns.n_of_m import NOfM
 from hwprune.patterns.unstructured import Unstructured
 
 AXIS_PATTERNS: dict[str, Pattern] = {
-    role: WholeIndex(role) for role in ("channel", "head", "head_dim", "neuron", "hidden", "group")
+    role: WholeIndex(role) for role in ("channel", "head", "head_dim", "neuron", "hidden", "group", "expert")
 }
 """One for each role; applied by cutting."""
 
@@ -25,6 +25,9 @@ WEIGHT_PATTERNS: dict[str, Pattern] = {
     "block:4x4": Block(4, 4),
 }
 """Applied by masking. The families N:M and block:RxC take any numbers."""
+
+BRANCH = "branch"
+"""A whole residual branch, dropped: not chosen by scores, so it is no `Pattern`."""
 
 PATTERNS: dict[str, Pattern] = {**AXIS_PATTERNS, **WEIGHT_PATTERNS}
 
@@ -47,6 +50,7 @@ def is_axis(name: str) -> bool:
 
 __all__ = [
     "AXIS_PATTERNS",
+    "BRANCH",
     "PATTERNS",
     "WEIGHT_PATTERNS",
     "Block",

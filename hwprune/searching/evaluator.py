@@ -202,7 +202,7 @@ class Evaluator:
     def _write_and_score(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
         """The candidate's files, and the metric of what was written."""
         with watch.stage("export"):
-            cut_from_dense = self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
+            cut_from_dense = self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx", candidate.drop)
             candidate.write_recipe(folder)
         try:
             return self._score_file(candidate, folder, watch)
@@ -212,7 +212,7 @@ class Evaluator:
             # A gap in the ONNX rules must not cost candidates: from here on each is exported.
             self.pruner.template.reason = f"a file cut from the dense one was wrong ({failure.reason})"
             with watch.stage("export"):
-                self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
+                self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx", candidate.drop)
             return self._score_file(candidate, folder, watch)
 
     def _score_file(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
@@ -232,7 +232,7 @@ class Evaluator:
         if missing or (weights and not (folder / "model.safetensors").is_file()):
             candidate = self.pruner.prune(trial.recipe)
             if missing:
-                self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx")
+                self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx", candidate.drop)
                 candidate.write_recipe(folder)
             if weights:
                 export.to_safetensors(candidate.module, folder / "model.safetensors")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from math import log10
@@ -15,6 +15,7 @@ from hwprune.errors import UnknownNameError, UsageError
 from hwprune.files import read_toml
 from hwprune.pruning import Pruner
 from hwprune.recipe import Recipe, UnitChoice
+from hwprune.structure import units
 from hwprune.structure.units import Unit
 from hwprune.target import Target
 
@@ -33,6 +34,7 @@ class SpaceFile:
         max_sparsity: largest sparsity of an axis.
         mask_sparsities: levels of mask patterns that don't fix theirs.
         exclude: units left dense, names or globs.
+        tie: units of repeated blocks share one decision.
     """
 
     name: str
@@ -44,6 +46,7 @@ class SpaceFile:
     max_sparsity: float
     mask_sparsities: tuple[float, ...]
     exclude: tuple[str, ...]
+    tie: bool = False
 
 
 def names() -> list[str]:
@@ -76,13 +79,14 @@ def load(name: str) -> SpaceFile:
     space = SpaceFile(
         name=path.stem,
         description=table.text("description", ""),
-        roles=table.texts("roles", choices=patterns.AXIS_PATTERNS),
+        roles=table.texts("roles", choices=[*patterns.AXIS_PATTERNS, patterns.BRANCH]),
         patterns=masks,
         criteria=chosen,
         levels=table.integer("levels", 8, low=1, high=1000),
         max_sparsity=table.number("max_sparsity", 0.9, low=0.01, high=0.999),
         mask_sparsities=table.numbers("mask_sparsities", [0.5], low=0.01, high=0.999),
         exclude=table.texts("exclude", []),
+        tie=table.boolean("tie", False),
     )
     if not space.roles and not space.patterns:
         table.fault("roles", "roles and patterns are both empty: nothing to search")
@@ -95,7 +99,7 @@ class Knob:
     """What may be chosen for one unit.
 
     ``levels[pattern]``: sparsities in rising order. Level 0 is dense, level i is ``levels[pattern][i - 1]``; a
-    pattern with fewer levels than another repeats its last one.
+    pattern with fewer levels than another repeats its last one. ``tied``: units that follow its decision.
     """
 
     unit: str
@@ -103,6 +107,7 @@ class Knob:
     size: int
     levels: Mapping[str, tuple[float, ...]]
     methods: tuple[str, ...]
+    tied: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -127,6 +132,8 @@ class SearchSpace:
     compensation: str
     left_out: tuple[tuple[str, str], ...]
     """(unit or pattern, reason)"""
+    dead: Callable[[Sequence[str]], Set[str]] = lambda _drop: frozenset()
+    """Units that are gone once these branches are dropped."""
 
     @property
     def size_log10(self) -> float:
@@ -146,7 +153,12 @@ class SearchSpace:
                 continue
             pattern = str(parameters.get(f"pattern:{knob.unit}", next(iter(knob.levels))))
             method = str(parameters.get(f"method:{knob.unit}", knob.methods[0]))
-            choices.append(UnitChoice(knob.unit, pattern, knob.sparsity(pattern, level), _canonical(knob, pattern, method)))
+            chosen = _canonical(knob, pattern, method)
+            for unit in (knob.unit, *knob.tied):
+                choices.append(UnitChoice(unit, pattern, knob.sparsity(pattern, level), chosen))
+        if drop := [choice.unit for choice in choices if choice.pattern == patterns.BRANCH]:
+            dead = self.dead(drop)
+            choices = [choice for choice in choices if choice.unit not in dead]
         return Recipe(tuple(choices), self.compensation if choices else "none")
 
     def uniform(self, sparsity: float, method: str) -> dict[str, Any]:
@@ -154,7 +166,8 @@ class SearchSpace:
         parameters: dict[str, Any] = {}
         for knob in self.knobs:
             pattern = next(iter(knob.levels))
-            parameters[f"level:{knob.unit}"] = knob.nearest(pattern, sparsity)
+            branch = pattern == patterns.BRANCH  # there is no half of it
+            parameters[f"level:{knob.unit}"] = 0 if branch else knob.nearest(pattern, sparsity)
             if len(knob.levels) > 1:
                 parameters[f"pattern:{knob.unit}"] = pattern
             if len(knob.methods) > 1:
@@ -164,7 +177,7 @@ class SearchSpace:
 
 def _canonical(knob: Knob, pattern: str, method: str) -> str:
     """Criteria that rank single weights alike give the same mask: the first of them stands for all."""
-    if patterns.is_axis(pattern) or pattern.startswith("block"):
+    if patterns.is_axis(pattern) or pattern.startswith("block") or pattern == patterns.BRANCH:
         return method
     ranking = criteria.get(method).ranking
     return next(name for name in knob.methods if criteria.get(name).ranking == ranking)
@@ -190,15 +203,11 @@ def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patter
         if any(fnmatchcase(unit.name, glob) for glob in space.exclude):
             left_out.append((unit.name, "excluded by the search space"))
             continue
-        if unit.axis is not None and unit.role not in roles:
+        if unit.matrix is None and unit.role not in roles:
             if unit.role not in space.roles:
                 left_out.append((unit.name, f"role {unit.role} is not in search space {space.name}"))
             continue
-        levels = (
-            _axis_levels(unit, space, target.multiple(isa))
-            if unit.axis is not None
-            else _mask_levels(unit, space, masks, left_out)
-        )
+        levels = _levels(unit, space, target.multiple(isa), masks, left_out)
         if levels:
             knobs.append(Knob(unit.name, unit.role, unit.size, levels, _methods(space, levels)))
         elif unit.axis is not None:
@@ -206,7 +215,17 @@ def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patter
     if not knobs:
         reasons = [f"{name}: {reason}" for name, reason in left_out]
         raise UsageError(f"nothing to search: search space {space.name} on target {target.name} leaves no unit", reasons)
-    return SearchSpace(space, tuple(knobs), pruner.default_compensation(), tuple(left_out))
+    if space.tie:
+        knobs = _tied(knobs, units.ties(pruner.units))
+    return SearchSpace(space, tuple(knobs), pruner.default_compensation(), tuple(left_out), pruner.dead_units)
+
+
+def _tied(knobs: Sequence[Knob], ties: Mapping[str, str]) -> list[Knob]:
+    """One knob for each kind of unit, in the order of the first of each."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Knob]] = {}
+    for knob in knobs:
+        groups.setdefault((ties[knob.unit], tuple(knob.levels)), []).append(knob)
+    return [replace(first, tied=tuple(knob.unit for knob in rest)) for first, *rest in groups.values()]
 
 
 def _payable(wanted: Sequence[str], target: Target, all_patterns: bool, left_out: list[tuple[str, str]]) -> list[str]:
@@ -219,6 +238,17 @@ def _payable(wanted: Sequence[str], target: Target, all_patterns: bool, left_out
         else:
             found.append(name)
     return found
+
+
+def _levels(
+    unit: Unit, space: SpaceFile, multiple: int, masks: list[str], left_out: list[tuple[str, str]]
+) -> dict[str, tuple[float, ...]]:
+    """Pattern -> sparsities of one unit."""
+    if unit.axis is not None:
+        return _axis_levels(unit, space, multiple)
+    if unit.matrix is not None:
+        return _mask_levels(unit, space, masks, left_out)
+    return {patterns.BRANCH: (1.0,)}
 
 
 def _axis_levels(unit: Unit, space: SpaceFile, multiple: int) -> dict[str, tuple[float, ...]]:
@@ -254,6 +284,8 @@ def _mask_levels(unit: Unit, space: SpaceFile, masks: list[str], left_out: list[
 
 def _methods(space: SpaceFile, levels: Mapping[str, Any]) -> tuple[str, ...]:
     """The criteria, without those that would give the same masks for every pattern of the knob."""
+    if patterns.BRANCH in levels:
+        return ("drop",)
     if any(patterns.is_axis(name) or name.startswith("block") for name in levels):
         return space.criteria
     seen: dict[str, str] = {}

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import fx, nn
 
+from hwprune.errors import UnknownNameError
+from hwprune.structure import branches
 from hwprune.structure.axes import Axis, AxisTable
+from hwprune.structure.branches import Branch, Dag
 from hwprune.structure.dims import BoolArray, Dim, IntArray, Space
 from hwprune.structure.rules import Edit, Value
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The weight of a linear or convolution layer, shape (out, in / groups, *kernel)."""
+    """The weight of a linear or convolution layer.
+
+    ``shape`` is (out, in / groups, *kernel). ``transposed``: the parameter itself is (in, out), as in ``x @ weight``.
+    """
 
     parameter: str
     kind: str
     shape: tuple[int, ...]
     groups: int
+    transposed: bool = False
+
+    @property
+    def out_dim(self) -> int:
+        """The parameter's dim of the outputs."""
+        return 1 if self.transposed else 0
+
+    def rows(self, weight: torch.Tensor) -> torch.Tensor:
+        """The parameter, or a mask of its shape, as (out, in / groups, *kernel); its own inverse."""
+        return weight.t() if self.transposed else weight
 
 
 class AxisGraph:
@@ -44,9 +61,10 @@ class AxisGraph:
         parameters: Mapping[str, Value],
         edits: Mapping[str, list[Edit]],
         matrices: list[Matrix],
-        work: list[tuple[Dim, ...]],
+        work: list[tuple[str, tuple[Dim, ...]]],
         free_sizes: frozenset[int],
         unmasked: Set[tuple[str, int]] = frozenset(),
+        values: Mapping[fx.Node, Any] | None = None,
     ) -> None:
         self.module = module
         self.matrices = tuple(matrices)
@@ -58,8 +76,31 @@ class AxisGraph:
         self._free_sizes = free_sizes
         self._unmasked = unmasked
         self.axes = self._table.axes
+        self._dag = _dag(module, values)
+        self._branches: tuple[Branch, ...] | None = None
 
     # -- reading -----------------------------------------------------------------------------
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Sides of sums that may be dropped as a whole, in graph order; found when first asked for."""
+        if self._branches is None:
+            self._branches = branches.find(self._dag)
+        return self._branches
+
+    def branch(self, name: str) -> Branch:
+        """The branch of that name. Raises `UnknownNameError`."""
+        for one in self.branches:
+            if one.name == name:
+                return one
+        raise UnknownNameError("branch", name, [one.name for one in self.branches])
+
+    def dead(self, drop: Collection[str]) -> set[str]:
+        """Parameters and buffers that nothing reads any more once these branches are dropped."""
+        return self._dag.dead_tensors(self._sides(drop)) if drop else set()
+
+    def _sides(self, drop: Collection[str]) -> dict[str, int]:
+        return {name: self.branch(name).side for name in drop}
 
     def axis(self, name: str) -> Axis:
         """The axis of that name. Raises `UnknownNameError`."""
@@ -73,9 +114,10 @@ class AxisGraph:
         """Shape of a parameter after a cut that keeps ``counts[axis name]`` indices."""
         return self._table.shape(parameter, counts)
 
-    def parameter_count(self, counts: Mapping[str, int]) -> int:
+    def parameter_count(self, counts: Mapping[str, int], drop: Collection[str] = ()) -> int:
         """Number of parameters after such a cut, predicted without cutting."""
-        own = dict(self.module.named_parameters(remove_duplicate=False))
+        dead = self.dead(drop)
+        own = {n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n not in dead}
         first: dict[int, str] = {}
         for name, parameter in own.items():  # of tied names the one that the graph reads knows the axes
             if id(parameter) not in first or name in self._parameters:
@@ -83,14 +125,17 @@ class AxisGraph:
         traced = sum(prod(self.shape(name, counts)) for name in first.values() if name in self._parameters)
         return traced + sum(own[name].numel() for name in first.values() if name not in self._parameters)
 
-    def macs(self, counts: Mapping[str, int], batch: int = 1) -> int:
+    def macs(self, counts: Mapping[str, int], batch: int = 1, drop: Collection[str] = ()) -> int:
         """Multiply-accumulates of matrix products, convolutions and attention after such a cut, without running it.
 
         ``batch`` stands for every size that is known only at run time.
         """
         numbers = self._table.numbers(counts)
+        live = self._dag.live(self._sides(drop)) if drop else None
         total = 0
-        for dims in self._work:
+        for node, dims in self._work:
+            if live is not None and node not in live:
+                continue
             product = 1
             for dim in dims:
                 for leaf in self._space.leaves(dim):
@@ -111,17 +156,18 @@ class AxisGraph:
 
     # -- changing ----------------------------------------------------------------------------
 
-    def cut(self, keeps: Mapping[str, torch.Tensor]) -> nn.Module:
+    def cut(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> nn.Module:
         """The model with the removed indices physically gone.
 
         Args:
             keeps: axis name -> bool tensor (axis.size,), True = stays. At least one index must stay.
+            drop: names of branches that go as a whole.
 
         Returns:
             A trainable module with the original parameter names; the dense model is not touched.
 
         Raises:
-            UsageError: an axis that is unknown or frozen, or a mask of the wrong shape or type.
+            UsageError: an axis or branch that is unknown, an axis that is frozen, or a mask of the wrong shape or type.
         """
         masks = self._table.masks(keeps)
         counts = {number: int(mask.sum()) for number, mask in masks.items()}
@@ -133,10 +179,24 @@ class AxisGraph:
         for old in self.module.graph.nodes:
             for edit in self._edits.get(old.name, ()):
                 edit(new[old], kept)
-        return self._rebuild(graph, lambda tensor, value: self._select(tensor, value, masks))
+        dead = self._drop(graph, {old.name: node for old, node in new.items()}, self._sides(drop)) if drop else set()
+        return self._rebuild(graph, lambda tensor, value: self._select(tensor, value, masks), dead)
 
-    def mask(self, keeps: Mapping[str, torch.Tensor]) -> nn.Module:
-        """The model in its original shapes with the removed slices zeroed: what ``cut`` must equal.
+    def _drop(self, graph: fx.Graph, new: Mapping[str, fx.Node], sides: Mapping[str, int]) -> set[str]:
+        """Replace sums by the side that stays and erase what is dead; returns the tensors that went."""
+        live = self._dag.live(sides)
+        for name, side in sides.items():
+            stays = new[name].args[1 - side]
+            assert isinstance(stays, fx.Node)
+            new[name].replace_all_uses_with(stays)
+        for name, node in reversed(list(new.items())):
+            gone = name in sides or name not in live
+            if gone and node.op not in ("placeholder", "output") and not node.users:
+                graph.erase_node(node)
+        return self._dag.dead_tensors(sides)
+
+    def mask(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> nn.Module:
+        """The model in its original shapes with the removed slices and sides zeroed: what ``cut`` must equal.
 
         Arguments and errors as for `cut`.
         """
@@ -151,7 +211,16 @@ class AxisGraph:
                 result.index_fill_(position, gone.nonzero().squeeze(1), 0)
             return result
 
-        return self._rebuild(self._copy_graph()[0], zero)
+        graph, new = self._copy_graph()
+        by_name = {old.name: node for old, node in new.items()}
+        for name, side in self._sides(drop).items():
+            node = by_name[name]
+            with graph.inserting_before(node):
+                nothing = graph.call_function(torch.ops.aten.zeros_like.default, (node.args[side],))
+            node.update_arg(side, nothing)
+            if node.target in _SUMS_IN_PLACE and side == 0:  # it would write into the zeros, not into the side that is gone
+                node.target = torch.ops.aten.add.Tensor
+        return self._rebuild(graph, zero)
 
     def _copy_graph(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
         """A copy without the recorded sizes (those of the dense model), and old node -> new node."""
@@ -170,7 +239,9 @@ class AxisGraph:
             result = result.index_select(position, stays)
         return result.clone() if result.data_ptr() == tensor.data_ptr() else result.contiguous()
 
-    def _rebuild(self, graph: fx.Graph, change: Callable[[torch.Tensor, Value], torch.Tensor]) -> nn.Module:
+    def _rebuild(
+        self, graph: fx.Graph, change: Callable[[torch.Tensor, Value], torch.Tensor], dead: Collection[str] = ()
+    ) -> nn.Module:
         root = nn.Module()
         done: dict[int, torch.Tensor] = {}  # tied parameters stay tied
         kept_names = set(self.module.state_dict())
@@ -178,6 +249,7 @@ class AxisGraph:
             **dict(self.module.named_parameters(remove_duplicate=False)),
             **dict(self.module.named_buffers(remove_duplicate=False)),
         }
+        state = {name: tensor for name, tensor in state.items() if name not in dead}
         values = {id(state[name]): value for name, value in self._parameters.items() if name in state}
         for name, tensor in state.items():
             if id(tensor) not in done:
@@ -193,8 +265,46 @@ class AxisGraph:
         module = fx.GraphModule(root, graph, class_name=type(self.module).__name__)
         for name in state:
             assign(module, name, done[id(state[name])], persistent=name in kept_names)
+        module.free_batch = getattr(self.module, "free_batch", True)
         module.train(self.module.training)
         return module
+
+
+_SUMS_IN_PLACE = (torch.ops.aten.add_.Tensor,)
+_SUMS = (torch.ops.aten.add.Tensor, *_SUMS_IN_PLACE)
+
+
+def _dag(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
+    """The graph as names, for finding branches."""
+    read = values or {}
+    nodes: dict[str, list[str]] = {}
+    tensors: dict[str, str] = {}
+    weights: set[str] = set()
+    sums: dict[str, tuple[str, str]] = {}
+    data: set[str] = set()
+    writes: dict[str, str] = {}
+    outputs: list[str] = []
+    for node in module.graph.nodes:
+        nodes[node.name] = [one.name for one in node.all_input_nodes]
+        value = read.get(node)
+        meta = node.meta.get("val")
+        if node.op == "output":
+            outputs = nodes[node.name]
+        elif node.op == "get_attr" and isinstance(value, Value):
+            tensors[node.name] = str(node.target)
+            if len(value) > 1:
+                weights.add(str(node.target))
+        elif isinstance(meta, torch.Tensor) and meta.is_floating_point():
+            data.add(node.name)
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            writes[node.name] = nodes[node.name][0]
+        if node.target in _SUMS and not node.kwargs and len(node.args) == 2:
+            sides = [read.get(one) if isinstance(one, fx.Node) else None for one in node.args]
+            shape = [dim.size for dim in value.dims] if isinstance(value, Value) else None
+            same = all(isinstance(one, Value) and [dim.size for dim in one.dims] == shape for one in sides)
+            if same and all(one in data for one in (str(node.args[0]), str(node.args[1]))):
+                sums[node.name] = (str(node.args[0]), str(node.args[1]))
+    return Dag(nodes, outputs, tensors, frozenset(weights), sums, frozenset(data), writes)
 
 
 def assign(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:

@@ -17,7 +17,9 @@ import torch
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 from hwprune.errors import UsageError
+from hwprune.structure import branches
 from hwprune.structure.axes import Axis, AxisTable
+from hwprune.structure.branches import Branch, Dag
 from hwprune.structure.dims import BoolArray, Space
 from hwprune.structure.onnx_rules import RULES, OnnxCall
 from hwprune.structure.onnx_rules.table import Numbers
@@ -62,7 +64,14 @@ class OnnxGraph:
         self._space = walk.space
         self.table = AxisTable(walk.space, walk.stored)
         self.axes: tuple[Axis, ...] = self.table.axes
-        self._tensors = {item.name: item for item in self.model.graph.initializer}
+        self._branches: tuple[Branch, ...] | None = None
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Sides of sums that may be dropped as a whole; found when first asked for."""
+        if self._branches is None:
+            self._branches = branches.find(_dag(self.model, self.walk.values))
+        return self._branches
 
     @property
     def unclear(self) -> list[str]:
@@ -91,15 +100,19 @@ class OnnxGraph:
         """The model with the removed indices physically gone; arguments and errors as `AxisGraph.cut`."""
         return self.cut_leaves(self.table.masks(keeps))
 
-    def cut_leaves(self, masks: Mapping[int, BoolArray], tensors: Mapping[str, Array] | None = None) -> onnx.ModelProto:
+    def cut_leaves(
+        self, masks: Mapping[int, BoolArray], tensors: Mapping[str, Array] | None = None, drop: Sequence[Branch] = ()
+    ) -> onnx.ModelProto:
         """Cut by leaf masks.
 
         Args:
+            drop: branches that go.
             tensors: initializer name -> its new contents, already in the new shape; the others are selected from.
         """
         counts = {number: int(mask.sum()) for number, mask in masks.items()}
         rewrite = _Rewrite(self.walk, lambda dim: self._space.kept(dim, counts))
         nodes = rewrite.nodes() if masks else [*self.model.graph.node]
+        nodes = _without(nodes, drop)
         given = tensors or {}
         initializers = []
         for item in self.model.graph.initializer:
@@ -147,6 +160,43 @@ class OnnxGraph:
         model.CopyFrom(_shell(self.model))
         model.graph.CopyFrom(made)
         return model
+
+
+def _without(nodes: Sequence[onnx.NodeProto], drop: Sequence[Branch]) -> list[onnx.NodeProto]:
+    """The nodes with each dropped branch's sum turned into its other operand."""
+    sides = {branch.name: branch.side for branch in drop}
+    result = []
+    for node in nodes:
+        if node.output and node.output[0] in sides:
+            stays = node.input[1 - sides[node.output[0]]]
+            result.append(helper.make_node("Identity", [stays], [node.output[0]], name=node.name))
+        else:
+            result.append(node)
+    return result
+
+
+def _dag(model: onnx.ModelProto, values: Mapping[str, Value | None]) -> Dag:
+    """The graph as names, for finding branches."""
+    nodes: dict[str, list[str]] = {item.name: [] for item in (*model.graph.input, *model.graph.initializer)}
+    tensors = {item.name: item.name for item in model.graph.initializer}
+    weights = {item.name for item in model.graph.initializer if len(item.dims) > 1 and item.data_type in FLOATS}
+    data = {item.name for item in model.graph.input if item.type.tensor_type.elem_type in FLOATS}
+    sums: dict[str, tuple[str, str]] = {}
+    for node in model.graph.node:
+        inputs = [name for name in node.input if name] + sorted(_captured(node))
+        for name in node.output:
+            nodes[name] = inputs
+        value = values.get(node.output[0])
+        if value is None:
+            continue
+        if not all(name in tensors for name in inputs):
+            data.add(node.output[0])
+        if node.op_type == "Add":
+            sides = [values.get(name) for name in node.input]
+            same = all(one is not None and [d.size for d in one.dims] == [d.size for d in value.dims] for one in sides)
+            if same and all(name in data for name in node.input):
+                sums[node.output[0]] = (node.input[0], node.input[1])
+    return Dag(nodes, [item.name for item in model.graph.output], tensors, frozenset(weights), sums, frozenset(data), {})
 
 
 def _shell(model: onnx.ModelProto) -> onnx.ModelProto:

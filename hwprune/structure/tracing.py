@@ -18,15 +18,19 @@ from hwprune.structure.rules import RULES, Call, Edit, Value
 from hwprune.structure.rules.table import read_argument
 from hwprune.structure.symbols import PRIMES
 
-_WEIGHT_ARGUMENT: dict[Any, str] = {
-    torch.ops.aten.linear.default: "linear",
-    torch.ops.aten.conv1d.default: "conv",
-    torch.ops.aten.conv2d.default: "conv",
-    torch.ops.aten.conv3d.default: "conv",
-    torch.ops.aten.conv1d.padding: "conv",
-    torch.ops.aten.conv2d.padding: "conv",
-    torch.ops.aten.conv3d.padding: "conv",
+_WEIGHT_ARGUMENT: dict[Any, tuple[str, int]] = {
+    torch.ops.aten.linear.default: ("linear", 1),
+    torch.ops.aten.conv1d.default: ("conv", 1),
+    torch.ops.aten.conv2d.default: ("conv", 1),
+    torch.ops.aten.conv3d.default: ("conv", 1),
+    torch.ops.aten.conv1d.padding: ("conv", 1),
+    torch.ops.aten.conv2d.padding: ("conv", 1),
+    torch.ops.aten.conv3d.padding: ("conv", 1),
+    torch.ops.aten.addmm.default: ("product", 2),
+    torch.ops.aten.matmul.default: ("product", 1),
+    torch.ops.aten.mm.default: ("product", 1),
 }
+"""What a layer's weight is to its operator: kind and position. A product's weight is (in, out)."""
 
 _GLOBAL_POOLS = (
     torch.ops.aten.adaptive_avg_pool1d.default,
@@ -62,7 +66,9 @@ def analyse(module: fx.GraphModule) -> AxisGraph:
     """The axes of a captured model: one pass over its graph."""
     walk = _Walk(module)
     walk.run()
-    return AxisGraph(module, walk.space, walk.parameters, walk.edits, walk.matrices, walk.work, walk.batch, walk.unmasked)
+    return AxisGraph(
+        module, walk.space, walk.parameters, walk.edits, walk.matrices, walk.work, walk.batch, walk.unmasked, walk.values
+    )
 
 
 def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
@@ -82,7 +88,10 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.Grap
     finally:
         for name, part in model.named_modules():
             part.training = was_training[name]
-    return _own(module, model)
+    free = has_free_batch(module)
+    own = _own(module, model)
+    own.free_batch = free
+    return own
 
 
 def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
@@ -233,16 +242,16 @@ class _Walk:
         self.parameters: dict[str, Value] = {}
         self.edits: dict[str, list[Edit]] = {}
         self.matrices: list[Matrix] = []
-        self.work: list[tuple[Dim, ...]] = []
+        self.work: list[tuple[str, tuple[Dim, ...]]] = []
         self.unmasked: set[tuple[str, int]] = set()
-        self._values: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
         self._tied: dict[int, Value] = {}
         self._numbers: dict[Any, int] = {}
         self._storage: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> None:
         for node in self.module.graph.nodes:
-            self._values[node] = getattr(self, "_" + node.op)(node)
+            self.values[node] = getattr(self, "_" + node.op)(node)
 
     @property
     def batch(self) -> frozenset[int]:
@@ -299,7 +308,7 @@ class _Walk:
     def _call_function(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
         if node.target is operator.getitem:
-            source = self._values[node.args[0]]  # type: ignore[index]  # a getitem's source is a node
+            source = self.values[node.args[0]]  # type: ignore[index]  # a getitem's source is a node
             if isinstance(source, list):
                 return source[node.args[1]]  # type: ignore[index]  # and its index an int
             return self._unknown(node, "takes one item of an unknown result")
@@ -321,7 +330,7 @@ class _Walk:
         except (ValueError, IndexError, TypeError, KeyError) as error:
             # A gap in a rule costs prunability, never a crash.
             return self._unknown(node, f"the rule for {short} does not cover this use ({type(error).__name__}: {error})")
-        self.work += call.work
+        self.work += [(node.name, dims) for dims in call.work]
         self.unmasked.update(call.unmasked)
         if call.edits:
             self.edits[node.name] = call.edits
@@ -331,15 +340,15 @@ class _Walk:
             self._storage[node] = self._storage.get(source, source)  # it may be a view of its first input
             if node.target._schema.name.endswith("_"):
                 self._written(node, source)
-                self._values[source] = result  # in place: the input has become the output
+                self.values[source] = result  # in place: the input has become the output
         return result
 
     def _written(self, node: fx.Node, source: fx.Node) -> None:
         """Whatever may share the storage that an in-place operator changed is no longer known to be zero."""
         storage = self._storage.get(source, source)
-        for other, value in self._values.items():
+        for other, value in self.values.items():
             if self._storage.get(other, other) is storage and isinstance(value, Value) and other is not node:
-                self._values[other] = Value(value.dims, (False,) * len(value), value.parameter)
+                self.values[other] = Value(value.dims, (False,) * len(value), value.parameter)
 
     @staticmethod
     def _check(result: Value | list[Value], shapes: list[tuple[int, ...]]) -> None:
@@ -349,15 +358,18 @@ class _Walk:
                 raise ValueError(f"it gave sizes {sizes} where the trace has {shape}")
 
     def _note_matrix(self, node: fx.Node) -> None:
-        kind = _WEIGHT_ARGUMENT.get(node.target)
-        weight = self._values.get(node.args[1]) if kind else None  # type: ignore[arg-type]
-        if kind is None or not isinstance(weight, Value) or weight.parameter is None:
+        kind, position = _WEIGHT_ARGUMENT.get(node.target, ("", 0))
+        source = node.args[position] if kind else None
+        weight = self.values.get(source) if isinstance(source, fx.Node) else None
+        if not isinstance(weight, Value) or weight.parameter is None or (kind == "product" and len(weight) != 2):
             return
         if not isinstance(_lookup(self.module, weight.parameter), nn.Parameter):
             return  # a fixed filter in a buffer is not for pruning
         if all(matrix.parameter != weight.parameter for matrix in self.matrices):
             groups = read_argument(node, "groups") if kind == "conv" else 1
-            self.matrices.append(Matrix(weight.parameter, kind, tuple(d.size for d in weight.dims), groups))
+            shape = tuple(dim.size for dim in weight.dims)
+            transposed = kind == "product"
+            self.matrices.append(Matrix(weight.parameter, kind, shape[::-1] if transposed else shape, groups, transposed))
 
     def _unknown(self, node: fx.Node, reason: str) -> Any:
         for value in self._collect([self._read(node.args), self._read(dict(node.kwargs))]):
@@ -372,7 +384,7 @@ class _Walk:
 
     def _read(self, argument: Any) -> Any:
         if isinstance(argument, fx.Node):
-            return self._values[argument]
+            return self.values[argument]
         if isinstance(argument, (list, tuple)):
             return [self._read(item) for item in argument]
         if isinstance(argument, dict):

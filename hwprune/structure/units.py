@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from hwprune.errors import UnknownNameError
 from hwprune.structure.axes import Axis
+from hwprune.structure.branches import Branch
 from hwprune.structure.graph import AxisGraph, Matrix
 
 
@@ -17,11 +19,11 @@ class Unit:
     """One thing to decide on.
 
     Attributes:
-        name: ``parameter:dim`` for an axis, ``parameter`` for a matrix.
-        role: the axis's role, or ``matrix``.
-        size: indices of the axis, or weights of the matrix.
-        weights: parameter name -> the dense tensor, for everything that scores are computed from.
-        axis, matrix: the one that it is.
+        name: ``parameter:dim`` for an axis, ``parameter`` for a matrix, the sum's node for a branch.
+        role: the axis's role, ``matrix`` or ``branch``.
+        size: indices of the axis, weights of the matrix, parameters that only the branch reads.
+        weights: parameter name -> the dense tensor, for everything that scores are computed from; a matrix as (out, in, ...).
+        axis, matrix, branch: the one that it is.
     """
 
     name: str
@@ -31,10 +33,11 @@ class Unit:
     slices: tuple[torch.Tensor, ...]
     axis: Axis | None = None
     matrix: Matrix | None = None
+    branch: Branch | None = None
 
 
 def units(graph: AxisGraph) -> dict[str, Unit]:
-    """Every unit of the graph by name, in graph order: axes that may be cut, then matrices."""
+    """Every unit of the graph by name, in graph order: axes that may be cut, then matrices, then branches."""
     parameters = dict(graph.module.named_parameters(remove_duplicate=False))
     found: dict[str, Unit] = {}
     for axis in graph.axes:
@@ -44,9 +47,38 @@ def units(graph: AxisGraph) -> dict[str, Unit]:
             weights = {name: parameters[name] for name, _ in producers}
             found[axis.name] = Unit(axis.name, axis.role, axis.size, weights, slices, axis=axis)
     for matrix in graph.matrices:
-        weight = parameters[matrix.parameter]
-        found[matrix.parameter] = Unit(matrix.parameter, "matrix", weight.numel(), {matrix.parameter: weight}, (), matrix=matrix)
+        found[matrix.parameter] = matrix_unit(matrix, parameters[matrix.parameter])
+    for branch in graph.branches:
+        weights = {name: parameters[name] for name in branch.parameters if name in parameters}
+        found[branch.name] = Unit(branch.name, "branch", sum(w.numel() for w in weights.values()), weights, (), branch=branch)
     return found
+
+
+def matrix_unit(matrix: Matrix, weight: torch.Tensor) -> Unit:
+    """The unit of a weight in the state that it is in (whole, or cut already)."""
+    return Unit(matrix.parameter, "matrix", weight.numel(), {matrix.parameter: matrix.rows(weight)}, (), matrix=matrix)
+
+
+def ties(table: Mapping[str, Unit]) -> dict[str, str]:
+    """Unit -> the first unit that looks like it: same role, size and shapes. Repeated blocks can share decisions so."""
+    first: dict[Any, str] = {}
+    found = {}
+    for unit in table.values():
+        if unit.axis is not None:
+            shapes = sorted(
+                (tuple(w.shape), dim) for name, dim in unit.axis.members if (w := table_weights(table, name)) is not None
+            )
+            key: Any = (unit.role, unit.size, tuple(shapes), len(unit.axis.members))
+        else:
+            key = (unit.role, unit.size, tuple(sorted(tuple(w.shape) for w in unit.weights.values())))
+        found[unit.name] = first.setdefault(key, unit.name)
+    return found
+
+
+def table_weights(table: Mapping[str, Unit], name: str) -> torch.Tensor | None:
+    """The matrix of that name, if it is a unit."""
+    unit = table.get(name)
+    return unit.weights[name] if unit is not None and unit.matrix is not None else None
 
 
 def get(table: Mapping[str, Unit], name: str) -> Unit:
@@ -58,9 +90,9 @@ def get(table: Mapping[str, Unit], name: str) -> Unit:
 
 def _producers(graph: AxisGraph, axis: Axis, parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, int]]:
     """The layers whose outputs the axis is; without any (an embedding's width), every parameter with two dims or more."""
-    matrices = {matrix.parameter for matrix in graph.matrices}
+    matrices = {matrix.parameter: matrix for matrix in graph.matrices}
     members = [(name, dim) for name, dim in axis.members if name in parameters]
-    made = [(name, dim) for name, dim in members if name in matrices and dim == 0]
+    made = [(name, dim) for name, dim in members if name in matrices and dim == matrices[name].out_dim]
     return made or [(name, dim) for name, dim in members if parameters[name].ndim > 1] or members
 
 

@@ -59,6 +59,10 @@ def matmul(call: Scope, a: Value, b: Value) -> Value:
     if a.parameter is None and b.parameter is None:
         for dim in batch:
             call.space.tag(dim, "attention_batch")
+    elif b.parameter is not None and len(b) > 2:
+        for dim in b.dims[:-2]:
+            call.space.tag(dim, "expert")
+        _roles(call, a[-1], b, -1, -2)
     call.macs(*batch, *a.dims[-2:], *b.dims[-1:] if len(b) > 1 else ())
     zero_batch = tuple(any(-p <= len(v) and v.zeros[p] and v[p].size != 1 for v in batches) for p in range(-len(batch), 0))
     rows = ((a[-2],), (a.zeros[-2],)) if len(a) > 1 else ((), ())
@@ -124,6 +128,8 @@ def einsum(  # noqa: PLR0912 - one branch for each thing a letter may mean
                 call.space.tag(real[0][0][real[0][1]], "attention_inner")
         elif activations and len(real) > 1:
             call.space.tag(real[0][0][real[0][1]], "attention_batch")
+        elif letter in right and len(real) > 1 and any(v.parameter is not None and len(v) > 2 for v, _ in real):
+            call.space.tag(real[0][0][real[0][1]], "expert")
         for value, position in real:
             if value.parameter is not None:
                 call.space.tag(value[position], "linear_out" if letter in right else "linear_in")
