@@ -112,11 +112,13 @@ class Template:
         """Tensor name -> initializer name, and the first tensor that has none."""
         stored = {item.name: item for item in self.dense.model.graph.initializer}
         state = self._graph.module.state_dict()
-        first: dict[int, str] = {}
+        aliases: dict[int, list[str]] = {}  # the exporter keeps one of several tied names
+        for name, tensor in self._graph.module.state_dict(keep_vars=True).items():
+            aliases.setdefault(id(tensor), []).append(name)
         found: dict[str, str] = {}
         for name, tensor in _tensors(self._graph.module).items():
-            source = first.setdefault(id(tensor), name)  # the exporter keeps one of several tied names
-            chosen = next((one for one in (self._given.get(name, name), source) if one in stored), None)
+            names = [self._given.get(name, name), *aliases.get(id(tensor), ())]
+            chosen = next((one for one in names if one in stored), None)
             if chosen is None and (not tensor.is_floating_point() or name not in state):
                 continue  # constants, such as a table of positions, were folded into others
             if chosen is None or tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16

@@ -229,7 +229,8 @@ class AxisGraph:
         new: dict[fx.Node, fx.Node] = {}
         for old in self.module.graph.nodes:
             new[old] = graph.node_copy(old, lambda node: new[node])
-            new[old].meta = {}
+            value = old.meta.get("val")
+            new[old].meta = {"rank": value.ndim, "dtype": value.dtype} if isinstance(value, torch.Tensor) else {}
         return graph, new
 
     def _select(self, tensor: torch.Tensor, value: Value, masks: Mapping[int, BoolArray]) -> torch.Tensor:
@@ -265,7 +266,7 @@ class AxisGraph:
         module = fx.GraphModule(root, graph, class_name=type(self.module).__name__)
         for name in state:
             assign(module, name, done[id(state[name])], persistent=name in kept_names)
-        module.free_batch = getattr(self.module, "free_batch", True)
+        module.meta["free_batch"] = self.module.meta.get("free_batch", True)
         module.train(self.module.training)
         return module
 

@@ -234,6 +234,7 @@ def flatten(model: onnx.ModelProto, named: Collection[str] = ()) -> onnx.ModelPr
         if item.data_location == TensorProto.EXTERNAL:
             raise UsageError("the ONNX model's external data was not loaded with it")
     _divide_constants(flat.graph, named)
+    _divide_fills(flat.graph)
     inputs = [item for item in flat.graph.input if item.name not in {t.name for t in flat.graph.initializer}]
     del flat.graph.input[:]
     flat.graph.input.extend(inputs)
@@ -258,6 +259,32 @@ def _divide_constants(graph: onnx.GraphProto, named: Collection[str]) -> None:
                 copy.name = f"{name}_{node.output[0]}"  # names of outputs are unique
                 graph.initializer.append(copy)
                 node.input[position] = copy.name
+
+
+def _divide_fills(graph: onnx.GraphProto) -> None:
+    """Tensors filled with one number, one for each use: a state of zeros shared by two layers would tie their axes."""
+    scalars = {item.name for item in graph.initializer if int(np.prod(item.dims)) == 1}
+    fills: dict[str, onnx.NodeProto] = {}
+    seen: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name not in fills:
+                continue
+            if name not in seen:
+                seen.add(name)
+                continue
+            copy = onnx.NodeProto()
+            copy.CopyFrom(fills[name])
+            copy.output[0] = f"{name}_{node.output[0]}"
+            copy.name = copy.output[0]
+            nodes.append(copy)
+            node.input[position] = copy.output[0]
+        if node.op_type == "ConstantOfShape" or (node.op_type == "Expand" and node.input[0] in scalars):
+            fills[node.output[0]] = node
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _constant(node: onnx.NodeProto) -> TensorProto | None:

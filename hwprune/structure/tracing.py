@@ -90,7 +90,7 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.Grap
             part.training = was_training[name]
     free = has_free_batch(module)
     own = _own(module, model)
-    own.free_batch = free
+    own.meta["free_batch"] = free
     return own
 
 
