@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from hwprune import onnx_tidy
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.files import dump_json, read_json_table, sha256, write_atomic
 from hwprune.recipe import Recipe
+from hwprune.structure.opaque import opaque_model
 from hwprune.structure.tracing import free_batch
 
 OPSET = 20
+RECORDED_OPSET = 17
+"""Of the exporter that records one run; it knows no newer ones."""
 INLINE_LIMIT = 1_500_000_000
 """Bytes of weights above which they go into a file beside the model: a protobuf holds 2 GB at most."""
 
@@ -43,6 +47,8 @@ def exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) ->
     """The graph as the exporter makes it, not optimised: parameters keep their names. Raises `CandidateFailure`."""
     inputs, shapes = _trace_inputs(module, example_inputs)
     module.eval()
+    if (model := opaque_model(module)) is not None:
+        return _recorded(model, inputs)
     try:
         with onnx_tidy.quiet():
             program = torch.onnx.export(
@@ -53,6 +59,24 @@ def exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) ->
     except Exception as error:  # the exporter raises what torch.export and onnxscript raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise CandidateFailure("export", f"{type(error).__name__}: {first}") from error
+
+
+def _recorded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
+    """What an untraceable model does for these inputs, whatever it would do for others; its outputs are compared on real data."""
+    names = [f"input_{position}" for position in range(len(inputs))]
+    axes = {name: {0: "batch"} for name, x in zip(names, inputs, strict=True) if x.ndim}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        try:
+            with onnx_tidy.quiet():
+                torch.onnx.export(
+                    module, inputs, path, dynamo=False, opset_version=RECORDED_OPSET, input_names=names, dynamic_axes=axes,
+                    do_constant_folding=False,
+                )  # fmt: skip
+        except Exception as error:  # the exporter raises its own types
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise CandidateFailure("export", f"{type(error).__name__}: {first}") from error
+        return onnx.load(str(path))
 
 
 def save_onnx(proto: onnx.ModelProto, path: Path) -> Path:

@@ -10,11 +10,12 @@ import torch
 from torch import fx
 
 from hwprune import compensation, export, method, patterns
-from hwprune.errors import CandidateFailure, RunError, UsageError
+from hwprune.errors import CandidateFailure, RunError, TraceError, UsageError
 from hwprune.onnx_import import OnnxModule
 from hwprune.recipe import Recipe, UnitChoice, uniform
 from hwprune.structure import units as unit_table
-from hwprune.structure.graph import AxisGraph
+from hwprune.structure.graph import ModelGraph
+from hwprune.structure.opaque import OpaqueGraph
 from hwprune.structure.tracing import trace
 from hwprune.structure.units import Unit
 from hwprune.template import Template
@@ -71,12 +72,15 @@ class Candidate:
 class Pruner:
     """A workload traced once; makes any number of candidates from it.
 
+    ``untraceable``: why the model can't be traced, or None; then only masks of its layers' weights are left.
+
     Raises:
-        TraceError: the model can't be traced.
+        TraceError: the model can't be traced, and it has no linear or convolution layer either.
     """
 
     workload: Workload
-    graph: AxisGraph = field(init=False)
+    graph: ModelGraph = field(init=False)
+    untraceable: str | None = field(init=False, default=None)
     units: dict[str, Unit] = field(init=False)
     fingerprint: str = field(init=False)
     _options: dict[UnitChoice, method.Option] = field(init=False, default_factory=dict)
@@ -84,7 +88,13 @@ class Pruner:
 
     def __post_init__(self) -> None:
         self.fingerprint = self.workload.fingerprint
-        self.graph = trace(self.workload.model, self.workload.example_inputs)
+        try:
+            self.graph = trace(self.workload.model, self.workload.example_inputs)
+        except TraceError as error:
+            self.untraceable = str(error)
+            self.graph = OpaqueGraph(self.workload.model, self.workload.example_inputs, self.untraceable)
+            if not self.graph.matrices:
+                raise
         self.units = unit_table.units(self.graph)
 
     @property
@@ -140,7 +150,6 @@ class Pruner:
         if keeps is None:
             keeps = {choice.unit: self._option(choice).keep for choice in cuts}
         module = self.graph.cut(keeps, drop)
-        assert isinstance(module, fx.GraphModule)
         made = self._mask(module, rest, masks)
         if recipe.compensation != compensation.NONE:
             one = compensation.get(recipe.compensation)

@@ -13,8 +13,9 @@ import torch
 from hwprune import export, onnx_tidy
 from hwprune.structure.branches import Branch
 from hwprune.structure.dims import BoolArray
-from hwprune.structure.graph import AxisGraph
+from hwprune.structure.graph import ModelGraph
 from hwprune.structure.onnx_graph import OnnxGraph
+from hwprune.structure.opaque import OpaqueGraph
 
 
 class Template:
@@ -29,7 +30,7 @@ class Template:
 
     def __init__(
         self,
-        graph: AxisGraph,
+        graph: ModelGraph,
         example_inputs: Sequence[torch.Tensor],
         dense: OnnxGraph | None = None,
         names: Mapping[str, str] | None = None,
@@ -44,14 +45,19 @@ class Template:
             CandidateFailure: the dense model can't be exported.
         """
         self._given = names or {}
+        self.reason: str | None = None
         self._graph = graph
         self._inputs = tuple(example_inputs)
+        if isinstance(graph, OpaqueGraph):
+            self.reason = "the model can't be traced"
+            return
         if dense is None:
             model = onnx_tidy.prepare(export.exported(graph.module, self._inputs))
             dense = OnnxGraph(model, named=set(_tensors(graph.module)))
         self.dense = dense
         self._names, missing = self._find()
-        self.reason = f"{missing} is not among the initializers of the ONNX model" if missing else None
+        if missing:
+            self.reason = f"{missing} is not among the initializers of the ONNX model"
 
     def write(self, module: torch.nn.Module, keeps: Mapping[str, torch.Tensor], path: Path, drop: Collection[str] = ()) -> bool:
         """Write ``module``: the dense model cut by ``keeps``, without the branches ``drop``, any weights. Was the template used?

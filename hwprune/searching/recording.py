@@ -13,7 +13,7 @@ from hwprune.searching.confirm import Confirmed
 from hwprune.searching.evaluator import Baseline
 from hwprune.searching.job import Job
 from hwprune.searching.space import SearchSpace
-from hwprune.structure.graph import AxisGraph
+from hwprune.structure.graph import ModelGraph
 from hwprune.target import Target
 from hwprune.trial import Trial
 from hwprune.workload import Workload
@@ -42,7 +42,7 @@ def build_record(
     target: Target,
     identity: dict[str, Any],
     space: SearchSpace,
-    graph: AxisGraph,
+    graph: ModelGraph,
     baseline: Baseline,
     trials: Sequence[Trial],
     points: Sequence[Confirmed],

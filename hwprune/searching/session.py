@@ -86,6 +86,8 @@ class Session:
 
     def _compensation(self, pruner: Pruner) -> str:
         wanted = self.job.recover
+        if pruner.untraceable:
+            self.notes.append(f"Only mask patterns were searched: {pruner.untraceable.splitlines()[0]}.")
         if wanted != compensation.NONE and not compensation.get(wanted).applies(pruner.graph.module):
             self.notes.append(f"--recover {wanted} has nothing to do: the model has no batch norm.")
             return compensation.NONE

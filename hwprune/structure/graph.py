@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import fx, nn
@@ -41,7 +42,60 @@ class Matrix:
         return weight.t() if self.transposed else weight
 
 
-class AxisGraph:
+class ModelGraph(abc.ABC):
+    """What pruning asks of a model: its axes, matrices and branches, and copies without some of them."""
+
+    module: fx.GraphModule
+    matrices: tuple[Matrix, ...]
+    axes: tuple[Axis, ...]
+
+    @property
+    @abc.abstractmethod
+    def branches(self) -> tuple[Branch, ...]:
+        """Sides of sums that may be dropped as a whole."""
+
+    def branch(self, name: str) -> Branch:
+        """The branch of that name. Raises `UnknownNameError`."""
+        for one in self.branches:
+            if one.name == name:
+                return one
+        raise UnknownNameError("branch", name, [one.name for one in self.branches])
+
+    @abc.abstractmethod
+    def axis(self, name: str) -> Axis:
+        """The axis of that name. Raises `UnknownNameError`."""
+
+    @abc.abstractmethod
+    def slices(self, axis: Axis, parameter: str, dim: int) -> IntArray:
+        """For each position of the parameter's dim the index along ``axis``, or -1."""
+
+    @abc.abstractmethod
+    def parameter_count(self, counts: Mapping[str, int], drop: Collection[str] = ()) -> int:
+        """Number of parameters after a cut, predicted."""
+
+    @abc.abstractmethod
+    def macs(self, counts: Mapping[str, int], batch: int = 1, drop: Collection[str] = ()) -> int:
+        """Multiply-accumulates after a cut."""
+
+    @abc.abstractmethod
+    def dead(self, drop: Collection[str]) -> set[str]:
+        """Parameters and buffers that nothing reads once these branches are dropped."""
+
+    @abc.abstractmethod
+    def selected(self, keeps: Mapping[str, torch.Tensor]) -> dict[str, list[BoolArray]]:
+        """For every tensor that a cut changes, one keep mask a dim."""
+
+    @abc.abstractmethod
+    def cut(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
+        """The model with the removed indices and branches gone."""
+
+    @abc.abstractmethod
+    def mask(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
+        """The model in its original shapes with them zeroed."""
+
+
+@final
+class AxisGraph(ModelGraph):
     """A traced model; made by `hwprune.trace`. Never changes: cut and mask return new modules.
 
     Attributes:
@@ -87,13 +141,6 @@ class AxisGraph:
         if self._branches is None:
             self._branches = branches.find(self._dag)
         return self._branches
-
-    def branch(self, name: str) -> Branch:
-        """The branch of that name. Raises `UnknownNameError`."""
-        for one in self.branches:
-            if one.name == name:
-                return one
-        raise UnknownNameError("branch", name, [one.name for one in self.branches])
 
     def dead(self, drop: Collection[str]) -> set[str]:
         """Parameters and buffers that nothing reads any more once these branches are dropped."""
@@ -156,7 +203,7 @@ class AxisGraph:
 
     # -- changing ----------------------------------------------------------------------------
 
-    def cut(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> nn.Module:
+    def cut(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
         """The model with the removed indices physically gone.
 
         Args:
@@ -195,7 +242,7 @@ class AxisGraph:
                 graph.erase_node(node)
         return self._dag.dead_tensors(sides)
 
-    def mask(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> nn.Module:
+    def mask(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
         """The model in its original shapes with the removed slices and sides zeroed: what ``cut`` must equal.
 
         Arguments and errors as for `cut`.
@@ -242,7 +289,7 @@ class AxisGraph:
 
     def _rebuild(
         self, graph: fx.Graph, change: Callable[[torch.Tensor, Value], torch.Tensor], dead: Collection[str] = ()
-    ) -> nn.Module:
+    ) -> fx.GraphModule:
         root = nn.Module()
         done: dict[int, torch.Tensor] = {}  # tied parameters stay tied
         kept_names = set(self.module.state_dict())

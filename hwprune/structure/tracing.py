@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import operator
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,11 +83,10 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.Grap
     try:
         module = _any_batch(model, inputs)
     except Exception as error:  # torch.export raises whatever the model's own code raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise TraceError(
-            f"torch.export can't trace {type(model).__name__}: {type(error).__name__}: {reason}\n"
-            "Structural pruning needs a traceable forward: no Python branches on tensor values, example_inputs "
-            "that the model accepts, first dimension = batch."
+            f"torch.export can't trace {type(model).__name__}: {_plain_words(error)}. "
+            "Structural pruning needs a forward without Python branches on tensor values, and example_inputs that it accepts "
+            "(first dimension = batch)."
         ) from error
     finally:
         for name, part in model.named_modules():
@@ -92,6 +95,33 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.Grap
     own = _own(module, model)
     own.meta["free_batch"] = free
     return own
+
+
+def _plain_words(error: Exception) -> str:
+    """What torch.export complains about, as people would say it."""
+    kind, text = type(error).__name__, str(error).strip()
+    first = text.splitlines()[0] if text else ""
+    if "DataDependent" in kind or "data-dependent" in text:
+        match = re.search(r"File: (.+?):(\d+) in \w+, code: (.+)", text) or re.search(
+            r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', text
+        )
+        place = f" (line {match[2]} of {match[1].rpartition('/')[2]}: {match[3].strip()})" if match else ""
+        return f"its forward takes a Python branch, or makes a size, from the values of a tensor{place}"
+    return f"{kind}: {first}"
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """torch.export prints and logs whole graphs when it gives up; the reason is in its exception."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
@@ -107,8 +137,7 @@ def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphMo
 
 
 def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> fx.GraphModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _silent():
         program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)

@@ -11,7 +11,7 @@ import torch
 from hwprune.errors import UnknownNameError
 from hwprune.structure.axes import Axis
 from hwprune.structure.branches import Branch
-from hwprune.structure.graph import AxisGraph, Matrix
+from hwprune.structure.graph import Matrix, ModelGraph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class Unit:
     branch: Branch | None = None
 
 
-def units(graph: AxisGraph) -> dict[str, Unit]:
+def units(graph: ModelGraph) -> dict[str, Unit]:
     """Every unit of the graph by name, in graph order: axes that may be cut, then matrices, then branches."""
     parameters = dict(graph.module.named_parameters(remove_duplicate=False))
     found: dict[str, Unit] = {}
@@ -88,7 +88,7 @@ def get(table: Mapping[str, Unit], name: str) -> Unit:
     return table[name]
 
 
-def _producers(graph: AxisGraph, axis: Axis, parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, int]]:
+def _producers(graph: ModelGraph, axis: Axis, parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, int]]:
     """The layers whose outputs the axis is; without any (an embedding's width), every parameter with two dims or more."""
     matrices = {matrix.parameter: matrix for matrix in graph.matrices}
     members = [(name, dim) for name, dim in axis.members if name in parameters]
@@ -96,7 +96,7 @@ def _producers(graph: AxisGraph, axis: Axis, parameters: Mapping[str, torch.Tens
     return made or [(name, dim) for name, dim in members if parameters[name].ndim > 1] or members
 
 
-def _slices(graph: AxisGraph, axis: Axis, name: str, dim: int, weight: torch.Tensor) -> torch.Tensor:
+def _slices(graph: ModelGraph, axis: Axis, name: str, dim: int, weight: torch.Tensor) -> torch.Tensor:
     """Row i = the weights that index i of the axis owns in this parameter; shape (axis.size, k)."""
     owner = torch.from_numpy(graph.slices(axis, name, dim))
     order = torch.argsort(owner, stable=True)
