@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hwprune.errors import HwpruneError
     from hwprune.method import Method, Option, solve
     from hwprune.metrics import Metric
+    from hwprune.own_class import apply_to_module
     from hwprune.pruning import Candidate, Pruner, prune, uniform_recipe
     from hwprune.recipe import Recipe, UnitChoice
     from hwprune.searching.loop import search
@@ -46,6 +47,7 @@ _HOMES = {
     "Unit": "structure.units",
     "UnitChoice": "recipe",
     "Workload": "workload",
+    "apply_to_module": "own_class",
     "prune": "pruning",
     "search": "searching.loop",
     "solve": "method",
@@ -70,6 +72,7 @@ __all__ = [
     "Unit",
     "UnitChoice",
     "Workload",
+    "apply_to_module",
     "criteria",
     "patterns",
     "prune",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,16 +83,31 @@ def quotient(call: Scope, x: Any, *_: Any) -> Value:
     return Value(dims, tuple(zeros))
 
 
+def _joined(call: Scope, activations: Sequence[Value]) -> list[int]:
+    """Positions where a sum brings together what different layers made (and not, as in GELU, a tensor and a function of it)."""
+    if len(activations) < 2 or len({len(v) for v in activations}) > 1:
+        return []
+    first, *others = activations
+    resolve = call.space.resolve
+    return [
+        position
+        for position in range(len(first))
+        if any(
+            resolve(first[position]) != resolve(other[position]) and first[position].size == other[position].size > 1
+            for other in others
+        )
+    ]
+
+
 @rule(*_variants("add", "sub", "subtract", "maximum", "minimum"))
 def total(call: Scope, *_: Any) -> Value:
-    dims = call.broadcast(call.inputs)
     plain = [v for v in call.inputs if len(v)]
+    joined = _joined(call, [v for v in plain if v.parameter is None])
+    dims = call.broadcast(call.inputs)
     scalar = len(plain) < 2
     zeros = [not scalar and all(_zero_along(v, p) for v in plain) for p in range(-len(dims), 0)]
-    activations = [v for v in plain if v.parameter is None and len(v) == len(dims)]
-    if len(activations) > 1:
-        for dim in dims:
-            call.space.tag(dim, "summed")  # the residual stream is what passes through such sums
+    for position in joined:
+        call.space.tag(dims[position], "summed")  # the residual stream is what passes through such sums
     return Value(dims, tuple(zeros))
 
 
