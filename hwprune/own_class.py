@@ -31,8 +31,8 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def apply_to_module(model: nn.Module, candidate: Candidate) -> nn.Module:
     """A copy of ``model``, of its own class, with the candidate's shapes and weights.
 
-    The sizes that layers of PyTorch remember are set from the new shapes. Whole numbers that other modules remember (``num_heads``,
-    ``head_dim``, ...) are set where a size of their own parameters changed from exactly that number. The copy is then run on the
+    The sizes that layers of PyTorch remember are set from the new shapes. Whole numbers that other modules remember
+    (``num_heads``, ``head_dim``, ...) are set where a size of their own parameters changed from exactly that number. The copy is then run on the
     candidate's example inputs: it is returned only if it computes what the candidate does.
 
     Raises:
@@ -87,7 +87,7 @@ def _fill(model: nn.Module, new: Mapping[str, torch.Tensor]) -> None:
                     done[id(old)] = (
                         nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
                     )
-                table[name] = done[id(old)]  # type: ignore[assignment]  # a parameter for a parameter, a buffer for a buffer
+                table[name] = done[id(old)]
 
 
 def _set_layer_sizes(model: nn.Module) -> None:

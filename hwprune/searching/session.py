@@ -55,6 +55,8 @@ class Session:
     def go(self, resume: bool) -> Result:
         self.progress.stage("tracing the model")
         pruner = Pruner(self.workload)
+        if pruner.untraceable:
+            self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
         space = spaces.build(self.space_file, pruner, self.target, fingerprint.isa(), self.job.all_patterns)
         if self.job.recover != "auto":
             space = replace(space, compensation=self._compensation(pruner))
@@ -86,8 +88,6 @@ class Session:
 
     def _compensation(self, pruner: Pruner) -> str:
         wanted = self.job.recover
-        if pruner.untraceable:
-            self.notes.append(f"Only mask patterns were searched: {pruner.untraceable.splitlines()[0]}.")
         if wanted != compensation.NONE and not compensation.get(wanted).applies(pruner.graph.module):
             self.notes.append(f"--recover {wanted} has nothing to do: the model has no batch norm.")
             return compensation.NONE

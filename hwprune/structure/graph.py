@@ -235,6 +235,9 @@ class AxisGraph(ModelGraph):
         for name, side in sides.items():
             stays = new[name].args[1 - side]
             assert isinstance(stays, fx.Node)
+            if self._dag.writes:  # what follows may write into the sum, which is now a tensor that others read
+                with graph.inserting_before(new[name]):
+                    stays = graph.call_function(torch.ops.aten.clone.default, (stays,))
             new[name].replace_all_uses_with(stays)
         for name, node in reversed(list(new.items())):
             gone = name in sides or name not in live

@@ -1,0 +1,156 @@
+"""model.onnx as a workload, and models that can't be traced: from the command line to the front."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import hwprune
+from hwprune import onnx_tidy, sources
+from hwprune.cli.main import main
+from hwprune.errors import TraceError, UsageError, WorkloadError
+from hwprune.pruning import Pruner
+from tests.conftest import TinyNet, randomise
+from tests.structure.test_onnx import N, net, run
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """tiny.onnx with its data, as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    model, x = randomise(TinyNet()), torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with onnx_tidy.quiet():
+        torch.onnx.export(model, (x[:2],), "tiny.onnx", dynamo=True, dynamic_shapes=({0: torch.export.Dim.AUTO},), verbose=False)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    name = onnx.load("tiny.onnx").graph.input[0].name
+    np.savez("data.npz", **{name: x.numpy()})
+    np.savez("labelled.npz", images=x.numpy(), targets=labels.numpy())
+    np.savez("splits.npz", **{f"{split}.{name}": x.numpy() for split in ("calibration", "validation", "test")})
+    (tmp_path / "adapter.py").write_text(
+        "import numpy as np, torch\n"
+        "def data():\n"
+        "    x = torch.from_numpy(np.load('labelled.npz')['images'])\n"
+        "    return {'validation': [(x, None)], 'calibration': [(x[:8], None)], 'metric': 'agreement'}\n"
+        "def wrong():\n    return 3\n"
+        "def typo():\n    return {'validaton': []}\n"
+    )
+    return tmp_path
+
+
+def test_npz_and_functions_give_data(files):
+    plain = sources.load("tiny.onnx data=data.npz")
+    assert plain.metric == "agreement" and plain.name == "tiny"
+    assert sum(len(x[0]) for x, _ in plain.batches("validation")) == 45
+    assert sum(len(x[0]) for x, _ in plain.batches("calibration")) == 15
+    assert sources.load("tiny.onnx metric=top1 data=labelled.npz").metric == "top1"
+    assert sources.load("tiny.onnx batch=4 data=data.npz").example_inputs[0].shape == (4, 1, 8, 8)
+    assert sources.load("tiny.onnx data=splits.npz").test is not None
+    assert len(list(sources.load("tiny.onnx data=adapter.py:data").batches("calibration"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "text"),
+    [
+        ("tiny.onnx", UsageError, "comes without data"),
+        ("none.onnx", UsageError, "there is no file"),
+        ("tiny.onnx data=labelled.txt", UsageError, "--data takes"),
+        ("tiny.onnx data=none.npz", UsageError, "can't be read"),
+        ("tiny.onnx speed=1 data=data.npz", UsageError, "known: batch, metric"),
+        ("tiny.onnx metric=topp data=data.npz", UsageError, "topp"),
+        ("tiny.onnx data=adapter.py:wrong", WorkloadError, "must return a dict"),
+        ("tiny.onnx data=adapter.py:typo", UsageError, "must give validation"),
+        ("broken.onnx data=data.npz", WorkloadError, "can't be read as an ONNX model"),
+    ],
+)
+def test_faults_are_told(files, source, error, text):
+    (files / "broken.onnx").write_bytes(b"no protobuf at all, really not")
+    with pytest.raises(error, match=text):
+        sources.load(source)
+
+
+def test_search_inspect_and_apply(files, capsys):
+    assert main(["inspect", "tiny.onnx", "--json"]) == 0
+    axes = json.loads(capsys.readouterr().out)["axes"]
+    assert {"channel", "hidden"} <= {axis["role"] for axis in axes if not axis["frozen"]}
+    assert (
+        main(["search", "tiny.onnx", "--data", "data.npz", "--trials", "3", "--space", "structured", "--out", "run", "--quiet"])
+        == 0
+    )
+    record = json.loads((files / "run" / "record.json").read_text())
+    assert [trial["state"] for trial in record["trials"]] == ["measured"] * 3
+    recipe = next(files.glob("run/candidates/*/recipe.json"), None)
+    if recipe is not None:
+        assert main(["apply", str(recipe), "tiny.onnx", "--data", "data.npz", "--out", "applied"]) == 0
+        assert (files / "applied" / "model.onnx").is_file()
+
+
+def test_the_users_own_file_is_cut(files):
+    """Names of inputs and outputs and the operators stay those of the file."""
+    workload = sources.load("tiny.onnx data=data.npz")
+    pruner = Pruner(workload)
+    recipe = hwprune.uniform_recipe(workload, "channel", 0.5)
+    candidate = pruner.prune(recipe)
+    candidate.export(files / "out")
+    mine, theirs = onnx.load(files / "out" / "model.onnx"), onnx.load("tiny.onnx")
+    assert [i.name for i in mine.graph.input] == [i.name for i in theirs.graph.input]
+    assert [o.name for o in mine.graph.output] == [o.name for o in theirs.graph.output]
+    assert [n.op_type for n in mine.graph.node] == [n.op_type for n in theirs.graph.node]
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(run(mine, x), candidate.module(x), atol=1e-4)
+
+
+def test_what_the_runtime_computes_otherwise_is_refused(files, monkeypatch):
+    onnx.save(net([N("MatMul", ["x", "w"], ["a"]), N("Gelu", ["a"], ["y"])], {"w": (6, 3)}, opset=20), "gelu.onnx")
+    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32))
+    sources.load("gelu.onnx data=x.npz")
+    from hwprune.onnx_import.operators import OPERATORS
+
+    monkeypatch.setitem(OPERATORS, "Gelu", lambda node: torch.relu(node.tensor(0)))
+    with pytest.raises(WorkloadError, match="computes something else than the runtime"):
+        sources.load("gelu.onnx data=x.npz")
+
+
+class Branching(nn.Module):
+    """A Python branch on a tensor's values."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        if y.sum() > -1:
+            y = torch.relu(self.b(y))
+        return self.c(y)
+
+
+def branching():
+    data = [(torch.randn(32, 16, generator=torch.Generator().manual_seed(i)), None) for i in range(3)]
+    return hwprune.Workload("branching", randomise(Branching()), (data[0][0][:1],), data[:1], data, metric="agreement")
+
+
+def test_untraceable_models_say_why_in_plain_words():
+    with pytest.raises(
+        TraceError, match=r"Python branch.*from the values of a tensor \(line \d+ of test_onnx_workload.py: if y.sum"
+    ):
+        hwprune.trace(Branching(), (torch.randn(1, 16),))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_untraceable_models_keep_their_mask_patterns(tmp_path):
+    pruner = Pruner(branching())
+    assert pruner.graph.axes == () and set(pruner.units) == {"a.weight", "b.weight", "c.weight"}
+    candidate = pruner.prune(hwprune.uniform_recipe(branching(), "2:4", 0.5))
+    weight = dict(candidate.module.named_parameters())["b.weight"]
+    assert float((weight == 0).float().mean()) == 0.5
+    assert float((pruner.workload.model.b.weight == 0).float().mean()) == 0
+    result = hwprune.search(branching(), space="two-four", trials=2, out=tmp_path / "run", all_patterns=True)
+    assert [trial.state for trial in result.trials] == ["measured"] * 2
+    assert any("Only mask patterns were searched" in note for note in result.notes)
