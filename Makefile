@@ -1,8 +1,8 @@
-# make setup | demo | test | test-slow | check | bench; nothing but Python 3.11+ and make is needed before.
+# make setup | demo | test | test-slow | check | bench | zoo | fuzz; nothing but Python 3.11+ and make is needed before.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow check format bench bench-search bench-latency bench-structure clean
+.PHONY: setup demo test test-slow check format bench bench-search bench-latency bench-structure zoo fuzz clean
 
 setup: .venv/installed
 
@@ -41,8 +41,21 @@ bench-search: setup
 bench-latency: setup
 	$(BIN)/python benchmarks/latency.py
 
-bench-structure: setup
-	$(BIN)/python benchmarks/structure.py
+bench-structure: .venv-zoo/installed
+	.venv-zoo/bin/python benchmarks/structure.py
+
+# The models of torchvision, timm and transformers, and Torch-Pruning, live in an environment of their own.
+.venv-zoo/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,zoo]'
+	@touch $@
+
+zoo: .venv-zoo/installed
+	.venv-zoo/bin/python benchmarks/zoo.py --out docs/zoo.md
+
+fuzz: setup
+	$(BIN)/python benchmarks/fuzz.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-zoo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

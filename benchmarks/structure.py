@@ -1,66 +1,194 @@
-"""Time of tracing, analysis and cutting, and the largest difference between cut and masked.
+"""Torch-Pruning with its defaults and no hints, side by side with hwprune on the models of the zoo; and hwprune's own times.
 
-python benchmarks/structure.py
+python benchmarks/structure.py [--only GLOB ...] [--json FILE]
+
+Needs the zoo's environment (``make bench-structure`` makes it). Both prune by half whatever they find; "works" means: no exception, the
+pruned model runs, has fewer parameters, and (hwprune) equals the masked one. For Torch-Pruning the output must be finite and of the
+right shape; whether its cut is right it does not say.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import queue
 import statistics
+import subprocess
 import sys
+import threading
 import time
+import warnings
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
 
-import torch
-from common import ROOT, heading
+TIMEOUT = 300
 
-import hwprune
-from hwprune import demos
-from hwprune.structure.graph import AxisGraph
 
-sys.path.insert(0, str(ROOT / "examples"))
+def torch_pruning(name: str) -> dict[str, Any]:
+    """MagnitudePruner at ratio 0.5, ignoring the last layer as its examples do only by hand: nothing is ignored."""
+    import torch
+    import torch_pruning as tp
+    import zoo
+    import zoo_models
+
+    torch.manual_seed(0)
+    model, inputs = zoo_models.MODELS[name]()
+    model.eval()
+    zoo.randomise(model)
+    tree = torch.utils._pytree.tree_leaves
+    with torch.no_grad():
+        before = [tuple(x.shape) for x in tree(model(*inputs)) if isinstance(x, torch.Tensor)]
+    params = sum(p.numel() for p in model.parameters())
+    example = inputs[0] if len(inputs) == 1 else list(inputs)
+    # The outputs must keep their shapes: the layers that make them are left out, found as hwprune does, on the output.
+    ignored = [
+        m for m in model.modules() if isinstance(m, torch.nn.Linear) and any(s and m.out_features == s[-1] for s in before)
+    ][-1:]
+    start = time.perf_counter()
+    pruner = tp.pruner.MagnitudePruner(
+        model, example, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=ignored
+    )
+    pruner.step()
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        after = [x for x in tree(model(*inputs)) if isinstance(x, torch.Tensor)]
+    if [tuple(x.shape) for x in after] != before:
+        return {"works": False, "why": "the output's shape changed"}
+    if not all(bool(torch.isfinite(x).all()) for x in after if x.is_floating_point()):
+        return {"works": False, "why": "the output is not finite"}
+    kept = sum(p.numel() for p in model.parameters()) / params
+    return {"works": kept < 0.98, "why": "" if kept < 0.98 else "nothing was cut", "seconds": seconds, "kept": kept}
+
+
+def hwprune_(name: str) -> dict[str, Any]:
+    """Everything that may be cut, by half; every exact axis against the mask."""
+    import torch
+    import zoo
+    import zoo_models
+
+    from hwprune.structure import tracing
+
+    torch.manual_seed(0)
+    model, inputs = zoo_models.MODELS[name]()
+    model.eval()
+    zoo.randomise(model)
+    start = time.perf_counter()
+    captured = tracing.capture(model, inputs)
+    traced = time.perf_counter()
+    graph = tracing.analyse(captured)
+    analysed = time.perf_counter()
+    free = [axis for axis in graph.axes if axis.frozen is None]
+    small = graph.cut(zoo.halves(free, 3))
+    cut = time.perf_counter()
+    with torch.no_grad():
+        small(*inputs)
+    keeps = zoo.halves([axis for axis in free if axis.exact], 1)
+    error, _ = zoo.difference(graph.cut(keeps), graph.mask(keeps), inputs)
+    kept = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
+    return {
+        "works": bool(kept < 0.98 and error <= 1e-5),
+        "why": "",
+        "seconds": cut - start,
+        "trace": traced - start,
+        "analyse": analysed - traced,
+        "cut": cut - analysed,
+        "kept": kept,
+        "nodes": len(captured.graph.nodes),
+    }
+
+
+def work() -> None:
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        tool, _, name = line.strip().partition(" ")
+        try:
+            row = (torch_pruning if tool == "tp" else hwprune_)(name)
+        except BaseException as error:  # noqa: BLE001 - whatever a tool raises is its result
+            row = {"works": False, "why": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:160]}
+        print(json.dumps(row), file=answers, flush=True)
+
+
+def ask(names: queue.Queue[str], rows: dict[str, dict[str, Any]]) -> None:
+    worker = None
+    while True:
+        try:
+            name = names.get_nowait()
+        except queue.Empty:
+            if worker:
+                worker.kill()
+            return
+        rows[name] = {}
+        for tool in ("hwprune", "tp"):
+            if worker is None or worker.poll() is not None:
+                words = [sys.executable, __file__, "--worker"]
+                worker = subprocess.Popen(
+                    words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+            assert worker.stdin and worker.stdout
+            timer = threading.Timer(TIMEOUT, worker.kill)
+            timer.start()
+            worker.stdin.write(f"{tool} {name}\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+            timer.cancel()
+            rows[name][tool] = json.loads(line) if line else {"works": False, "why": f"died or took more than {TIMEOUT} s"}
+        print(
+            f"{name:45s}",
+            *(f"{tool}: {'works' if row['works'] else 'FAILS ' + row['why'][:90]}" for tool, row in rows[name].items()),
+            flush=True,
+        )
 
 
 def main() -> None:
-    heading("structure")
-    from cifar_resnet20 import ResNet20
+    from common import heading
 
-    models = {
-        "digits CNN": (demos.DigitsNet(), torch.randn(1, 1, 16, 16)),
-        "digits transformer": (demos.DigitsTransformer(), torch.randn(1, 1, 16, 16)),
-        "ResNet-20": (ResNet20(), torch.randn(1, 3, 32, 32)),
-        "torch encoder, 6 layers": (
-            torch.nn.TransformerEncoder(
-                torch.nn.TransformerEncoderLayer(128, 8, 512, batch_first=True), 6, enable_nested_tensor=False
-            ),
-            torch.randn(1, 16, 128),
-        ),
-    }
-    print("| model | nodes | axes that can be cut | trace | cut, median of 20 | cut against masked |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name, (model, x) in models.items():
-        start = time.perf_counter()
-        graph = hwprune.trace(model.eval(), (x,))
-        traced = time.perf_counter() - start
-        row(name, graph, x, traced)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="*", default=["*"])
+    parser.add_argument("--worker", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return work()
+    import zoo_models
 
-
-def row(name: str, graph: AxisGraph, x: torch.Tensor, traced: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    free = [axis for axis in graph.axes if axis.frozen is None and axis.exact]
-    keeps = {}
-    for axis in free:
-        keeps[axis.name] = torch.rand(axis.size, generator=generator) < 0.5
-        keeps[axis.name][0] = True
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        small = graph.cut(keeps)
-        times.append(time.perf_counter() - start)
-    x = torch.randn(4, *x.shape[1:], generator=generator)
-    with torch.no_grad():
-        a, b = small(x), graph.mask(keeps)(x)
-    difference = float((a - b).abs().max() / b.abs().max())
-    nodes = len(list(graph.module.graph.nodes))
-    print(f"| {name} | {nodes} | {len(free)} | {traced:.2f} s | {1000 * statistics.median(times):.1f} ms | {difference:.1e} |")
+    heading("structure: hwprune and Torch-Pruning with defaults")
+    names: queue.Queue[str] = queue.Queue()
+    for name in zoo_models.MODELS:
+        if name not in zoo_models.UNSEEN and any(fnmatch(name, glob) for glob in arguments.only):
+            names.put(name)
+    rows: dict[str, dict[str, Any]] = {}
+    threads = [threading.Thread(target=ask, args=(names, rows)) for _ in range(arguments.jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+    print()
+    print("| | works | median time of those that both cut | median parameters kept |")
+    print("| --- | --- | --- | --- |")
+    both = [row for row in rows.values() if row["hwprune"]["works"] and row["tp"]["works"]]
+    for tool, label in (("hwprune", "hwprune (trace, analysis, cut)"), ("tp", "Torch-Pruning, defaults, no hints")):
+        works = sum(row[tool]["works"] for row in rows.values())
+        seconds = statistics.median(row[tool]["seconds"] for row in both) if both else float("nan")
+        kept = statistics.median(row[tool]["kept"] for row in both) if both else float("nan")
+        print(f"| {label} | {works} of {len(rows)} | {seconds:.2f} s | {kept:.2f} |")
+    own = [row["hwprune"] for row in rows.values() if "nodes" in row["hwprune"]]
+    if own:
+        per = statistics.median(1000 * row["analyse"] / row["nodes"] for row in own)
+        print(
+            f"\nhwprune: analysis {per:.3f} s for each 1,000 nodes (median), largest {max(row['analyse'] for row in own):.2f} s; ",
+            end="",
+        )
+        print(f"cut {1000 * statistics.median(row['cut'] for row in own):.0f} ms (median).")
 
 
 if __name__ == "__main__":

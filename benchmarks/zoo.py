@@ -22,6 +22,7 @@ import traceback
 import warnings
 from fnmatch import fnmatch
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 TIMEOUT = 600
@@ -250,6 +251,56 @@ def summary(row: dict[str, Any]) -> str:
     return text
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The zoo as Markdown."""
+    import contextlib
+    import io
+
+    from common import heading
+
+    head = io.StringIO()
+    with contextlib.redirect_stdout(head):
+        heading("The zoo: every model cut, by `make zoo`")
+    done = [row for row in rows if "failure" not in row]
+    wrong = [row["model"] for row in rows if verdict(row) in ("WRONG", "FAILED")]
+    reduced = sum(verdict(row) == "cut" for row in rows)
+    routed = [row for row in done if row.get("onnx_route") == "template"]
+    lines = [
+        head.getvalue().strip(),
+        "",
+        f"{len(rows)} models with random weights, seed {SEED}. Every exact axis cut at once by random halves, twice, against the masked "
+        "model; then everything that may be cut by half, the parameters counted against the prediction, a training step; then its "
+        "ONNX file made from the dense one, run by ONNX Runtime against the cut module.",
+        "",
+        f"* Correct: {len(rows) - len(wrong)} of {len(rows)}" + (f" (not: {', '.join(wrong)})." if wrong else "."),
+        f"* With fewer parameters: {reduced} of {len(rows)}.",
+        f"* ONNX file cut from the dense one: {len(routed)} of {len(rows)}, in {1000 * median(r['onnx_s'] for r in routed):.0f} ms (median), "
+        f"largest difference {max((r['onnx_error'] for r in routed), default=0):.1e}."
+        if routed
+        else "",
+        f"* Analysis without `torch.export`: median {1000 * median(r['analyse_s'] for r in done):.0f} ms, largest "
+        f"{max(r['analyse_s'] for r in done):.2f} s; {1e6 * median(r['analyse_s'] / r['nodes'] for r in done):.0f} ms for each 1,000 nodes.",
+        "",
+        "| model | nodes | axes: free / all | exact | branches | error | parameters kept | analysis | cut | ONNX |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if "failure" in row:
+            lines.append(f"| {row['model']} | | | | | {row['failure'][:120]} | | | | |")
+            continue
+        route = (
+            f"{row['onnx_error']:.0e}, {1000 * row['onnx_s']:.0f} ms" if "onnx_error" in row else row.get("onnx_route", "")[:80]
+        )
+        lines.append(
+            f"| {row['model']} | {row['nodes']} | {row['free']} / {row['axes']} | {row['exact']} | {row['branches']} | {row['error']:.0e} | "
+            f"{row['params_cut'] / row['params']:.2f} | {1000 * row['analyse_s']:.0f} ms | {1000 * row['cut_s']:.0f} ms | {route} |"
+        )
+    frozen: collections.Counter[str] = collections.Counter(reason for row in done for reason in row["frozen"])
+    lines += ["", "Why axes were left alone, and in how many models:", ""]
+    lines += [f"* {reason}: {count}" for reason, count in frozen.most_common()]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", default=["*"])
@@ -258,6 +309,7 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="write the table as Markdown")
     parser.add_argument("--log", default=os.devnull)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -282,6 +334,8 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     print(dict(collections.Counter(verdict(row) for row in rows)))
+    if arguments.out:
+        arguments.out.write_text(table(rows))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def apply_to_module(model: nn.Module, candidate: Candidate) -> nn.Module:
     """A copy of ``model``, of its own class, with the candidate's shapes and weights.
 
     The sizes that layers of PyTorch remember are set from the new shapes. Whole numbers that other modules remember
-    (``num_heads``, ``head_dim``, ...) are set where a size of their own parameters changed from exactly that number. The copy is then run on the
-    candidate's example inputs: it is returned only if it computes what the candidate does.
+    (``num_heads``, ``head_dim``, ...) are set where a size of their own parameters changed from exactly that number. The copy
+    is then run on the candidate's example inputs: it is returned only if it computes what the candidate does.
 
     Raises:
         UsageError: the class can't hold the candidate: a branch was dropped, sizes are fixed in its forward, or tensors differ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -20,19 +21,28 @@ from tests.structure.test_onnx import N, net, run
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
+def files(tmp_path, monkeypatch, made):
     """tiny.onnx with its data, as the current folder."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
     model, x = randomise(TinyNet()), torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     with onnx_tidy.quiet():
-        torch.onnx.export(model, (x[:2],), "tiny.onnx", dynamo=True, dynamic_shapes=({0: torch.export.Dim.AUTO},), verbose=False)
+        torch.onnx.export(
+            model, (x[:2],), folder / "tiny.onnx", dynamo=True, dynamic_shapes=({0: torch.export.Dim.AUTO},), verbose=False
+        )
     with torch.no_grad():
         labels = model(x).argmax(1)
-    name = onnx.load("tiny.onnx").graph.input[0].name
-    np.savez("data.npz", **{name: x.numpy()})
-    np.savez("labelled.npz", images=x.numpy(), targets=labels.numpy())
-    np.savez("splits.npz", **{f"{split}.{name}": x.numpy() for split in ("calibration", "validation", "test")})
-    (tmp_path / "adapter.py").write_text(
+    name = onnx.load(folder / "tiny.onnx").graph.input[0].name
+    np.savez(folder / "data.npz", **{name: x.numpy()})
+    np.savez(folder / "labelled.npz", images=x.numpy(), targets=labels.numpy())
+    np.savez(folder / "splits.npz", **{f"{split}.{name}": x.numpy() for split in ("calibration", "validation", "test")})
+    (folder / "adapter.py").write_text(
         "import numpy as np, torch\n"
         "def data():\n"
         "    x = torch.from_numpy(np.load('labelled.npz')['images'])\n"
@@ -40,7 +50,7 @@ def files(tmp_path, monkeypatch):
         "def wrong():\n    return 3\n"
         "def typo():\n    return {'validaton': []}\n"
     )
-    return tmp_path
+    return folder
 
 
 def test_npz_and_functions_give_data(files):
