@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from hwprune.errors import CandidateFailure
-from hwprune.structure.onnx_graph import FLOATS
+from hwprune.structure.onnx_graph import FLOATS, captured
 from hwprune.structure.onnx_values import Array, attributes, compute
 
 _FOLDED = frozenset("Transpose Reshape Identity Cast Unsqueeze Squeeze Concat Slice".split())  # noqa: SIM905
@@ -44,8 +44,11 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
-    weights = [item for item in proto.graph.initializer if item.data_type in FLOATS and len(item.dims)]
+    weights = [item for item in proto.graph.initializer if item.data_type in FLOATS]
     names = {item.name for item in weights}
+    if any(item.name in names for item in proto.graph.output):  # the optimiser would rename a weight that is an output
+        strip(bare)
+        return bare
     rest = [item for item in proto.graph.initializer if item.name not in names]
     del bare.graph.initializer[:]
     bare.graph.initializer.extend(rest)
@@ -74,15 +77,15 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
             arrays[name] = numpy_helper.to_array(stored[name])
         return arrays[name]
 
-    uses = Counter(name for node in model.graph.node for name in node.input)
+    uses = Counter(name for node in model.graph.node for name in (*node.input, *captured(node)))
     outputs = {item.name for item in model.graph.output}
     made: dict[str, Array] = {}
     nodes: list[onnx.NodeProto] = []
     convolutions: dict[str, onnx.NodeProto] = {}
     for node in model.graph.node:
-        constant = all(not name or name in stored or name in made for name in node.input) and bool(node.input)
+        constant = all(name in stored or name in made for name in node.input) and bool(node.input)
         if node.op_type in _FOLDED and constant and node.output[0] not in outputs:
-            given = [made[name] if name in made else read(name) for name in node.input if name]
+            given = [made[name] if name in made else read(name) for name in node.input]
             result = compute(node.op_type, attributes(node), given)
             if result is not None:
                 made[node.output[0]] = result
@@ -90,7 +93,8 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Conv" and all(name in stored for name in node.input[1:] if name):
             convolutions[node.output[0]] = node
         before = convolutions.get(node.input[0]) if node.op_type == "BatchNormalization" else None
-        if before is not None and uses[node.input[0]] == 1 and all(name in stored for name in node.input[1:]):
+        alone = uses[node.input[0]] == 1 and node.input[0] not in outputs
+        if before is not None and alone and all(name in stored for name in node.input[1:]):
             weights = [read(name) if name else None for name in before.input[1:]]
             folded = _fold_batch_norm(node, [read(name) for name in node.input[1:]], weights)
             if folded is not None:
@@ -104,7 +108,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
                 nodes[next(i for i in range(len(nodes) - 1, -1, -1) if nodes[i] is before)] = merged
                 continue
         nodes.append(node)
-    needed = {name for node in nodes for name in node.input}
+    needed = outputs | {name for node in nodes for name in (*node.input, *captured(node))}
     result = onnx.ModelProto()
     result.CopyFrom(onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name))
     result.opset_import.extend(model.opset_import)

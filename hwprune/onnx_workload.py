@@ -72,11 +72,23 @@ def load(
 def import_module(proto: onnx.ModelProto, example: tuple[torch.Tensor, ...]) -> OnnxModule:
     """The module; sizes that are free only in name are fixed to those of the example."""
     graph = OnnxGraph(proto)
-    if graph.unclear:
-        names = [item.name for item in graph.model.graph.input]
-        fixed = OnnxGraph(proto, sizes={name: tuple(x.shape) for name, x in zip(names, example, strict=False)})
-        graph = fixed if len(fixed.unclear) < len(graph.unclear) else graph
-    return OnnxModule(graph).eval()
+    module = OnnxModule(graph).eval()
+    if not graph.unclear and _runs(module, example):
+        return module
+    names = [item.name for item in graph.model.graph.input]
+    fixed = OnnxGraph(proto, sizes={name: tuple(x.shape) for name, x in zip(names, example, strict=False)})
+    again = OnnxModule(fixed).eval()
+    return again if len(fixed.unclear) < len(graph.unclear) or _runs(again, example) else module
+
+
+@torch.no_grad()
+def _runs(module: OnnxModule, example: tuple[torch.Tensor, ...]) -> bool:
+    """Sizes that are computed from free ones (half of them, one more) can't be followed while they are free."""
+    try:
+        module(*example)
+    except (RuntimeError, ValueError, IndexError, TypeError, WorkloadError):
+        return False
+    return True
 
 
 def made_up(proto: onnx.ModelProto) -> tuple[torch.Tensor, ...]:

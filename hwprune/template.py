@@ -93,10 +93,19 @@ class Template:
         return onnx_tidy.fold(self.dense.cut_leaves(masks, tensors, found))
 
     def _branch(self, name: str) -> Branch | None:
-        """The ONNX graph's branch whose dropping leaves the same parameters without a reader."""
+        """The ONNX graph's branch whose dropping leaves the same parameters without a reader.
+
+        Sums that lie inside one another may leave the same ones: then both graphs must have as many, in the same order.
+        """
         known = set(self._names.values())
-        wanted = {self._names[one] for one in self._graph.branch(name).parameters if one in self._names}
-        return next((one for one in self.dense.branches if wanted == known.intersection(one.parameters)), None)
+
+        def mine(branch: Branch) -> frozenset[str]:
+            return frozenset(self._names[one] for one in branch.parameters if one in self._names)
+
+        wanted = mine(self._graph.branch(name))
+        here = [branch.name for branch in self._graph.branches if mine(branch) == wanted]
+        there = [branch for branch in self.dense.branches if known.intersection(branch.parameters) == wanted]
+        return there[here.index(name)] if len(here) == len(there) else None
 
     def differs(self, keeps: Mapping[str, torch.Tensor]) -> list[str]:
         """The axes among ``keeps`` that the ONNX graph can't cut alone, each with the reason if there is one."""

@@ -132,6 +132,10 @@ def elu(node: Node) -> Tensor:
 
 @operator("Selu")
 def selu(node: Node) -> Tensor:
+    if not {"alpha", "gamma"}.isdisjoint(node.options):
+        x = node.tensor(0)
+        result: Tensor = node.get("gamma", 1.0507) * torch.where(x > 0, x, node.get("alpha", 1.67326) * torch.expm1(x))
+        return result
     return F.selu(node.tensor(0))
 
 
@@ -281,6 +285,8 @@ def average_pool(node: Node) -> Tensor:
 
 @operator("BatchNormalization")
 def batch_norm(node: Node) -> Tensor:
+    if node.get("training_mode", 0):
+        raise ValueError("BatchNormalization in training mode")
     x, weight, bias, mean, variance = (node.tensor(i) for i in range(5))
     momentum = 1 - node.get("momentum", 0.9)  # ONNX weighs the old value, PyTorch the new one
     return F.batch_norm(x, mean, variance, weight, bias, node.training, momentum, node.get("epsilon", 1e-5))
@@ -567,11 +573,15 @@ def resize(node: Node) -> Tensor:
     size = [int(s) for s in sizes[2:]] if sizes else None
     if size is None:
         assert scales is not None
-        size = [int(int(x.shape[2 + i]) * scales[2 + i]) for i in range(spatial)]
+        exact = [int(x.shape[2 + i]) * scales[2 + i] for i in range(spatial)]
+        if any(value != int(value) for value in exact):
+            raise ValueError("Resize by scales that give no whole sizes")
+        size = [int(value) for value in exact]
     if mode == "nearest":
         if place == "asymmetric" and node.get("nearest_mode", "round_prefer_floor") == "floor":
             return F.interpolate(x, size, mode="nearest")
-        if place == "half_pixel" and all(s % int(x.shape[2 + i]) == 0 for i, s in enumerate(size)):
+        prefers = node.get("nearest_mode", "round_prefer_floor") == "round_prefer_floor"
+        if place == "half_pixel" and prefers and all(s % int(x.shape[2 + i]) == 0 for i, s in enumerate(size)):
             return F.interpolate(x, size, mode="nearest")  # whole factors: the same pixels
         raise ValueError(f"Resize nearest with {place} and {node.get('nearest_mode', 'round_prefer_floor')}")
     if place not in ("half_pixel", "pytorch_half_pixel", "align_corners") or node.get("antialias", 0):

@@ -325,6 +325,20 @@ _SUMS_IN_PLACE = (torch.ops.aten.add_.Tensor,)
 _SUMS = (torch.ops.aten.add.Tensor, *_SUMS_IN_PLACE)
 
 
+_RETURNS_ITS_INPUT = (
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.feature_dropout.default,
+    torch.ops.aten.alpha_dropout.default,
+)
+
+
+def _may_alias(node: fx.Node) -> bool:
+    """May the result share the storage of its first input?"""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True  # a getitem
+    return node.target in _RETURNS_ITS_INPUT or any(result.alias_info is not None for result in node.target._schema.returns)
+
+
 def _dag(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
     """The graph as names, for finding branches."""
     read = values or {}
@@ -334,6 +348,7 @@ def _dag(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
     sums: dict[str, tuple[str, str]] = {}
     data: set[str] = set()
     writes: dict[str, str] = {}
+    storage: dict[str, str] = {}
     outputs: list[str] = []
     for node in module.graph.nodes:
         nodes[node.name] = [one.name for one in node.all_input_nodes]
@@ -347,8 +362,11 @@ def _dag(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
                 weights.add(str(node.target))
         elif isinstance(meta, torch.Tensor) and meta.is_floating_point():
             data.add(node.name)
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            writes[node.name] = nodes[node.name][0]
+        if node.op == "call_function" and nodes[node.name]:
+            first = nodes[node.name][0]
+            storage[node.name] = storage.get(first, first) if _may_alias(node) else node.name
+            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+                writes[node.name] = storage[node.name]
         if node.target in _SUMS and not node.kwargs and len(node.args) == 2:
             sides = [read.get(one) if isinstance(one, fx.Node) else None for one in node.args]
             shape = [dim.size for dim in value.dims] if isinstance(value, Value) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from hwprune.errors import UsageError
 from hwprune.structure import branches
 from hwprune.structure.axes import Axis, AxisTable
 from hwprune.structure.branches import Branch, Dag
-from hwprune.structure.dims import BoolArray, Space
+from hwprune.structure.dims import BoolArray, MismatchError, Space
 from hwprune.structure.onnx_rules import RULES, OnnxCall
 from hwprune.structure.onnx_rules.table import Numbers
 from hwprune.structure.onnx_values import LIMIT, Array, attributes, evaluate, is_small
@@ -28,6 +29,17 @@ from hwprune.structure.scope import Kept, Value
 from hwprune.structure.symbols import PRIMES, factors
 
 MIN_OPSET = 13
+_SAME_SHAPE = frozenset(
+    (
+        "GroupNormalization",
+        "LayerNormalization",
+        "SimplifiedLayerNormalization",
+        "RMSNormalization",
+        "Gelu",
+        "FastGelu",
+        "QuickGelu",
+    )
+)
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
@@ -152,7 +164,7 @@ class OnnxGraph:
             if any(name in needed for name in node.output):
                 kept.append(node)
                 needed.update(name for name in node.input if name)
-                needed.update(_captured(node))
+                needed.update(captured(node))
         made = helper.make_graph(
             kept[::-1], graph.name, list(graph.input), list(graph.output), [item for item in initializers if item.name in needed]
         )
@@ -183,7 +195,7 @@ def _dag(model: onnx.ModelProto, values: Mapping[str, Value | None]) -> Dag:
     data = {item.name for item in model.graph.input if item.type.tensor_type.elem_type in FLOATS}
     sums: dict[str, tuple[str, str]] = {}
     for node in model.graph.node:
-        inputs = [name for name in node.input if name] + sorted(_captured(node))
+        inputs = [name for name in node.input if name] + sorted(captured(node))
         for name in node.output:
             nodes[name] = inputs
         value = values.get(node.output[0])
@@ -306,7 +318,7 @@ def _constant(node: onnx.NodeProto) -> TensorProto | None:
     return None
 
 
-def _captured(node: onnx.NodeProto) -> set[str]:
+def captured(node: onnx.NodeProto) -> set[str]:
     """Names of outer tensors that the node's subgraphs may read."""
     found: set[str] = set()
     for attribute in node.attribute:
@@ -315,7 +327,7 @@ def _captured(node: onnx.NodeProto) -> set[str]:
         ):
             for inner in graph.node:
                 found.update(name for name in inner.input if name)
-                found |= _captured(inner)
+                found |= captured(inner)
             found.update(item.name for item in graph.output)
     return found
 
@@ -338,7 +350,7 @@ class _Walk:
         self.opset = {item.domain: item.version for item in model.opset_import}
         self._types: dict[str, onnx.TypeProto] = {}
         self._small: dict[str, TensorProto] = {}
-        self._zero_points: dict[str, str] = {}
+        self._quantised: dict[str, tuple[str, tuple[bool, ...]]] = {}
         self._names: dict[str, int] = {}
 
     def run(self) -> None:
@@ -426,12 +438,12 @@ class _Walk:
                 )
                 self.computes_sizes.add(number)
                 return  # read as data its dims are numbers of the graph
-        captured = _captured(node)
+        nested = captured(node)
         key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         rule = RULES.get(key)
         shapes = [self.shape(name) for name in node.output if name]
-        if rule is None or captured or any(shape is None for shape in shapes):
-            for name in captured:
+        if rule is None or nested or any(shape is None for shape in shapes):
+            for name in nested:
                 self._freeze(name, f"{node.op_type} ({node.name or node.output[0]}): read inside a nested graph")
             reason = f"no rule for {key}" if rule is None else "the sizes of its result are known only at run time"
             self._unknown(node, reason)
@@ -447,17 +459,18 @@ class _Walk:
             options=options,
             tensors=tensors,
             known=numbers,
-            zero_points=self._zero_points,
+            quantised=self._quantised,
         )
         try:
             if any(tensor is None for tensor, name in zip(tensors, node.input, strict=True) if name):
                 raise ValueError("an input has sizes that are known only at run time")
             found = rule(call)
+            call.freeze_the_rest()
             results = (
                 found if isinstance(found, list) else [found if isinstance(found, Value) else Value(found, (False,) * len(found))]
             )
             self._check(results, call.outputs)
-        except (ValueError, IndexError, TypeError, KeyError) as error:
+        except (ValueError, IndexError, TypeError, KeyError, MismatchError) as error:
             # A gap in a rule costs prunability, never a crash.
             self._unknown(node, f"the rule for {key} does not cover this use ({type(error).__name__}: {error})")
             return
@@ -466,7 +479,9 @@ class _Walk:
         for name, value in zip([name for name in node.output if name], results, strict=False):
             self.values[name] = value
         if node.op_type == "QuantizeLinear":
-            self._zero_points[node.output[0]] = node.input[2] if len(node.input) > 2 else ""
+            source = self.values[node.input[0]]
+            if source is not None and len(node.input) > 2:
+                self._quantised[node.output[0]] = (node.input[2], source.zeros)
 
     @staticmethod
     def _check(results: Sequence[Value], shapes: Sequence[tuple[int, ...]]) -> None:
@@ -500,14 +515,15 @@ class _Walk:
         if node.op_type == "Range" and all(bound is not None for bound in bounds):
             # Shape inference writes the numbers out, and gives up on many.
             start, limit, step = (bound.item() for bound in bounds if bound is not None)
+            count = max(0, ceil((limit - start) / step)) if isinstance(step, float) else max(0, -(-(limit - start) // step))
             kind = helper.np_dtype_to_tensor_dtype(bounds[0].dtype)  # type: ignore[union-attr]  # none is None
-            self._types[node.output[0]] = helper.make_tensor_type_proto(kind, [max(0, -(-(limit - start) // step))])
+            self._types[node.output[0]] = helper.make_tensor_type_proto(kind, [count])
             return
         domain = "" if node.domain == "ai.onnx" else node.domain
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opset.get(domain, self.opset.get("", 1)), domain)
         except onnx.defs.SchemaError:
-            return
+            return self._infer_simply(node)
         kinds = {name: self._types[name] for name in node.input if name in self._types}
         data = {}
         for name in node.input:
@@ -519,9 +535,16 @@ class _Walk:
             found = onnx.shape_inference.infer_node_outputs(
                 schema, node, kinds, data, opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version
             )
-        except (onnx.shape_inference.InferenceError, RuntimeError, TypeError, ValueError, KeyError):
-            return
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, TypeError, ValueError, KeyError):
+            return self._infer_simply(node)
         self._types.update(found)
+        if self.shape(node.output[0]) is None:
+            self._infer_simply(node)
+
+    def _infer_simply(self, node: onnx.NodeProto) -> None:
+        """Operators without an inference of their own whose result has the shape of the first input."""
+        if node.op_type in _SAME_SHAPE and node.input[0] in self._types:
+            self._types[node.output[0]] = self._types[node.input[0]]
 
 
 class _Rewrite:

@@ -98,10 +98,11 @@ def evaluate(
         if kind == "Size":
             return np.asarray(prod(sizes), dtype=np.int64)
         return np.asarray(sizes[options.get("start", 0) : options.get("end", len(sizes))], dtype=np.int64)
-    if any(value is None for value, name in zip(inputs, node.input, strict=True) if name):
+    given = [value for value in inputs if value is not None]
+    if len(given) < len(inputs):  # unknown, or left out in the middle
         return None
     try:
-        result = compute(kind, options, [value for value in inputs if value is not None])
+        result = compute(kind, options, given)
     except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError, MemoryError):
         return None
     return result if result is not None and is_small(result) else None

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from hwprune.errors import TraceError
-from hwprune.structure.dims import Dim, Space
+from hwprune.structure.dims import Dim, MismatchError, Space
 from hwprune.structure.graph import AxisGraph, Matrix, assign
 from hwprune.structure.rules import RULES, Call, Edit, Value
 from hwprune.structure.rules.table import read_argument
@@ -180,6 +180,11 @@ def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         elif node.target is torch.ops.aten.view.default:
             # Strides may differ after a cut (another attention kernel): reshape copies where view would fail.
             node.target = torch.ops.aten.reshape.default
+        elif node.target is torch.ops.aten.squeeze.default:
+            # An axis that is cut to a single index, or a batch of one, must not vanish.
+            shape = node.args[0].meta["val"].shape
+            node.target = torch.ops.aten.squeeze.dims
+            node.args = (node.args[0], [position for position, size in enumerate(shape) if isinstance(size, int) and size == 1])
         elif node.target in _GLOBAL_POOLS and all(size == 1 for size in node.args[1]):
             # The same value, and ONNX exporters write the pooling with a table of strides.
             node.target = torch.ops.aten.mean.dim
@@ -337,7 +342,10 @@ class _Walk:
     def _call_function(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
         if node.target is operator.getitem:
-            source = self.values[node.args[0]]  # type: ignore[index]  # a getitem's source is a node
+            origin = node.args[0]
+            assert isinstance(origin, fx.Node)
+            source = self.values[origin]
+            self._storage[node] = self._storage.get(origin, origin)
             if isinstance(source, list):
                 return source[node.args[1]]  # type: ignore[index]  # and its index an int
             return self._unknown(node, "takes one item of an unknown result")
@@ -356,7 +364,7 @@ class _Walk:
             if isinstance(result, tuple):
                 result = Value(result, (False,) * len(result))
             self._check(result, shapes)
-        except (ValueError, IndexError, TypeError, KeyError) as error:
+        except (ValueError, IndexError, TypeError, KeyError, MismatchError) as error:
             # A gap in a rule costs prunability, never a crash.
             return self._unknown(node, f"the rule for {short} does not cover this use ({type(error).__name__}: {error})")
         self.work += [(node.name, dims) for dims in call.work]
@@ -376,8 +384,12 @@ class _Walk:
         """Whatever may share the storage that an in-place operator changed is no longer known to be zero."""
         storage = self._storage.get(source, source)
         for other, value in self.values.items():
-            if self._storage.get(other, other) is storage and isinstance(value, Value) and other is not node:
+            if self._storage.get(other, other) is not storage or other is node:
+                continue
+            if isinstance(value, Value):
                 self.values[other] = Value(value.dims, (False,) * len(value), value.parameter)
+            elif isinstance(value, list):
+                self.values[other] = [Value(v.dims, (False,) * len(v), v.parameter) if isinstance(v, Value) else v for v in value]
 
     @staticmethod
     def _check(result: Value | list[Value], shapes: list[tuple[int, ...]]) -> None:

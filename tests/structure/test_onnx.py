@@ -134,6 +134,39 @@ def grouped_conv():
     )  # fmt: skip
 
 
+def strided_slices():
+    return net(
+        [
+            N("MatMul", ["x", "w"], ["a"]),
+            N("Slice", ["a", "start", "end", "axis", "step"], ["b"]),
+            N("MatMul", ["b", "v"], ["y"]),
+        ],
+        {"w": (6, 8), "v": (4, 3), "start": INTS(-7), "end": INTS(8), "axis": INTS(1), "step": INTS(2)},
+    )
+
+
+def resized():
+    return net(
+        [N("Conv", ["x", "k"], ["a"]), N("Resize", ["a", "", "scales"], ["b"], mode="linear"), N("Conv", ["b", "k2"], ["c"]),
+         N("GlobalAveragePool", ["c"], ["p"]), N("Flatten", ["p"], ["y"])],
+        {"k": (8, 3, 1, 1), "k2": (3, 8, 1, 1), "scales": np.array([1, 1, 2, 2], np.float32)}, ("n", 3, 6, 6),
+    )  # fmt: skip
+
+
+def gemm_with_a_column():
+    return net([N("MatMul", ["x", "w"], ["a"]), N("Gemm", ["m", "v", "c"], ["b"]), N("MatMul", ["a", "b"], ["y"])],
+               {"w": (6, 8), "m": (8, 4), "v": (4, 3), "c": (8, 1)})  # fmt: skip
+
+
+def quantised_and_cast():
+    """Removed entries of a quantised tensor are the zero point, not zero."""
+    return net(
+        [N("MatMul", ["x", "w"], ["a"]), N("QuantizeLinear", ["a", "s", "z"], ["q"]), N("Cast", ["q"], ["f"], to=1),
+         N("ReduceSum", ["f", "last"], ["r"], keepdims=1), N("MatMul", ["r", "v"], ["y"])],
+        {"w": (6, 8), "s": np.float32(0.05), "z": np.uint8(128), "last": INTS(-1), "v": (1, 3)},
+    )  # fmt: skip
+
+
 GRAPHS = {
     f.__name__: f
     for f in (
@@ -144,6 +177,9 @@ GRAPHS = {
         group_norm_by_instance_norm,
         quantised,
         grouped_conv,
+        strided_slices,
+        resized,
+        gemm_with_a_column,
     )
 }
 
@@ -272,3 +308,31 @@ def test_batch_norm_is_folded_only_where_it_may():
     assert [node.op_type for node in folded.graph.node].count("BatchNormalization") == 1
     x = random_input(model)
     assert relative(run(folded, x), run(model, x)) < 1e-5
+
+
+def test_quantised_zeros_are_not_zero():
+    graph = OnnxGraph(quantised_and_cast())
+    assert [axis.exact for axis in graph.axes if axis.size == 8 and not axis.frozen] == [False]
+
+
+def test_arguments_are_no_axes():
+    assert not any(name == "scales" for axis in OnnxGraph(resized()).axes if not axis.frozen for name, _ in axis.members)
+
+
+def test_float_ranges_and_old_group_norms_are_read():
+    OnnxGraph(net([N("Range", ["a", "b", "c"], ["r"]), N("Mul", ["x", "r"], ["m"]), N("MatMul", ["m", "w"], ["y"])],
+                  {"a": np.float32(0), "b": np.float32(6), "c": np.float32(1), "w": (6, 3)}))  # fmt: skip
+    norm = net([N("Conv", ["x", "k"], ["a"]), N("GroupNormalization", ["a", "g", "b"], ["n"], num_groups=2), N("Conv", ["n", "k2"], ["c"]), N("GlobalAveragePool", ["c"], ["p"]), N("Flatten", ["p"], ["y"])],
+               {"k": (8, 3, 1, 1), "g": (8,), "b": (8,), "k2": (3, 8, 1, 1)}, ("n", 3, 4, 4), opset=21)  # fmt: skip
+    assert {axis.size for axis in free_axes(OnnxGraph(norm), exact=False)} == {2, 4}
+
+
+def test_sizes_computed_from_free_ones_are_fixed_to_the_example():
+    """Height and width are free, and a stride halves them."""
+    from hwprune.onnx_workload import import_module
+
+    model = net([N("Conv", ["x", "k"], ["a"], strides=[2, 2]), N("Shape", ["a"], ["s"]), N("Reshape", ["a", "s"], ["b"]), N("GlobalAveragePool", ["b"], ["p"]), N("Flatten", ["p"], ["y"])],
+                {"k": (3, 3, 2, 2)}, ("n", 3, "h", "w"))  # fmt: skip
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert relative(import_module(model, (x,))(x), run(model, x)) < 1e-5

@@ -64,8 +64,39 @@ def written_through_a_view(s, x):
     return s.b(z * z.sum(-1, keepdim=True))
 
 
+def causal_with_learned_queries(s, x):
+    y = F.scaled_dot_product_attention(s.q.expand(x.shape[0], -1, -1), s.k(x), s.v(x), is_causal=True)
+    return torch.einsum("bqd,q->bd", y, s.w)
+
+
+def lora(s, x):
+    return F.linear(x, torch.addmm(s.w, s.p, s.q))
+
+
+def filters_by_example(s, x):
+    """As many groups as examples times channels; the linear layer beside it must stay prunable."""
+    z, b = torch.relu(s.a(x)), x.shape[0]
+    y = F.conv2d(z.reshape(1, -1, 4, 4), z.mean((2, 3)).reshape(-1, 1, 1, 1), groups=b * 6).reshape(b, 6, 4, 4)
+    return s.d(torch.relu(s.c(y.mean((2, 3)))))
+
+
+P = lambda *shape: nn.Parameter(torch.randn(*shape))  # noqa: E731
 L, C = nn.Linear, nn.Conv2d
 CASES = {
+    "cosine with one side not zero": (lambda: Net(lambda s, x: s.b(F.cosine_similarity(s.a(x), torch.sigmoid(s.c(x)), dim=-1)[:, None]), a=L(4, 6), c=L(4, 6), b=L(1, 2)), (4,)),
+    "causal attention, learned queries": (lambda: Net(causal_with_learned_queries, q=P(3, 4), k=L(4, 4), v=L(4, 4), w=P(3)), (3, 4)),
+    "lora": (lambda: Net(lora, w=P(6, 4), p=P(6, 2), q=P(2, 4)), (4,)),
+    "slice from the end with a step": (lambda: Net(lambda s, x: s.b(s.a(x)[:, -5::2]), a=L(4, 6), b=L(3, 2)), (4,)),
+    "numpy T of three dims": (lambda: Net(lambda s, x: x @ s.w.T.sum(0), w=P(4, 4, 4)), (4,)),
+    "group norm with a computed bias": (lambda: Net(lambda s, x: s.b(F.group_norm(s.a(x), 3, s.w, F.softplus(s.c)).sum(1, keepdim=True)), a=L(4, 6), w=P(6), c=P(6), b=L(1, 2)), (4,)),
+    "instance norm with a computed bias": (lambda: Net(lambda s, x: s.b(F.instance_norm(s.a(x), weight=s.w, bias=F.softplus(s.c)).sum(1).flatten(1)), a=C(2, 6, 1), w=P(6), c=P(6), b=L(16, 2)), (2, 4, 4)),
+    "rsqrt of a buffer": (lambda: Net(lambda s, x: s.b(s.a(x) * (s.v**2).rsqrt()), a=L(4, 6), v=torch.rand(6) + 1, b=L(6, 2)), (4,)),
+    "log": (lambda: Net(lambda s, x: s.b(torch.log(s.a(x) ** 2)), a=L(4, 6), b=L(6, 2)), (4,)),
+    "divided by itself": (lambda: Net(lambda s, x: (lambda z: s.b(z / z))(s.a(x)), a=L(4, 6), b=L(6, 2)), (4,)),
+    "a number divided by it": (lambda: Net(lambda s, x: s.b(1 / s.a(x)), a=L(4, 6), b=L(6, 2)), (4,)),
+    "groups by example": (lambda: Net(filters_by_example, a=C(2, 6, 1), c=L(6, 8), d=L(8, 2)), (2, 4, 4)),
+    "channel shuffle of a concatenation": (lambda: Net(lambda s, x: s.b(F.channel_shuffle(torch.cat([s.a(x), s.c(x)], 1), 2)), a=C(2, 5, 1), c=C(2, 7, 1), b=C(12, 2, 1)), (2, 4, 4)),
+    "fold of a concatenation": (lambda: Net(lambda s, x: s.b(F.fold(torch.cat([s.a(x), s.c(x)], 1), (4, 4), (2, 2), stride=2)), a=nn.Conv1d(2, 5, 1), c=nn.Conv1d(2, 7, 1), b=C(3, 2, 1)), (2, 4)),
     "conv over features": (lambda: Net(lambda s, x: s.b(s.c(s.a(x).unsqueeze(1)).mean(-1)), a=L(4, 6), c=nn.Conv1d(1, 4, 3, padding=1), b=L(4, 2)), (4,)),
     "pooling over features": (lambda: Net(lambda s, x: s.b(F.avg_pool1d(s.a(x).unsqueeze(1), 2).flatten(1)), a=L(4, 6), b=L(3, 2)), (4,)),
     "view after attention": (lambda: Net(nano_gpt, qkv=L(8, 48), o=L(16, 8)), (3, 8)),
@@ -172,3 +203,89 @@ def test_nan_is_not_equal(tiny, monkeypatch):
     monkeypatch.setattr(pruning, "_difference", lambda *_: float("nan"))
     with pytest.raises(hwprune.HwpruneError, match="bug in a rule"):
         pruner.check_cut(candidate)
+
+
+def sliced_write(s, x):
+    z = s.a(x)
+    z[:, :3] += 1
+    return s.c(z + s.b(torch.relu(z)))
+
+
+def flat_write(s, x):
+    z = s.a(x)
+    z.view(-1).add_(1)
+    return s.c(z + s.b(torch.relu(z)))
+
+
+@pytest.mark.parametrize("run", [sliced_write, flat_write])
+def test_writes_through_views_survive_a_dropped_branch(run):
+    model, x = randomise(Net(run, a=L(4, 6), b=L(6, 6), c=L(6, 2))), torch.randn(3, 4)
+    graph = hwprune.trace(model, (x[:1],))
+    drop = [branch.name for branch in graph.branches]
+    assert drop
+    with torch.no_grad():
+        assert relative(graph.cut({}, drop)(x), graph.mask({}, drop)(x)) < 1e-6
+
+
+def nested_sums(s, x):
+    p = torch.relu(x)
+    return s.o(x + (p + s.f(p)))
+
+
+def onnx_equals(graph, module, keeps, drop, x, tmp_path):
+    import onnxruntime
+
+    from hwprune.template import Template
+
+    used = Template(graph, (x[:1],)).write(module, keeps, tmp_path / "m.onnx", drop)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    for batch in (1, len(x)):
+        with torch.no_grad():
+            expected = torch.utils._pytree.tree_leaves(module(x[:batch]))
+        found = session.run(None, {session.get_inputs()[0].name: x[:batch].numpy()})
+        for ours, theirs in zip(found, expected, strict=True):
+            assert relative(torch.from_numpy(ours), theirs) < 1e-5
+    return used
+
+
+def test_the_file_drops_the_branch_that_was_meant(tmp_path):
+    model, x = randomise(Net(nested_sums, f=L(4, 4), o=L(4, 2))), torch.randn(3, 4)
+    graph = hwprune.trace(model, (x[:1],))
+    assert len(graph.branches) == 2
+    for drop in [[branch.name] for branch in graph.branches] + [[branch.name for branch in graph.branches]]:
+        onnx_equals(graph, graph.cut({}, drop), {}, drop, x, tmp_path)
+
+
+def conv_is_also_an_output(s, x):
+    y = s.c(x)
+    return y, s.b(s.n(y).mean((2, 3)))
+
+
+def learned_number(s, x):
+    return s.b(s.a(x) * s.t + torch.exp(s.t))
+
+
+def returns_a_parameter(s, x):
+    return s.b(s.a(x)), s.q
+
+
+ONNX_CASES = {
+    "a convolution that is also an output": (lambda: Net(conv_is_also_an_output, c=C(2, 6, 1), n=nn.BatchNorm2d(6), b=L(6, 2)), (2, 4, 4)),
+    "a learned number": (lambda: Net(learned_number, a=L(4, 6), b=L(6, 2), t=nn.Parameter(torch.tensor(0.3))), (4,)),
+    "a parameter is returned": (lambda: Net(returns_a_parameter, a=L(4, 6), b=L(6, 2), q=P(3, 5)), (4,)),
+    "squeezed, batch of one": (lambda: Net(lambda s, x: s.b(s.n(s.a(x).unsqueeze(1).squeeze(1))), a=L(4, 6), n=nn.BatchNorm1d(6), b=L(6, 2)), (4,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONNX_CASES)
+def test_files_follow_the_weights_of_the_module(name, tmp_path):
+    """The candidate was trained after it was cut: nothing of the dense weights may be left in its file."""
+    make, shape = ONNX_CASES[name]
+    model, x = randomise(make()), torch.randn(3, *shape)
+    graph = hwprune.trace(model, (x[:1],))
+    keeps = {a.name: torch.arange(a.size) % 2 == 0 for a in free_axes(graph)}
+    small = graph.cut(keeps)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.mul_(1.3).add_(0.05)
+    onnx_equals(graph, small, keeps, (), x, tmp_path)

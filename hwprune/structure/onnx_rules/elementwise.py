@@ -16,12 +16,17 @@ from hwprune.structure.scope import Value
 )  # fmt: skip
 def keeps_zero(call: OnnxCall) -> Value:
     x = call.tensor(0)
+    if call.node.domain == "com.microsoft" and len(call.inputs) > 1:  # a bias is added first
+        call.mention_all()
+        dims = call.broadcast(call.inputs)
+        return Value(dims, (False,) * len(dims))
+    if call.node.op_type == "CastLike":
+        call.mention_all()
     return Value(x.dims, x.zeros, x.parameter if call.node.op_type in ("Identity", "Cast", "CastLike") else None)
 
 
 @rule(
-    "Sigmoid", "Exp", "Log", "Cos", "Cosh", "Acos", "Acosh", "Reciprocal", "HardSigmoid", "Softplus", "Not", "IsNaN", "IsInf",
-    "BitwiseNot", "Clip",
+    "Sigmoid", "Exp", "Cos", "Cosh", "Acos", "Acosh", "HardSigmoid", "Softplus", "Not", "IsNaN", "IsInf", "BitwiseNot", "Clip",
 )  # fmt: skip
 def moves_zero(call: OnnxCall) -> Value:
     x = call.tensor(0)
@@ -32,6 +37,19 @@ def moves_zero(call: OnnxCall) -> Value:
     return Value(x.dims, (False,) * len(x))
 
 
+@rule("Log", "Reciprocal")
+def unbounded(call: OnnxCall) -> Value:
+    return _as_value(semantics.unbounded_at_zero(call, call.tensor(0)))
+
+
+@rule("Pow")
+def power(call: OnnxCall) -> Value:
+    call.mention_all()
+    exponent = call.known[1]
+    number = float(exponent.reshape(-1)[0]) if exponent is not None and exponent.size == 1 else None
+    return _as_value(semantics.power(call, call.tensor(0), number))
+
+
 @rule("Dropout")
 def dropout(call: OnnxCall) -> list[Value]:
     x = call.tensor(0)
@@ -40,24 +58,28 @@ def dropout(call: OnnxCall) -> list[Value]:
 
 @rule("Mul", "And", "BitwiseAnd")
 def product(call: OnnxCall) -> Value:
+    call.mention_all()
     return _as_value(semantics.product(call))
 
 
 @rule("Div")
 def quotient(call: OnnxCall) -> Value:
+    call.mention_all()
     return _as_value(semantics.quotient(call, call.tensor(0)))
 
 
 @rule("Add", "Sub", "Max", "Min", "Sum")
 def total(call: OnnxCall) -> Value:
+    call.mention_all()
     return _as_value(semantics.total(call))
 
 
 @rule(
-    "Pow", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "Or", "Xor", "Mod", "Mean", "BitwiseOr",
+    "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "Or", "Xor", "Mod", "Mean", "BitwiseOr",
     "BitwiseXor", "BitShift",
 )  # fmt: skip
 def any_function(call: OnnxCall) -> Value:
+    call.mention_all()
     return _as_value(semantics.any_function(call))
 
 
@@ -78,11 +100,12 @@ def quantize(call: OnnxCall) -> Value:
             call.unify(x[axis], one[0])
         elif one is not None and len(one) > 1:
             raise ValueError("quantised in blocks")
-    if call.node.op_type == "QuantizeLinear":
-        return Value(x.dims, x.zeros)
     symmetric = point is None or (call.known[2] is not None and not call.known[2].any())
-    same = call.zero_points.get(call.node.input[0]) == (call.node.input[2] if len(call.node.input) > 2 else "")
-    return Value(x.dims, x.zeros if symmetric or same else (False,) * len(x))
+    if call.node.op_type == "QuantizeLinear":  # what was zero is the zero point now
+        return Value(x.dims, x.zeros if symmetric else (False,) * len(x))
+    name, zeros = call.quantised.get(call.node.input[0], ("", x.zeros))
+    same = name and name == call.node.input[2] if len(call.node.input) > 2 else False
+    return Value(x.dims, zeros if same else x.zeros if symmetric else (False,) * len(x))
 
 
 def _as_value(result: Value | tuple[Dim, ...] | list[Value]) -> Value:

@@ -37,7 +37,9 @@ def instance_norm(call: OnnxCall) -> Value:
         call.unify(x[1], call.tensor(position)[0])
     for dim in x.dims[2:]:  # positions, as a rule; but a group norm may be written so, with channels among them
         call.inexact(dim, "its mean and variance run over this axis")
-    return Value(x.dims, tuple(position == 1 and call.tensor(1).zeros[0] for position in range(len(x))))
+    return Value(
+        x.dims, tuple(position == 1 and call.tensor(1).zeros[0] and call.tensor(2).zeros[0] for position in range(len(x)))
+    )
 
 
 @rule("GroupNormalization")
@@ -53,7 +55,8 @@ def group_norm(call: OnnxCall) -> Value:
     for dim in (inner, *x.dims[2:]):
         call.inexact(dim, "its mean and variance run over this axis")
     call.resize_attribute("num_groups", lambda kept: kept(group))
-    return Value(x.dims, tuple(position == 1 for position in range(len(x))))
+    gone = call.tensor(1).zeros[0] and call.tensor(2).zeros[0]
+    return Value(x.dims, tuple(position == 1 and gone for position in range(len(x))))
 
 
 @rule("Softmax", "LogSoftmax")

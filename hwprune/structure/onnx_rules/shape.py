@@ -131,8 +131,9 @@ def slice_(call: OnnxCall) -> Value:
                     now[entry] = kept(before) + (kept(stays) if kept_of else 0)
             for entry, axis in enumerate(axes):
                 changed = kept(x[axis % len(x)])
-                if steps[entry] > 1 and changed != x[axis % len(x)].size and kept_of:
-                    now[entry] = changed
+                if steps[entry] > 1 and changed != x[axis % len(x)].size:
+                    start = starts[entry]
+                    now[entry] = changed if kept_of else start + x[axis % len(x)].size if start < 0 else start
             return now
 
         return numbers

@@ -29,7 +29,8 @@ class OnnxCall(Scope):
     Attributes:
         tensors: the inputs in order; None for one that is left out.
         known: the inputs that are numbers known at analysis time, in order.
-        zero_points: quantised tensor -> name of the zero point that it was made with.
+        quantised: quantised tensor -> name of the zero point that it was made with, and where it was zero before.
+        mentioned: positions of the inputs that the rule has looked at; the others are frozen afterwards.
         inputs_after, attributes_after: what must stand there after a cut.
     """
 
@@ -40,7 +41,8 @@ class OnnxCall(Scope):
     known: Sequence[Array | None] = field(kw_only=True)
     inputs_after: dict[int, Numbers] = field(default_factory=dict)
     attributes_after: dict[str, Callable[[Kept], Any]] = field(default_factory=dict)
-    zero_points: Mapping[str, str] = field(kw_only=True)
+    quantised: Mapping[str, tuple[str, tuple[bool, ...]]] = field(kw_only=True)
+    mentioned: set[int] = field(default_factory=set)
 
     def tensor(self, position: int) -> Value:
         """An input that must be there. Raises ValueError, which freezes what the node touches."""
@@ -49,7 +51,19 @@ class OnnxCall(Scope):
             raise ValueError(f"input {position} is left out or of unknown shape")
         return value
 
+    def mention_all(self) -> None:
+        """The rule uses ``inputs`` as a whole."""
+        self.mentioned.update(range(len(self.tensors)))
+
+    def freeze_the_rest(self) -> None:
+        """What no rule looks at is an argument (the scales of a Resize), not data."""
+        for position, tensor in enumerate(self.tensors):
+            if tensor is not None and position not in self.mentioned:
+                for dim in tensor.dims:
+                    self.freeze(dim, "is an argument")
+
     def optional(self, position: int) -> Value | None:
+        self.mentioned.add(position)
         return self.tensors[position] if position < len(self.tensors) else None
 
     def integers(self, position: int, attribute: str | None = None) -> list[int] | None:

@@ -27,6 +27,8 @@ def attention(
     call.contract(query, -1, key, -1)
     call.unify(key[-2], value[-2])
     call.inexact(key[-2], "softmax runs over this axis")
+    for one in (query, key) if causal else ():
+        call.freeze(one[-2], "rows and columns are compared by number")
     heads = [Value(one.dims[:-2], one.zeros[:-2]) for one in (query, key, value)]
     if gqa:  # the operator repeats the KV heads: all but the heads broadcast
         shared = call.broadcast([Value(one.dims[:-1], one.zeros[:-1]) for one in heads])

@@ -35,12 +35,12 @@ def linear(call: Call, x: Value, weight: Value, bias: Value | None) -> Value:
 @rule(aten.addmm.default)
 def addmm(call: Call, bias: Value, x: Value, weight: Value, beta: Any = 1, alpha: Any = 1) -> Value:
     call.contract(x, 1, weight, 0)
-    if bias[-1].size != 1:
-        call.unify(bias[-1], weight[1])
+    if len(bias):
+        call.broadcast([Value((x[0], weight[1]), (False, False)), bias])
     if weight.parameter is not None:
         _roles(call, x[1], weight, 1, 0)
     call.macs(*x.dims, weight[1])
-    column = weight.zeros[1] and bias[-1].size != 1 and bias.zeros[-1]
+    column = weight.zeros[1] and len(bias) > 0 and bias[-1].size != 1 and bias.zeros[-1]
     return Value((x[0], weight[1]), (False, column))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from hwprune.structure.dims import ONE, Dim, Product
-from hwprune.structure.rules.table import Call, Kept, Value, rule, write_argument
+from hwprune.structure.rules.table import Call, Kept, Value, read_argument, rule, write_argument
 
 aten = torch.ops.aten
 
@@ -42,8 +42,13 @@ def _convolve(call: Call, x: Value, weight: Value, bias: Value | None, groups: i
         depthwise = weight[1].size == 1
         call.space.tag(group, "depthwise" if depthwise else "group")
 
+        if not isinstance(read_argument(call.node, "groups"), int):
+            for dim in (group, x[channel], *weight.dims[:2]):
+                call.freeze(dim, "the number of groups is computed at run time")
+
         def edit(node: fx.Node, kept: Kept) -> None:
-            write_argument(node, "groups", kept(group))
+            if kept(group) != group.size:
+                write_argument(node, "groups", kept(group))
 
         call.on_cut(edit)
     spatial = tuple(ONE if size == 1 else call.opaque(size, "position") for size in call.sizes[channel + 1 :])

@@ -30,9 +30,9 @@ relu relu6 leaky_relu gelu silu mish elu selu celu tanh hardswish abs neg sign s
 log1p sinh tan floor ceil round trunc dropout feature_dropout alpha_dropout softshrink hardshrink softsign positive
 """.split()  # noqa: SIM905 - f(0) = 0; a list of quoted names would be three times as long
 ZERO_MOVES = """
-sigmoid exp exp2 log log2 log10 cos cosh rsqrt reciprocal hardsigmoid softplus logical_not bitwise_not isnan isinf
-log_sigmoid erfc
+sigmoid exp exp2 cos cosh hardsigmoid softplus logical_not bitwise_not isnan isinf log_sigmoid erfc
 """.split()  # noqa: SIM905 - f(0) != 0
+UNBOUNDED = "log log2 log10 rsqrt reciprocal".split()  # noqa: SIM905 - f(0) is infinite
 SAME = "clone contiguous alias detach lift_fresh_copy lift_fresh _to_copy to type_as pin_memory".split()  # noqa: SIM905
 
 
@@ -44,6 +44,28 @@ def keeps_zero(call: Call, x: Value, *_: Any) -> Value:
 @rule(*_variants(*ZERO_MOVES))
 def moves_zero(call: Call, x: Value, *_: Any) -> Value:
     return Value(x.dims, (False,) * len(x))
+
+
+@rule(*_variants(*UNBOUNDED))
+def unbounded_at_zero(call: Scope, x: Value, *_: Any) -> Value:
+    """The masked model has infinities, and NaN where they meet a zero."""
+    for dim in x.dims:
+        call.inexact(dim, "the function is infinite where a mask makes zero")
+    return Value(x.dims, (False,) * len(x))
+
+
+@rule(*_variants("pow"))
+def power(call: Scope, *arguments: Any) -> Value:
+    dims = call.broadcast(call.inputs)
+    exponent = arguments[1] if len(arguments) > 1 else None
+    base = arguments[0] if isinstance(arguments[0], Value) else None
+    if base is not None and not (isinstance(exponent, (int, float)) and exponent >= 0):
+        for dim, zero in zip(base.dims, base.zeros, strict=True):
+            if zero:
+                call.inexact(dim, "the function is infinite where a mask makes zero")
+    if base is not None and isinstance(exponent, (int, float)) and exponent > 0:
+        return Value(dims, tuple(_zero_along(base, p) for p in range(-len(dims), 0)))
+    return Value(dims, (False,) * len(dims))
 
 
 @rule(*_variants("clamp", "clamp_min", "clamp_max", "threshold", "masked_fill", "fill", "nan_to_num"))
@@ -69,16 +91,16 @@ def product(call: Scope, *_: Any) -> Value:
     return Value(dims, tuple(zeros))
 
 
-@rule(*_variants("div", "divide", "floor_divide", "true_divide"))
+@rule(*_variants("div", "divide", "floor_divide", "true_divide", "remainder", "fmod"))
 def quotient(call: Scope, x: Any, *_: Any) -> Value:
     dims = call.broadcast(call.inputs)
-    if not isinstance(x, Value):
-        return Value(dims, (False,) * len(dims))
-    # 0 / 0 is NaN in the masked model, but only a divisor that carries the dim can be 0 there.
-    others = [value for value in call.inputs if value is not x]
+    # x / 0 is no number in the masked model, but only a divisor that carries the dim can be 0 there.
+    others = call.inputs[1:] if isinstance(x, Value) else call.inputs
     for position in range(-len(dims), 0):
         if any(_zero_along(value, position) for value in others):
             call.inexact(dims[position], "divides by what a mask makes zero")
+    if not isinstance(x, Value):
+        return Value(dims, (False,) * len(dims))
     zeros = [_zero_along(x, p) and not any(_zero_along(value, p) for value in others) for p in range(-len(dims), 0)]
     return Value(dims, tuple(zeros))
 
@@ -114,7 +136,6 @@ def total(call: Scope, *_: Any) -> Value:
 @rule(
     *_variants(
         "rsub",
-        "pow",
         "eq",
         "ne",
         "lt",
@@ -137,8 +158,6 @@ def total(call: Scope, *_: Any) -> Value:
         "lerp",
         "addcmul",
         "addcdiv",
-        "remainder",
-        "fmod",
         "atan2",
     )
 )

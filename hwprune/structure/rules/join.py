@@ -90,6 +90,7 @@ def slice_(call: Call, x: Value, dim: int = 0, start: int | None = None, end: in
 
         def edit_end(node: fx.Node, kept: Kept) -> None:
             if kept(x[dim]) != size:
+                write_argument(node, "start", first)
                 write_argument(node, "end", kept(x[dim]))
 
         call.on_cut(edit_end)

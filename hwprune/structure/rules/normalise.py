@@ -64,10 +64,12 @@ def group_norm(call: Call, x: Value, groups: int, weight: Value | None, bias: Va
         call.inexact(dim, "its mean and variance run over this axis")
 
     def edit(node: fx.Node, kept: Kept) -> None:
-        write_argument(node, "num_groups", kept(group))
+        if kept(group) != group.size:
+            write_argument(node, "num_groups", kept(group))
 
     call.on_cut(edit)
-    return Value(x.dims, tuple(position == 1 and bias is not None for position in range(len(x))))
+    gone = weight is not None and weight.zeros[0] and bias is not None and bias.zeros[0]
+    return Value(x.dims, tuple(position == 1 and gone for position in range(len(x))))
 
 
 @rule(aten.instance_norm.default)
@@ -77,8 +79,12 @@ def instance_norm(call: Call, x: Value, *parameters: Any) -> Value:
             call.unify(x[1], parameter[0])
     for dim in x.dims[2:]:  # positions, as a rule; but a group norm may be written so, with channels among them
         call.inexact(dim, "its mean and variance run over this axis")
-    affine = isinstance(parameters[0], Value) and isinstance(parameters[1], Value)
-    return Value(x.dims, tuple(position == 1 and (affine or x.zeros[1]) for position in range(len(x))))
+    weight, bias = parameters[:2]
+    affine = isinstance(weight, Value) and weight.zeros[0] and isinstance(bias, Value) and bias.zeros[0]
+    return Value(
+        x.dims,
+        tuple(position == 1 and (affine or (weight is None and bias is None and x.zeros[1])) for position in range(len(x))),
+    )
 
 
 @rule(aten._weight_norm.default)
@@ -99,7 +105,8 @@ def weight_norm(call: Call, direction: Value, gain: Value, dim: int = 0) -> Valu
 @rule(aten.cosine_similarity.default)
 def cosine_similarity(call: Call, a: Value, b: Value, dim: int = 1, *_: Any) -> Value:
     dims = call.broadcast([a, b])
-    call.contract(a, dim, b, dim)
+    if not (a.zeros[dim] and b.zeros[dim]):  # the norms of both run over it
+        call.inexact(a[dim], "its norm runs over this axis")
     kept = [d for position, d in enumerate(dims) if position != dim % len(dims)]
     for d in kept:
         call.inexact(d, "divides by what a mask may make zero")

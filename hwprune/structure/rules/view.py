@@ -105,7 +105,12 @@ def transpose(call: Call, x: Value, a: int, b: int) -> Value:
     return Value(tuple(x.dims[i] for i in order), tuple(x.zeros[i] for i in order))
 
 
-@rule(aten.t.default, aten.numpy_T.default, aten.mT.default)
+@rule(aten.numpy_T.default)
+def reverse(call: Call, x: Value) -> Value:
+    return Value(x.dims[::-1], x.zeros[::-1])
+
+
+@rule(aten.t.default, aten.mT.default)
 def turn(call: Call, x: Value) -> Value:
     if len(x) < 2:
         return x
@@ -191,7 +196,8 @@ def channel_shuffle(call: Call, x: Value, groups: int) -> Value:
     group, inner = call.space.factor(x[1], [groups, x[1].size // groups])
 
     def edit(node: fx.Node, kept: Kept) -> None:
-        write_argument(node, "groups", kept(group))
+        if kept(group) != group.size:
+            write_argument(node, "groups", kept(group))
 
     call.on_cut(edit)
     return Value((x[0], call.space.resolve(Product((inner, group))), *x.dims[2:]), x.zeros)
