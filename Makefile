@@ -43,6 +43,7 @@ bench-latency: setup
 
 bench-structure: .venv-zoo/installed
 	.venv-zoo/bin/python benchmarks/structure.py
+	.venv-zoo/bin/python benchmarks/scale.py
 
 # The models of torchvision, timm and transformers, and Torch-Pruning, live in an environment of their own.
 .venv-zoo/installed: pyproject.toml constraints.txt

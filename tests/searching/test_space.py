@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from hwprune import target as targets
 from hwprune.errors import UnknownNameError, UsageError
 from hwprune.pruning import Pruner
 from hwprune.searching import space as spaces
+from hwprune.workload import Workload
 from tests.conftest import tiny_workload
 
 
@@ -110,3 +112,28 @@ def test_space_faults_are_told_at_once(tmp_path):
 def test_unknown_space():
     with pytest.raises(UnknownNameError, match="default"):
         spaces.load("defualt")
+
+
+def test_branches_are_dropped_or_not_and_leave_nothing_to_choose_inside(pruner, cpu):
+    space = spaces.build(spaces.load("depth"), pruner, cpu, "avx512")
+    (branch,) = [knob for knob in space.knobs if knob.role == "branch"]
+    assert branch.levels == {"branch": (1.0,)} and branch.methods == ("drop",)
+    assert space.uniform(0.9, "l2")[f"level:{branch.unit}"] == 0  # the warm start keeps every branch
+    chosen = {f"level:{knob.unit}": 1 for knob in space.knobs}
+    (choice,) = space.recipe(chosen).choices  # the channels inside the branch are gone with it
+    assert (choice.unit, choice.pattern, choice.sparsity) == (branch.unit, "branch", 1.0)
+
+
+def test_tied_units_share_a_knob(cpu, tmp_path):
+    from tests.structure.test_branches import Blocks
+
+    x = torch.randn(1, 3, 9, 9)
+    data = [(torch.randn(4, 3, 9, 9), None)]
+    repeated = Pruner(Workload("blocks", Blocks(False).eval(), (x,), data, data, metric="agreement"))
+    file = tmp_path / "tied.toml"
+    file.write_text('schema = 1\nroles = ["channel", "branch"]\npatterns = []\ncriteria = ["l2"]\ntie = true\n')
+    space = spaces.build(spaces.load(str(file)), repeated, cpu, "avx512")
+    (knob,) = [knob for knob in space.knobs if knob.unit == "body.0.a.weight:0"]
+    assert knob.tied == ("body.1.a.weight:0",)
+    recipe = space.recipe({f"level:{k.unit}": int(k is knob) for k in space.knobs})
+    assert {choice.unit for choice in recipe.choices} == {"body.0.a.weight:0", "body.1.a.weight:0"}
