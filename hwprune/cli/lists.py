@@ -51,6 +51,7 @@ def _patterns() -> list[tuple[str, str]]:
     from hwprune import patterns
 
     rows = [(name, one.description) for name, one in patterns.PATTERNS.items()]
+    rows.append((patterns.BRANCH, "a whole residual branch, dropped"))
     return [*rows, ("N:M", "any 1 <= N < M"), ("block:RxC", "any block of at least two weights")]
 
 
