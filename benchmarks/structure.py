@@ -23,7 +23,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 300
+TIMEOUT = 90
 
 
 def torch_pruning(name: str) -> dict[str, Any]:

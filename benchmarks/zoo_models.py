@@ -196,6 +196,19 @@ _image32 = lambda: _image(32)  # noqa: E731
 _wave = lambda: (torch.randn(1, 4000),)  # noqa: E731
 
 
+def _lit(build: Callable[[], Built]) -> Callable[[], Built]:
+    """With a positive bias before the last ReLU: random weights alone give a depth of zero everywhere."""
+
+    def wrapped() -> Built:
+        model, inputs = build()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and module.out_channels == 1 and module.bias is not None:
+                nn.init.constant_(module.bias, 1.0)
+        return model, inputs
+
+    return wrapped
+
+
 def _pair() -> tuple[torch.Tensor, ...]:
     return (*_tokens(), torch.ones(1, 12, dtype=torch.long), *_tokens(length=7))
 
@@ -262,7 +275,7 @@ MODELS |= {
     "hf/segformer": _hf("SegformerConfig", "SegformerForSemanticSegmentation", lambda: _image(64), hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], decoder_hidden_size=32),
     "hf/detr": _hf("DetrConfig", "DetrForObjectDetection", lambda: _image(64), use_timm_backbone=False, use_pretrained_backbone=False, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=4, num_queries=5),
     "hf/yolos": _hf("YolosConfig", "YolosForObjectDetection", _image32, num_detection_tokens=5, **{**_VIT, "image_size": [32, 32]}),
-    "hf/dpt": _hf("DPTConfig", "DPTForDepthEstimation", _image32, **{**_VIT, "num_hidden_layers": 4}, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 16, 24, 32], fusion_hidden_size=16),
+    "hf/dpt": _lit(_hf("DPTConfig", "DPTForDepthEstimation", _image32, **{**_VIT, "num_hidden_layers": 4}, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 16, 24, 32], fusion_hidden_size=16)),
     "hf/clip vision": _hf("CLIPVisionConfig", "CLIPVisionModel", _image32, **_VIT),
     "hf/siglip vision": _hf("SiglipVisionConfig", "SiglipVisionModel", _image32, **_VIT),
     "hf/wav2vec2": _hf("Wav2Vec2Config", "Wav2Vec2ForCTC", _wave, vocab_size=20, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4),
