@@ -23,7 +23,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 90
+TIMEOUT = 60
 
 
 def torch_pruning(name: str) -> dict[str, Any]:
@@ -138,6 +138,8 @@ def ask(names: queue.Queue[str], rows: dict[str, dict[str, Any]]) -> None:
             worker.stdin.flush()
             line = worker.stdout.readline()
             timer.cancel()
+            if not line:
+                worker.wait()
             rows[name][tool] = json.loads(line) if line else {"works": False, "why": f"died or took more than {TIMEOUT} s"}
         print(
             f"{name:45s}",
