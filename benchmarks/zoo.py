@@ -144,7 +144,9 @@ def examine(name: str, onnx: bool) -> dict[str, Any]:
             worst = error
             row["precision"] = kind
     row["error"] = worst
-    row["effect"] = compare(graph.mask(keeps), graph.module, tensors) if exact else None  # a test that nothing could fail shows here
+    row["effect"] = (
+        compare(graph.mask(keeps), graph.module, tensors) if exact else None
+    )  # a test that nothing could fail shows here
     if not worst <= 1e-5:
         row["culprits"] = []
         for axis in exact:
