@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from common import import_torchvision
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,23 +25,6 @@ def _image(size: int, channels: int = 3) -> tuple[torch.Tensor, ...]:
 
 def _tokens(vocabulary: int = 100, length: int = 12) -> tuple[torch.Tensor, ...]:
     return (torch.randint(3, vocabulary, (1, length)),)
-
-
-def import_torchvision() -> Any:
-    """torchvision, also where its wheel was built for another PyTorch than the one installed."""
-    register = torch.library.register_fake
-
-    def tolerant(op: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(op, str) and op.startswith("torchvision::"):
-            return lambda function: function
-        return register(op, *args, **kwargs)
-
-    torch.library.register_fake = tolerant  # type: ignore[assignment]
-    try:
-        import torchvision
-    finally:
-        torch.library.register_fake = register
-    return torchvision
 
 
 # -- torchvision -----------------------------------------------------------------------------

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hwprune.recipe import Recipe, UnitChoice
     from hwprune.searching.loop import search
     from hwprune.searching.result import FrontPoint, Result
+    from hwprune.statistics import LayerStatistics, Part
     from hwprune.structure.axes import Axis
     from hwprune.structure.graph import AxisGraph
     from hwprune.structure.tracing import trace
@@ -36,9 +37,11 @@ _HOMES = {
     "Candidate": "pruning",
     "FrontPoint": "searching.result",
     "HwpruneError": "errors",
+    "LayerStatistics": "statistics",
     "Method": "method",
     "Metric": "metrics",
     "Option": "method",
+    "Part": "statistics",
     "Pruner": "pruning",
     "Recipe": "recipe",
     "Result": "searching.result",
@@ -61,9 +64,11 @@ __all__ = [
     "Candidate",
     "FrontPoint",
     "HwpruneError",
+    "LayerStatistics",
     "Method",
     "Metric",
     "Option",
+    "Part",
     "Pruner",
     "Recipe",
     "Result",

@@ -6,7 +6,6 @@ cache that can't be written or read is not an error, the network is trained agai
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from hwprune.errors import UnknownNameError
+from hwprune.files import cache_folder
 from hwprune.workload import Workload
 
 CACHE_VERSION = 1
@@ -175,8 +175,7 @@ def _train(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor], epochs: in
 
 
 def _cache_file(name: str) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "hwprune" / f"{name}-{CACHE_VERSION}.safetensors"
+    return cache_folder() / f"{name}-{CACHE_VERSION}.safetensors"
 
 
 def _load(name: str, model: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,12 @@ def to_safetensors(module: torch.nn.Module, path: Path) -> Path:
 
 
 def write_recipe(
-    recipe: Recipe, fingerprint: str, keeps: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], folder: Path
+    recipe: Recipe,
+    fingerprint: str,
+    keeps: Mapping[str, torch.Tensor],
+    masks: Mapping[str, torch.Tensor],
+    folder: Path,
+    orders: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """recipe.json with the kept indices, and keep.safetensors with the masks as packed bits if there are any."""
     from hwprune.version import VERSION
@@ -183,6 +189,8 @@ def write_recipe(
         "kept": {name: keep.nonzero().squeeze(1).tolist() for name, keep in keeps.items()},
         "sizes": {name: len(keep) for name, keep in keeps.items()},
     }
+    if orders:
+        data["order"] = {name: order.tolist() for name, order in orders.items()}
     if masks:
         packed = {}
         for name, mask in masks.items():
@@ -195,8 +203,24 @@ def write_recipe(
     return path
 
 
-def read_recipe(path: Path) -> tuple[Recipe, str, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(recipe, fingerprint of the model it was made for, kept masks by axis, masks by parameter).
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRecipe:
+    """A recipe with what was decided when it was applied.
+
+    Attributes:
+        fingerprint: of the model that it was made for.
+        keeps: axis -> keep mask. masks: parameter -> keep mask. orders: axis -> order of its kept indices.
+    """
+
+    recipe: Recipe
+    fingerprint: str
+    keeps: dict[str, torch.Tensor]
+    masks: dict[str, torch.Tensor]
+    orders: dict[str, torch.Tensor]
+
+
+def read_recipe(path: Path) -> StoredRecipe:
+    """A recipe.json and the masks beside it.
 
     Raises:
         UsageError: the file or the masks beside it have faults.
@@ -216,8 +240,15 @@ def read_recipe(path: Path) -> tuple[Recipe, str, dict[str, torch.Tensor], dict[
             continue
         keeps[name] = torch.zeros(size, dtype=torch.bool)
         keeps[name][indices] = True
+    orders: dict[str, torch.Tensor] = {}
+    for name, order in table.free("order").items():
+        count = int(keeps[name].sum()) if name in keeps else sizes.get(name, len(order) if isinstance(order, list) else 0)
+        if not isinstance(order, list) or sorted(map(str, order)) != sorted(map(str, range(count))):
+            table.fault(f"order.{name}", "must hold every kept index of the axis once")
+            continue
+        orders[name] = torch.tensor(order, dtype=torch.int64)
     table.finish()
-    return recipe, fingerprint, keeps, _read_masks(path, masks) if masks else {}
+    return StoredRecipe(recipe, fingerprint, keeps, _read_masks(path, masks) if masks else {}, orders)
 
 
 def _read_masks(path: Path, entry: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -175,6 +175,12 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/hwprune``, or ``~/.cache/hwprune``."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "hwprune"
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: a crash leaves the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
 
-from hwprune import compensation, export, method, patterns
+from hwprune import calibrate, compensation, export, local, method, patterns
+from hwprune.calibrate import Calibration
+from hwprune.compensation import Context
+from hwprune.database import Database
 from hwprune.errors import CandidateFailure, RunError, TraceError, UsageError
+from hwprune.method import Option
 from hwprune.onnx_import import OnnxModule
 from hwprune.recipe import Recipe, UnitChoice, uniform
+from hwprune.stitching import Stitch
+from hwprune.structure import layers as layer_table
 from hwprune.structure import units as unit_table
 from hwprune.structure.graph import ModelGraph
+from hwprune.structure.layers import Layer
 from hwprune.structure.opaque import OpaqueGraph
 from hwprune.structure.tracing import trace
 from hwprune.structure.units import Unit
 from hwprune.template import Template
 from hwprune.workload import Workload, first_tensor
 
+DEFAULT_COMPENSATIONS = ("obs", "batchnorm")
+ORDER_TOLERANCE = 1e-4
+"""Largest difference that another order of channels may make, by rounding alone."""
 CUT_TOLERANCE = 1e-5
 """Largest difference between cut and masked outputs, relative to the largest output, in float32."""
 CUT_TOLERANCE_DOUBLE = 1e-9
@@ -39,6 +50,7 @@ class Candidate:
         fingerprint: of the dense model.
         macs: multiply-accumulates of one run on the example inputs.
         template: gives what writes its ONNX file.
+        orders: axis name -> new order of its kept indices, for N:M with permutation.
     """
 
     module: fx.GraphModule
@@ -50,6 +62,7 @@ class Candidate:
     example_inputs: tuple[torch.Tensor, ...]
     macs: int
     template: Callable[[], Template]
+    orders: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def export(self, folder: str | Path) -> Path:
         """Write model.onnx, model.safetensors, recipe.json and keep.safetensors; returns the folder."""
@@ -61,7 +74,7 @@ class Candidate:
 
     def write_recipe(self, folder: Path) -> Path:
         """Write recipe.json, and keep.safetensors if there are masks."""
-        return export.write_recipe(self.recipe, self.fingerprint, self.keeps, self.masks, folder)
+        return export.write_recipe(self.recipe, self.fingerprint, self.keeps, self.masks, folder, self.orders)
 
     @property
     def parameter_count(self) -> int:
@@ -72,6 +85,11 @@ class Candidate:
 class Pruner:
     """A workload traced once; makes any number of candidates from it.
 
+    Args:
+        workload: what to prune.
+        database: folder of the option database; None: options are kept in memory.
+        progress: told how far a calibration pass is.
+
     ``untraceable``: why the model can't be traced, or None; then only masks of its layers' weights are left.
 
     Raises:
@@ -79,11 +97,18 @@ class Pruner:
     """
 
     workload: Workload
+    database: Path | None = None
+    progress: calibrate.Progress | None = None
     graph: ModelGraph = field(init=False)
     untraceable: str | None = field(init=False, default=None)
     units: dict[str, Unit] = field(init=False)
     fingerprint: str = field(init=False)
-    _options: dict[UnitChoice, method.Option] = field(init=False, default_factory=dict)
+    layers: dict[str, Layer] = field(init=False)
+    _options: dict[tuple[str, str, str, str, float | None], Option] = field(init=False, default_factory=dict)
+    _calibration_data: Calibration = field(init=False, default_factory=lambda: Calibration({}))
+    _collected: frozenset[str] = field(init=False, default=frozenset())
+    _store: Database | None = field(init=False, default=None)
+    _cache: dict[str, Any] = field(init=False, default_factory=dict)
     _template: Template | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -96,6 +121,7 @@ class Pruner:
             if not self.graph.matrices:
                 raise
         self.units = unit_table.units(self.graph)
+        self.layers = layer_table.find(self.graph.module, self.graph.matrices)
 
     @property
     def template(self) -> Template:
@@ -124,46 +150,136 @@ class Pruner:
         }
 
     def default_compensation(self) -> str:
-        """The first of the table that would change anything in this model, or ``none``."""
-        for name, one in compensation.COMPENSATIONS.items():
-            if one.applies(self.graph.module):
-                return name
-        return compensation.NONE
+        """What helps any model: kept weights make up for removed ones, and batch norm gets new statistics where there is one."""
+        names = [name for name in DEFAULT_COMPENSATIONS if compensation.COMPENSATIONS[name].applies(self.graph.module)]
+        return "+".join(names) or compensation.NONE
+
+    def statistics(self, names: Iterable[str]) -> Calibration:
+        """Statistics of the dense model on the calibration data; what was collected once is not collected again.
+
+        Args:
+            names: fields of `LayerStatistics`, or ``influence``.
+        """
+        wanted = set(names)
+        for kind in (calibrate.GRAM, calibrate.GRADIENT, frozenset({calibrate.INFLUENCE})):
+            if wanted & kind and not kind & self._collected:
+                self._calibration_data = self._calibration_data.merged(self._collect(kind))
+                self._collected |= kind
+        return self._calibration_data
+
+    def _collect(self, names: frozenset[str]) -> Calibration:
+        def compute() -> Calibration:
+            return calibrate.collect_statistics(self.graph, self.workload, names, progress=self.progress)
+
+        store = self._database()
+        return compute() if store is None else store.statistics(names, compute)
+
+    def _database(self) -> Database | None:
+        if self.database is None:
+            return None
+        if self._store is None:
+            self._store = Database(self.database, self.workload, self.fingerprint)
+        return self._store
+
+    def options(
+        self, unit: str, pattern: str, method_name: str, levels: Sequence[float], local_compensation: str = "none"
+    ) -> list[Option]:
+        """Options of a unit of the dense model, one a sparsity, from the database where they are there.
+
+        Raises:
+            UsageError: they don't fit, or what they need is not there.
+        """
+        one = unit_table.get(self.units, unit)
+        chosen, found = patterns.get(pattern), method.get(method_name)
+        if reason := found.unavailable(one.parts, chosen):
+            raise UsageError(f"unit {unit}: {reason}")
+        asked: list[float | None] = [None if chosen.fixed_sparsity is not None else level for level in levels]
+
+        def compute(missing: list[float | None]) -> Sequence[Option]:
+            known = self.statistics([*found.needs, *(["gram"] if local_compensation != local.NONE else [])])
+            return method.solve(one, known.layers, found, missing, chosen, local_compensation)
+
+        store = self._database()
+        if store is not None:
+            return store.options(unit, chosen.name, found.name, local_compensation, asked, compute)
+        keys = [(unit, chosen.name, found.name, local_compensation, level) for level in asked]
+        missing = [key for key in keys if key not in self._options]
+        if missing:
+            for key, option in zip(missing, compute([key[-1] for key in missing]), strict=True):
+                self._options[key] = option
+        return [self._options[key] for key in keys]
 
     def prune(
         self,
         recipe: Recipe,
         keeps: Mapping[str, torch.Tensor] | None = None,
         masks: Mapping[str, torch.Tensor] | None = None,
+        orders: Mapping[str, torch.Tensor] | None = None,
     ) -> Candidate:
         """Apply a recipe.
 
         Args:
             recipe: what to do; units that it does not name stay dense.
-            keeps, masks: stored decisions of the same model that replace the methods' own (`hwprune apply`).
+            keeps, masks, orders: stored decisions of the same model that replace the methods' own (`hwprune apply`).
 
         Raises:
             UsageError: the recipe names a unit, pattern or method that isn't there or doesn't fit.
             CandidateFailure: the result is not finite, or an N:M pattern doesn't fit what the cut left.
         """
+        steps = compensation.parse(recipe.compensation)
+        inside = next((one.name for one in steps if one.local), local.NONE)
         cuts, rest, drop = self._divide(recipe)
+        solved: dict[str, Option] = {}
         if keeps is None:
-            keeps = {choice.unit: self._option(choice).keep for choice in cuts}
+            solved = {c.unit: self.options(c.unit, c.pattern, c.method, [c.sparsity], inside)[0] for c in cuts}
+            keeps = {unit: option.keep for unit, option in solved.items()}
         module = self.graph.cut(keeps, drop)
-        made = self._mask(module, rest, masks)
-        if recipe.compensation != compensation.NONE:
-            one = compensation.get(recipe.compensation)
-            if recipe.choices and one.applies(module):
-                one.apply(module, self._calibration)
+
+        def option(choice: UnitChoice) -> Option:
+            return self.options(choice.unit, choice.pattern, choice.method, [choice.sparsity], inside)[0]
+
+        positions = self.graph.positions(keeps)
+        stitch = Stitch(self.graph, self.units, self.layers, module, positions, self.statistics, option)
+        if inside != local.NONE and keeps:
+            stitch.columns(keeps, solved)
+        orders = stitch.orders(rest) if orders is None else orders
+        if orders:
+            self._reorder(module, keeps, orders)
+            stitch.positions = positions = self.graph.positions(keeps, orders)
+        made = stitch.mask(rest, masks, inside)
+        if recipe.choices:
+            context = Context(self.graph.module, self._calibration, self.graph.matrices, positions, made, self._cache)
+            for one in steps:
+                if not one.local and one.applies(module):
+                    one.apply(module, context)
+        for name, tensor in module.named_parameters():
+            if not bool(torch.isfinite(tensor).all()):
+                raise CandidateFailure("prune", f"{name} is not finite after pruning")
         counts = {name: int(keep.sum()) for name, keep in keeps.items()}
         inputs = self.workload.example_inputs
         macs = self.macs(counts, drop)
-        return Candidate(module.eval(), recipe, dict(keeps), drop, made, self.fingerprint, inputs, macs, lambda: self.template)
+        return Candidate(
+            module.eval(), recipe, dict(keeps), drop, made, self.fingerprint, inputs, macs, lambda: self.template, dict(orders)
+        )
 
     def macs(self, counts: Mapping[str, int], drop: Collection[str] = ()) -> int:
         """Multiply-accumulates of one run on the example inputs with so many indices kept."""
         first = self.workload.example_inputs[0]
         return self.graph.macs(counts, first.shape[0] if first.ndim else 1, drop)
+
+    def _reorder(self, module: fx.GraphModule, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]) -> None:
+        """Reorder axes, and check that the model still computes the same. Raises `RunError` if not."""
+        inputs = self.workload.example_inputs
+        with torch.no_grad():
+            before = first_tensor(module(*inputs))
+            self.graph.reorder(module, keeps, orders)
+            after = first_tensor(module(*inputs))
+        difference = float((before - after).abs().max()) / max(float(before.abs().max()), 1e-30)
+        if not difference <= ORDER_TOLERANCE:
+            raise RunError(
+                f"with {', '.join(orders)} in another order the model differs by {difference:.2g} (relative). "
+                "This is a bug in a rule of hwprune.structure.rules; please report it"
+            )
 
     def check_cut(self, candidate: Candidate) -> float:
         """Compare the cut with the masked model on the example inputs; returns the relative difference.
@@ -220,36 +336,6 @@ class Pruner:
         dead = self.graph.dead(drop)
         return cuts, [choice for choice in rest if choice.unit not in dead], drop
 
-    def _option(self, choice: UnitChoice) -> method.Option:
-        if choice not in self._options:
-            unit = self.units[choice.unit]
-            (self._options[choice],) = method.solve(unit, None, choice.method, [choice.sparsity], choice.pattern)
-        return self._options[choice]
-
-    def _mask(
-        self, module: fx.GraphModule, choices: list[UnitChoice], stored: Mapping[str, torch.Tensor] | None
-    ) -> dict[str, torch.Tensor]:
-        parameters = dict(module.named_parameters(remove_duplicate=False))
-        masks: dict[str, torch.Tensor] = {}
-        for choice in choices:
-            weight = parameters[choice.unit]
-            matrix = self.units[choice.unit].matrix
-            assert matrix is not None  # `_divide` sorts them so
-            unit = unit_table.matrix_unit(matrix, weight)
-            pattern = patterns.get(choice.pattern)
-            if reason := pattern.inadmissible(unit.weights[choice.unit].shape):
-                raise CandidateFailure("prune", f"{choice.unit}: pattern {pattern.name} does not fit: {reason}")
-            if stored is not None:
-                keep = stored[choice.unit]
-            else:
-                level = None if pattern.fixed_sparsity is not None else choice.sparsity
-                (option,) = method.get(choice.method).solve(unit, None, pattern, [level])
-                keep = matrix.rows(option.keep)
-            with torch.no_grad():
-                weight.mul_(keep.to(weight.device))
-            masks[choice.unit] = keep
-        return masks
-
     def _calibration(self) -> Iterator[tuple[torch.Tensor, ...]]:
         device = next(iter(self.workload.model.parameters()), torch.empty(0)).device
         for inputs, _ in self.workload.batches("calibration"):
@@ -269,30 +355,97 @@ def prune(workload: Workload, recipe: Recipe) -> Candidate:
 
 
 def uniform_recipe(
-    workload: Workload, pattern: str, sparsity: float, criterion: str = "l2", compensation: str | None = None
+    workload: Workload | Pruner,
+    pattern: str,
+    sparsity: float,
+    criterion: str = "l2",
+    compensation: str | None = None,
+    scope: str = "unit",
 ) -> Recipe:
     """The same choice for every unit that ``pattern`` fits.
 
     Args:
-        pattern: a role (``channel``, ``head``, ``neuron``) or a mask pattern (``2:4``, ``unstructured``).
+        workload: or a `Pruner` of it, which keeps what calibration learned.
+        pattern: a role (``channel``, ``head``, ``neuron``), a mask pattern (``2:4``, ``unstructured``) or ``branch``.
+        sparsity: of every unit; of all units together with scope ``global``; for branches the fraction of them that goes.
+        criterion: or a method; branches are ranked by ``block_influence`` (the only one), or all go at sparsity 1.
         compensation: default: what the model has use for.
+        scope: ``unit``: every unit loses the same share. ``global``: scores of all units compete, for single weights; made for
+            criteria whose scores are comparable across layers (lamp, taylor, obd).
 
     Raises:
-        UsageError: no unit of the model takes the pattern.
+        UsageError: no unit of the model takes the pattern, or the criterion does not fit.
     """
-    pruner = Pruner(workload)
+    pruner = workload if isinstance(workload, Pruner) else Pruner(workload)
+    name = pruner.workload.name
+    if compensation is None:
+        compensation = pruner.default_compensation()
+    if scope not in ("unit", "global"):
+        raise UsageError(f"scope must be unit or global, got {scope!r}")
     if pattern == patterns.BRANCH:
-        names = [unit.name for unit in pruner.units.values() if unit.branch is not None]
-        if not names:
-            raise UsageError(f"{workload.name} has no branch that could be dropped")
-        return uniform(names, pattern, 1.0, "drop", pruner.default_compensation() if compensation is None else compensation)
-    chosen = patterns.get(pattern)
-    method.get(criterion)
+        return uniform(_branches(pruner, sparsity), pattern, 1.0, "drop", compensation)
+    chosen, found = patterns.get(pattern), method.get(criterion)
     if patterns.is_axis(chosen.name):
-        names = [u.name for u in pruner.units.values() if u.axis is not None and u.role == chosen.name]
+        units = [u for u in pruner.units.values() if u.axis is not None and u.role == chosen.name]
     else:
-        names = [u.name for u in pruner.units.values() if u.matrix is not None and not chosen.inadmissible(u.matrix.shape)]
-    if not names:
-        raise UsageError(f"no unit of {workload.name} takes pattern {pattern}")
+        units = [u for u in pruner.units.values() if u.matrix is not None and not chosen.inadmissible(u.matrix.shape)]
+    if not units:
+        raise UsageError(f"no unit of {name} takes pattern {pattern}")
+    reasons = {unit.name: reason for unit in units if (reason := found.unavailable(unit.parts, chosen))}
+    if len(reasons) == len(units):
+        raise UsageError(
+            f"no unit of {name} takes pattern {pattern} with {criterion}:", [f"{u}: {r}" for u, r in reasons.items()]
+        )
+    units = [unit for unit in units if unit.name not in reasons]
+    if scope == "global":
+        return Recipe(_global_choices(pruner, units, chosen, found, sparsity), compensation)
     level = chosen.fixed_sparsity if chosen.fixed_sparsity is not None else sparsity
-    return uniform(names, pattern, level, criterion, pruner.default_compensation() if compensation is None else compensation)
+    if patterns.is_axis(
+        chosen.name
+    ):  # an axis so short that rounding would remove nothing, or all but one would be too much, stays
+        units = [unit for unit in units if 1 <= round(level * unit.size) < unit.size]
+        if not units:
+            raise UsageError(f"sparsity {sparsity:g} removes nothing from any {pattern} axis of {name}")
+    return uniform([unit.name for unit in units], pattern, level, criterion, compensation)
+
+
+def _branches(pruner: Pruner, sparsity: float) -> list[str]:
+    """The branches that turn least what passes through them (ShortGPT)."""
+    names = [unit.name for unit in pruner.units.values() if unit.branch is not None]
+    if not names:
+        raise UsageError(f"{pruner.workload.name} has no branch that could be dropped")
+    if sparsity >= 1:
+        return names
+    influence = pruner.statistics([calibrate.INFLUENCE]).influence
+    known = sorted((name for name in names if name in influence), key=lambda name: influence[name])
+    count = round(sparsity * len(names))
+    if not 1 <= count <= len(known):
+        raise UsageError(f"sparsity {sparsity:g} drops {count} of {len(names)} branches: give one that drops at least one")
+    return known[:count]
+
+
+def _global_choices(
+    pruner: Pruner, units: Sequence[Unit], pattern: patterns.Pattern, found: method.Method, sparsity: float
+) -> tuple[UnitChoice, ...]:
+    """One threshold for the scores of all units."""
+    if pattern.name != "unstructured" or not isinstance(found, method.Scored):
+        raise UsageError(
+            f"scope global is for pattern unstructured with a criterion that only scores, got {pattern.name} with {found.name}"
+        )
+    if not 0 < sparsity < 1:
+        raise UsageError(f"sparsity must be in (0, 1), got {sparsity!r}")
+    known = pruner.statistics(found.needs).layers if found.needs else None
+    scores = {}
+    for unit in units:
+        (part,) = method.attach(unit.parts, known)
+        scores[unit.name] = found.criterion.scores(part.tensor, part.statistics).reshape(-1).double().cpu()
+    every = torch.cat(list(scores.values()))
+    removed = torch.zeros(len(every), dtype=torch.bool)
+    removed[torch.argsort(every, stable=True)[: round(sparsity * len(every))]] = True
+    choices, start = [], 0
+    for name, own in scores.items():
+        gone = min(int(removed[start : start + len(own)].sum()), len(own) - 1)
+        start += len(own)
+        if gone:
+            choices.append(UnitChoice(name, pattern.name, gone / len(own), found.name))
+    return tuple(choices)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,10 @@ import torch
 from torch import nn
 
 import hwprune
+
+# Options of the tests' models do not belong into the user's cache; processes that tests start inherit it.
+_DATABASE = tempfile.TemporaryDirectory(prefix="hwprune-tests-")
+os.environ["HWPRUNE_DATABASE"] = _DATABASE.name
 
 
 class TinyNet(nn.Module):

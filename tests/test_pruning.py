@@ -10,17 +10,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
 
 import hwprune
-from hwprune import export, method
-from hwprune.compensation import get as compensation
+from hwprune import export
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.pruning import Pruner
 from hwprune.structure.tracing import trace
 from hwprune.structure.units import units
 from hwprune.template import Template
-from tests.conftest import TinyNet, randomise, tiny_workload
+from tests.conftest import randomise, tiny_workload
 from tests.structure.test_cut import MODELS, free_axes, relative
 
 
@@ -93,37 +91,12 @@ def test_solve_gives_an_option_a_level(tiny):
 
 
 def test_every_criterion_is_a_method(tiny):
-    table = units(trace(tiny.model, tiny.example_inputs))
+    pruner = Pruner(tiny)
+    known = pruner.statistics(["gram", "fisher"]).layers
     for name in hwprune.criteria.CRITERIA:
-        (option,) = method.get(name).solve(table["conv1.weight:0"], None, hwprune.patterns.get("channel"), [0.5])
+        (option,) = hwprune.solve(pruner.units["conv1.weight:0"], known, name, [0.5])
         assert option.method == name
         assert int(option.keep.sum()) == 32
-
-
-def test_batch_norm_reestimation_against_its_definition():
-    """Mean and unbiased variance of each batch, averaged by batch size, layer by layer on the re-estimated prefix."""
-    model = randomise(TinyNet())
-    batches = [torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(n)) for n in (5, 20)]
-    module = trace(model, (batches[0],)).module
-    small = trace(model, (batches[0],)).cut({})
-    compensation("batchnorm").apply(small, lambda: [(x,) for x in batches])
-    inputs = [model.stem(x) for x in batches]
-    total = 25
-    mean = sum(len(x) * x.mean((0, 2, 3)) for x in inputs) / total
-    variance = sum(len(x) * x.var((0, 2, 3), unbiased=True) for x in inputs) / total
-    assert relative(small.bn.running_mean, mean) < 1e-5
-    assert relative(small.bn.running_var, variance) < 1e-5
-    # Deeper layers see batch statistics on the way: conv1's input is normalised by its own batch.
-    normal = [torch.relu(nn.functional.batch_norm(x, None, None, model.bn.weight, model.bn.bias, training=True)) for x in inputs]
-    deeper = [model.conv1(x) for x in normal]
-    assert relative(small.bn1.running_mean, sum(len(x) * x.mean((0, 2, 3)) for x in deeper) / total) < 1e-4
-    assert not torch.equal(module.bn.running_mean, small.bn.running_mean)  # the dense model keeps its own
-
-
-def test_reestimation_that_is_not_finite_is_a_failed_candidate():
-    module = trace(randomise(TinyNet()), (torch.randn(2, 1, 8, 8),)).cut({})
-    with pytest.raises(CandidateFailure, match="not finite"):
-        compensation("batchnorm").apply(module, lambda: [(torch.full((4, 1, 8, 8), float("inf")),)])
 
 
 @pytest.mark.parametrize("name", ["tiny", "option-a", "inverted", "fused", "gqa"])
@@ -154,12 +127,12 @@ def test_candidate_files_repeat_the_pruning(tiny, tmp_path):
     recipe = hwprune.uniform_recipe(tiny, "unstructured", 0.5, "random")
     candidate = hwprune.prune(tiny, recipe)
     candidate.export(tmp_path)
-    back, fingerprint, keeps, masks = export.read_recipe(tmp_path / "recipe.json")
-    assert (back, fingerprint) == (recipe, tiny.fingerprint)
-    again = Pruner(tiny).prune(back, keeps, masks)
+    back = export.read_recipe(tmp_path / "recipe.json")
+    assert (back.recipe, back.fingerprint) == (recipe, tiny.fingerprint)
+    again = Pruner(tiny).prune(back.recipe, back.keeps, back.masks)
     for name, parameter in candidate.module.named_parameters():
         assert torch.equal(parameter, dict(again.module.named_parameters())[name])
-    assert {name for name in masks} == {c.unit for c in recipe.choices}
+    assert set(back.masks) == {c.unit for c in recipe.choices}
 
 
 def test_changed_masks_are_refused(tiny, tmp_path):

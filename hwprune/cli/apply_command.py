@@ -5,46 +5,146 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
+if TYPE_CHECKING:
+    from hwprune.pruning import Candidate, Pruner
+    from hwprune.recipe import UnitChoice
+
+EPILOG = """RECIPE is a recipe.json, or the same choice for every unit that fits:
+  hwprune apply channel=0.5 demo:digits --out out                       half of the channels, by OBS with compensation
+  hwprune apply channel=0.25,2:4 model.py:workload --out out            first cut, then 2:4 on what is left
+  hwprune apply unstructured=0.8 model.py:workload --scope global --criterion lamp --out out
+  hwprune apply branch=0.2 model.py:workload --out out --score          the fifth of the branches that change least
+"""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe.json")
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe.json, or PATTERN=SPARSITY[,PATTERN...]")
     args.add_workload(parser)
+    parser.add_argument("--criterion", metavar="NAME", help="a name of `hwprune criteria`, for PATTERN=SPARSITY (default: obs)")
+    parser.add_argument(
+        "--compensation", metavar="NAMES", help="none, or joined by +: obs, lstsq, sequential, bias, meanvar, batchnorm"
+    )
+    parser.add_argument("--scope", choices=["unit", "global"], help="global: one threshold for the single weights of all layers")
+    parser.add_argument("--score", action="store_true", help="metric on the validation data before and after, in PyTorch")
+    parser.add_argument("--database", metavar="DIR", help="keep and reuse options and statistics in this folder")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for model.onnx, model.safetensors and recipe.json")
     args.add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune import export, sources, units
+    from hwprune import sources, units
     from hwprune.pruning import Pruner
 
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder: choose another --out")
-    recipe, fingerprint, keeps, masks = export.read_recipe(Path(options.recipe))
-    pruner = Pruner(sources.load(args.source(options)))
-    same = fingerprint == pruner.fingerprint
-    candidate = pruner.prune(recipe, keeps, masks) if same else pruner.prune(recipe)
+    wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
+    if wanted is None and (options.criterion or options.scope):
+        raise UsageError("--criterion and --scope are for PATTERN=SPARSITY; a recipe.json says its own")
+    pruner = Pruner(sources.load(args.source(options)), Path(options.database) if options.database else None)
+    candidate, same = _uniform(pruner, wanted, options) if wanted is not None else _stored(pruner, options)
     difference = pruner.check_cut(candidate)
     candidate.export(out)
     before = sum(p.numel() for p in pruner.graph.module.parameters())
-    facts = {
+    facts: dict[str, Any] = {
         "out": str(out),
         "stored_decisions": same,
+        "compensation": candidate.recipe.compensation,
         "cut_difference": difference,
         "params": candidate.parameter_count,
+        "zeros": sum(int((~mask).sum()) for mask in candidate.masks.values()),
         "dense_params": before,
     }
+    if options.score:
+        facts["dense_metric"], facts["metric"] = _scores(pruner, candidate)
     if options.json:
         print(json.dumps(facts))
         return 0
-    how = "with its stored decisions" if same else "anew, because the model is not the one it was made for"
+    how = "with its stored decisions" if same else "as computed for this model"
+    zeros = f", {units.count(facts['zeros'])} of them zero" if facts["zeros"] else ""
+    sizes = f"{units.count(before)} -> {units.count(candidate.parameter_count)} parameters{zeros}"
+    steps = candidate.recipe.compensation
     print(
-        f"Applied {len(recipe.choices)} choices {how}: "
-        f"{units.count(before)} -> {units.count(candidate.parameter_count)} parameters; "
-        f"cut equals masked to {difference:.1g}.\nFiles: {out}"
+        f"Applied {len(candidate.recipe.choices)} choices {how} (compensation {steps}): {sizes}; "
+        f"cut equals masked to {difference:.1g}."
     )
+    if options.score:
+        name = pruner.workload.scoring.name
+        print(f"{name} on the validation data, in PyTorch: {facts['dense_metric']:.4g} -> {facts['metric']:.4g}")
+    print(f"Files: {out}")
     return 0
+
+
+def _parse(text: str) -> list[tuple[str, float | None]]:
+    """channel=0.5,2:4 -> [(channel, 0.5), (2:4, None)]."""
+    from hwprune import patterns
+
+    found: list[tuple[str, float | None]] = []
+    for word in text.split(","):
+        name, _, level = word.partition("=")
+        if name != patterns.BRANCH:
+            patterns.get(name)
+        try:
+            found.append((name, float(level) if level else None))
+        except ValueError:
+            raise UsageError(f"{word!r} is no PATTERN=SPARSITY: the sparsity must be a number such as 0.5") from None
+    return found
+
+
+def _uniform(pruner: Pruner, wanted: list[tuple[str, float | None]], options: argparse.Namespace) -> tuple[Candidate, bool]:
+    from hwprune import compensation, patterns
+    from hwprune.pruning import uniform_recipe
+    from hwprune.recipe import Recipe
+
+    steps = options.compensation or pruner.default_compensation()
+    compensation.parse(steps)
+    choices: list[UnitChoice] = []
+    for name, level in wanted:
+        fixed = name != patterns.BRANCH and patterns.get(name).fixed_sparsity is not None
+        if level is None and not fixed:
+            raise UsageError(f"pattern {name} needs a sparsity: {name}=0.5")
+        scope = options.scope if options.scope and name == "unstructured" else "unit"
+        choices += uniform_recipe(pruner, name, level or 0.0, options.criterion or "obs", steps, scope).choices
+    recipe = Recipe(tuple(choices), compensation.canonical(steps))
+    return pruner.prune(recipe), False
+
+
+def _stored(pruner: Pruner, options: argparse.Namespace) -> tuple[Candidate, bool]:
+    import dataclasses
+
+    from hwprune import compensation, export
+
+    stored = export.read_recipe(Path(options.recipe))
+    recipe = stored.recipe
+    if options.compensation:
+        recipe = dataclasses.replace(recipe, compensation=compensation.canonical(options.compensation))
+    same = stored.fingerprint == pruner.fingerprint
+    return (pruner.prune(recipe, stored.keeps, stored.masks, stored.orders) if same else pruner.prune(recipe)), same
+
+
+def _scores(pruner: Pruner, candidate: Candidate) -> tuple[float, float]:
+    import torch
+
+    from hwprune import evaluate
+
+    def outputs(module: torch.nn.Module) -> list[tuple[torch.Tensor, ...]]:
+        found = []
+        with torch.no_grad():
+            for inputs, _ in pruner.workload.batches("validation"):
+                leaves = torch.utils._pytree.tree_leaves(module(*inputs))
+                found.append(tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)))
+        return found
+
+    targets = [target for _, target in pruner.workload.batches("validation")]
+    dense = outputs(pruner.graph.module)
+    metric = pruner.workload.scoring
+    return evaluate.score(metric, dense, targets, dense).value, evaluate.score(
+        metric, outputs(candidate.module), targets, dense
+    ).value

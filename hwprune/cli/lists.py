@@ -42,9 +42,15 @@ def _spaces() -> list[tuple[str, str]]:
 
 
 def _criteria() -> list[tuple[str, str]]:
-    from hwprune import criteria
+    from hwprune import criteria, method
 
-    return [(name, one.description) for name, one in criteria.CRITERIA.items()]
+    rows = []
+    for name, one in criteria.CRITERIA.items():
+        reads = {"gram": "inputs", "input_square": "inputs", "fisher": "gradients", "grad_abs": "gradients"}
+        kind = next((reads.get(need, "activations") for need in one.needs), None)
+        more = "; as a method it updates what it keeps" if not isinstance(method.METHODS[name], method.Scored) else ""
+        rows.append((name, one.description + more + (f" [needs {kind}]" if kind else "")))
+    return [*rows, (criteria.BLOCK_INFLUENCE, "ranks whole branches by how much they turn what passes them [needs activations]")]
 
 
 def _patterns() -> list[tuple[str, str]]:

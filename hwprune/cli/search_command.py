@@ -34,7 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
     parser.add_argument("--max-drop", type=float, metavar="0.01", help="largest drop, in the metric's own unit")
     parser.add_argument("--min-speedup", type=float, metavar="1.5", help="smallest speedup")
-    parser.add_argument("--recover", metavar="MODE", help="none or batchnorm (default: what the model has use for)")
+    parser.add_argument(
+        "--recover", metavar="MODE", help="none, or compensations such as obs+sequential (default: what the model has use for)"
+    )
+    parser.add_argument("--database", metavar="DIR", help="option database, shared by runs (default: in the cache folder)")
     parser.add_argument("--all-patterns", action="store_true", help="search also what the target can't execute faster")
     parser.add_argument(
         "--trial-timeout", type=args.seconds, metavar="120s", help="limit of one step of a candidate (default: 120s)"
@@ -112,6 +115,7 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
         "max_drop": options.max_drop,
         "min_speedup": options.min_speedup,
         "recover": options.recover,
+        "database": options.database,
         "all_patterns": options.all_patterns or None,
         "trial_timeout_s": options.trial_timeout,
         "memory_limit": options.memory_limit,

@@ -1,21 +1,48 @@
-"""Compensation: repair what was kept. One file each, one table."""
+"""Compensation: repair what was kept. One file each, one table; a recipe names one or several, joined by ``+``."""
 
 from __future__ import annotations
 
-from hwprune.compensation.base import Batches, Compensation
+from hwprune.compensation.base import Batches, Compensation, Context
 from hwprune.compensation.batchnorm import BatchNorm
-from hwprune.errors import UnknownNameError
-
-COMPENSATIONS: dict[str, Compensation] = {"batchnorm": BatchNorm()}
+from hwprune.compensation.local import Local
+from hwprune.compensation.sequential import Sequential, Statistics
+from hwprune.errors import UnknownNameError, UsageError
 
 NONE = "none"
 
+COMPENSATIONS: dict[str, Compensation] = {
+    one.name: one
+    for one in (
+        Local("obs", "each layer's kept weights make up for those removed (optimal brain surgeon)"),
+        Local("lstsq", "the same by exact least squares, for masks too (slow on large layers)"),
+        Sequential(),
+        Statistics("bias", scale=False),
+        Statistics("meanvar", scale=True),
+        BatchNorm(),
+    )
+}
+"""In the order in which they are applied."""
 
-def get(name: str) -> Compensation:
-    """The compensation of that name (not for ``none``). Raises `UnknownNameError`."""
-    if name not in COMPENSATIONS:
-        raise UnknownNameError("compensation", name, [NONE, *COMPENSATIONS])
-    return COMPENSATIONS[name]
+
+def parse(text: str) -> list[Compensation]:
+    """``obs+batchnorm`` -> its compensations, in the order of the table; ``none`` is empty.
+
+    Raises:
+        UnknownNameError: one of the names.
+        UsageError: two that exclude each other.
+    """
+    names = [] if text == NONE else text.split("+")
+    for name in names:
+        if name not in COMPENSATIONS:
+            raise UnknownNameError("compensation", name, [NONE, *COMPENSATIONS], "Several are joined by +.")
+    if sum(COMPENSATIONS[name].local for name in names) > 1:
+        raise UsageError(f"compensation {text}: obs and lstsq exclude each other")
+    return [one for name, one in COMPENSATIONS.items() if name in names]
 
 
-__all__ = ["COMPENSATIONS", "NONE", "BatchNorm", "Batches", "Compensation", "get"]
+def canonical(text: str) -> str:
+    """The same compensations in the order of the table."""
+    return "+".join(one.name for one in parse(text)) or NONE
+
+
+__all__ = ["COMPENSATIONS", "NONE", "BatchNorm", "Batches", "Compensation", "Context", "canonical", "parse"]

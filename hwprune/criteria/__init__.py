@@ -1,13 +1,29 @@
-"""Criteria: weights and statistics -> scores. One file each, one table."""
+"""Criteria: weights and statistics -> scores. One file a family, one table."""
 
 from __future__ import annotations
 
-from hwprune.criteria.base import Criterion, Statistics
+from hwprune.criteria.activation import Activation, Apoz, Flap
+from hwprune.criteria.base import Criterion
+from hwprune.criteria.fpgm import Fpgm
+from hwprune.criteria.gradient import Gradient, Obd, Taylor
+from hwprune.criteria.inputs import Ria, Wanda
+from hwprune.criteria.lamp import Lamp
 from hwprune.criteria.magnitude import L1, L2
 from hwprune.criteria.random import Random
+from hwprune.criteria.second_order import Obs, SparseGPT
+from hwprune.criteria.slimming import Slimming
 from hwprune.errors import UnknownNameError
 
-CRITERIA: dict[str, Criterion] = {criterion.name: criterion for criterion in (L1(), L2(), Random())}
+CRITERIA: dict[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (
+        L1(), L2(), Random(), Lamp(), Gradient(), Taylor(), Obd(), Obs(), SparseGPT(), Wanda(), Ria(), Slimming(), Fpgm(), Apoz(),
+        Activation(), Flap(),
+    )
+}  # fmt: skip
+
+BLOCK_INFLUENCE = "block_influence"
+"""Ranks branches, by how much they turn what passes through them; not a `Criterion`, because a branch has no scores inside."""
 
 
 def get(name: str) -> Criterion:
@@ -17,4 +33,25 @@ def get(name: str) -> Criterion:
     return CRITERIA[name]
 
 
-__all__ = ["CRITERIA", "L1", "L2", "Criterion", "Random", "Statistics", "get"]
+__all__ = [
+    "BLOCK_INFLUENCE",
+    "CRITERIA",
+    "L1",
+    "L2",
+    "Activation",
+    "Apoz",
+    "Criterion",
+    "Flap",
+    "Fpgm",
+    "Gradient",
+    "Lamp",
+    "Obd",
+    "Obs",
+    "Random",
+    "Ria",
+    "Slimming",
+    "SparseGPT",
+    "Taylor",
+    "Wanda",
+    "get",
+]

@@ -7,7 +7,8 @@ from typing import final
 
 import torch
 
-from hwprune.criteria.base import Criterion, Statistics
+from hwprune.criteria.base import Criterion, total
+from hwprune.statistics import LayerStatistics, Part, producers
 
 
 @final
@@ -18,11 +19,11 @@ class L1(Criterion):
     ranking = "magnitude"
     description = "absolute value; sum of absolute values for an axis"
 
-    def scores(self, weight: torch.Tensor, statistics: Statistics | None = None) -> torch.Tensor:
+    def scores(self, weight: torch.Tensor, statistics: LayerStatistics | None = None) -> torch.Tensor:
         return weight.detach().float().abs()
 
-    def axis_scores(self, slices: Sequence[torch.Tensor], statistics: Statistics | None = None) -> torch.Tensor:
-        return torch.stack([part.detach().float().abs().sum(dim=1) for part in slices]).sum(dim=0)
+    def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
+        return total(part.slices().float().abs().sum(dim=1) for part in producers(parts))
 
 
 @final
@@ -36,8 +37,8 @@ class L2(Criterion):
     ranking = "magnitude"
     description = "square; L2 norm over all producer slices for an axis"
 
-    def scores(self, weight: torch.Tensor, statistics: Statistics | None = None) -> torch.Tensor:
+    def scores(self, weight: torch.Tensor, statistics: LayerStatistics | None = None) -> torch.Tensor:
         return weight.detach().float().square()
 
-    def axis_scores(self, slices: Sequence[torch.Tensor], statistics: Statistics | None = None) -> torch.Tensor:
-        return torch.stack([part.detach().float().square().sum(dim=1) for part in slices]).sum(dim=0).sqrt()
+    def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
+        return total(part.slices().float().square().sum(dim=1) for part in producers(parts)).sqrt()

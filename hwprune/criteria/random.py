@@ -8,7 +8,8 @@ from typing import final
 
 import torch
 
-from hwprune.criteria.base import Criterion, Statistics
+from hwprune.criteria.base import Criterion
+from hwprune.statistics import LayerStatistics, Part, producers
 
 
 @final
@@ -22,11 +23,11 @@ class Random(Criterion):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def scores(self, weight: torch.Tensor, statistics: Statistics | None = None) -> torch.Tensor:
+    def scores(self, weight: torch.Tensor, statistics: LayerStatistics | None = None) -> torch.Tensor:
         return self._draw([weight], tuple(weight.shape))
 
-    def axis_scores(self, slices: Sequence[torch.Tensor], statistics: Statistics | None = None) -> torch.Tensor:
-        return self._draw(slices, (slices[0].shape[0],))
+    def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
+        return self._draw([part.slices() for part in producers(parts)], (parts[0].size,))
 
     def _draw(self, weights: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
         checksum = self.seed

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hwprune import evaluate, export, metrics, record, sources
+from hwprune import evaluate, export, metrics, patterns, record, sources
 from hwprune.errors import UnknownNameError, UsageError
 from hwprune.files import dump_json, sha256, write_atomic
 from hwprune.latency.bench import Bench
@@ -109,10 +109,12 @@ def _pt2(data: record.Record, source: Path, out: Path, workload: Workload | None
             raise UsageError("the run was made from a live Python object: name its workload with --workload to export pt2")
         workload = sources.load(data["workload"]["source"])
     pruner = Pruner(workload)
-    _, fingerprint, keeps, _ = export.read_recipe(source / "recipe.json")
+    stored = export.read_recipe(source / "recipe.json")
+    fingerprint, keeps = stored.fingerprint, stored.keeps
     if fingerprint != pruner.fingerprint:
         raise UsageError("the workload's model is not the one that the run was made with (fingerprint differs)")
-    module = pruner.graph.cut(keeps)
+    drop = [choice.unit for choice in stored.recipe.choices if choice.pattern == patterns.BRANCH]
+    module = pruner.graph.cut(keeps, drop)
     module.load_state_dict(load_file(source / "model.safetensors"))
     export.to_pt2(module, workload.example_inputs, out / "model.pt2")
     return "model.pt2"

@@ -9,7 +9,7 @@ from hwprune.patterns.axis import WholeIndex
 from hwprune.patterns.base import Pattern
 from hwprune.patterns.block import Block
 from hwprune.patterns.n_of_m import NOfM
-from hwprune.patterns.unstructured import Unstructured
+from hwprune.patterns.unstructured import Unstructured, UnstructuredRow
 
 AXIS_PATTERNS: dict[str, Pattern] = {
     role: WholeIndex(role) for role in ("channel", "head", "head_dim", "neuron", "hidden", "group", "expert")
@@ -18,7 +18,9 @@ AXIS_PATTERNS: dict[str, Pattern] = {
 
 WEIGHT_PATTERNS: dict[str, Pattern] = {
     "unstructured": Unstructured(),
+    "unstructured:row": UnstructuredRow(),
     "2:4": NOfM(2, 4),
+    "2:4:permuted": NOfM(2, 4, permutes=True),
     "4:8": NOfM(4, 8),
     "1:4": NOfM(1, 4),
     "block:4x1": Block(4, 1),
@@ -36,8 +38,8 @@ def get(name: str) -> Pattern:
     """The pattern of that name; ``N:M`` and ``block:RxC`` with any numbers. Raises `UnknownNameError`."""
     if name in PATTERNS:
         return PATTERNS[name]
-    if match := re.fullmatch(r"(\d{1,4}):(\d{1,4})", name):
-        return NOfM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"(\d{1,4}):(\d{1,4})(:permuted)?", name):
+        return NOfM(int(match[1]), int(match[2]), match[3] is not None)
     if match := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", name):
         return Block(int(match[1]), int(match[2]))
     raise UnknownNameError("pattern", name, PATTERNS, "N:M and block:RxC take any numbers.")
@@ -57,6 +59,7 @@ __all__ = [
     "NOfM",
     "Pattern",
     "Unstructured",
+    "UnstructuredRow",
     "WholeIndex",
     "get",
     "is_axis",

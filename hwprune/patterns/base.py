@@ -11,10 +11,21 @@ from hwprune.errors import UsageError
 
 
 class Pattern(abc.ABC):
-    """Which weights go together, and from their scores which of them stay."""
+    """Which weights go together, and from their scores which of them stay.
+
+    Attributes:
+        block: (outputs, inputs) that are removed together.
+        scope: weights that compete: ``layer``, ``row`` (one output), or ``group`` (M consecutive inputs of an output).
+        group: (N, M) of scope ``group``.
+        permutes: may the inputs be reordered first, so that more of what matters is kept?
+    """
 
     name: str
     description: str
+    block: tuple[int, int] = (1, 1)
+    scope: str = "layer"
+    group: tuple[int, int] | None = None
+    permutes: bool = False
 
     @abc.abstractmethod
     def keep_mask(self, scores: torch.Tensor, sparsity: float | None = None) -> torch.Tensor:
@@ -54,8 +65,22 @@ def removed_count(total: int, sparsity: float | None, pattern: str) -> int:
     return min(round(sparsity * total), total - 1)
 
 
+SELECT_FROM = 256
+"""Scores in a row from which finding the edge is faster than sorting."""
+
+
 def keep_highest(scores: torch.Tensor, removed: int) -> torch.Tensor:
     """Keep mask over the last dim that removes the ``removed`` lowest scores of each row, ties by index."""
-    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
-    keep = torch.ones_like(scores, dtype=torch.bool)
-    return keep.scatter(-1, order[..., scores.shape[-1] - removed :], False)
+    if removed <= 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if scores.shape[-1] < SELECT_FROM:
+        order = torch.argsort(scores, dim=-1, descending=True, stable=True)
+        keep = torch.ones_like(scores, dtype=torch.bool)
+        return keep.scatter(-1, order[..., scores.shape[-1] - removed :], False)
+    edge = scores.kthvalue(removed, dim=-1, keepdim=True).values
+    below, equal = scores < edge, scores == edge
+    missing = removed - below.sum(dim=-1, keepdim=True)
+    if torch.equal(equal.sum(dim=-1, keepdim=True), missing):
+        return ~(below | equal)
+    behind = equal.flip(-1).cumsum(dim=-1).flip(-1)  # equal ones from here to the end: the last of them go
+    return ~(below | (equal & (behind <= missing)))

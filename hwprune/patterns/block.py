@@ -18,7 +18,7 @@ class Block(Pattern):
     def __init__(self, rows: int, columns: int) -> None:
         if rows < 1 or columns < 1 or rows * columns == 1:
             raise UsageError(f"pattern block:{rows}x{columns}: a block holds at least two weights")
-        self.rows, self.columns = rows, columns
+        self.rows, self.columns = self.block = rows, columns
         self.name = f"block:{rows}x{columns}"
         self.description = f"blocks of {rows} outputs x {columns} inputs"
 

@@ -19,14 +19,23 @@ from hwprune.patterns.base import Pattern, check_scores, keep_highest
 
 @final
 class NOfM(Pattern):
-    """Keep the N highest of each group of M."""
+    """Keep the N highest of each group of M.
 
-    def __init__(self, n: int, m: int) -> None:
+    ``N:M:permuted`` first reorders the input channels (`permutation`), which changes nothing of what the model computes: the
+    axis engine carries the order to whatever makes and reads the axis.
+    """
+
+    scope = "group"
+
+    def __init__(self, n: int, m: int, permutes: bool = False) -> None:
         if not 1 <= n < m:
             raise UsageError(f"pattern {n}:{m}: N:M keeps N of M weights, so 1 <= N < M must hold")
-        self.n, self.m = n, m
-        self.name = f"{n}:{m}"
-        self.description = f"{n} of {m} consecutive weights along the reduction stay"
+        self.n, self.m = self.group = n, m
+        self.permutes = permutes
+        self.name = f"{n}:{m}" + (":permuted" if permutes else "")
+        self.description = f"{n} of {m} consecutive weights along the reduction stay" + (
+            ", inputs reordered so that more is kept" if permutes else ""
+        )
 
     @property
     def fixed_sparsity(self) -> float | None:

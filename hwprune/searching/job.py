@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hwprune import compensation
 from hwprune.errors import UsageError
 from hwprune.files import dump_toml, read_toml, write_atomic
 
@@ -23,9 +24,10 @@ class Job:
         trials: how many different recipes are evaluated; 0: no limit but the time.
         time_s: no trial starts later than this after the search began; 0: no limit.
         max_drop, min_speedup: constraints, None: none.
-        recover: ``none``, ``batchnorm`` or ``auto`` (what the model has use for).
+        recover: ``none``, compensations joined by ``+``, or ``auto`` (what the model has use for).
         trial_timeout_s, memory_limit: what one candidate may take; 0 bytes: three quarters of the machine's memory.
         storage: Optuna storage URL; empty: study.db in the run directory.
+        database: folder of the option database; empty: the user's cache folder.
     """
 
     workload: str
@@ -42,6 +44,7 @@ class Job:
     trial_timeout_s: float = 120.0
     memory_limit: int = 0
     storage: str = ""
+    database: str = ""
 
     def __post_init__(self) -> None:
         faults = []
@@ -60,9 +63,12 @@ class Job:
         if self.memory_limit < 0:
             faults.append(f"memory_limit must not be negative, got {self.memory_limit}")
         if self.recover.partition(":")[0] in ("finetune", "distill"):
-            faults.append(f"recover = {self.recover!r}: recovery training is not in this version; use none or batchnorm")
-        elif self.recover not in ("auto", "none", "batchnorm"):
-            faults.append(f"recover must be none or batchnorm, got {self.recover!r}")
+            faults.append(f"recover = {self.recover!r}: recovery training is not in this version; use none or a compensation")
+        elif self.recover != "auto":
+            try:
+                compensation.parse(self.recover)
+            except UsageError as error:
+                faults.append(f"recover: {error}")
         if faults:
             raise UsageError("this search can't be started:", faults)
 
@@ -96,6 +102,7 @@ class Job:
             trial_timeout_s=table.number("trial_timeout_s", 120.0),
             memory_limit=table.integer("memory_limit", 0),
             storage=table.text("storage", ""),
+            database=table.text("database", ""),
         )
         table.finish()
         return make()

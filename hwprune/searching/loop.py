@@ -37,6 +37,7 @@ def search(
     recover: str = "auto",
     all_patterns: bool = False,
     storage: str = "",
+    database: str | Path = "",
     resume: bool = False,
     trial_timeout_s: float = 120.0,
     memory_limit: int = 0,
@@ -51,9 +52,10 @@ def search(
         out: run directory; default ``runs/NAME-TIME``. One that holds a run is refused without ``resume``.
         time_s: no trial starts later than this; 0: no limit.
         max_drop, min_speedup: constraints in the metric's own unit, and in times dense.
-        recover: ``auto`` (batch-norm re-estimation if the model has batch norm), ``none`` or ``batchnorm``.
+        recover: ``none``, compensations joined by ``+`` (see `hwprune.compensation`), or ``auto``: what the model has use for.
         all_patterns: search also patterns that the target can't execute faster.
         storage: Optuna storage URL; default: SQLite in the run directory.
+        database: folder of the option database, which runs share; default: in the user's cache folder.
         resume: go on with the run in ``out``.
         trial_timeout_s, memory_limit: limits of one candidate in the measuring process.
 
@@ -65,7 +67,7 @@ def search(
     job = Job(
         workload=workload.source, target=target, space=space, trials=trials, time_s=time_s, sampler=sampler, seed=seed,
         max_drop=max_drop, min_speedup=min_speedup, recover=recover, all_patterns=all_patterns,
-        trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage,
+        trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage, database=str(database),
     )  # fmt: skip
     return run_job(job, workload, Path(out) if out else default_run(workload.name), resume, progress or Progress())
 

@@ -13,6 +13,8 @@ from typing import Any
 import optuna
 
 from hwprune import compensation, front
+from hwprune import method as methods
+from hwprune.database import default_root
 from hwprune.errors import UsageError
 from hwprune.files import dump_json, write_atomic
 from hwprune.latency import fingerprint
@@ -54,12 +56,13 @@ class Session:
 
     def go(self, resume: bool) -> Result:
         self.progress.stage("tracing the model")
-        pruner = Pruner(self.workload)
+        pruner = Pruner(self.workload, Path(self.job.database) if self.job.database else default_root())
         if pruner.untraceable:
             self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
         space = spaces.build(self.space_file, pruner, self.target, fingerprint.isa(), self.job.all_patterns)
         if self.job.recover != "auto":
             space = replace(space, compensation=self._compensation(pruner))
+        self._solve(pruner, space)
         storage = self.job.storage or Store.default_storage(self.run)
         store = Store(storage, space, self.job.sampler, self.job.seed) if resume else None
         if store is not None:
@@ -86,12 +89,26 @@ class Session:
 
     # -- start and resume --------------------------------------------------------------------
 
+    def _solve(self, pruner: Pruner, space: SearchSpace) -> None:
+        """Every option of the axes, before the first trial: a trace gives all levels at once."""
+        inside = next((one.name for one in compensation.parse(space.compensation) if one.local), compensation.NONE)
+        units = [(unit, knob) for knob in space.knobs for unit in (knob.unit, *knob.tied) if pruner.units[unit].axis is not None]
+        if inside == compensation.NONE and not any(methods.get(name).needs for _, knob in units for name in knob.methods):
+            return  # scores alone are quick
+        for number, (unit, knob) in enumerate(units):
+            self.progress.stage(f"pruning {unit} in every way ({number + 1} of {len(units)})")
+            for pattern, levels in knob.levels.items():
+                for name in knob.methods:
+                    pruner.options(unit, pattern, name, levels, inside)
+
     def _compensation(self, pruner: Pruner) -> str:
         wanted = self.job.recover
-        if wanted != compensation.NONE and not compensation.get(wanted).applies(pruner.graph.module):
-            self.notes.append(f"--recover {wanted} has nothing to do: the model has no batch norm.")
-            return compensation.NONE
-        return wanted
+        steps = compensation.parse(wanted)
+        useful = [one.name for one in steps if one.applies(pruner.graph.module)]
+        for one in steps:
+            if one.name not in useful:
+                self.notes.append(f"--recover {one.name} has nothing to do in this model.")
+        return "+".join(useful) or compensation.NONE
 
     def _check_same(self, store: Store, model: str) -> None:
         """A run goes on only with the same model, on the same device and versions. Raises `UsageError`."""

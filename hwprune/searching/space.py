@@ -10,7 +10,8 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
-from hwprune import criteria, patterns
+from hwprune import method, patterns
+from hwprune.calibrate import GRADIENT
 from hwprune.errors import UnknownNameError, UsageError
 from hwprune.files import read_toml
 from hwprune.pruning import Pruner
@@ -73,7 +74,7 @@ def load(name: str) -> SpaceFile:
                 table.fault("patterns", f"{pattern!r} belongs into roles")
         except UsageError as error:
             table.fault("patterns", str(error))
-    chosen = table.texts("criteria", choices=criteria.CRITERIA)
+    chosen = table.texts("criteria", choices=method.METHODS)
     if not chosen:
         table.fault("criteria", "needs at least one")
     space = SpaceFile(
@@ -152,8 +153,7 @@ class SearchSpace:
             if level == 0:
                 continue
             pattern = str(parameters.get(f"pattern:{knob.unit}", next(iter(knob.levels))))
-            method = str(parameters.get(f"method:{knob.unit}", knob.methods[0]))
-            chosen = _canonical(knob, pattern, method)
+            chosen = _canonical(knob, pattern, str(parameters.get(f"method:{knob.unit}", knob.methods[0])))
             for unit in (knob.unit, *knob.tied):
                 choices.append(UnitChoice(unit, pattern, knob.sparsity(pattern, level), chosen))
         if drop := [choice.unit for choice in choices if choice.pattern == patterns.BRANCH]:
@@ -175,12 +175,13 @@ class SearchSpace:
         return parameters
 
 
-def _canonical(knob: Knob, pattern: str, method: str) -> str:
-    """Criteria that rank single weights alike give the same mask: the first of them stands for all."""
-    if patterns.is_axis(pattern) or pattern.startswith("block") or pattern == patterns.BRANCH:
-        return method
-    ranking = criteria.get(method).ranking
-    return next(name for name in knob.methods if criteria.get(name).ranking == ranking)
+def _canonical(knob: Knob, pattern: str, chosen: str) -> str:
+    """Methods that give the same masks: the first of them stands for all."""
+    if pattern == patterns.BRANCH:
+        return chosen
+    form = patterns.get(pattern)
+    ranking = method.get(chosen).ranking(form)
+    return next((name for name in knob.methods if method.get(name).ranking(form) == ranking), chosen)
 
 
 def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patterns: bool = False) -> SearchSpace:
@@ -194,6 +195,7 @@ def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patter
         UsageError: nothing is left to search; says why, unit by unit.
     """
     left_out: list[tuple[str, str]] = []
+    methods = _computable(space, pruner, left_out)
     masks, roles = (_payable(wanted, target, all_patterns, left_out) for wanted in (space.patterns, space.roles))
     for axis in pruner.graph.axes:
         if axis.frozen and axis.role in space.roles:
@@ -209,7 +211,9 @@ def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patter
             continue
         levels = _levels(unit, space, target.multiple(isa), masks, left_out)
         if levels:
-            knobs.append(Knob(unit.name, unit.role, unit.size, levels, _methods(space, levels)))
+            fitting = _methods(unit, methods, levels, left_out)
+            if fitting:
+                knobs.append(Knob(unit.name, unit.role, unit.size, levels, fitting))
         elif unit.axis is not None:
             left_out.append((unit.name, f"an axis of {unit.size} has no smaller size that the space allows"))
     if not knobs:
@@ -218,6 +222,21 @@ def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patter
     if space.tie:
         knobs = _tied(knobs, units.ties(pruner.units))
     return SearchSpace(space, tuple(knobs), pruner.default_compensation(), tuple(left_out), pruner.dead_units)
+
+
+def _computable(space: SpaceFile, pruner: Pruner, left_out: list[tuple[str, str]]) -> tuple[str, ...]:
+    """The methods whose statistics this model and its data can give."""
+    found = []
+    for name in space.criteria:
+        needs = method.get(name).needs
+        try:
+            if needs and set(needs) & GRADIENT:
+                pruner.statistics(needs)
+        except UsageError as error:
+            left_out.append((name, str(error)))
+        else:
+            found.append(name)
+    return tuple(found)
 
 
 def _tied(knobs: Sequence[Knob], ties: Mapping[str, str]) -> list[Knob]:
@@ -282,13 +301,17 @@ def _mask_levels(unit: Unit, space: SpaceFile, masks: list[str], left_out: list[
     return found
 
 
-def _methods(space: SpaceFile, levels: Mapping[str, Any]) -> tuple[str, ...]:
-    """The criteria, without those that would give the same masks for every pattern of the knob."""
+def _methods(unit: Unit, names: Sequence[str], levels: Mapping[str, Any], left_out: list[tuple[str, str]]) -> tuple[str, ...]:
+    """The methods that fit the unit, without those that would give the same masks for every pattern of the knob."""
     if patterns.BRANCH in levels:
         return ("drop",)
-    if any(patterns.is_axis(name) or name.startswith("block") for name in levels):
-        return space.criteria
-    seen: dict[str, str] = {}
-    for name in space.criteria:
-        seen.setdefault(criteria.get(name).ranking, name)
+    forms = [patterns.get(name) for name in levels]
+    seen: dict[tuple[str, ...], str] = {}
+    for name in names:
+        found = method.get(name)
+        reasons = [reason for form in forms if (reason := found.unavailable(unit.parts, form))]
+        if reasons:
+            left_out.append((unit.name, reasons[0]))
+        else:
+            seen.setdefault(tuple(found.ranking(form) for form in forms), name)
     return tuple(seen.values())

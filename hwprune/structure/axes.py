@@ -90,6 +90,34 @@ class AxisTable:
             if any(leaf.number in masks for leaf in self.space.leaves(dim))
         ]
 
+    def reordered(
+        self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]
+    ) -> dict[str, list[IntArray | None]]:
+        """For every parameter that carries a reordered axis, for each dim of the cut tensor the positions in their new order,
+        or None.
+
+        ``orders``: axis name -> order of its kept indices, (kept,) int64.
+        """
+        masks = self.masks(keeps)
+        kept = {number: mask.nonzero()[0] for number, mask in masks.items()}
+        new = dict(kept)
+        for name, order in orders.items():
+            leaf = self.leaves[name]
+            new[leaf.number] = kept.get(leaf.number, np.arange(leaf.size))[order.cpu().numpy()]
+        changed = {self.leaves[name].number for name in orders}
+        found: dict[str, list[IntArray | None]] = {}
+        for parameter, value in self.parameters.items():
+            dims: list[IntArray | None] = []
+            for dim in value.dims:
+                if not any(leaf.number in changed for leaf in self.space.leaves(dim)):
+                    dims.append(None)
+                    continue
+                stays = self.space.keep(dim, masks).nonzero()[0]
+                dims.append(np.searchsorted(stays, self.space.order(dim, new)))
+            if any(one is not None for one in dims):
+                found[parameter] = dims
+        return found
+
     def project(self, dim: Dim, keep: BoolArray, masks: dict[int, BoolArray]) -> None:
         """Find the leaf masks that give ``keep`` on ``dim`` and enter them into ``masks`` where none stands.
 

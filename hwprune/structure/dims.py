@@ -333,6 +333,20 @@ class Space:
         parts = [self.keep(part, keeps) for part in dim.parts]
         return np.concatenate(parts) if parts else np.ones(0, dtype=np.bool_)
 
+    def order(self, dim: Dim, orders: Mapping[int, IntArray]) -> IntArray:
+        """Positions of ``dim`` in a new order; ``orders`` maps a leaf's number to the indices that stay, in theirs."""
+        dim = self.resolve(dim)
+        if isinstance(dim, Leaf):
+            return orders.get(dim.number, np.arange(dim.size))
+        if isinstance(dim, Product):
+            found = np.zeros(1, dtype=np.int64)
+            for factor in dim.factors:
+                found = (found[:, None] * factor.size + self.order(factor, orders)[None, :]).reshape(-1)
+            return found
+        starts = np.cumsum([0, *(part.size for part in dim.parts)])
+        parts = [start + self.order(part, orders) for start, part in zip(starts, dim.parts, strict=False)]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
     def index(self, dim: Dim, leaf: Leaf) -> IntArray:
         """For each position of ``dim`` the index along ``leaf`` that it belongs to, or -1."""
         dim = self.resolve(dim)

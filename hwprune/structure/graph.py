@@ -85,9 +85,39 @@ class ModelGraph(abc.ABC):
     def selected(self, keeps: Mapping[str, torch.Tensor]) -> dict[str, list[BoolArray]]:
         """For every tensor that a cut changes, one keep mask a dim."""
 
+    def positions(
+        self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, list[torch.Tensor]]:
+        """For every tensor that a cut or another order changes, for each dim the positions of the dense tensor that it still
+        has.
+        """
+        found = {name: [torch.from_numpy(mask.nonzero()[0]) for mask in masks] for name, masks in self.selected(keeps).items()}
+        for name, dims in self.reordered(keeps, orders or {}).items():
+            old = found.get(name) or [torch.arange(size) for size in self.shape(name, {})]
+            found[name] = [at if order is None else at[torch.from_numpy(order)] for at, order in zip(old, dims, strict=True)]
+        return found
+
+    @abc.abstractmethod
+    def reordered(
+        self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]
+    ) -> dict[str, list[IntArray | None]]:
+        """For every tensor that carries a reordered axis, for each dim of the cut tensor the positions in their new order."""
+
+    @abc.abstractmethod
+    def shape(self, parameter: str, counts: Mapping[str, int]) -> tuple[int, ...]:
+        """Shape of a parameter after a cut that keeps ``counts[axis name]`` indices."""
+
     @abc.abstractmethod
     def cut(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
         """The model with the removed indices and branches gone."""
+
+    @abc.abstractmethod
+    def reorder(self, module: fx.GraphModule, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]) -> None:
+        """Put the kept indices of axes into another order, in place."""
+
+    @abc.abstractmethod
+    def feeding_axis(self, matrix: Matrix) -> Axis | None:
+        """The axis whose indices are the input channels of a layer."""
 
     @abc.abstractmethod
     def mask(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
@@ -202,6 +232,42 @@ class AxisGraph(ModelGraph):
         }
 
     # -- changing ----------------------------------------------------------------------------
+
+    def reordered(
+        self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]
+    ) -> dict[str, list[IntArray | None]]:
+        """For every tensor that carries a reordered axis, for each dim of the cut tensor the positions in their new order."""
+        return self._table.reordered(keeps, orders) if orders else {}
+
+    def reorder(self, module: fx.GraphModule, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]) -> None:
+        """Put the kept indices of axes into another order, in place: what the model computes stays the same.
+
+        Args:
+            module: what `cut` made with ``keeps``.
+            orders: axis name -> order of its kept indices, (kept,) int64.
+        """
+        state: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        state.update(module.named_buffers(remove_duplicate=False))
+        done: set[int] = set()
+        for name, dims in self._table.reordered(keeps, orders).items():
+            if name not in state or id(state[name]) in done:
+                continue
+            tensor = state[name]
+            done.add(id(tensor))
+            new = tensor.detach()
+            for position, order in enumerate(dims):
+                if order is not None:
+                    new = new.index_select(position, torch.from_numpy(order).to(new.device))
+            tensor.data.copy_(new)
+
+    def feeding_axis(self, matrix: Matrix) -> Axis | None:
+        """The axis whose indices are, one by one, the input channels of a layer, if it may be cut."""
+        for axis in self.axes:
+            if axis.frozen is None and (matrix.parameter, 1 - matrix.out_dim) in axis.members:
+                owner = self.slices(axis, matrix.parameter, 1 - matrix.out_dim)
+                if len(owner) == axis.size and bool((owner >= 0).all()):
+                    return axis
+        return None
 
     def cut(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
         """The model with the removed indices physically gone.

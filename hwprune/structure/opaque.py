@@ -85,6 +85,21 @@ class OpaqueGraph(ModelGraph):
             raise UsageError(f"nothing can be cut: {self.reason}")
         return _whole(copy.deepcopy(self._model), len(self._inputs))
 
+    def reordered(
+        self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]
+    ) -> dict[str, list[IntArray | None]]:
+        return {}
+
+    def shape(self, parameter: str, counts: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(dict(self._model.named_parameters())[parameter].shape)
+
+    def reorder(self, module: fx.GraphModule, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]) -> None:
+        if orders:
+            raise UsageError(f"nothing can be reordered: {self.reason}")
+
+    def feeding_axis(self, matrix: Matrix) -> Axis | None:
+        return None
+
     def mask(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
         return self.cut(keeps, drop)
 

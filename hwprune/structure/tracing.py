@@ -22,7 +22,7 @@ from hwprune.structure.rules import RULES, Call, Edit, Value
 from hwprune.structure.rules.table import read_argument
 from hwprune.structure.symbols import PRIMES
 
-_WEIGHT_ARGUMENT: dict[Any, tuple[str, int]] = {
+WEIGHT_ARGUMENT: dict[Any, tuple[str, int]] = {
     torch.ops.aten.linear.default: ("linear", 1),
     torch.ops.aten.conv1d.default: ("conv", 1),
     torch.ops.aten.conv2d.default: ("conv", 1),
@@ -399,7 +399,7 @@ class _Walk:
                 raise ValueError(f"it gave sizes {sizes} where the trace has {shape}")
 
     def _note_matrix(self, node: fx.Node) -> None:
-        kind, position = _WEIGHT_ARGUMENT.get(node.target, ("", 0))
+        kind, position = WEIGHT_ARGUMENT.get(node.target, ("", 0))
         source = node.args[position] if kind else None
         weight = self.values.get(source) if isinstance(source, fx.Node) else None
         if not isinstance(weight, Value) or weight.parameter is None or (kind == "product" and len(weight) != 2):

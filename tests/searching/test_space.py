@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -28,7 +30,7 @@ def test_levels_are_on_the_targets_multiple(pruner, cpu):
     (knob,) = space.knobs
     assert (knob.unit, knob.role, knob.size) == ("conv1.weight:0", "channel", 64)
     assert knob.levels == {"channel": (0.25, 0.5, 0.75)}
-    assert knob.methods == ("l2", "l1")
+    assert knob.methods == ("obs", "l2")
     assert 10**space.size_log10 == pytest.approx(1 + 3 * 2)
 
 
@@ -58,7 +60,8 @@ def test_all_patterns_overrides(pruner, cpu):
 
 
 def test_equal_prunings_are_equal_recipes(pruner, cpu):
-    space = spaces.build(spaces.load("mixed"), pruner, cpu, "avx512", all_patterns=True)
+    mixed = dataclasses.replace(spaces.load("mixed"), criteria=("l2", "l1"))
+    space = spaces.build(mixed, pruner, cpu, "avx512", all_patterns=True)
     dense = space.uniform(0.0, "l2")
     assert space.recipe(dense).choices == ()
     assert space.recipe(dense).compensation == "none"
@@ -78,7 +81,7 @@ def test_equal_prunings_are_equal_recipes(pruner, cpu):
 def test_uniform_takes_the_nearest_level(pruner, cpu):
     space = spaces.build(spaces.load("default"), pruner, cpu, "avx512")
     for sparsity, level in ((0.0, 0), (0.1, 0), (0.2, 1), (0.5, 2), (0.9, 3)):
-        assert space.uniform(sparsity, "l1") == {"level:conv1.weight:0": level, "method:conv1.weight:0": "l1"}
+        assert space.uniform(sparsity, "l2") == {"level:conv1.weight:0": level, "method:conv1.weight:0": "l2"}
 
 
 def test_nothing_to_search_says_why(pruner, cpu):

@@ -1,0 +1,440 @@
+"""Calibration: what the data tells about every layer, in one pass forward and, if gradients are wanted, one with gradients.
+
+Everything is streamed: of a batch only random positions are kept, as columns for the Gram matrices, and added up at once. Gram
+matrices that do not fit into the memory limit together are collected in several passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+import torch
+from torch import fx
+
+from hwprune.errors import UsageError, WorkloadError
+from hwprune.statistics import LayerStatistics
+from hwprune.structure import layers as layer_table
+from hwprune.structure.graph import ModelGraph
+from hwprune.structure.layers import Layer
+from hwprune.workload import Inputs, Workload, first_tensor
+
+MIN_ROWS = 8192
+"""Positions that every layer's statistics see, if the data has as many."""
+ROWS_PER_COLUMN = 12
+"""Positions for each column of a Gram matrix: with n of them its noise is about sqrt(d / n) (methods 8.1.7 asks for 10)."""
+MEMORY_LIMIT = 2_000_000_000
+"""Bytes of Gram matrices held at once."""
+FORWARD_EXAMPLES = 256
+GRADIENT_EXAMPLES = 32
+"""Examples run at once; a gradient pass holds the inputs of every layer."""
+TEMPORARY_BYTES = 128_000_000
+
+GRAM = frozenset({"gram", "input_square", "channel_mean", "channel_variance", "channel_abs", "channel_zero"})
+GRADIENT = frozenset({"grad_abs", "fisher", "taylor_in", "taylor_out"})
+INFLUENCE = "influence"
+"""Of branches: 1 - cosine between what goes into the sum on the skip side and what comes out (ShortGPT: Men et al. 2024)."""
+
+Progress = Callable[[int, int], None]
+"""(examples seen, examples in all)"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Statistics of every layer by its weight's name, and the influence of every branch by its name."""
+
+    layers: Mapping[str, LayerStatistics]
+    influence: Mapping[str, float] = field(default_factory=dict)
+    examples: int = 0
+
+    def merged(self, other: Calibration) -> Calibration:
+        """Both; what ``other`` has wins."""
+        names = dict.fromkeys([*self.layers, *other.layers])
+        empty = LayerStatistics()
+        both = {}
+        for name in names:
+            old, new = self.layers.get(name, empty), other.layers.get(name, empty)
+            known = {f.name: getattr(new, f.name) for f in dataclasses.fields(new) if getattr(new, f.name) is not None}
+            if new.gram is None:
+                known.pop("rows")
+            both[name] = dataclasses.replace(old, **known)
+        return Calibration(both, {**self.influence, **other.influence}, max(self.examples, other.examples))
+
+
+def collect_statistics(
+    graph: ModelGraph,
+    workload: Workload,
+    names: Iterable[str] = GRAM,
+    *,
+    memory: int = MEMORY_LIMIT,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Collect statistics of the dense model on the calibration data.
+
+    Args:
+        names: fields of `LayerStatistics`, or ``influence``. Fields of one kind (inputs, gradients) come together.
+        memory: bytes of Gram matrices to hold at once; more take several passes over the data.
+
+    Raises:
+        WorkloadError: the data can't be used, or a layer sees NaN or infinity.
+        UsageError: gradients are asked for, and no layer gets any.
+    """
+    wanted = set(names)
+    run = _Run(graph, workload, seed, progress)
+    result = Calibration({})
+    if wanted & GRAM or INFLUENCE in wanted:
+        groups = _fit(run.layers, memory) if wanted & GRAM else [[]]
+        for number, group in enumerate(groups):
+            result = result.merged(run.forward(group, INFLUENCE in wanted and number == 0))
+    if wanted & GRADIENT:
+        result = result.merged(run.gradients())
+    return result
+
+
+def _fit(layers: Mapping[str, Layer], memory: int) -> list[list[Layer]]:
+    """Groups of layers whose Gram matrices fit together; those that share one stay together."""
+    shared: dict[Any, list[Layer]] = {}
+    for layer in layers.values():
+        shared.setdefault((layer.inputs, layer.geometry) if layer.inputs[0] else layer.name, []).append(layer)
+    groups: list[list[Layer]] = [[]]
+    held = 0
+    for same in shared.values():
+        need = 4 * same[0].matrix.groups * (_columns(same[0]) + 1) ** 2
+        if groups[-1] and held + need > memory:
+            groups.append([])
+            held = 0
+        groups[-1].extend(same)
+        held += need
+    return groups
+
+
+def _columns(layer: Layer) -> int:
+    columns = 1
+    for size in layer.matrix.shape[1:]:
+        columns *= size
+    return columns
+
+
+class _Sums:
+    """Running sums of one Gram matrix and of the channels that feed it."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.rows = 0
+        self.channel_rows = 0
+        self.gram: Any = 0.0
+        self.mean: Any = 0.0
+        self.channel: Any = 0.0
+
+    def add(self, x: torch.Tensor, share: float, generator: torch.Generator, allowed: torch.Tensor | None = None) -> None:
+        """``share``: of all examples, in this batch; ``allowed``: positions that matter."""
+        target = max(MIN_ROWS, ROWS_PER_COLUMN * (_columns(self.layer) + 1))
+        columns = self.layer.columns(x, ceil(target * share), generator, allowed).float()
+        self.rows += columns.shape[1]
+        self.gram = self.gram + columns.mT @ columns
+        self.mean = self.mean + columns.sum(dim=1)
+        if self.layer.matrix.kind == "conv":
+            drawn = self.layer.sampled_channels(x, ceil(MIN_ROWS * share), generator).float()
+        else:
+            drawn = columns[0]
+        self.channel_rows += len(drawn)
+        self.channel = self.channel + torch.stack(
+            [drawn.sum(dim=0), drawn.square().sum(dim=0), drawn.abs().sum(dim=0), (drawn == 0).sum(dim=0).float()]
+        )
+
+    def statistics(self) -> LayerStatistics:
+        second, mean = self.gram / self.rows, self.mean / self.rows
+        if not bool(torch.isfinite(second).all()):
+            raise WorkloadError(
+                f"the input of layer {self.layer.name} holds NaN or infinity on the calibration data: "
+                "check the model's weights, or leave out the examples that overflow"
+            )
+        g, d = mean.shape
+        gram = second.new_ones(g, d + 1, d + 1)
+        gram[:, :d, :d] = second
+        gram[:, :d, d] = gram[:, d, :d] = mean
+        channels = (self.channel / self.channel_rows).cpu()
+        return LayerStatistics(
+            groups=g,
+            weight_inputs=self.layer.matrix.shape[1],
+            rows=self.rows,
+            gram=gram.cpu(),
+            input_square=second.diagonal(dim1=1, dim2=2).contiguous().cpu(),
+            channel_mean=channels[0],
+            channel_variance=(channels[1] - channels[0].square()).clamp(min=0),
+            channel_abs=channels[2],
+            channel_zero=channels[3],
+        )
+
+
+class _Run:
+    def __init__(self, graph: ModelGraph, workload: Workload, seed: int, progress: Progress | None) -> None:
+        self.graph = graph
+        self.module = graph.module
+        self.workload = workload
+        self.layers = layer_table.find(self.module, graph.matrices)
+        self.by_node = {node: layer for layer in self.layers.values() for node in layer.nodes}
+        self.total = _count(workload.calibration)
+        self.seed = seed
+        self.progress = progress
+        self.device = next(iter(workload.model.parameters()), torch.empty(0)).device
+
+    def batches(self, size: int) -> Iterator[tuple[Inputs, Any]]:
+        """Calibration data in batches of at most ``size`` examples, where the model's batch is free."""
+        free = self.module.meta.get("free_batch", True)
+        seen = 0
+        for given, targets in self.workload.batches("calibration"):
+            inputs = tuple(x.to(self.device) for x in given)
+            count = len(inputs[0]) if inputs[0].ndim else 1
+            splits = all(x.ndim and len(x) == count for x in inputs) and free
+            whole = not isinstance(targets, torch.Tensor) or len(targets) != count
+            for start in range(0, count, size) if splits and (not whole or targets is None) else (None,):
+                if start is None:
+                    yield inputs, targets
+                    seen += count
+                else:
+                    part = slice(start, start + size)
+                    yield tuple(x[part] for x in inputs), None if targets is None else targets[part].to(self.device)
+                    seen += min(size, count - start)
+                if self.progress is not None:
+                    self.progress(seen, max(seen, self.total))
+
+    @torch.no_grad()
+    def forward(self, layers: Sequence[Layer], influence: bool) -> Calibration:
+        """One pass for the Gram matrices of ``layers`` and the influence of branches."""
+        generator = torch.Generator().manual_seed(self.seed)
+        by_relevance = any(not x.is_floating_point() for x in self.workload.example_inputs)
+        sums: dict[Any, _Sums] = {}
+        which: dict[str, _Sums] = {}
+        for layer in layers:
+            key = (layer.inputs, layer.geometry, layer.batch_dim) if layer.inputs[0] else layer.name
+            which[layer.name] = sums.setdefault(key, _Sums(layer))
+        chosen = {node for one in sums.values() for node in one.layer.nodes}
+        branches = {branch.name: branch.side for branch in self.graph.branches} if influence else {}
+        cosines: dict[str, tuple[float, int]] = {}
+        relevant: dict[str, torch.Tensor] = {}
+        share, examples = 1.0, 0
+
+        def visit(name: str, arguments: tuple[Any, ...], result: Any) -> None:
+            if name in chosen:
+                layer = self.by_node[name]
+                which[layer.name].add(arguments[layer.argument].detach(), share, generator, relevant.get(name))
+            if name in branches:
+                total, count = cosines.get(name, (0.0, 0))
+                cosine = _cosines(arguments[1 - branches[name]], result)
+                cosines[name] = (total + float(cosine.sum()), count + cosine.numel())
+
+        with full_precision():
+            for inputs, _ in self.batches(GRADIENT_EXAMPLES if by_relevance else FORWARD_EXAMPLES):
+                count = len(inputs[0]) if inputs[0].ndim else 1
+                share = count / max(self.total, count)
+                examples += count
+                relevant = self._relevant(inputs, chosen) if by_relevance and chosen else {}
+                layer_table.run(self.module, inputs, [*chosen, *branches], visit)
+        made = {id(one): one.statistics() for one in sums.values() if one.rows}
+        return Calibration(
+            {
+                name: dataclasses.replace(made[id(one)], weight_outputs=self.layers[name].matrix.shape[0])
+                for name, one in which.items()
+                if id(one) in made
+            },
+            {name: max(0.0, 1 - total / max(1, count)) for name, (total, count) in cosines.items()},
+            examples,
+        )
+
+    def _relevant(self, inputs: Inputs, nodes: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Positions of each layer whose outputs have any effect on the model's.
+
+        Of token models: a padding token is computed everywhere and used nowhere, and would fill the Gram matrices with what
+        does not matter. The gradient of a random projection of the outputs is exactly zero there.
+        """
+        probes: dict[str, torch.Tensor] = {}
+
+        def visit(name: str, _arguments: tuple[Any, ...], result: Any) -> Any:
+            probes[name] = torch.zeros_like(result, requires_grad=True)
+            return result + probes[name]
+
+        with torch.enable_grad():
+            output = first_tensor(layer_table.run(self.module, inputs, nodes, visit))
+            noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(self.seed)).to(output)
+            found = torch.autograd.grad((output * noise).sum(), list(probes.values()), allow_unused=True)
+        masks = {}
+        for name, gradient in zip(probes, found, strict=True):
+            mask = None if gradient is None else self.by_node[name].matters(gradient)
+            if mask is not None and bool(mask.any()):
+                masks[name] = mask
+        return masks
+
+    def gradients(self) -> Calibration:
+        """One pass with gradients of every example's loss."""
+        generator = torch.Generator(device=self.device).manual_seed(self.seed)
+        mutable = _writes_in_place(self.module)
+        weights = dict(self.module.named_parameters(remove_duplicate=False))
+        absolute: dict[str, torch.Tensor] = {}
+        squares: dict[str, torch.Tensor] = {}
+        taylor: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        examples = 0
+        for inputs, targets in self.batches(GRADIENT_EXAMPLES):
+            uses: list[tuple[Layer, torch.Tensor, torch.Tensor]] = []
+
+            def visit(
+                name: str, arguments: tuple[Any, ...], result: Any, uses: list[tuple[Layer, torch.Tensor, torch.Tensor]] = uses
+            ) -> Any:
+                layer = self.by_node[name]
+                x = arguments[layer.argument].detach()
+                probe = torch.zeros_like(result, requires_grad=True)
+                uses.append((layer, x.clone() if mutable else x, probe))
+                return result + probe
+
+            count = len(inputs[0]) if inputs[0].ndim else 1
+            with torch.enable_grad(), full_precision():
+                output = layer_table.run(self.module, inputs, self.by_node, visit)
+                loss = self._loss(output, targets, count, generator)
+                probes = [probe for _, _, probe in uses]
+                found = torch.autograd.grad(loss, probes, allow_unused=True) if loss.requires_grad else [None] * len(probes)
+            examples += count
+            # A layer that is used several times gets the sum of its uses' gradients.
+            parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+            for (layer, x, _), gradient in zip(uses, found, strict=True):
+                if gradient is not None:
+                    parts.setdefault(layer.name, []).append((layer.by_example(x), layer.outputs_by_example(gradient)))
+            for name, pairs in parts.items():
+                layer = self.layers[name]
+                w = layer.matrix.rows(weights[name].detach())
+                sums = _weight_gradients(pairs, w, layer.matrix.groups, count)
+                absolute[name] = absolute.get(name, 0) + sums[0]
+                squares[name] = squares.get(name, 0) + sums[1]
+                kept = taylor.setdefault(name, ([], []))
+                kept[0].append(sums[2])
+                kept[1].append(sums[3])
+        if not any(bool(square.any()) for square in squares.values()):
+            raise UsageError(
+                f"no gradient of the loss reaches a layer of {self.workload.name}: criteria that need gradients are not "
+                "available (the model rounds its values, or its output does not depend on them)"
+            )
+        made = {}
+        for name, square in squares.items():
+            tensors = {
+                "grad_abs": absolute[name] / examples,
+                "fisher": square / examples,
+                "taylor_in": torch.cat(taylor[name][0]),
+                "taylor_out": torch.cat(taylor[name][1]),
+            }
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                raise WorkloadError(f"gradients of layer {name} hold NaN or infinity on the calibration data")
+            matrix = self.layers[name].matrix
+            made[name] = LayerStatistics(
+                matrix.groups, 0, matrix.shape[0], matrix.shape[1], **{key: tensor.cpu() for key, tensor in tensors.items()}
+            )
+        return Calibration(made, {}, examples)
+
+    def _loss(self, output: Any, targets: Any, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Sum of the examples' losses: the workload's own if it takes the targets, else of labels drawn from the model.
+
+        KL to the model itself has no gradient; labels drawn from its own distribution give the Fisher information instead
+        (Kunstner et al. 2019). An output that is no distribution counts as the mean of a Gaussian.
+        """
+        if targets is not None:
+            first = output if self.workload.scoring.whole else first_tensor(output)
+            for one in (first, output):
+                try:
+                    value = self.workload.loss(one, targets)
+                except Exception as error:  # the user's loss may raise anything
+                    failure: Exception | None = error
+                    continue
+                if isinstance(value, torch.Tensor) and value.numel() == 1:
+                    return value.reshape(()) * count
+                failure = TypeError(f"it gave {type(value).__name__} instead of one number")
+            if not self.workload.scoring.agreement:
+                raise WorkloadError(
+                    f"the loss of workload {self.workload.name!r} can't be computed on the calibration data "
+                    f"({type(failure).__name__}: {failure}); pass loss=... that takes (outputs, targets) and returns a scalar"
+                )
+        logits = first_tensor(output)
+        classes = 1 if logits.ndim in (2, 4, 5) else -1
+        if self.workload.scoring.name in ("psnr",) or logits.ndim < 2 or logits.shape[classes] < 2:
+            noise = torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
+            return (logits * noise).sum()
+        scores = logits.movedim(classes, -1).reshape(-1, logits.shape[classes]).log_softmax(dim=-1)
+        drawn = torch.multinomial(scores.detach().exp(), 1, generator=generator)
+        return -scores.gather(1, drawn).sum()
+
+
+def _weight_gradients(
+    pairs: list[tuple[torch.Tensor, torch.Tensor]], w: torch.Tensor, groups: int, count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum over examples of abs(g) and g^2, and per example the sums of w g by input and by output channel.
+
+    ``pairs``: for each use of the weight its input columns (n, G, positions, d) and output gradients (n, G, positions, out / G).
+    """
+    out, inner = w.shape[:2]
+    rows = w.reshape(groups, out // groups, -1).float()
+    absolute, square = torch.zeros_like(rows), torch.zeros_like(rows)
+    by_in, by_out = [], []
+    # The batch may be folded into more rows (windows of a shifted-window transformer): they follow one another, example by
+    # example.
+    folded = [
+        tuple(
+            t.reshape(count, len(t) // count, *t.shape[1:]).transpose(1, 2).flatten(2, 3) if len(t) != count else t for t in pair
+        )
+        for pair in pairs
+        if len(pair[0]) % count == 0
+    ]
+    step = max(1, TEMPORARY_BYTES // (4 * rows.numel()))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        gradient: Any = 0.0
+        for x, g in folded:
+            gradient = gradient + g[part].float().mT @ x[part].float()  # (n, G, out / G, d)
+        absolute += gradient.abs().sum(dim=0)
+        square += gradient.square().sum(dim=0)
+        product = gradient * rows
+        n = len(product)
+        by_out.append(product.sum(dim=3).reshape(n, out))
+        by_in.append(product.sum(dim=2).reshape(n, groups * inner, -1).sum(dim=2))
+    return absolute.reshape(w.shape), square.reshape(w.shape), torch.cat(by_in), torch.cat(by_out)
+
+
+def _cosines(skip: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """Cosine at every position: over the channels of images, over the features of everything else."""
+    dim = 1 if skip.ndim in (4, 5) else -1
+    return torch.nn.functional.cosine_similarity(skip.float(), result.float(), dim=dim)
+
+
+def _count(loader: Any) -> int:
+    """Examples of a loader, without reading it where that is possible; 1,024 if there is no telling."""
+    if isinstance(loader, (list, tuple)):
+        return sum(_size(item) for item in loader)
+    dataset = getattr(loader, "dataset", None)
+    with contextlib.suppress(TypeError):
+        return len(loader.dataset if dataset is not None else loader) * (
+            1 if dataset is not None else int(getattr(loader, "batch_size", None) or 1)
+        )
+    return 1024
+
+
+def _size(item: Any) -> int:
+    while isinstance(item, (list, tuple)) and item:
+        item = item[0]
+    return len(item) if isinstance(item, torch.Tensor) and item.ndim else 1
+
+
+def _writes_in_place(module: fx.GraphModule) -> bool:
+    targets = [node.target for node in module.graph.nodes if node.op == "call_function"]
+    return any(not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable for target in targets)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 products in float32: reduced precision (TF32, bfloat16) would spoil Gram matrices (methods 8.1.5)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,27 @@
+"""Compensations of one layer at a time, in the table so that recipes can name them; `hwprune.local` computes them with the
+options.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import fx
+
+from hwprune.compensation.base import Compensation, Context
+from hwprune.structure.tracing import WEIGHT_ARGUMENT
+
+
+@final
+class Local(Compensation):
+    local = True
+    needs = ("gram",)
+
+    def __init__(self, name: str, description: str) -> None:
+        self.name, self.description = name, description
+
+    def applies(self, module: fx.GraphModule) -> bool:
+        return any(node.target in WEIGHT_ARGUMENT for node in module.graph.nodes)
+
+    def apply(self, module: fx.GraphModule, context: Context) -> None:
+        """Nothing: the options' weights are in place already."""

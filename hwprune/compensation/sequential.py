@@ -1,0 +1,260 @@
+"""Compensations that follow the candidate from its inputs to its outputs: sequential least squares, bias and mean/variance
+correction.
+
+A layer's target is always what the dense layer puts out for the same examples, so errors do not pile up (the idea of
+Tyr-the-Pruner's error accumulation and of OBC's post-processing, `--statcorr`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from math import ceil, prod
+from typing import Any, final
+
+import torch
+from torch import fx
+
+from hwprune.calibrate import MIN_ROWS, ROWS_PER_COLUMN, full_precision
+from hwprune.compensation.base import Compensation, Context
+from hwprune.compensation.batchnorm import carry_over
+from hwprune.compensation.lockstep import walk
+from hwprune.errors import CandidateFailure
+from hwprune.local import EXACT_LIMIT
+from hwprune.second_order import hessian, least_squares
+from hwprune.statistics import grouped
+from hwprune.structure import layers as layer_table
+from hwprune.structure.graph import Matrix
+from hwprune.structure.layers import Layer
+from hwprune.structure.opaque import opaque_model
+from hwprune.structure.rules.table import read_argument
+from hwprune.structure.tracing import WEIGHT_ARGUMENT
+
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+SCALE_LIMITS = (0.5, 2.0)
+"""Of the mean/variance correction: a channel that carries next to nothing is not blown up."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Pair:
+    """A layer of the candidate beside the dense one."""
+
+    own: Layer
+    dense: Layer
+    weight: torch.Tensor
+    dense_weight: torch.Tensor
+    """(kept out, in / G, *kernel)"""
+    groups: torch.Tensor
+    """The dense layer's groups that are left, in order."""
+    keep: torch.Tensor | None
+
+
+class _Walker:
+    """Finds the layers of both models and what belongs together."""
+
+    def __init__(self, module: fx.GraphModule, context: Context) -> None:
+        self.module, self.context = module, context
+        self.state: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        self.state.update(module.named_buffers(remove_duplicate=False))
+        self.dense_state: dict[str, torch.Tensor] = dict(context.dense.named_parameters(remove_duplicate=False))
+        self.dense_state.update(context.dense.named_buffers(remove_duplicate=False))
+        matrices = [
+            _after_cut(matrix, self.state[matrix.parameter], module)
+            for matrix in context.matrices
+            if matrix.parameter in self.state
+        ]
+        own = layer_table.find(module, matrices)
+        dense = layer_table.find(context.dense, context.matrices)
+        self.pairs: dict[str, _Pair] = {}
+        for name, layer in own.items():
+            if name in dense and len(layer.nodes) == 1 and layer.nodes == dense[name].nodes:
+                self.pairs[layer.nodes[0]] = self._pair(layer, dense[name])
+
+    def _pair(self, own: Layer, dense: Layer) -> _Pair:
+        name = own.name
+        whole = dense.matrix.rows(self.dense_state[name].detach())
+        out = torch.arange(whole.shape[0])
+        if name in self.context.positions:
+            out = self.context.positions[name][dense.matrix.out_dim]
+        groups = torch.unique_consecutive(out // (whole.shape[0] // dense.matrix.groups))
+        keep = self.context.masks.get(name)
+        weight = own.matrix.rows(self.state[name])
+        return _Pair(own, dense, weight, whole[out], groups, None if keep is None else own.matrix.rows(keep))
+
+    def outputs_kept(self, name: str) -> torch.Tensor:
+        """Indices of a dense vector (bias, running mean) that the candidate still has."""
+        size = len(self.dense_state[name])
+        chosen = self.context.positions.get(name)
+        return torch.arange(size) if chosen is None else chosen[0]
+
+    def columns(self, pair: _Pair, own: list[torch.Tensor], dense: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same random positions of both: (G, rows, kept d) and (G, rows, d)."""
+        target = max(MIN_ROWS, ROWS_PER_COLUMN * (prod(pair.own.matrix.shape[1:]) + 1))
+        total = sum(len(x) for x in own)
+        mine, theirs = [], []
+        for number, (x, y) in enumerate(zip(own, dense, strict=True)):
+            limit = ceil(target * len(x) / total)
+            mine.append(pair.own.columns(x, limit, torch.Generator().manual_seed(number)))
+            theirs.append(pair.dense.columns(y, limit, torch.Generator().manual_seed(number))[pair.groups])
+        return torch.cat(mine, dim=1).float(), torch.cat(theirs, dim=1).float()
+
+    def move(self, pair: _Pair, shift: torch.Tensor) -> None:
+        """Set the constant so that the outputs' mean is the dense one: ``shift`` is the mean of dense minus own product."""
+        if pair.own.bias is not None and pair.dense.bias is not None:
+            kept = self.outputs_kept(pair.dense.bias)
+            bias = self.dense_state[pair.dense.bias].detach()[kept]
+            self.state[pair.own.bias].data.copy_(bias + shift.to(bias.dtype))
+        elif pair.own.running_mean is not None and pair.dense.running_mean is not None:
+            kept = self.outputs_kept(pair.dense.running_mean)
+            mean = self.dense_state[pair.dense.running_mean][kept]
+            self.state[pair.own.running_mean].data.copy_(mean - shift.to(mean.dtype))
+
+    def movable(self, pair: _Pair) -> bool:
+        return (pair.own.bias is not None and pair.dense.bias is not None) or (
+            pair.own.running_mean is not None and pair.dense.running_mean is not None
+        )
+
+
+def _after_cut(matrix: Matrix, weight: torch.Tensor, module: fx.GraphModule) -> Matrix:
+    shape = tuple(matrix.rows(weight).shape)
+    groups = matrix.groups
+    if groups > 1:
+        for node in module.graph.nodes:
+            if node.target in WEIGHT_ARGUMENT and str(getattr(node.args[1], "target", "")) == matrix.parameter:
+                groups = int(read_argument(node, "groups"))
+    return dataclasses.replace(matrix, shape=shape, groups=groups)
+
+
+def _changed(pair: _Pair, own: list[torch.Tensor], dense: list[torch.Tensor]) -> bool:
+    """Does the layer see or compute anything else than the dense one?"""
+    same = pair.weight.shape == pair.dense_weight.shape and torch.equal(pair.weight, pair.dense_weight)
+    return not same or own[0].shape != dense[0].shape or not torch.equal(own[0], dense[0])
+
+
+@final
+class Sequential(Compensation):
+    """Least squares of every layer behind a change, with the candidate's own inputs: ``min ||W x - W_dense x_dense||^2``.
+
+    A ridge holds W near what it was. Batch norms on the way get the statistics of their inputs.
+    """
+
+    name = "sequential"
+    description = "least squares layer after layer, with the pruned model's own inputs"
+
+    def applies(self, module: fx.GraphModule) -> bool:
+        return opaque_model(module) is None and any(node.target in WEIGHT_ARGUMENT for node in module.graph.nodes)
+
+    def apply(self, module: fx.GraphModule, context: Context) -> None:
+        walker = _Walker(module, context)
+        norms = {node.name for node in module.graph.nodes if node.target is _BATCH_NORM and node.args[3] is not None}
+        changed = False
+
+        def visit(node: fx.Node, own: list[tuple[Any, ...]], dense: list[tuple[Any, ...]]) -> None:
+            nonlocal changed
+            if node.name in norms:
+                if changed:
+                    mine, theirs = (_moments([arguments[0] for arguments in side]) for side in (own, dense))
+                    carry_over(node, mine, theirs, module, context)
+                return
+            pair = walker.pairs[node.name]
+            x, y = ([arguments[pair.own.argument] for arguments in side] for side in (own, dense))
+            if _changed(pair, x, y):
+                changed = True
+                _solve(walker, pair, x, y)
+
+        with full_precision():
+            walk(module, context, set(walker.pairs) | norms, visit)
+
+
+def _solve(walker: _Walker, pair: _Pair, x: list[torch.Tensor], y: list[torch.Tensor]) -> None:
+    own, dense = walker.columns(pair, x, y)
+    g = len(own)
+    old = grouped(pair.weight.detach().double(), g)
+    wanted = dense @ grouped(pair.dense_weight.float(), g).mT  # (G, rows, out / G)
+    movable = walker.movable(pair)
+    own_mean, wanted_mean = own.mean(dim=1, keepdim=True), wanted.mean(dim=1, keepdim=True)
+    if movable:
+        own, wanted = own - own_mean, wanted - wanted_mean
+    rows = own.shape[1]
+    plain = (own.mT @ own).double() / rows
+    damped = hessian.damp(plain)
+    target = (wanted.mT @ own).double() / rows + old @ (damped - plain)  # the ridge pulls towards the old weights
+    keep = None if pair.keep is None else grouped(pair.keep, g)
+    new = []
+    for i in range(g):
+        if keep is None:
+            new.append(torch.cholesky_solve(target[i].T, hessian.cholesky(damped[i])).T)
+        elif len(target[i]) * own.shape[2] ** 3 / 3 > EXACT_LIMIT / 10:
+            new.append(least_squares.masked_gradient(damped[i], target[i], old[i], keep[i]))
+        else:
+            new.append(_on_mask(damped[i], target[i], keep[i]))
+    solved = torch.stack(new)
+    if not bool(torch.isfinite(solved).all()):
+        raise CandidateFailure("prune", f"sequential least squares of {pair.own.name} is not finite")
+    pair.weight.data.copy_(solved.reshape(pair.weight.shape).to(pair.weight.dtype))
+    if movable:
+        walker.move(pair, (wanted_mean - own_mean.double() @ solved.mT).reshape(-1).cpu())
+
+
+def _on_mask(h: torch.Tensor, target: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    # on_mask takes the dense weights that the target comes from: W H = target.
+    return least_squares.on_mask(h, torch.cholesky_solve(target.T, hessian.cholesky(h)).T, keep)
+
+
+def _moments(inputs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of every channel over all batches together."""
+    dims = [d for d in range(inputs[0].ndim) if d != 1]
+    count = sum(x.numel() // x.shape[1] for x in inputs)
+    mean = torch.stack([x.sum(dim=dims, dtype=torch.float64) for x in inputs]).sum(dim=0) / count
+    shape = [1, -1] + [1] * (inputs[0].ndim - 2)
+    centre = mean.float().reshape(shape)
+    square = torch.stack([(x - centre).square().sum(dim=dims, dtype=torch.float64) for x in inputs]).sum(dim=0)
+    return mean, square / count
+
+
+@final
+class Statistics(Compensation):
+    """Bring mean (and spread) of every changed layer's outputs back to the dense ones: for networks without batch norm.
+
+    ``bias`` moves the bias (Nagel et al. 2019, section 4.2; FLAP); ``meanvar`` also scales each output's weights (OBC's
+    ``--statcorr``).
+    """
+
+    def __init__(self, name: str, scale: bool) -> None:
+        self.name = name
+        self.scale = scale
+        self.description = (
+            "mean and variance of every changed layer's outputs as in the dense model"
+            if scale
+            else "mean of every changed layer's outputs as in the dense model"
+        )
+
+    def applies(self, module: fx.GraphModule) -> bool:
+        if opaque_model(module) is not None:
+            return False
+        return any(node.target in WEIGHT_ARGUMENT for node in module.graph.nodes)
+
+    def apply(self, module: fx.GraphModule, context: Context) -> None:
+        walker = _Walker(module, context)
+
+        def visit(node: fx.Node, own: list[tuple[Any, ...]], dense: list[tuple[Any, ...]]) -> None:
+            pair = walker.pairs[node.name]
+            x, y = ([arguments[pair.own.argument] for arguments in side] for side in (own, dense))
+            if walker.movable(pair) and _changed(pair, x, y):
+                self._correct(walker, pair, x, y)
+
+        with full_precision():
+            walk(module, context, set(walker.pairs), visit)
+
+    def _correct(self, walker: _Walker, pair: _Pair, x: list[torch.Tensor], y: list[torch.Tensor]) -> None:
+        own, dense = walker.columns(pair, x, y)
+        g = len(own)
+        w = grouped(pair.weight.detach().float(), g)
+        mine, wanted = own @ w.mT, dense @ grouped(pair.dense_weight.float(), g).mT  # (G, rows, out / G)
+        if self.scale:
+            spread, wanted_spread = mine.std(dim=1), wanted.std(dim=1)
+            factor = (wanted_spread / spread.clamp(min=1e-12)).clamp(*SCALE_LIMITS)
+            factor = torch.where(spread > 1e-6 * wanted_spread, factor, torch.ones_like(factor))
+            w = w * factor[:, :, None]
+            pair.weight.data.copy_(w.reshape(pair.weight.shape).to(pair.weight.dtype))
+            mine = mine * factor[:, None]
+        walker.move(pair, (wanted - mine).mean(dim=1).reshape(-1).cpu())

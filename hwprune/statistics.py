@@ -1,0 +1,218 @@
+"""What calibration learned of a layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from hwprune.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerStatistics:
+    """Statistics of one linear or convolution layer.
+
+    Sizes: the weight is (out, in / G, *kernel) with G groups; d = in / G * kernel positions is the number of columns of one
+    group, numbered as in ``weight.flatten(1)``. What was not collected is None. Means are over examples and output positions.
+
+    Attributes:
+        groups: G.
+        weight_outputs, weight_inputs: out and in / G.
+        rows: positions that `gram` and `input_square` were averaged over.
+        gram: (G, d + 1, d + 1), mean of x x^T, where x is a column vector of inputs with a constant 1 behind it.
+        input_square: (G, d), mean of x^2; the diagonal of the Gram matrix.
+        channel_mean, channel_variance, channel_abs, channel_zero: (in,), of the inputs themselves: mean, variance, mean
+            absolute value, share of exact zeros (APoZ: Hu et al. 2016).
+        grad_abs: the weight's shape, mean over examples of abs(gradient of the example's loss).
+        fisher: the weight's shape, mean over examples of the squared gradient: the diagonal of the empirical Fisher information.
+        taylor_in, taylor_out: (examples, in) and (examples, out): sum of weight * gradient over everything that an input or
+        output
+            channel owns, for each example.
+    """
+
+    groups: int = 1
+    rows: int = 0
+    weight_outputs: int | None = None
+    weight_inputs: int | None = None
+    gram: torch.Tensor | None = None
+    input_square: torch.Tensor | None = None
+    channel_mean: torch.Tensor | None = None
+    channel_variance: torch.Tensor | None = None
+    channel_abs: torch.Tensor | None = None
+    channel_zero: torch.Tensor | None = None
+    grad_abs: torch.Tensor | None = None
+    fisher: torch.Tensor | None = None
+    taylor_in: torch.Tensor | None = None
+    taylor_out: torch.Tensor | None = None
+
+    @classmethod
+    def of_inputs(cls, inputs: torch.Tensor) -> LayerStatistics:
+        """Those of a linear layer that was fed ``inputs`` (..., in): Gram matrix, norms and channel statistics."""
+        x = inputs.detach().reshape(-1, inputs.shape[-1]).double()
+        if not len(x) or not bool(torch.isfinite(x).all()):
+            raise UsageError("statistics need at least one row of inputs, all of them finite")
+        with_one = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+        gram = (with_one.T @ with_one / len(x)).float()
+        return cls(
+            weight_inputs=x.shape[1],
+            rows=len(x),
+            gram=gram[None],
+            input_square=x.square().mean(dim=0).float()[None],
+            channel_mean=x.mean(dim=0).float(),
+            channel_variance=x.var(dim=0, unbiased=False).float(),
+            channel_abs=x.abs().mean(dim=0).float(),
+            channel_zero=(x == 0).double().mean(dim=0).float(),
+        )
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that were not collected."""
+        return [name for name in names if getattr(self, name) is None]
+
+    def hessian(self, centred: bool) -> torch.Tensor:
+        """(G, d, d) float64, not damped: second moment of the inputs, or their covariance if the layer's bias is free to move."""
+        if self.gram is None:
+            raise UsageError("this needs Gram matrices, which were not collected")
+        gram = self.gram.double()
+        second, mean = gram[:, :-1, :-1], gram[:, :-1, -1]
+        return second - mean[:, :, None] * mean[:, None, :] if centred else second
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(G, d) float64: mean of the columns."""
+        if self.gram is None:
+            raise UsageError("this needs Gram matrices, which were not collected")
+        return self.gram[:, :-1, -1].double()
+
+    def restricted(self, out: torch.Tensor, inner: torch.Tensor) -> LayerStatistics:
+        """The statistics of the layer after a cut, or with channels in another order.
+
+        Args:
+            out: positions of the outputs that are left; a group without any is gone.
+            inner: positions of the inputs of each group that are left.
+        """
+        group = torch.zeros(1, dtype=torch.int64)
+        if self.groups > 1 and self.weight_outputs is not None:
+            group = torch.unique_consecutive(out // (self.weight_outputs // self.groups))
+
+        def columns(d: int, channels: int) -> torch.Tensor:
+            kernel = d // channels
+            return (inner[:, None] * kernel + torch.arange(kernel)).reshape(-1)
+
+        def channels(x: torch.Tensor | None) -> torch.Tensor | None:
+            if x is None:
+                return None
+            grouped_values = x.reshape(*x.shape[:-1], self.groups, -1)
+            return grouped_values[..., group, :][..., inner].flatten(-2)
+
+        def weights(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x[out][:, inner]
+
+        gram, square = self.gram, self.input_square
+        if square is not None and self.weight_inputs is not None:
+            picked = columns(square.shape[-1], self.weight_inputs)
+            square = square[group][:, picked]
+            if gram is not None:
+                stays = torch.cat([picked, torch.tensor([gram.shape[-1] - 1])])
+                gram = gram[group][:, stays][:, :, stays]
+        return dataclasses.replace(
+            self,
+            groups=len(group),
+            weight_outputs=len(out),
+            weight_inputs=len(inner),
+            gram=gram,
+            input_square=square,
+            channel_mean=channels(self.channel_mean),
+            channel_variance=channels(self.channel_variance),
+            channel_abs=channels(self.channel_abs),
+            channel_zero=channels(self.channel_zero),
+            grad_abs=weights(self.grad_abs),
+            fisher=weights(self.fisher),
+            taylor_in=channels(self.taylor_in),
+            taylor_out=None if self.taylor_out is None else self.taylor_out[:, out],
+        )
+
+
+def grouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """(out, in / G, *kernel) as (G, out / G, d)."""
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+MAKES, READS, SCALES, OTHER = "makes", "reads", "scales", "other"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What an axis owns of one tensor, or a whole weight matrix.
+
+    Attributes:
+        parameter: the tensor's name.
+        kind: ``makes`` (the axis is the layer's outputs), ``reads`` (its inputs), ``scales`` (learned scales of a norm),
+            ``other``.
+        tensor: (out, in / G, *kernel) for a layer's weight.
+        dim: along which the axis lies.
+        positions: (n, k): the positions along ``dim`` that belong to each index of the axis.
+        groups: of a convolution.
+        centred: can a constant be added to the layer's outputs?
+        statistics: of the layer.
+    """
+
+    parameter: str
+    kind: str
+    tensor: torch.Tensor
+    dim: int
+    positions: torch.Tensor
+    groups: int = 1
+    centred: bool = False
+    statistics: LayerStatistics | None = None
+
+    @classmethod
+    def of(
+        cls, weight: torch.Tensor, kind: str = MAKES, statistics: LayerStatistics | None = None, centred: bool = False
+    ) -> Part:
+        """A layer whose outputs (``makes``) or inputs (``reads``) are the axis, index by index."""
+        dim = 1 if kind == READS else 0
+        return cls("weight", kind, weight, dim, torch.arange(weight.shape[dim])[:, None], 1, centred, statistics)
+
+    @property
+    def size(self) -> int:
+        return len(self.positions)
+
+    @property
+    def kernel(self) -> int:
+        """Kernel positions of the weight."""
+        positions = 1
+        for size in self.tensor.shape[2:]:
+            positions *= size
+        return positions
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """(n, k * kernel): for a part that reads, the columns of a group's Gram matrix that belong to each index."""
+        kernel = self.kernel
+        return (self.positions[:, :, None] * kernel + torch.arange(kernel)).reshape(self.size, -1)
+
+    def slices(self, tensor: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, everything an index owns) of the part's tensor, or of another of its shape."""
+        moved = (self.tensor if tensor is None else tensor).detach().movedim(self.dim, 0)
+        return moved.index_select(0, self.positions.reshape(-1).to(moved.device)).reshape(self.size, -1)
+
+    def channels(self, values: torch.Tensor) -> torch.Tensor:
+        """(..., n, owned): values (..., in) of the layer's input channels, for a part that reads."""
+        grouped_values = values.reshape(*values.shape[:-1], self.groups, -1)
+        picked = grouped_values[..., self.positions.reshape(-1)].reshape(*values.shape[:-1], self.groups, *self.positions.shape)
+        return picked.movedim(-3, -1).flatten(-2)
+
+
+def producers(parts: Iterable[Part]) -> list[Part]:
+    """The layers whose outputs the axis is; without any (an embedding's width), every tensor with two dims or more."""
+    all_parts = list(parts)
+    made = [part for part in all_parts if part.kind == MAKES]
+    return made or [part for part in all_parts if part.tensor.ndim > 1] or all_parts
+
+
+def readers(parts: Iterable[Part]) -> list[Part]:
+    """The layers that read the axis."""
+    return [part for part in parts if part.kind == READS]

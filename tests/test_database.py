@@ -1,0 +1,126 @@
+"""The option database: computed once, read from disk, never stale."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import hwprune
+from hwprune import calibrate, database, method
+from hwprune.pruning import Pruner
+from tests.conftest import tiny_workload
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often units were solved and data were read for statistics."""
+    calls = {"solve": [], "statistics": 0}
+    solve, collect = method.solve, calibrate.collect_statistics
+
+    def counting_solve(unit, statistics, chosen, levels, *rest):
+        calls["solve"].append((unit.name, chosen.name, tuple(levels)))
+        return solve(unit, statistics, chosen, levels, *rest)
+
+    def counting_collect(*arguments, **options):
+        calls["statistics"] += 1
+        return collect(*arguments, **options)
+
+    monkeypatch.setattr(method, "solve", counting_solve)
+    monkeypatch.setattr(calibrate, "collect_statistics", counting_collect)
+    return calls
+
+
+RECIPE = hwprune.Recipe(
+    (hwprune.UnitChoice("conv1.weight:0", "channel", 0.5, "obs"), hwprune.UnitChoice("fc.weight", "2:4", 0.5, "sparsegpt")), "obs"
+)
+
+
+def test_options_are_computed_once_for_all_runs(tmp_path, counted):
+    first = Pruner(tiny_workload(), tmp_path).prune(RECIPE)
+    assert len(counted["solve"]) == 2
+    assert counted["statistics"] == 1
+    second = Pruner(tiny_workload(), tmp_path).prune(RECIPE)
+    assert len(counted["solve"]) == 2
+    assert counted["statistics"] == 1
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
+    in_memory = Pruner(tiny_workload()).prune(RECIPE)
+    for name, tensor in in_memory.module.state_dict().items():
+        assert torch.allclose(tensor, first.module.state_dict()[name], atol=1e-6), name
+
+
+def test_all_levels_come_from_one_trace(tmp_path, counted):
+    pruner = Pruner(tiny_workload(), tmp_path)
+    options = pruner.options("conv1.weight:0", "channel", "obs", [0.25, 0.5, 0.75], "obs")
+    assert counted["solve"] == [("conv1.weight:0", "obs", (0.25, 0.5, 0.75))]
+    assert [int(option.keep.sum()) for option in options] == [48, 32, 16]
+    assert [option.error for option in options] == sorted(option.error for option in options)
+    more = Pruner(tiny_workload(), tmp_path).options("conv1.weight:0", "channel", "obs", [0.5, 0.9], "obs")
+    assert counted["solve"][1:] == [("conv1.weight:0", "obs", (0.9,))]
+    assert torch.equal(more[0].keep, options[1].keep)
+    assert torch.equal(more[0].weights["conv2.weight"], options[1].weights["conv2.weight"])
+
+
+def test_other_weights_data_or_code_are_another_database(tmp_path, counted, monkeypatch):
+    Pruner(tiny_workload(), tmp_path).prune(RECIPE)
+    other = tiny_workload()
+    with torch.no_grad():
+        other.model.fc.bias += 1
+    Pruner(other, tmp_path).prune(RECIPE)
+    assert len(counted["solve"]) == 4
+    data = dataclasses.replace(tiny_workload(), calibration=tiny_workload().validation)
+    Pruner(data, tmp_path).prune(RECIPE)
+    assert len(counted["solve"]) == 6
+    monkeypatch.setattr(database, "code_fingerprint", lambda: "ffffffff")
+    Pruner(tiny_workload(), tmp_path).prune(RECIPE)
+    assert len(counted["solve"]) == 8
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_damaged_files_are_computed_again(tmp_path, counted):
+    expected = Pruner(tiny_workload(), tmp_path).prune(RECIPE)
+    for number, path in enumerate(sorted(tmp_path.rglob("*.safetensors"))):
+        path.write_bytes(path.read_bytes()[: 10 + number])
+    again = Pruner(tiny_workload(), tmp_path).prune(RECIPE)
+    assert len(counted["solve"]) == 4
+    for name, tensor in expected.module.state_dict().items():
+        assert torch.equal(tensor, again.module.state_dict()[name])
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_statistics_come_back_as_they_were(tmp_path):
+    one = Pruner(tiny_workload("top1"), tmp_path).statistics(["gram", "fisher", "influence"])
+    two = Pruner(tiny_workload("top1"), tmp_path).statistics(["gram", "fisher", "influence"])
+    assert one.influence == two.influence
+    for name, statistics in one.layers.items():
+        for item in dataclasses.fields(statistics):
+            first, second = getattr(statistics, item.name), getattr(two.layers[name], item.name)
+            assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second, item.name
+
+
+def test_tensors_are_mapped_and_not_read():
+    """What is read from an option's file lies in the file, not in memory of its own."""
+    import os
+    import tempfile
+    from pathlib import Path
+
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "big.safetensors"
+        save_file({f"w{i}": torch.zeros(25_000_000) for i in range(4)}, path)
+        before = _resident()
+        with safe_open(path, "pt") as stored:
+            tensors = [stored.get_tensor(f"w{i}") for i in range(4)]
+        held = _resident() - before
+        assert sum(t.numel() for t in tensors) == 100_000_000
+        assert os.path.getsize(path) > 400_000_000
+    assert held < 200_000_000
+
+
+def _resident():
+    with open("/proc/self/statm") as stream:
+        return int(stream.read().split()[1]) * 4096
