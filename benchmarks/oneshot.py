@@ -52,7 +52,7 @@ PLAN = {
         "block:4x4": ([0.5, 0.7], [("l1", "none"), ("obs", "none"), ("sparsegpt", "obs"), ("obs", "lstsq")]),
     },
     "wide_cnn": {
-        "channel": ([0.3, 0.5, 0.7], STRUCTURED),
+        "channel": ([0.3, 0.5, 0.7], [row for row in STRUCTURED if row[0] in ("l1", "taylor", "obs")]),
         "unstructured": ([0.5, 0.7, 0.9], [*FEW, ("sparsegpt", "obs+sequential")]),
         "2:4": ([0.5], FEW),
     },

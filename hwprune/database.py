@@ -180,10 +180,12 @@ def _write_calibration(path: Path, calibration: Calibration) -> None:
     places: dict[int, str] = {}
     layers: dict[str, dict[str, Any]] = {}
     for layer, statistics in calibration.layers.items():
-        row: dict[str, Any] = {"groups": statistics.groups, "rows": statistics.rows}
+        row: dict[str, Any] = {}
         for item in dataclasses.fields(statistics):
             value = getattr(statistics, item.name)
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, int):
+                row[item.name] = value
+            elif isinstance(value, torch.Tensor):
                 # Layers that read the same tensor share their Gram matrix, here too.
                 row[item.name] = places.setdefault(id(value), f"{layer}/{item.name}")
                 tensors.setdefault(row[item.name], value.contiguous())

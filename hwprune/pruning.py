@@ -400,9 +400,10 @@ def uniform_recipe(
     if scope == "global":
         return Recipe(_global_choices(pruner, units, chosen, found, sparsity), compensation)
     level = chosen.fixed_sparsity if chosen.fixed_sparsity is not None else sparsity
-    if patterns.is_axis(
-        chosen.name
-    ):  # an axis so short that rounding would remove nothing, or all but one would be too much, stays
+    if not 0 < level < 1:
+        raise UsageError(f"sparsity of pattern {pattern} must be in (0, 1), got {sparsity:g}")
+    if patterns.is_axis(chosen.name):
+        # An axis so short that rounding would remove nothing, or everything, stays.
         units = [unit for unit in units if 1 <= round(level * unit.size) < unit.size]
         if not units:
             raise UsageError(f"sparsity {sparsity:g} removes nothing from any {pattern} axis of {name}")

@@ -34,12 +34,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", choices=["unit", "global"], help="global: one threshold for the single weights of all layers")
     parser.add_argument("--score", action="store_true", help="metric on the validation data before and after, in PyTorch")
     parser.add_argument("--database", metavar="DIR", help="keep and reuse options and statistics in this folder")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for model.onnx, model.safetensors and recipe.json")
     args.add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from hwprune import sources, units
+    from hwprune.cli.progress import make_progress
     from hwprune.pruning import Pruner
 
     out = Path(options.out)
@@ -48,8 +50,13 @@ def run(options: argparse.Namespace) -> int:
     wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
     if wanted is None and (options.criterion or options.scope):
         raise UsageError("--criterion and --scope are for PATTERN=SPARSITY; a recipe.json says its own")
-    pruner = Pruner(sources.load(args.source(options)), Path(options.database) if options.database else None)
-    candidate, same = _uniform(pruner, wanted, options) if wanted is not None else _stored(pruner, options)
+    progress = make_progress(options.quiet)
+    try:
+        database = Path(options.database) if options.database else None
+        pruner = Pruner(sources.load(args.source(options)), database, progress.calibrated)
+        candidate, same = _uniform(pruner, wanted, options) if wanted is not None else _stored(pruner, options)
+    finally:
+        progress.close()
     difference = pruner.check_cut(candidate)
     candidate.export(out)
     before = sum(p.numel() for p in pruner.graph.module.parameters())
@@ -112,6 +119,9 @@ def _uniform(pruner: Pruner, wanted: list[tuple[str, float | None]], options: ar
             raise UsageError(f"pattern {name} needs a sparsity: {name}=0.5")
         scope = options.scope if options.scope and name == "unstructured" else "unit"
         choices += uniform_recipe(pruner, name, level or 0.0, options.criterion or "obs", steps, scope).choices
+    masked = [choice.unit for choice in choices]
+    if len(masked) != len(set(masked)):
+        raise UsageError(f"{options.recipe}: two patterns choose for the same units; give one mask pattern, and each axis once")
     recipe = Recipe(tuple(choices), compensation.canonical(steps))
     return pruner.prune(recipe), False
 

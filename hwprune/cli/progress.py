@@ -89,6 +89,13 @@ class Bar(Progress):
         found = f"best {describe(best)}" if best is not None else ""
         self._rich.update(self._task, completed=done, best=found, left=left, count=_count(done, total))
 
+    def calibrated(self, done: int, total: int) -> None:
+        self._show("reading the calibration data", total)
+        self._rich.update(self._task, completed=done, count=_count(done, total))
+        if done >= total:
+            self._rich.remove_task(self._task)
+            self._task, self._kind = None, ""
+
     def confirmed(self, done: int, total: int) -> None:
         self._show("measuring the front again", total)
         self._rich.update(self._task, completed=done, count=_count(done, total))

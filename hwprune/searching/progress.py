@@ -17,6 +17,9 @@ class Progress:
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int, left_s: float | None) -> None:
         """A trial finished; ``total`` 0: only time limits the search."""
 
+    def calibrated(self, done: int, total: int) -> None:
+        """So many examples of the calibration data were read."""
+
     def confirmed(self, done: int, total: int) -> None:
         """One part of the final measurement finished."""
 

@@ -56,7 +56,7 @@ class Session:
 
     def go(self, resume: bool) -> Result:
         self.progress.stage("tracing the model")
-        pruner = Pruner(self.workload, Path(self.job.database) if self.job.database else default_root())
+        pruner = Pruner(self.workload, Path(self.job.database) if self.job.database else default_root(), self.progress.calibrated)
         if pruner.untraceable:
             self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
         space = spaces.build(self.space_file, pruner, self.target, fingerprint.isa(), self.job.all_patterns)

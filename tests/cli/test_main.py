@@ -69,6 +69,13 @@ def test_launcher_of_a_checkout_works():
         (["export", "/no/such/run", "--out", "x", "--format", "onxx"], "onnx"),
         (["verify", "/no/such/dir"], "neither manifest.json"),
         (["apply", "/no/recipe.json", "demo:digits", "--out", "x"], "No such file"),
+        (["apply", "foo=0.5", "demo:digits", "--out", "x"], "unknown pattern 'foo'"),
+        (["apply", "channel=half", "demo:digits", "--out", "x"], "must be a number"),
+        (["apply", "channel=2", "tests/workloads.py:good", "--out", "x"], r"in \(0, 1\), got 2"),
+        (["apply", "channel", "tests/workloads.py:good", "--out", "x"], "needs a sparsity"),
+        (["apply", "unstructured=0.5,2:4", "tests/workloads.py:good", "--out", "x"], "two patterns choose"),
+        (["apply", "channel=0.5", "tests/workloads.py:good", "--out", "x", "--compensation", "magic"], "unknown compensation"),
+        (["apply", "channel=0.5", "tests/workloads.py:good", "--out", "x", "--criterion", "l3"], "unknown method 'l3'"),
     ],
 )
 def test_wrong_usage_says_what_to_do(capsys, monkeypatch, arguments, text):
@@ -142,6 +149,34 @@ def test_apply_repeats_a_point_of_the_front(capsys, monkeypatch, finished_run, t
     assert facts["cut_difference"] <= 1e-5
     assert (out / "model.onnx").read_bytes() == (recipe.parent / "model.onnx").read_bytes()
     assert run(capsys, "apply", str(recipe), "tests/workloads.py:good", "--out", str(out))[0] == 2  # the folder is used
+
+
+def test_apply_the_same_everywhere(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    out = tmp_path / "out"
+    arguments = [
+        "apply",
+        "channel=0.5,2:4",
+        "tests/workloads.py:good",
+        "--out",
+        str(out),
+        "--json",
+        "--score",
+        "--database",
+        str(tmp_path / "db"),
+    ]
+    code, text, _ = run(capsys, *arguments)
+    facts = json.loads(text)
+    assert code == 0
+    assert facts["params"] < facts["dense_params"]
+    assert facts["zeros"] > 0
+    assert facts["compensation"] == "obs+batchnorm"
+    assert facts["dense_metric"] == 1.0  # agreement with itself
+    assert (out / "model.onnx").is_file()
+    assert list((tmp_path / "db").rglob("*.safetensors"))
+    code, text, _ = run(capsys, "apply", str(out / "recipe.json"), "tests/workloads.py:good", "--out", str(tmp_path / "again"))
+    assert code == 0
+    assert "with its stored decisions" in text
 
 
 @pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400)])

@@ -21,6 +21,9 @@ def test_bar_shows_the_best_point_and_the_time_left(monkeypatch, width):
     )
     bar = Bar()
     bar.stage("tracing the model")
+    bar.calibrated(3, 7)
+    bar._rich.refresh()
+    bar.calibrated(7, 7)
     bar.trial(measured(3, 0.004, 1.7), measured(3, 0.004, 1.7), 3, 12, 75.0)
     bar._rich.refresh()
     bar.trial(Trial(4, Recipe(), "failed", failure=Failure("run", "it [red]crashed[/]")), None, 4, 0, None)
@@ -28,6 +31,7 @@ def test_bar_shows_the_best_point_and_the_time_left(monkeypatch, width):
     bar.confirmed(2, 10)
     bar.close()
     shown = stream.getvalue()
+    assert "3/7" in shown
     assert "3/12" in shown
     assert "1:15 left" in shown
     assert ("best 1.70x at drop +0.0040" in shown) == (width == 100)
