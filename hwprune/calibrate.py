@@ -72,12 +72,18 @@ def collect_statistics(
     *,
     memory: int = MEMORY_LIMIT,
     seed: int = 0,
+    labels: str = "auto",
     progress: Progress | None = None,
 ) -> Calibration:
     """Collect statistics of the dense model on the calibration data.
 
     Args:
         names: fields of `LayerStatistics`, or ``influence``. Fields of one kind (inputs, gradients) come together.
+        labels: whose labels the loss takes. ``data``: the targets. ``model``: drawn from the model's own distribution, which
+            gives the Fisher information; ``auto``: that for classifiers with the default loss, the targets for everything
+            else. A model that knows its calibration data by heart has no gradient left at their targets (ResNet-20 on its
+            training images: cross-entropy 0.006; Taylor channels at 50 % keep 49.2 % accuracy with targets, 58.7 % with drawn
+            labels).
         memory: bytes of Gram matrices to hold at once; more take several passes over the data.
 
     Raises:
@@ -85,7 +91,12 @@ def collect_statistics(
         UsageError: gradients are asked for, and no layer gets any.
     """
     wanted = set(names)
-    run = _Run(graph, workload, seed, progress)
+    if labels not in ("auto", "data", "model"):
+        raise UsageError(f"labels must be auto, data or model, got {labels!r}")
+    if labels == "auto":
+        classifies = workload.scoring.name in ("top1", "top5", "agreement")
+        labels = "model" if classifies and workload.loss is torch.nn.functional.cross_entropy else "data"
+    run = _Run(graph, workload, seed, labels == "data", progress)
     result = Calibration({})
     if wanted & GRAM or INFLUENCE in wanted:
         groups = _fit(run.layers, memory) if wanted & GRAM else [[]]
@@ -173,7 +184,7 @@ class _Sums:
 
 
 class _Run:
-    def __init__(self, graph: ModelGraph, workload: Workload, seed: int, progress: Progress | None) -> None:
+    def __init__(self, graph: ModelGraph, workload: Workload, seed: int, targets: bool, progress: Progress | None) -> None:
         self.graph = graph
         self.module = graph.module
         self.workload = workload
@@ -181,6 +192,7 @@ class _Run:
         self.by_node = {node: layer for layer in self.layers.values() for node in layer.nodes}
         self.total = _count(workload.calibration)
         self.seed = seed
+        self.targets = targets
         self.progress = progress
         self.device = next(iter(workload.model.parameters()), torch.empty(0)).device
 
@@ -339,7 +351,7 @@ class _Run:
         KL to the model itself has no gradient; labels drawn from its own distribution give the Fisher information instead
         (Kunstner et al. 2019). An output that is no distribution counts as the mean of a Gaussian.
         """
-        if targets is not None:
+        if targets is not None and self.targets:
             first = output if self.workload.scoring.whole else first_tensor(output)
             for one in (first, output):
                 try:

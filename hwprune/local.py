@@ -204,10 +204,9 @@ def _sweep(
                 raise UsageError(f"pattern {pattern.name} removes {pattern.fixed_sparsity:g} of the weights, not {level:g}")
             new, mask = sparsegpt.sweep(factor, w[:, :, order], _group_choice(pattern.group), group=pattern.group[1])
         else:
-            group = pattern.block[1] if pattern.block[1] > 1 else None
-            width = None if group is None else max(1, sparsegpt.BLOCK // group) * group
+            width = max(1, sparsegpt.BLOCK // pattern.block[1]) * pattern.block[1]
             choose = _Budget(pattern, level, tuple(w.shape))
-            new, mask = sparsegpt.sweep(factor, w[:, :, order], choose, group=width)
+            new, mask = sparsegpt.sweep(factor, w[:, :, order], choose, block=width)
     back = torch.argsort(order)
     return new[:, :, back].double(), mask[:, :, back].reshape(part.tensor.shape), plain, w.double()
 

@@ -143,7 +143,7 @@ def test_sampled_positions_are_close_to_all_of_them(geometries, monkeypatch):
 
 def test_gradients_against_autograd_on_single_examples(geometries):
     model = geometries.model
-    found = collect_statistics(trace(model, geometries.example_inputs), geometries, ["fisher"])
+    found = collect_statistics(trace(model, geometries.example_inputs), geometries, ["fisher"], labels="data")
     sums = {}
     for inputs, targets in geometries.calibration:
         for i in range(len(targets)):
@@ -176,7 +176,7 @@ def test_a_convolution_that_reads_an_axis_knows_the_effect_of_zeroing_it():
     """taylor_in is the exact derivative of the loss in the direction of the channel's disappearance."""
     workload = tiny_workload("top1")
     found = (
-        collect_statistics(trace(workload.model, workload.example_inputs), workload, ["taylor_in"])
+        collect_statistics(trace(workload.model, workload.example_inputs), workload, ["taylor_in"], labels="data")
         .layers["conv2.weight"]
         .taylor_in
     )
@@ -196,6 +196,12 @@ def test_labels_are_drawn_from_the_model_where_there_are_none(geometries):
     one, again = (collect_statistics(graph, workload, GRADIENT).layers["e.weight"].fisher for _ in range(2))
     assert torch.equal(one, again)
     assert one.any()
+    given, drawn = (
+        collect_statistics(graph, geometries, GRADIENT, labels=labels).layers["e.weight"].fisher for labels in ("data", "model")
+    )
+    assert torch.equal(drawn, one)
+    assert torch.equal(collect_statistics(graph, geometries, GRADIENT).layers["e.weight"].fisher, drawn)  # a classifier
+    assert not torch.equal(given, drawn)
 
 
 class Rounded(nn.Module):

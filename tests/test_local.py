@@ -32,12 +32,14 @@ def part(shape, groups=1, seed=0, centred=False):
     return Part("w", READS, weight, 1, torch.arange(shape[1])[:, None], groups, centred, known)
 
 
-SHAPES = [((8, 12), 1), ((8, 4, 3, 3), 1), ((8, 4, 1, 2), 4), ((6, 1, 3, 3), 6)]
+SHAPES = [((8, 12), 1), ((8, 4, 3, 3), 1), ((8, 4, 1, 2), 4), ((6, 1, 3, 3), 6), ((4, 20, 3, 3), 1)]
 
 
 @pytest.mark.parametrize("name", ["obs", "sparsegpt", "wanda", "l1"])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
-@pytest.mark.parametrize("form", ["unstructured", "unstructured:row", "2:4", "1:4", "block:2x2", "block:1x4"])
+@pytest.mark.parametrize(
+    "form", ["unstructured", "unstructured:row", "2:4", "1:4", "block:2x2", "block:1x4", "block:4x4", "block:2x5"]
+)
 def test_masks_have_exact_counts_and_forms(name, shape, groups, form):
     pattern = patterns.get(form)
     if pattern.inadmissible(shape):

@@ -34,6 +34,7 @@ def sweep(
     choose: Choose | None = None,
     keep: torch.Tensor | None = None,
     group: int | None = None,
+    block: int = BLOCK,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Prune and update.
 
@@ -41,7 +42,7 @@ def sweep(
         factor: (G, d, d), from `hessian.reverse_factor`: the Cholesky factor L of the Hessians with their columns in reverse
             order, so that ``R_jk = L_{d-1-j,d-1-k}``.
         w: (G, r, d) dense weights, columns in the order of the sweep.
-        choose: chooses masks from the scores; asked once for 128 columns, or for every ``group`` columns.
+        choose: chooses masks from the scores; asked once for ``block`` columns, or for every ``group`` columns.
         keep: (G, r, d) a mask that stands already, instead of ``choose``.
         group: columns that are chosen together, when their scores must be those of the weights as updated so far (N:M).
 
@@ -56,7 +57,7 @@ def sweep(
         masks = keep.flip(2).transpose(1, 2).contiguous()
     change, pull = torch.empty_like(wt), torch.zeros_like(wt)  # D and S
     inner = INNER if group is None else max(group, INNER // group * group)
-    block = BLOCK if group is None else max(inner, BLOCK // inner * inner)
+    block = block if group is None else max(inner, block // inner * inner)
     diagonal = factor.diagonal(dim1=1, dim2=2)[:, :, None]
 
     def ask(start: int, stop: int) -> None:
