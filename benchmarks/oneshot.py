@@ -37,33 +37,12 @@ MASKS = [
 ]  # fmt: skip
 FEW = [("l1", "none"), ("wanda", "none"), ("sparsegpt", "obs")]
 TRANSFORMER = [
-    ("l1", "none"), ("l1", "bias"), ("flap", "bias"), ("wanda", "bias"), ("taylor", "bias"), ("obs", "bias"), ("l1", "obs"), ("obs", "obs"),
-    ("obs", "obs+sequential"),
+    ("l1", "none"), ("l1", "bias"), ("flap", "bias"), ("taylor", "bias"), ("l1", "obs"), ("obs", "obs"), ("obs", "obs+sequential"),
 ]  # fmt: skip
 INFLUENCE = [("block_influence", "none"), ("block_influence", "batchnorm"), ("block_influence", "sequential")]
+WIDE = [row for row in STRUCTURED if row[0] in ("l1", "obs") and "meanvar" not in row[1]]
 PLAN = {
-    "resnet20": {
-        "channel": ([0.3, 0.5, 0.7], STRUCTURED),
-        "branch": ([0.12, 0.23, 0.34], INFLUENCE),
-        "unstructured": ([0.5, 0.7, 0.9], MASKS),
-        "unstructured:row": ([0.5, 0.7, 0.9], FEW),
-        "2:4": ([0.5], MASKS),
-        "2:4:permuted": ([0.5], FEW),
-        "block:4x4": ([0.5, 0.7], [("l1", "none"), ("obs", "none"), ("sparsegpt", "obs"), ("obs", "lstsq")]),
-    },
-    "wide_cnn": {
-        "channel": ([0.3, 0.5, 0.7], [row for row in STRUCTURED if row[0] in ("l1", "taylor", "obs")]),
-        "unstructured": ([0.5, 0.7, 0.9], [*FEW, ("sparsegpt", "obs+sequential")]),
-        "2:4": ([0.5], FEW),
-    },
     "minilm": {
-        "neuron": ([0.3, 0.5, 0.7], TRANSFORMER),
-        "head": ([0.25, 0.5], TRANSFORMER),
-        "unstructured": (
-            [0.5, 0.7],
-            [("l1", "none"), ("wanda", "none"), ("ria", "none"), ("wanda", "obs"), ("sparsegpt", "obs")],
-        ),
-        "unstructured:row": ([0.5, 0.7], FEW),
         "2:4": (
             [0.5],
             [
@@ -76,7 +55,24 @@ PLAN = {
             ],
         ),
         "2:4:permuted": ([0.5], FEW),
-        "4:8": ([0.5], FEW),
+        "unstructured": ([0.5, 0.7], [("l1", "none"), ("wanda", "none"), ("ria", "none"), ("sparsegpt", "obs")]),
+        "unstructured:row": ([0.5, 0.7], FEW),
+        "neuron": ([0.3, 0.5, 0.7], TRANSFORMER),
+        "head": ([0.3, 0.5], TRANSFORMER),
+    },
+    "resnet20": {
+        "channel": ([0.3, 0.5, 0.7], STRUCTURED),
+        "branch": ([0.12, 0.23, 0.34], INFLUENCE),
+        "unstructured": ([0.5, 0.7, 0.9], MASKS),
+        "unstructured:row": ([0.5, 0.7, 0.9], FEW),
+        "2:4": ([0.5], MASKS),
+        "2:4:permuted": ([0.5], FEW),
+        "block:4x4": ([0.5], [("l1", "none"), ("obs", "none"), ("sparsegpt", "obs"), ("obs", "lstsq")]),
+    },
+    "wide_cnn": {
+        "channel": ([0.3, 0.5, 0.7], WIDE),
+        "unstructured": ([0.5, 0.9], [*FEW, ("sparsegpt", "obs+sequential")]),
+        "2:4": ([0.5], FEW),
     },
 }
 

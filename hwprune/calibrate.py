@@ -34,7 +34,9 @@ GRADIENT_EXAMPLES = 32
 """Examples run at once; a gradient pass holds the inputs of every layer."""
 TEMPORARY_BYTES = 128_000_000
 
-GRAM = frozenset({"gram", "input_square", "channel_mean", "channel_variance", "channel_abs", "channel_zero"})
+GRAM = frozenset(
+    {"gram", "covariance", "mean", "input_square", "channel_mean", "channel_variance", "channel_abs", "channel_zero"}
+)
 GRADIENT = frozenset({"grad_abs", "fisher", "taylor_in", "taylor_out"})
 INFLUENCE = "influence"
 """Of branches: 1 - cosine between what goes into the sum on the skip side and what comes out (ShortGPT: Men et al. 2024)."""
@@ -59,7 +61,7 @@ class Calibration:
         for name in names:
             old, new = self.layers.get(name, empty), other.layers.get(name, empty)
             known = {f.name: getattr(new, f.name) for f in dataclasses.fields(new) if getattr(new, f.name) is not None}
-            if new.gram is None:
+            if new.covariance is None:
                 known.pop("rows")
             both[name] = dataclasses.replace(old, **known)
         return Calibration(both, {**self.influence, **other.influence}, max(self.examples, other.examples))
@@ -139,47 +141,54 @@ class _Sums:
         self.rows = 0
         self.channel_rows = 0
         self.gram: Any = 0.0
-        self.mean: Any = 0.0
+        self.sum: Any = 0.0
+        self.shift: Any = 0.0
+        self.channel_shift: Any = 0.0
         self.channel: Any = 0.0
 
     def add(self, x: torch.Tensor, share: float, generator: torch.Generator, allowed: torch.Tensor | None = None) -> None:
         """``share``: of all examples, in this batch; ``allowed``: positions that matter."""
         target = max(MIN_ROWS, ROWS_PER_COLUMN * (_columns(self.layer) + 1))
         columns = self.layer.columns(x, ceil(target * share), generator, allowed).float()
+        if not self.rows:  # about the mean, so that a large one does not swallow the covariance
+            self.shift = columns.mean(dim=1, keepdim=True)
         self.rows += columns.shape[1]
+        columns = columns - self.shift
         self.gram = self.gram + columns.mT @ columns
-        self.mean = self.mean + columns.sum(dim=1)
+        self.sum = self.sum + columns.sum(dim=1, dtype=torch.float64)
         if self.layer.matrix.kind == "conv":
             drawn = self.layer.sampled_channels(x, ceil(MIN_ROWS * share), generator).float()
         else:
-            drawn = columns[0]
+            drawn = columns[0] + self.shift[0]
+        if not self.channel_rows:
+            self.channel_shift = drawn.mean(dim=0)
         self.channel_rows += len(drawn)
-        self.channel = self.channel + torch.stack(
-            [drawn.sum(dim=0), drawn.square().sum(dim=0), drawn.abs().sum(dim=0), (drawn == 0).sum(dim=0).float()]
-        )
+        moved = drawn - self.channel_shift
+        sums = [moved.sum(dim=0), moved.square().sum(dim=0), drawn.abs().sum(dim=0), (drawn == 0).sum(dim=0).float()]
+        self.channel = self.channel + torch.stack(sums).double()
 
     def statistics(self) -> LayerStatistics:
-        second, mean = self.gram / self.rows, self.mean / self.rows
-        if not bool(torch.isfinite(second).all()):
+        offset = self.sum / self.rows  # of the mean from the shift
+        covariance = self.gram.double() / self.rows - offset[:, :, None] * offset[:, None, :]
+        if not bool(torch.isfinite(covariance).all()):
             raise WorkloadError(
                 f"the input of layer {self.layer.name} holds NaN or infinity on the calibration data: "
                 "check the model's weights, or leave out the examples that overflow"
             )
-        g, d = mean.shape
-        gram = second.new_ones(g, d + 1, d + 1)
-        gram[:, :d, :d] = second
-        gram[:, :d, d] = gram[:, d, :d] = mean
-        channels = (self.channel / self.channel_rows).cpu()
+        mean = self.shift[:, 0].double() + offset
+        square = covariance.diagonal(dim1=1, dim2=2) + mean.square()
+        first, second, absolute, zero = self.channel / self.channel_rows
         return LayerStatistics(
-            groups=g,
-            weight_inputs=self.layer.matrix.shape[1],
+            groups=len(mean),
             rows=self.rows,
-            gram=gram.cpu(),
-            input_square=second.diagonal(dim1=1, dim2=2).contiguous().cpu(),
-            channel_mean=channels[0],
-            channel_variance=(channels[1] - channels[0].square()).clamp(min=0),
-            channel_abs=channels[2],
-            channel_zero=channels[3],
+            weight_inputs=self.layer.matrix.shape[1],
+            covariance=covariance.float().cpu(),
+            mean=mean.float().cpu(),
+            input_square=square.float().cpu(),
+            channel_mean=(self.channel_shift.double() + first).float().cpu(),
+            channel_variance=(second - first.square()).clamp(min=0).float().cpu(),
+            channel_abs=absolute.float().cpu(),
+            channel_zero=zero.float().cpu(),
         )
 
 
@@ -190,7 +199,7 @@ class _Run:
         self.workload = workload
         self.layers = layer_table.find(self.module, graph.matrices)
         self.by_node = {node: layer for layer in self.layers.values() for node in layer.nodes}
-        self.total = _count(workload.calibration)
+        self.total = _count(workload)
         self.seed = seed
         self.targets = targets
         self.progress = progress
@@ -203,7 +212,8 @@ class _Run:
         for given, targets in self.workload.batches("calibration"):
             inputs = tuple(x.to(self.device) for x in given)
             count = len(inputs[0]) if inputs[0].ndim else 1
-            splits = all(x.ndim and len(x) == count for x in inputs) and free
+            check_batch(self.workload, free, count)
+            splits = splittable(inputs) and free
             whole = not isinstance(targets, torch.Tensor) or len(targets) != count
             for start in range(0, count, size) if splits and (not whole or targets is None) else (None,):
                 if start is None:
@@ -227,6 +237,10 @@ class _Run:
             key = (layer.inputs, layer.geometry, layer.batch_dim) if layer.inputs[0] else layer.name
             which[layer.name] = sums.setdefault(key, _Sums(layer))
         chosen = {node for one in sums.values() for node in one.layer.nodes}
+        sharing: dict[str, list[str]] = {}  # layers that read the same tensor, by the node whose input is looked at
+        for layer in layers:
+            for node, first in zip(layer.nodes, which[layer.name].layer.nodes, strict=True):
+                sharing.setdefault(first, []).append(node)
         branches = {branch.name: branch.side for branch in self.graph.branches} if influence else {}
         cosines: dict[str, tuple[float, int]] = {}
         relevant: dict[str, torch.Tensor] = {}
@@ -246,7 +260,7 @@ class _Run:
                 count = len(inputs[0]) if inputs[0].ndim else 1
                 share = count / max(self.total, count)
                 examples += count
-                relevant = self._relevant(inputs, chosen) if by_relevance and chosen else {}
+                relevant = relevance(self.module, self.by_node, sharing, inputs) if by_relevance and chosen else {}
                 layer_table.run(self.module, inputs, [*chosen, *branches], visit)
         made = {id(one): one.statistics() for one in sums.values() if one.rows}
         return Calibration(
@@ -258,29 +272,6 @@ class _Run:
             {name: max(0.0, 1 - total / max(1, count)) for name, (total, count) in cosines.items()},
             examples,
         )
-
-    def _relevant(self, inputs: Inputs, nodes: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Positions of each layer whose outputs have any effect on the model's.
-
-        Of token models: a padding token is computed everywhere and used nowhere, and would fill the Gram matrices with what
-        does not matter. The gradient of a random projection of the outputs is exactly zero there.
-        """
-        probes: dict[str, torch.Tensor] = {}
-
-        def visit(name: str, _arguments: tuple[Any, ...], result: Any) -> Any:
-            probes[name] = torch.zeros_like(result, requires_grad=True)
-            return result + probes[name]
-
-        with torch.enable_grad():
-            output = first_tensor(layer_table.run(self.module, inputs, nodes, visit))
-            noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(self.seed)).to(output)
-            found = torch.autograd.grad((output * noise).sum(), list(probes.values()), allow_unused=True)
-        masks = {}
-        for name, gradient in zip(probes, found, strict=True):
-            mask = None if gradient is None else self.by_node[name].matters(gradient)
-            if mask is not None and bool(mask.any()):
-                masks[name] = mask
-        return masks
 
     def gradients(self) -> Calibration:
         """One pass with gradients of every example's loss."""
@@ -298,6 +289,8 @@ class _Run:
                 name: str, arguments: tuple[Any, ...], result: Any, uses: list[tuple[Layer, torch.Tensor, torch.Tensor]] = uses
             ) -> Any:
                 layer = self.by_node[name]
+                if layer.batch_dim is None:
+                    return None
                 x = arguments[layer.argument].detach()
                 probe = torch.zeros_like(result, requires_grad=True)
                 uses.append((layer, x.clone() if mutable else x, probe))
@@ -353,9 +346,14 @@ class _Run:
         """
         if targets is not None and self.targets:
             first = output if self.workload.scoring.whole else first_tensor(output)
+            single = isinstance(first, torch.Tensor) and isinstance(targets, torch.Tensor) and len(first) == len(targets) == count
             for one in (first, output):
                 try:
-                    value = self.workload.loss(one, targets)
+                    if single and one is first:  # example by example: a weighted mean over a batch is not one over examples
+                        losses = [self.workload.loss(one[i : i + 1], targets[i : i + 1]) for i in range(count)]
+                        value = torch.stack([item.reshape(()) for item in losses]).mean()
+                    else:
+                        value = self.workload.loss(one, targets)
                 except Exception as error:  # the user's loss may raise anything
                     failure: Exception | None = error
                     continue
@@ -367,7 +365,10 @@ class _Run:
                     f"the loss of workload {self.workload.name!r} can't be computed on the calibration data "
                     f"({type(failure).__name__}: {failure}); pass loss=... that takes (outputs, targets) and returns a scalar"
                 )
-        logits = first_tensor(output)
+        floating = [one for one in torch.utils._pytree.tree_leaves(output) if isinstance(one, torch.Tensor) and one.requires_grad]
+        if not floating:
+            raise UsageError(f"no output of {self.workload.name} has a gradient: criteria that need gradients are not available")
+        logits = floating[0]
         classes = 1 if logits.ndim in (2, 4, 5) else -1
         if self.workload.scoring.name in ("psnr",) or logits.ndim < 2 or logits.shape[classes] < 2:
             noise = torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
@@ -375,6 +376,40 @@ class _Run:
         scores = logits.movedim(classes, -1).reshape(-1, logits.shape[classes]).log_softmax(dim=-1)
         drawn = torch.multinomial(scores.detach().exp(), 1, generator=generator)
         return -scores.gather(1, drawn).sum()
+
+
+def relevance(
+    module: fx.GraphModule, by_node: Mapping[str, Layer], sharing: Mapping[str, Sequence[str]], inputs: Inputs
+) -> dict[str, torch.Tensor]:
+    """Positions of layers whose outputs have any effect on the model's outputs; bool, as `Layer.patches` has them.
+
+    Of token models: a padding token is computed everywhere and used nowhere, and would fill the Gram matrices with what does not
+    matter. The gradient of a random projection of the outputs is exactly zero there.
+
+    Args:
+        sharing: node -> nodes that read the same input; a position matters if it does to one of them. Nodes of which nothing is
+            known are left out of the result.
+    """
+    probes: dict[str, torch.Tensor] = {}
+
+    def visit(name: str, _arguments: tuple[Any, ...], result: Any) -> Any:
+        probes[name] = torch.zeros_like(result, requires_grad=True)
+        return result + probes[name]
+
+    with torch.enable_grad():
+        output = layer_table.run(module, inputs, [node for nodes in sharing.values() for node in nodes], visit)
+        leaves = [one for one in torch.utils._pytree.tree_leaves(output) if isinstance(one, torch.Tensor) and one.requires_grad]
+        if not leaves:
+            return {}
+        generator = torch.Generator().manual_seed(0)
+        total = torch.stack([(one * torch.randn(one.shape, generator=generator).to(one)).sum().float() for one in leaves]).sum()
+        found = dict(zip(probes, torch.autograd.grad(total, list(probes.values()), allow_unused=True), strict=True))
+    masks = {}
+    for first, nodes in sharing.items():
+        known = [by_node[node].matters(gradient) for node in nodes if (gradient := found.get(node)) is not None]
+        if known and bool((mask := torch.stack(known).any(dim=0)).any()):
+            masks[first] = mask
+    return masks
 
 
 def _weight_gradients(
@@ -418,16 +453,32 @@ def _cosines(skip: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cosine_similarity(skip.float(), result.float(), dim=dim)
 
 
-def _count(loader: Any) -> int:
-    """Examples of a loader, without reading it where that is possible; 1,024 if there is no telling."""
+def _count(workload: Workload) -> int:
+    """Examples of the calibration data, without reading them where that is possible."""
+    loader: Any = workload.calibration
     if isinstance(loader, (list, tuple)):
         return sum(_size(item) for item in loader)
-    dataset = getattr(loader, "dataset", None)
+    sampler = getattr(loader, "sampler", None)
+    batch_size = getattr(loader, "batch_size", None)
     with contextlib.suppress(TypeError):
-        return len(loader.dataset if dataset is not None else loader) * (
-            1 if dataset is not None else int(getattr(loader, "batch_size", None) or 1)
+        if batch_size and sampler is not None:
+            return min(len(sampler), len(loader) * int(batch_size))
+    return sum(len(inputs[0]) if inputs[0].ndim else 1 for inputs, _ in workload.batches("calibration"))
+
+
+def splittable(inputs: Inputs) -> bool:
+    """Does every input hold one entry an example?"""
+    return all(x.ndim and len(x) == len(inputs[0]) for x in inputs)
+
+
+def check_batch(workload: Workload, free: bool, count: int) -> None:
+    """A model that was captured for one batch size runs with that one only. Raises `WorkloadError`."""
+    example = workload.example_inputs[0]
+    if not free and example.ndim and count != len(example):
+        raise WorkloadError(
+            f"a calibration batch of workload {workload.name!r} has {count} examples; the model computes with "
+            f"{len(example)} only, as in example_inputs: give batches of that size (drop_last=True leaves out a smaller last one)"
         )
-    return 1024
 
 
 def _size(item: Any) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -26,20 +27,11 @@ from hwprune.files import cache_folder
 from hwprune.local import Solution
 from hwprune.method import Option
 from hwprune.statistics import LayerStatistics
+from hwprune.structure.opaque import opaque_model
 from hwprune.version import VERSION
 from hwprune.workload import Workload
 
-CODE = (
-    "local.py",
-    "method.py",
-    "calibrate.py",
-    "statistics.py",
-    "criteria",
-    "patterns",
-    "second_order",
-    "structure/layers.py",
-    "structure/units.py",
-)
+CODE = ("local.py", "method.py", "calibrate.py", "statistics.py", "criteria", "patterns", "second_order", "structure")
 """What the options depend on."""
 
 
@@ -56,13 +48,50 @@ def code_fingerprint() -> str:
 
 
 def calibration_fingerprint(workload: Workload) -> str:
-    """Identifies the calibration data, as they are batched; 8 hex digits."""
-    digest = hashlib.sha256()
+    """Identifies the calibration examples, in whatever order they come, and the loss; 16 hex digits."""
+    digests: list[bytes] = []
     for inputs, targets in workload.batches("calibration"):
-        for tensor in (*inputs, *([targets] if isinstance(targets, torch.Tensor) else [])):
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:8]
+        leaves = [*inputs, *torch.utils._pytree.tree_leaves(targets)]
+        count = len(inputs[0]) if inputs[0].ndim else 1
+        if all(isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == count for leaf in leaves):
+            digests += [_hash([leaf[i] for leaf in leaves]) for i in range(count)]
+        else:
+            digests.append(_hash(leaves))
+    return hashlib.sha256(b"".join(sorted(digests)) + _source(workload.loss).encode()).hexdigest()[:16]
+
+
+def _hash(leaves: Sequence[Any]) -> bytes:
+    digest = hashlib.sha256()
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            flat = leaf.detach().cpu().contiguous().reshape(-1)
+            digest.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.digest()
+
+
+def _source(function: Any) -> str:
+    """What tells one function from another: where it stands, its code, and what it was given."""
+    if isinstance(function, functools.partial):
+        return f"{_source(function.func)} {function.args!r} {function.keywords!r}"
+    if isinstance(function, torch.nn.Module):
+        state = hashlib.sha256(b"".join(_hash([t]) for t in function.state_dict().values())).hexdigest()
+        return f"{type(function).__qualname__} {function!r} {sorted(vars(function).get('__dict__', {}))} {state}"
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):
+        text = ""
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))} {text} {cells!r}"
+
+
+def graph_fingerprint(module: torch.fx.GraphModule) -> str:
+    """Identifies what the model computes, its weights aside; 16 hex digits."""
+    model = opaque_model(module)
+    text = str(module.graph) if model is None else _source(type(model)) + repr(model)
+    buffers = b"".join(_hash([tensor]) for _, tensor in module.named_buffers())
+    return hashlib.sha256(text.encode() + buffers).hexdigest()[:16]
 
 
 def default_root() -> Path:
@@ -78,8 +107,9 @@ class Database:
         root: folder for all models; this one's is inside. It is made when something is first stored.
     """
 
-    def __init__(self, root: Path, workload: Workload, model_fingerprint: str) -> None:
-        self.folder = root / f"{model_fingerprint}-{calibration_fingerprint(workload)}-{code_fingerprint()}"
+    def __init__(self, root: Path, workload: Workload, model_fingerprint: str, module: torch.fx.GraphModule) -> None:
+        code = f"{graph_fingerprint(module)}-{code_fingerprint()}"
+        self.folder = root / f"{model_fingerprint}-{calibration_fingerprint(workload)}-{code}"
 
     def options(
         self,

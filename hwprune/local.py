@@ -44,7 +44,7 @@ class Solution:
 
 
 def _known(part: Part) -> LayerStatistics:
-    if part.statistics is None or part.statistics.gram is None:
+    if part.statistics is None or part.statistics.covariance is None:
         raise UsageError(
             f"layer {part.parameter} has no Gram matrix: either the calibration data never reaches it, or it was not asked for"
         )
@@ -146,7 +146,9 @@ def _solution(
     """A solution from (G, out / G, d) weights, old and new."""
     change = new - w
     error = float(((change @ plain) * change).sum()) / whole
-    shift = -(change @ known.mean[:, :, None]).reshape(-1) if part.centred else None
+    shift = None
+    if part.centred and known.mean is not None:
+        shift = -(change @ known.mean.double()[:, :, None]).reshape(-1)
     weight = new.reshape(part.tensor.shape)
     if channels is not None:
         weight = weight[:, channels]

@@ -248,7 +248,7 @@ def solutions(
 def _errors(
     unit: Unit, parts: Sequence[Part], keeps: Sequence[torch.Tensor], solved: Sequence[Mapping[str, Solution]]
 ) -> list[float]:
-    known = [part for part in readers(parts) if part.statistics is not None and part.statistics.gram is not None]
+    known = [part for part in readers(parts) if part.statistics is not None and part.statistics.covariance is not None]
     if known:
         return [
             sum(

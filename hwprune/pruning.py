@@ -18,6 +18,7 @@ from hwprune.errors import CandidateFailure, RunError, TraceError, UsageError
 from hwprune.method import Option
 from hwprune.onnx_import import OnnxModule
 from hwprune.recipe import Recipe, UnitChoice, uniform
+from hwprune.statistics import READS
 from hwprune.stitching import Stitch
 from hwprune.structure import layers as layer_table
 from hwprune.structure import units as unit_table
@@ -178,7 +179,7 @@ class Pruner:
         if self.database is None:
             return None
         if self._store is None:
-            self._store = Database(self.database, self.workload, self.fingerprint)
+            self._store = Database(self.database, self.workload, self.fingerprint, self.graph.module)
         return self._store
 
     def options(
@@ -191,7 +192,7 @@ class Pruner:
         """
         one = unit_table.get(self.units, unit)
         chosen, found = patterns.get(pattern), method.get(method_name)
-        if reason := found.unavailable(one.parts, chosen):
+        if reason := self.unavailable(one, found, chosen):
             raise UsageError(f"unit {unit}: {reason}")
         asked: list[float | None] = [None if chosen.fixed_sparsity is not None else level for level in levels]
 
@@ -248,9 +249,12 @@ class Pruner:
             stitch.positions = positions = self.graph.positions(keeps, orders)
         made = stitch.mask(rest, masks, inside)
         if recipe.choices:
-            context = Context(self.graph.module, self._calibration, self.graph.matrices, positions, made, self._cache)
+            context = Context(
+                self.graph.module, self._calibration, self.graph.matrices, positions, made, self._cache, self._relevance()
+            )
             for one in steps:
-                if not one.local and one.applies(module):
+                done = one.name == "batchnorm" and any(other.name == "sequential" for other in steps)  # it did so on its way
+                if not one.local and not done and one.applies(module):
                     one.apply(module, context)
         for name, tensor in module.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
@@ -324,6 +328,9 @@ class Pruner:
                     continue
                 pattern = patterns.get(choice.pattern)
                 method.get(choice.method)
+                fixed = pattern.fixed_sparsity
+                if fixed is not None and abs(fixed - choice.sparsity) > 1e-6:
+                    faults.append(f"pattern {pattern.name} removes {fixed:g} of {unit.name}, not {choice.sparsity:g}")
             except UsageError as error:
                 faults.append(str(error))
                 continue
@@ -336,9 +343,32 @@ class Pruner:
         dead = self.graph.dead(drop)
         return cuts, [choice for choice in rest if choice.unit not in dead], drop
 
+    def _relevance(self) -> Callable[[tuple[torch.Tensor, ...]], Mapping[str, torch.Tensor]] | None:
+        """Which positions matter, of a model in which some may not."""
+        if all(x.is_floating_point() for x in self.workload.example_inputs) or self.untraceable:
+            return None
+        nodes = {node: layer for layer in self.layers.values() for node in layer.nodes}
+        sharing: dict[str, list[str]] = {}
+        for node, layer in nodes.items():
+            same = [n for n, other in nodes.items() if other.inputs == layer.inputs and other.batch_dim == layer.batch_dim]
+            sharing[node] = same if layer.matrix.kind != "conv" else [node]
+        return lambda inputs: calibrate.relevance(self.graph.module, nodes, sharing, inputs)
+
+    def unavailable(self, unit: Unit, found: method.Method, pattern: patterns.Pattern) -> str | None:
+        """Why a method can't be used for a unit, as far as that is known without data; or None."""
+        if reason := found.unavailable(unit.parts, pattern):
+            return reason
+        if found.needs and unit.matrix is not None and unit.name not in self.layers:
+            return (
+                f"method {found.name} needs the inputs of {unit.name}, which is used in more ways than as the weight of a layer"
+            )
+        return None
+
     def _calibration(self) -> Iterator[tuple[torch.Tensor, ...]]:
         device = next(iter(self.workload.model.parameters()), torch.empty(0)).device
+        free = self.graph.module.meta.get("free_batch", True)
         for inputs, _ in self.workload.batches("calibration"):
+            calibrate.check_batch(self.workload, free, len(inputs[0]) if inputs[0].ndim else 1)
             yield tuple(x.to(device) for x in inputs)
 
 
@@ -382,6 +412,8 @@ def uniform_recipe(
         compensation = pruner.default_compensation()
     if scope not in ("unit", "global"):
         raise UsageError(f"scope must be unit or global, got {scope!r}")
+    if scope == "global" and pattern != "unstructured":
+        raise UsageError(f"scope global is for pattern unstructured, got {pattern}")
     if pattern == patterns.BRANCH:
         return uniform(_branches(pruner, sparsity), pattern, 1.0, "drop", compensation)
     chosen, found = patterns.get(pattern), method.get(criterion)
@@ -391,7 +423,7 @@ def uniform_recipe(
         units = [u for u in pruner.units.values() if u.matrix is not None and not chosen.inadmissible(u.matrix.shape)]
     if not units:
         raise UsageError(f"no unit of {name} takes pattern {pattern}")
-    reasons = {unit.name: reason for unit in units if (reason := found.unavailable(unit.parts, chosen))}
+    reasons = _unavailable(pruner, units, found, chosen)
     if len(reasons) == len(units):
         raise UsageError(
             f"no unit of {name} takes pattern {pattern} with {criterion}:", [f"{u}: {r}" for u, r in reasons.items()]
@@ -410,12 +442,26 @@ def uniform_recipe(
     return uniform([unit.name for unit in units], pattern, level, criterion, compensation)
 
 
+def _unavailable(pruner: Pruner, units: Sequence[Unit], found: method.Method, pattern: patterns.Pattern) -> dict[str, str]:
+    """Unit -> why the method can't be used for it, the data included."""
+    reasons = {unit.name: reason for unit in units if (reason := pruner.unavailable(unit, found, pattern))}
+    if found.needs:
+        known = pruner.statistics(found.needs).layers
+        for unit in units:
+            read = [part.parameter for part in unit.parts if part.kind == READS]
+            if unit.name not in reasons and any(name not in known or known[name].missing(found.needs) for name in read):
+                reasons[unit.name] = f"no statistics for {found.name}: the data, or the gradient, do not reach it"
+    return reasons
+
+
 def _branches(pruner: Pruner, sparsity: float) -> list[str]:
     """The branches that turn least what passes through them (ShortGPT)."""
     names = [unit.name for unit in pruner.units.values() if unit.branch is not None]
     if not names:
         raise UsageError(f"{pruner.workload.name} has no branch that could be dropped")
-    if sparsity >= 1:
+    if not 0 < sparsity <= 1:
+        raise UsageError(f"sparsity of pattern branch must be in (0, 1], got {sparsity:g}")
+    if sparsity == 1:
         return names
     influence = pruner.statistics([calibrate.INFLUENCE]).influence
     known = sorted((name for name in names if name in influence), key=lambda name: influence[name])

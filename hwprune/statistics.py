@@ -21,9 +21,10 @@ class LayerStatistics:
     Attributes:
         groups: G.
         weight_outputs, weight_inputs: out and in / G.
-        rows: positions that `gram` and `input_square` were averaged over.
-        gram: (G, d + 1, d + 1), mean of x x^T, where x is a column vector of inputs with a constant 1 behind it.
-        input_square: (G, d), mean of x^2; the diagonal of the Gram matrix.
+        rows: positions that `covariance`, `mean` and `input_square` were averaged over.
+        covariance, mean: (G, d, d) and (G, d) of the columns; kept apart, because the second moment of inputs with a large
+            mean loses their covariance to rounding.
+        input_square: (G, d), mean of x^2.
         channel_mean, channel_variance, channel_abs, channel_zero: (in,), of the inputs themselves: mean, variance, mean
             absolute value, share of exact zeros (APoZ: Hu et al. 2016).
         grad_abs: the weight's shape, mean over examples of abs(gradient of the example's loss).
@@ -37,7 +38,8 @@ class LayerStatistics:
     rows: int = 0
     weight_outputs: int | None = None
     weight_inputs: int | None = None
-    gram: torch.Tensor | None = None
+    covariance: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
     input_square: torch.Tensor | None = None
     channel_mean: torch.Tensor | None = None
     channel_variance: torch.Tensor | None = None
@@ -54,12 +56,13 @@ class LayerStatistics:
         x = inputs.detach().reshape(-1, inputs.shape[-1]).double()
         if not len(x) or not bool(torch.isfinite(x).all()):
             raise UsageError("statistics need at least one row of inputs, all of them finite")
-        with_one = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        gram = (with_one.T @ with_one / len(x)).float()
+        mean = x.mean(dim=0)
+        covariance = (x - mean).T @ (x - mean) / len(x)
         return cls(
             weight_inputs=x.shape[1],
             rows=len(x),
-            gram=gram[None],
+            covariance=covariance.float()[None],
+            mean=mean.float()[None],
             input_square=x.square().mean(dim=0).float()[None],
             channel_mean=x.mean(dim=0).float(),
             channel_variance=x.var(dim=0, unbiased=False).float(),
@@ -69,22 +72,19 @@ class LayerStatistics:
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that were not collected."""
-        return [name for name in names if getattr(self, name) is None]
+        return [name for name in names if getattr(self, "covariance" if name == "gram" else name) is None]
+
+    @property
+    def gram(self) -> torch.Tensor | None:
+        """(G, d, d) float64: second moment of the columns; None if it was not collected."""
+        return None if self.covariance is None else self.hessian(centred=False)
 
     def hessian(self, centred: bool) -> torch.Tensor:
         """(G, d, d) float64, not damped: second moment of the inputs, or their covariance if the layer's bias is free to move."""
-        if self.gram is None:
+        if self.covariance is None or self.mean is None:
             raise UsageError("this needs Gram matrices, which were not collected")
-        gram = self.gram.double()
-        second, mean = gram[:, :-1, :-1], gram[:, :-1, -1]
-        return second - mean[:, :, None] * mean[:, None, :] if centred else second
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """(G, d) float64: mean of the columns."""
-        if self.gram is None:
-            raise UsageError("this needs Gram matrices, which were not collected")
-        return self.gram[:, :-1, -1].double()
+        mean = self.mean.double()
+        return self.covariance.double() if centred else self.covariance.double() + mean[:, :, None] * mean[:, None, :]
 
     def restricted(self, out: torch.Tensor, inner: torch.Tensor) -> LayerStatistics:
         """The statistics of the layer after a cut, or with channels in another order.
@@ -110,19 +110,19 @@ class LayerStatistics:
         def weights(x: torch.Tensor | None) -> torch.Tensor | None:
             return None if x is None else x[out][:, inner]
 
-        gram, square = self.gram, self.input_square
+        covariance, mean, square = self.covariance, self.mean, self.input_square
         if square is not None and self.weight_inputs is not None:
             picked = columns(square.shape[-1], self.weight_inputs)
             square = square[group][:, picked]
-            if gram is not None:
-                stays = torch.cat([picked, torch.tensor([gram.shape[-1] - 1])])
-                gram = gram[group][:, stays][:, :, stays]
+            if covariance is not None and mean is not None:
+                covariance, mean = covariance[group][:, picked][:, :, picked], mean[group][:, picked]
         return dataclasses.replace(
             self,
             groups=len(group),
             weight_outputs=len(out),
             weight_inputs=len(inner),
-            gram=gram,
+            covariance=covariance,
+            mean=mean,
             input_square=square,
             channel_mean=channels(self.channel_mean),
             channel_variance=channels(self.channel_variance),

@@ -168,7 +168,7 @@ class Stitch:
                     (keep,) = found.keeps([part], pattern, [level])
                 else:
                     keep = matrix.rows(stored[choice.unit])
-                reached = part.statistics is not None and part.statistics.gram is not None
+                reached = part.statistics is not None and part.statistics.covariance is not None
                 solution = local.masked(part, keep, repairs, pattern) if repairs != local.NONE and reached else None
             with torch.no_grad():
                 if solution is not None and layer is not None:

@@ -26,11 +26,11 @@ def full_statistics(shape, groups=1, seed=0):
     out, inner, *kernel = shape
     d = inner * torch.Size(kernel).numel()
     x = torch.randn(groups, 40, d, generator=generator(seed)) + 0.5
-    with_one = torch.cat([x, torch.ones(groups, 40, 1)], dim=2)
+    mean = x.mean(dim=1, keepdim=True)
     channels = torch.rand(4, inner * groups, generator=generator(seed + 1))
     return LayerStatistics(
         groups=groups, rows=40, weight_outputs=out, weight_inputs=inner,
-        gram=with_one.mT @ with_one / 40, input_square=x.square().mean(dim=1),
+        covariance=(x - mean).mT @ (x - mean) / 40, mean=mean[:, 0], input_square=x.square().mean(dim=1),
         channel_mean=channels[0], channel_variance=channels[1], channel_abs=channels[2], channel_zero=channels[3],
         grad_abs=torch.rand(shape, generator=generator(seed + 2)), fisher=torch.rand(shape, generator=generator(seed + 3)),
         taylor_in=torch.randn(EXAMPLES, inner * groups, generator=generator(seed + 4)),
@@ -251,8 +251,8 @@ def test_restricted_statistics_of_groups():
     small = known.restricted(torch.tensor([2, 3, 6, 7]), torch.tensor([1]))  # groups 1 and 3, second input of each
     assert small.groups == 2
     assert torch.equal(small.input_square, known.input_square[[1, 3]][:, 9:18])
-    assert torch.equal(small.gram[0, :9, :9], known.gram[1, 9:18, 9:18])
-    assert torch.equal(small.gram[1, -1], known.gram[3, -1][[*range(9, 18), 18]])
+    assert torch.equal(small.covariance[0], known.covariance[1, 9:18, 9:18])
+    assert torch.equal(small.mean[1], known.mean[3, 9:18])
     assert small.channel_mean.tolist() == known.channel_mean[[3, 7]].tolist()
     assert torch.equal(small.fisher, known.fisher[[2, 3, 6, 7]][:, 1:])
     assert torch.equal(small.taylor_in, known.taylor_in[:, [3, 7]])

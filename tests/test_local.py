@@ -24,9 +24,10 @@ def part(shape, groups=1, seed=0, centred=False):
     generator = torch.Generator().manual_seed(seed)
     d = torch.Size(shape[1:]).numel()
     x = torch.randn(groups, 8 * d, d, generator=generator) @ torch.randn(groups, d, d, generator=generator) + 1
-    with_one = torch.cat([x, torch.ones(*x.shape[:2], 1)], dim=2)
+    mean = x.mean(dim=1, keepdim=True)
+    covariance = (x - mean).mT @ (x - mean) / x.shape[1]
     known = LayerStatistics(
-        groups, x.shape[1], shape[0], shape[1], gram=with_one.mT @ with_one / x.shape[1], input_square=x.square().mean(dim=1)
+        groups, x.shape[1], shape[0], shape[1], covariance=covariance, mean=mean[:, 0], input_square=x.square().mean(dim=1)
     )
     weight = torch.randn(shape, generator=generator)
     return Part("w", READS, weight, 1, torch.arange(shape[1])[:, None], groups, centred, known)
@@ -73,17 +74,15 @@ def test_errors_are_the_true_change_of_the_outputs(shape, groups, compensation, 
     keep = torch.rand(shape, generator=torch.Generator().manual_seed(3)) > 0.5
     solution = local.masked(one, keep, compensation)
     assert not solution.weight[~keep].any()
-    gram = one.statistics.gram.double()
-    h = gram[:, :-1, :-1]
-    if centred:
-        h = h - gram[:, :-1, -1:] * gram[:, -1:, :-1]
+    covariance, mean = one.statistics.covariance.double(), one.statistics.mean.double()[:, :, None]
+    h = covariance if centred else covariance + mean * mean.mT
     old, new = (w.double().reshape(groups, shape[0] // groups, -1) for w in (one.tensor, solution.weight))
     change = new - old
     expected = float(((change @ h) * change).sum() / ((old @ h) * old).sum())
     assert solution.error == pytest.approx(expected, rel=1e-3)
     assert solution.error < local.removal_error(one, keep, of_axis=False)
     if centred:
-        shift = -(change @ gram[:, :-1, -1:]).reshape(-1)
+        shift = -(change @ mean).reshape(-1)
         assert torch.allclose(solution.shift.double(), shift, atol=1e-4)
     else:
         assert solution.shift is None

@@ -106,19 +106,24 @@ def _parse(text: str) -> list[tuple[str, float | None]]:
 
 
 def _uniform(pruner: Pruner, wanted: list[tuple[str, float | None]], options: argparse.Namespace) -> tuple[Candidate, bool]:
-    from hwprune import compensation, patterns
+    from hwprune import compensation, criteria, patterns
     from hwprune.pruning import uniform_recipe
     from hwprune.recipe import Recipe
 
-    steps = options.compensation or pruner.default_compensation()
-    compensation.parse(steps)
+    steps = pruner.default_compensation() if options.compensation is None else options.compensation
+    idle = [one.name for one in compensation.parse(steps) if not one.applies(pruner.graph.module)]
+    if idle:
+        raise UsageError(f"compensation {', '.join(idle)} has nothing to do in {pruner.workload.name}: leave it out")
     choices: list[UnitChoice] = []
     for name, level in wanted:
         fixed = name != patterns.BRANCH and patterns.get(name).fixed_sparsity is not None
         if level is None and not fixed:
             raise UsageError(f"pattern {name} needs a sparsity: {name}=0.5")
-        scope = options.scope if options.scope and name == "unstructured" else "unit"
-        choices += uniform_recipe(pruner, name, level or 0.0, options.criterion or "obs", steps, scope).choices
+        if fixed and level is not None and abs(level - (patterns.get(name).fixed_sparsity or 0.0)) > 1e-6:
+            raise UsageError(f"pattern {name} fixes its sparsity: write {name}, not {name}={level:g}")
+        if name == patterns.BRANCH and options.criterion not in (None, criteria.BLOCK_INFLUENCE):
+            raise UsageError(f"branches are ranked by {criteria.BLOCK_INFLUENCE}, got --criterion {options.criterion}")
+        choices += uniform_recipe(pruner, name, level or 0.0, options.criterion or "obs", steps, options.scope or "unit").choices
     masked = [choice.unit for choice in choices]
     if len(masked) != len(set(masked)):
         raise UsageError(f"{options.recipe}: two patterns choose for the same units; give one mask pattern, and each axis once")
@@ -133,7 +138,7 @@ def _stored(pruner: Pruner, options: argparse.Namespace) -> tuple[Candidate, boo
 
     stored = export.read_recipe(Path(options.recipe))
     recipe = stored.recipe
-    if options.compensation:
+    if options.compensation is not None:
         recipe = dataclasses.replace(recipe, compensation=compensation.canonical(options.compensation))
     same = stored.fingerprint == pruner.fingerprint
     return (pruner.prune(recipe, stored.keeps, stored.masks, stored.orders) if same else pruner.prune(recipe)), same

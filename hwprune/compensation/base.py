@@ -26,6 +26,7 @@ class Context:
         matrices: of the dense model.
         positions: tensor -> for each dim the positions of the dense tensor that it still has, in order; of those that changed.
         masks: parameter -> keep mask in the candidate's shape.
+        relevance: batch -> node -> positions that matter to the outputs, for models in which others may not (padding tokens).
         cache: what was found out about the dense model, kept from candidate to candidate.
     """
 
@@ -35,6 +36,25 @@ class Context:
     positions: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
     masks: Mapping[str, torch.Tensor] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
+    relevance: Callable[[tuple[torch.Tensor, ...]], Mapping[str, torch.Tensor]] | None = None
+
+    def split(self) -> list[tuple[torch.Tensor, ...]]:
+        """Calibration batches to run side by side; the same at every call."""
+        from hwprune.compensation import lockstep
+
+        if "split" not in self.cache:
+            self.cache["split"] = lockstep.split(self)
+        found: list[tuple[torch.Tensor, ...]] = self.cache["split"]
+        return found
+
+    def relevant(self, batch: int) -> Mapping[str, torch.Tensor]:
+        """Positions that matter in that batch of `split`; empty: all do."""
+        if self.relevance is None:
+            return {}
+        known: dict[int, Mapping[str, torch.Tensor]] = self.cache.setdefault("relevance", {})
+        if batch not in known:
+            known[batch] = self.relevance(self.split()[batch])
+        return known[batch]
 
 
 class Compensation(abc.ABC):

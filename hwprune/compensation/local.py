@@ -9,6 +9,7 @@ from typing import final
 from torch import fx
 
 from hwprune.compensation.base import Compensation, Context
+from hwprune.structure.opaque import opaque_model
 from hwprune.structure.tracing import WEIGHT_ARGUMENT
 
 
@@ -21,7 +22,7 @@ class Local(Compensation):
         self.name, self.description = name, description
 
     def applies(self, module: fx.GraphModule) -> bool:
-        return any(node.target in WEIGHT_ARGUMENT for node in module.graph.nodes)
+        return opaque_model(module) is not None or any(node.target in WEIGHT_ARGUMENT for node in module.graph.nodes)
 
     def apply(self, module: fx.GraphModule, context: Context) -> None:
         """Nothing: the options' weights are in place already."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from hwprune.calibrate import splittable
 from hwprune.compensation.base import Context
 from hwprune.errors import CandidateFailure
 
@@ -75,7 +76,8 @@ def split(context: Context, limit: int = MEMORY_LIMIT) -> list[Inputs]:
     examples = 0
     for inputs in context.batches():
         count = len(inputs[0])
-        parts = [tuple(x[s : s + BATCH] for x in inputs) for s in range(0, count, BATCH)] if free else [inputs]
+        whole = not free or not splittable(inputs)
+        parts = [inputs] if whole else [tuple(x[s : s + BATCH] for x in inputs) for s in range(0, count, BATCH)]
         for part in parts:
             if allowed is None:
                 allowed = limit / max(1, 2 * _peak(context.dense, part) / len(part[0]))
@@ -106,7 +108,7 @@ def walk(module: fx.GraphModule, context: Context, names: set[str], visit: Visit
     Raises:
         CandidateFailure: there are no calibration data.
     """
-    batches = split(context)
+    batches = context.split()
     if not batches:
         raise CandidateFailure("prune", "there are no calibration data to compensate with")
     module.eval()

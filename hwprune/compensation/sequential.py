@@ -16,7 +16,7 @@ from torch import fx
 
 from hwprune.calibrate import MIN_ROWS, ROWS_PER_COLUMN, full_precision
 from hwprune.compensation.base import Compensation, Context
-from hwprune.compensation.batchnorm import carry_over
+from hwprune.compensation.batchnorm import carry_over, moments
 from hwprune.compensation.lockstep import walk
 from hwprune.errors import CandidateFailure
 from hwprune.local import EXACT_LIMIT
@@ -71,6 +71,7 @@ class _Walker:
 
     def _pair(self, own: Layer, dense: Layer) -> _Pair:
         name = own.name
+        own = dataclasses.replace(own, batch_dim=dense.batch_dim)  # a cut graph does not know which sizes are free
         whole = dense.matrix.rows(self.dense_state[name].detach())
         out = torch.arange(whole.shape[0])
         if name in self.context.positions:
@@ -93,8 +94,9 @@ class _Walker:
         mine, theirs = [], []
         for number, (x, y) in enumerate(zip(own, dense, strict=True)):
             limit = ceil(target * len(x) / total)
-            mine.append(pair.own.columns(x, limit, torch.Generator().manual_seed(number)))
-            theirs.append(pair.dense.columns(y, limit, torch.Generator().manual_seed(number))[pair.groups])
+            allowed = self.context.relevant(number).get(pair.dense.nodes[0])
+            mine.append(pair.own.columns(x, limit, torch.Generator().manual_seed(number), allowed))
+            theirs.append(pair.dense.columns(y, limit, torch.Generator().manual_seed(number), allowed)[pair.groups])
         return torch.cat(mine, dim=1).float(), torch.cat(theirs, dim=1).float()
 
     def move(self, pair: _Pair, shift: torch.Tensor) -> None:
@@ -152,7 +154,7 @@ class Sequential(Compensation):
             nonlocal changed
             if node.name in norms:
                 if changed:
-                    mine, theirs = (_moments([arguments[0] for arguments in side]) for side in (own, dense))
+                    mine, theirs = (moments([arguments[0] for arguments in side]) for side in (own, dense))
                     carry_over(node, mine, theirs, module, context)
                 return
             pair = walker.pairs[node.name]
@@ -198,17 +200,6 @@ def _solve(walker: _Walker, pair: _Pair, x: list[torch.Tensor], y: list[torch.Te
 def _on_mask(h: torch.Tensor, target: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     # on_mask takes the dense weights that the target comes from: W H = target.
     return least_squares.on_mask(h, torch.cholesky_solve(target.T, hessian.cholesky(h)).T, keep)
-
-
-def _moments(inputs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of every channel over all batches together."""
-    dims = [d for d in range(inputs[0].ndim) if d != 1]
-    count = sum(x.numel() // x.shape[1] for x in inputs)
-    mean = torch.stack([x.sum(dim=dims, dtype=torch.float64) for x in inputs]).sum(dim=0) / count
-    shape = [1, -1] + [1] * (inputs[0].ndim - 2)
-    centre = mean.float().reshape(shape)
-    square = torch.stack([(x - centre).square().sum(dim=dims, dtype=torch.float64) for x in inputs]).sum(dim=0)
-    return mean, square / count
 
 
 @final

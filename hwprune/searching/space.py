@@ -211,7 +211,7 @@ def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patter
             continue
         levels = _levels(unit, space, target.multiple(isa), masks, left_out)
         if levels:
-            fitting = _methods(unit, methods, levels, left_out)
+            fitting = _methods(unit, methods, levels, pruner, left_out)
             if fitting:
                 knobs.append(Knob(unit.name, unit.role, unit.size, levels, fitting))
         elif unit.axis is not None:
@@ -301,7 +301,9 @@ def _mask_levels(unit: Unit, space: SpaceFile, masks: list[str], left_out: list[
     return found
 
 
-def _methods(unit: Unit, names: Sequence[str], levels: Mapping[str, Any], left_out: list[tuple[str, str]]) -> tuple[str, ...]:
+def _methods(
+    unit: Unit, names: Sequence[str], levels: Mapping[str, Any], pruner: Pruner, left_out: list[tuple[str, str]]
+) -> tuple[str, ...]:
     """The methods that fit the unit, without those that would give the same masks for every pattern of the knob."""
     if patterns.BRANCH in levels:
         return ("drop",)
@@ -309,7 +311,7 @@ def _methods(unit: Unit, names: Sequence[str], levels: Mapping[str, Any], left_o
     seen: dict[tuple[str, ...], str] = {}
     for name in names:
         found = method.get(name)
-        reasons = [reason for form in forms if (reason := found.unavailable(unit.parts, form))]
+        reasons = [reason for form in forms if (reason := pruner.unavailable(unit, found, form))]
         if reasons:
             left_out.append((unit.name, reasons[0]))
         else:

@@ -32,7 +32,7 @@ class Layer:
         bias: a parameter that is added to every output of this layer alone, or None.
         running_mean: of the batch norm that alone reads the outputs: subtracting from it is adding a bias; or None.
         argument: position of the input among the operator's arguments.
-        batch_dim: dim of the input that holds the examples.
+        batch_dim: dim of the input that holds the examples; None: it does not depend on them, or there is no telling.
     """
 
     matrix: Matrix
@@ -44,7 +44,7 @@ class Layer:
     bias: str | None = None
     running_mean: str | None = None
     argument: int = 0
-    batch_dim: int = 0
+    batch_dim: int | None = 0
 
     @property
     def name(self) -> str:
@@ -132,6 +132,8 @@ class Layer:
         """A linear layer's input or output as (batch, positions, features)."""
         if x.ndim < 2:
             return x[None, None]
+        if self.batch_dim is None:
+            return x.reshape(1, -1, x.shape[-1])
         x = x.movedim(self.batch_dim, 0)
         return x.reshape(len(x), -1, x.shape[-1])
 
@@ -205,17 +207,23 @@ def _layer(matrix: Matrix, nodes: list[fx.Node], readers: Mapping[str, int], mod
         return None
     stride, padding, dilation = geometries.pop()
     bias = _own_bias(nodes[0], matrix, readers, module) if len(nodes) == 1 else None
-    mean = _running_mean(nodes[0], readers) if len(nodes) == 1 and bias is None else None
-    return Layer(matrix, names, feeds, stride, padding, dilation, bias, mean, argument, _batch_dim(inputs[0], matrix))
+    mean = _running_mean(nodes[0], matrix, readers) if len(nodes) == 1 and bias is None else None
+    return Layer(matrix, names, feeds, stride, padding, dilation, bias, mean, argument, _batch_dim(inputs[0], matrix, module))
 
 
-def _batch_dim(source: Any, matrix: Matrix) -> int:
-    """The dim whose size is known only at run time: attention layers of PyTorch put the sequence first."""
+def _batch_dim(source: Any, matrix: Matrix, module: fx.GraphModule) -> int | None:
+    """The dim whose size is known only at run time (attention layers of PyTorch put the sequence first), or that is as long as
+    the batch.
+    """
     value = source.meta.get("val")
     if matrix.kind == "conv" or not isinstance(value, torch.Tensor):
         return 0
-    free = [dim for dim, size in enumerate(value.shape[:-1]) if not isinstance(size, int)]
-    return free[0] if len(free) == 1 else 0
+    if module.meta.get("free_batch", True):
+        found = [dim for dim, size in enumerate(value.shape[:-1]) if not isinstance(size, int)]
+    else:
+        first = next(node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder")
+        found = [dim for dim, size in enumerate(value.shape[:-1]) if size == first.shape[0]]
+    return found[0] if len(found) == 1 else None
 
 
 def _geometry(node: fx.Node, matrix: Matrix) -> Any:
@@ -248,8 +256,12 @@ def _own_bias(node: fx.Node, matrix: Matrix, readers: Mapping[str, int], module:
     return str(source.target) if tuple(value.shape) == (matrix.shape[0],) else None
 
 
-def _running_mean(node: fx.Node, readers: Mapping[str, int]) -> str | None:
+def _running_mean(node: fx.Node, matrix: Matrix, readers: Mapping[str, int]) -> str | None:
     users = list(node.users)
+    value = node.meta.get("val")
+    rank = value.ndim if isinstance(value, torch.Tensor) else node.meta.get("rank")
+    if rank != (2 if matrix.kind != "conv" else len(matrix.shape)):
+        return None  # batch norm counts along dim 1, which is not the layer's outputs here
     if len(users) != 1 or users[0].target is not _BATCH_NORM or users[0].args[0] is not node:
         return None
     mean = users[0].args[3]
@@ -260,23 +272,35 @@ def _running_mean(node: fx.Node, readers: Mapping[str, int]) -> str | None:
 
 def _of_modules(model: nn.Module, wanted: Mapping[str, Matrix]) -> dict[str, Layer]:
     """Layers of a model that can't be traced; the module's name stands for the node."""
+    homes: dict[int, list[str]] = {}
+    biases: dict[int, int] = {}
+    for path, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, _LAYERS):
+            homes.setdefault(id(layer.weight), []).append(path)
+            biases[id(layer.bias)] = biases.get(id(layer.bias), 0) + 1
     found = {}
     for path, layer in model.named_modules():
         name = f"{path}.weight"
-        if name not in wanted:
+        if name not in wanted or not isinstance(layer, _LAYERS):
             continue
-        bias = f"{path}.bias" if getattr(layer, "bias", None) is not None else None
+        paths = tuple(homes[id(layer.weight)])
+        own = layer.bias is not None and len(paths) == 1 and biases[id(layer.bias)] == 1
+        feeds = ("",) * len(paths)
         if isinstance(layer, nn.Linear):
-            found[name] = Layer(wanted[name], (path,), ("",), bias=bias)
-        elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.padding_mode == "zeros":
+            found[name] = Layer(wanted[name], paths, feeds, bias=f"{path}.bias" if own else None)
+        elif layer.padding_mode == "zeros":
             padding: Any = layer.padding
             if isinstance(padding, str):
                 reach = [d * (k - 1) if padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
                 pairs = tuple((r // 2, r - r // 2) for r in reach)
             else:
                 pairs = tuple((p, p) for p in padding)
-            found[name] = Layer(wanted[name], (path,), ("",), tuple(layer.stride), pairs, tuple(layer.dilation), bias)
+            bias = f"{path}.bias" if own else None
+            found[name] = Layer(wanted[name], paths, feeds, tuple(layer.stride), pairs, tuple(layer.dilation), bias)
     return found
+
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 Visit = Callable[[str, tuple[Any, ...], Any], Any]
