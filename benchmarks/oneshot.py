@@ -36,13 +36,22 @@ MASKS = [
     ("obs", "lstsq"), ("obs", "lstsq+sequential"), ("sparsegpt", "obs+sequential"),
 ]  # fmt: skip
 FEW = [("l1", "none"), ("wanda", "none"), ("sparsegpt", "obs")]
-TRANSFORMER = [
-    ("l1", "none"), ("l1", "bias"), ("flap", "bias"), ("taylor", "bias"), ("l1", "obs"), ("obs", "obs"), ("obs", "obs+sequential"),
-]  # fmt: skip
+TRANSFORMER = [("l1", "none"), ("l1", "bias"), ("flap", "bias"), ("obs", "obs"), ("obs", "obs+sequential")]
 INFLUENCE = [("block_influence", "none"), ("block_influence", "batchnorm"), ("block_influence", "sequential")]
-WIDE = [row for row in STRUCTURED if row[0] in ("l1", "obs") and "meanvar" not in row[1]]
+WIDE = [("l1", "batchnorm"), ("l1", "obs+batchnorm"), ("obs", "obs+batchnorm"), ("obs", "obs+sequential")]
 PLAN = {
+    "resnet20": {
+        "channel": ([0.3, 0.5, 0.7], STRUCTURED),
+        "branch": ([0.12, 0.23, 0.34], INFLUENCE),
+        "2:4": ([0.5], MASKS),
+        "2:4:permuted": ([0.5], FEW),
+        "unstructured": ([0.5, 0.7, 0.9], MASKS),
+    },
+    "wide_cnn": {"channel": ([0.3, 0.5, 0.7], WIDE), "2:4": ([0.5], FEW)},
     "minilm": {
+        "unstructured": ([0.5], FEW),
+        "neuron": ([0.3, 0.5, 0.7], TRANSFORMER),
+        "head": ([0.5], TRANSFORMER),
         "2:4": (
             [0.5],
             [
@@ -54,25 +63,6 @@ PLAN = {
                 ("sparsegpt", "obs+sequential"),
             ],
         ),
-        "2:4:permuted": ([0.5], FEW),
-        "unstructured": ([0.5, 0.7], [("l1", "none"), ("wanda", "none"), ("ria", "none"), ("sparsegpt", "obs")]),
-        "unstructured:row": ([0.5, 0.7], FEW),
-        "neuron": ([0.3, 0.5, 0.7], TRANSFORMER),
-        "head": ([0.3, 0.5], TRANSFORMER),
-    },
-    "resnet20": {
-        "channel": ([0.3, 0.5, 0.7], STRUCTURED),
-        "branch": ([0.12, 0.23, 0.34], INFLUENCE),
-        "unstructured": ([0.5, 0.7, 0.9], MASKS),
-        "unstructured:row": ([0.5, 0.7, 0.9], FEW),
-        "2:4": ([0.5], MASKS),
-        "2:4:permuted": ([0.5], FEW),
-        "block:4x4": ([0.5], [("l1", "none"), ("obs", "none"), ("sparsegpt", "obs"), ("obs", "lstsq")]),
-    },
-    "wide_cnn": {
-        "channel": ([0.3, 0.5, 0.7], WIDE),
-        "unstructured": ([0.5, 0.9], [*FEW, ("sparsegpt", "obs+sequential")]),
-        "2:4": ([0.5], FEW),
     },
 }
 
@@ -89,7 +79,7 @@ def test_score(module: torch.nn.Module, workload: workloads.hwprune.Workload) ->
     return 100 * right / count, loss / count, count
 
 
-def rows(name: str, quick: bool) -> Iterator[str]:
+def rows(name: str, quick: bool, only: list[str] | None) -> Iterator[str]:
     workload = getattr(workloads, name)()
     pruner = Pruner(workload)
     has_norm = "batchnorm" in pruner.default_compensation()
@@ -98,6 +88,8 @@ def rows(name: str, quick: bool) -> Iterator[str]:
     yield f"\n## {workload.name}\n"
     yield f"Dense: {accuracy:.2f} % (standard error {error:.2f}), cross-entropy {loss:.3f}, {count} test examples.\n"
     for pattern, (levels, methods) in PLAN[name].items():
+        if only and pattern not in only:
+            continue
         chosen = levels[len(levels) // 2 : len(levels) // 2 + 1] if quick else levels
         yield f"\n### {pattern}\n"
         yield "| method | compensation | " + " | ".join(f"{level:.0%}" for level in chosen) + " | s |"
@@ -123,6 +115,7 @@ def rows(name: str, quick: bool) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=[], help="resnet20 wide_cnn minilm")
+    parser.add_argument("--only", metavar="PATTERNS", help="these patterns, joined by commas")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true", help="the middle level only")
     options = parser.parse_args()
@@ -138,7 +131,7 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for name in options.names or list(PLAN):
-        for line in rows(name, options.quick):
+        for line in rows(name, options.quick, options.only.split(",") if options.only else None):
             lines.append(line)
             print(line, flush=True)
     if options.out:

@@ -50,4 +50,4 @@ class _Killer:
 
 def killed(counter, reads):
     workload = tiny_workload()
-    return dataclasses.replace(workload, calibration=_Killer(workload.calibration, counter, reads))
+    return dataclasses.replace(workload, validation=_Killer(workload.validation, counter, reads))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hwprune
+from hwprune import export
 from hwprune.errors import UnknownNameError, UsageError
 from hwprune.pruning import Pruner
 from hwprune.structure.units import ties
@@ -91,8 +92,9 @@ def test_recipes_with_branches(tmp_path):
     assert pruner.check_cut(candidate) < 1e-5
     assert candidate.parameter_count == pruner.graph.parameter_count({}, candidate.drop) < 200
     candidate.export(tmp_path)
-    again, _, keeps, masks = __import__("hwprune.export").export.read_recipe(tmp_path / "recipe.json")
-    assert again == recipe and Pruner(workload).prune(again, keeps, masks).drop == candidate.drop
+    stored = export.read_recipe(tmp_path / "recipe.json")
+    assert stored.recipe == recipe
+    assert Pruner(workload).prune(stored.recipe, stored.keeps, stored.masks).drop == candidate.drop
     assert pruner.template.reason is None
     with pytest.raises(UsageError, match="must be 1"):
         hwprune.UnitChoice("add", "branch", 0.5, "drop")
