@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from hwprune.errors import UsageError
@@ -65,6 +66,16 @@ def removed_count(total: int, sparsity: float | None, pattern: str) -> int:
     return min(round(sparsity * total), total - 1)
 
 
+def _edge(scores: torch.Tensor, removed: int) -> torch.Tensor:
+    """The ``removed``-th lowest score of each row, (..., 1). NumPy's partition is several times faster than `kthvalue` on a
+    CPU.
+    """
+    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
+        return scores.kthvalue(removed, dim=-1, keepdim=True).values
+    parted = np.partition(scores.detach().numpy(), removed - 1, axis=-1)
+    return torch.from_numpy(parted[..., removed - 1 : removed].copy())
+
+
 SELECT_FROM = 256
 """Scores in a row from which finding the edge is faster than sorting."""
 
@@ -77,7 +88,7 @@ def keep_highest(scores: torch.Tensor, removed: int) -> torch.Tensor:
         order = torch.argsort(scores, dim=-1, descending=True, stable=True)
         keep = torch.ones_like(scores, dtype=torch.bool)
         return keep.scatter(-1, order[..., scores.shape[-1] - removed :], False)
-    edge = scores.kthvalue(removed, dim=-1, keepdim=True).values
+    edge = _edge(scores, removed)
     below, equal = scores < edge, scores == edge
     missing = removed - below.sum(dim=-1, keepdim=True)
     if torch.equal(equal.sum(dim=-1, keepdim=True), missing):

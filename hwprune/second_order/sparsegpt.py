@@ -59,12 +59,14 @@ def sweep(
     inner = INNER if group is None else max(group, INNER // group * group)
     block = block if group is None else max(inner, block // inner * inner)
     diagonal = factor.diagonal(dim1=1, dim2=2)[:, :, None]
+    now = torch.empty_like(wt[:, 0])
+    w_of, pull_of, change_of, diagonal_of = (x.unbind(1) for x in (wt, pull, change, diagonal))  # views of single columns
 
     def ask(start: int, stop: int) -> None:
         if choose is not None:
             part = slice(start, stop)
-            now = torch.linalg.solve_triangular(factor[:, part, part].mT, pull[:, part], upper=True).add_(wt[:, part])
-            scores = now.mul_(diagonal[:, part]).square_()
+            current = torch.linalg.solve_triangular(factor[:, part, part].mT, pull[:, part], upper=True).add_(wt[:, part])
+            scores = current.mul_(diagonal[:, part]).square_()
             masks[:, part] = choose(scores.flip(1).transpose(1, 2), d - stop).transpose(1, 2).flip(1)
 
     for stop in range(d, 0, -block):
@@ -79,10 +81,10 @@ def sweep(
                     part = slice(j - group + 1, j + 1)
                     ask(part.start, part.stop)
                     stays[:, part.start - start : part.stop - start] = masks[:, part]
-                now = torch.addcdiv(wt[:, j], pull[:, j], diagonal[:, j])
-                torch.addcmul(wt[:, j], stays[:, j - start], now, value=-1, out=change[:, j])  # w_j, less what stays of it
+                torch.addcdiv(w_of[j], pull_of[j], diagonal_of[j], out=now)
+                torch.addcmul(w_of[j], stays[:, j - start], now, value=-1, out=change_of[j])  # w_j, less what stays of it
                 if j > first:
-                    pull[:, first:j].addcmul_(factor[:, j, first:j, None], change[:, j, None])
+                    pull[:, first:j].addcmul_(factor[:, j, first:j, None], change_of[j][:, None])
             if first > start:
                 pull[:, start:first].baddbmm_(factor[:, first:last, start:first].mT, change[:, first:last])
         if start:
