@@ -137,7 +137,7 @@ def resnet56() -> None:
             bench.load("exported", exported)
             bench.load("twin", exported)
             for name, other in (("cut", "exported"), ("twin", "exported")):
-                paired = bench.pair(name, other, npz, Settings(use_cpu_time=True))
+                paired = bench.pair(name, other, npz, Settings())
                 print(f"{name} against {other}: {paired['speedup']:.3f} [{paired['ci_low']:.3f}, {paired['ci_high']:.3f}]")
 
 

@@ -90,6 +90,28 @@ def save_onnx(proto: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
+def convert(path: Path, precision: str) -> None:
+    """Rewrite an ONNX file in ``fp16`` or ``bf16``; inputs and outputs stay in 32 bits, as do operators that need the range.
+
+    Strongly typed runtimes (TensorRT) take the precision from the file. Uses ONNX Runtime's own converter.
+
+    Raises:
+        CandidateFailure: the model can't be converted.
+    """
+    model = onnx.load(str(path))
+    try:
+        if precision == "fp16":
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            with onnx_tidy.quiet():
+                model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False)
+        elif precision != "fp32":
+            raise ValueError(f"there is no converter to {precision}; export such a model from PyTorch in it")
+    except Exception as error:  # the converter raises what it meets
+        raise CandidateFailure("export", f"conversion to {precision}: {error}") from error
+    save_onnx(model, path)
+
+
 def lowered(module: torch.nn.Module) -> torch.nn.Module:
     """The same computation without what the exporter trips over.
 

@@ -32,6 +32,11 @@ class Measurement:
         if self.samples < 1:
             raise ValueError(f"{self.samples} samples")
 
+    @property
+    def verdict(self) -> str:
+        """Of a speedup: ``faster``, ``slower``, or ``not distinguishable`` from dense by its interval."""
+        return "faster" if self.ci_low > 1 else "slower" if self.ci_high < 1 else "not distinguishable"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "value": self.value,

@@ -10,6 +10,9 @@ from hwprune.files import read_json
 
 Record = dict[str, Any]
 
+MEASURED = "measured"
+"""The latency source whose numbers may be called speedup without more words."""
+
 _NEEDED = ("workload", "target", "baseline", "trials", "front", "space", "fingerprint", "versions", "job", "notes")
 
 
@@ -25,6 +28,22 @@ def read_record(run: Path) -> Record:
     if missing:
         raise UsageError(f"{path} lacks {', '.join(missing)}")
     return record
+
+
+def latency_source(record: Record) -> str:
+    """``measured``, ``table`` or ``estimated``."""
+    return str(record.get("latency_source", "measured"))
+
+
+def model_file(record: Record) -> str:
+    """Name of the model's file in a candidate's folder: what the target's runtime runs."""
+    return str(record["target"].get("file", "model.onnx"))
+
+
+def front_file(record: Record) -> str:
+    """Name of the front's table: what was not measured never goes by the name front.csv."""
+    source = latency_source(record)
+    return "front.csv" if source == "measured" else f"front.{source}.csv"
 
 
 def trial(record: Record, number: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _onnx(path: Path, arguments: dict[str, Any], structure_only: bool) -> Worklo
 
 def _run_once(path: Path, inputs: tuple[torch.Tensor, ...]) -> list[np.ndarray[Any, Any]]:
     """What ONNX Runtime makes of the file."""
-    runner = runtimes.get("onnxruntime-cpu").load(path, 1, {})
+    runner = runtimes.get("onnxruntime-cpu").load(path, runtimes.Settings())
     return runner.run([x.numpy() for x in inputs])
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hwprune.errors import UnknownNameError
-from hwprune.files import read_toml
+from hwprune.files import Table, read_toml
 
 SCHEMA = 1
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+ROOFLINE = (
+    *(f"{precision}_flops" for precision in PRECISIONS), "vector_flops", "bandwidth_bytes_per_s", "launch_s", "multiprocessors",
+    "tiles", "two_four_speedup",
+)  # fmt: skip
+"""Figures of a roofline; peaks are dense, in operations per second (a multiply-accumulate is two)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,7 @@ class Target:
         reasons: pattern -> why it is not among them.
         channel_multiple: ISA or ``default`` -> sizes that the kernels like are multiples of this.
         options: passed to the runtime.
-        roofline: figures with their sources; not used for anything that is called measured.
+        roofline: name -> {"value", "source"}; not used for anything that is called measured.
     """
 
     name: str
@@ -45,6 +54,26 @@ class Target:
     channel_multiple: Mapping[str, int]
     options: Mapping[str, Any] = field(default_factory=dict)
     roofline: Mapping[str, Any] = field(default_factory=dict)
+
+    def matches(self, device: str) -> bool:
+        """Is this the name, as a driver reports it, of a device that the profile describes?
+
+        Whole words decide: "NVIDIA L40S" is no L4. A text that starts with "!" must not occur.
+        """
+        words = device.lower()
+        found = [text for text in self.device_match if not text.startswith("!")]
+        never = [text[1:] for text in self.device_match if text.startswith("!")]
+        hit = not found or any(re.search(rf"(?<![a-z0-9]){re.escape(text.lower())}(?![a-z0-9])", words) for text in found)
+        return hit and not any(text.lower() in words for text in never)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `from_json` takes them back."""
+        return {**asdict(self), "reasons": dict(self.reasons), "channel_multiple": dict(self.channel_multiple)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Target:
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        return cls(**values)
 
     def multiple(self, isa: str) -> int:
         """Channel multiple on a device with this instruction set."""
@@ -97,13 +126,42 @@ def load(name: str) -> Target:
         device=table.text("device", choices=("cpu", "cuda")),
         device_match=table.texts("device_match", []),
         runtime=table.text("runtime"),
-        precision=table.text("precision", choices=("fp32", "fp16", "bf16", "int8")),
+        precision=table.text("precision", choices=PRECISIONS),
         threads=table.integer("threads", 1, low=1),
         executes=table.texts("executes"),
         reasons={key: str(value) for key, value in reasons.items()},
         channel_multiple=multiple,
         options=table.free("options"),
-        roofline=table.free("roofline"),
+        roofline=_roofline(table),
     )
     table.finish()
     return target
+
+
+def _roofline(table: Table) -> dict[str, Any]:
+    """``name = {value = ..., source = "..."}``: a figure without a source is a fault."""
+    found = {}
+    for name, entry in table.free("roofline").items():
+        where = f"roofline.{name}"
+        if name not in ROOFLINE:
+            near = difflib.get_close_matches(name, ROOFLINE, n=1)
+            table.fault(where, f"is not a figure of a roofline{f'; did you mean {near[0]}?' if near else ''}")
+        elif not isinstance(entry, dict) or set(entry) != {"value", "source"} or not str(entry["source"]).strip():
+            table.fault(where, 'must be {value = ..., source = "..."}')
+        elif not _figure(name, entry["value"]):
+            table.fault(where, f"must be {'a list of [rows, columns, inner] sizes' if name == 'tiles' else 'a number > 0'}")
+        else:
+            found[name] = entry
+    return found
+
+
+def _figure(name: str, value: Any) -> bool:
+    if name != "tiles":
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(
+            isinstance(tile, list) and len(tile) == 3 and all(type(size) is int and size >= 1 for size in tile) for tile in value
+        )
+    )

@@ -16,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Exit code 1 if not even the CPU target can be measured."""
     from hwprune import runtimes
-    from hwprune.latency import fingerprint
+    from hwprune.latency import fingerprint, sensors
     from hwprune.searching.recording import versions
 
     conditions = fingerprint.conditions()
@@ -28,9 +28,12 @@ def run(options: argparse.Namespace) -> int:
         ("GPU", ", ".join(gpus) or "none (no NVIDIA driver or GPU)"),
         *versions().items(),
     ]
+    absent = {name: runtime.missing() for name, runtime in runtimes.RUNTIMES.items()}
     for name, runtime in runtimes.RUNTIMES.items():
-        rows.append((f"runtime {name}", runtime.missing() or f"ready ({runtime.version()})"))
-    rows += [(f"runtime {name}", reason) for name, reason in runtimes.PLANNED.items()]
-    rows.append(("untested here", "everything that needs a GPU" if not gpus else "nothing"))
+        rows.append((f"runtime {name}", absent[name] or f"ready ({runtime.version()})"))
+    energy = sensors.cpu_energy_j() is not None
+    rows.append(("energy of the CPU", "counted (RAPL)" if energy else "not readable (RAPL needs root on most systems)"))
+    untested = [name for name, reason in absent.items() if reason]
+    rows.append(("untested here", f"the runtimes {', '.join(untested)}" if untested else "nothing"))
     print(json.dumps(dict(rows), indent=1) if options.json else args.lines(rows))
-    return 1 if any(runtime.missing() for runtime in runtimes.RUNTIMES.values()) else 0
+    return 1 if absent["onnxruntime-cpu"] else 0

@@ -21,17 +21,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _targets() -> list[tuple[str, str]]:
-    from hwprune import runtimes, target
-    from hwprune.latency import fingerprint
+    from hwprune import target
+    from hwprune.latency.worker import missing
 
     rows = []
-    gpus = fingerprint.gpu_names()
     for name in target.names():
         one = target.load(name)
-        reason = runtimes.missing(one.runtime)
-        if one.device == "cuda" and not any(text in gpu for gpu in gpus for text in one.device_match):
-            reason = "no such GPU here"
-        rows.append((name, f"{one.description}; {'not here: ' + reason if reason else 'can be measured here'}"))
+        reasons = missing(one)
+        estimate = "; --estimate works" if one.roofline else ""
+        rows.append(
+            (name, f"{one.description}; {'not here: ' + '; '.join(reasons) + estimate if reasons else 'can be measured here'}")
+        )
     return rows
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.version import VERSION
@@ -17,6 +18,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     "search": "search for recipes, measure them on the target, confirm the front",
     "inspect": "what can be pruned in a model, and for what cannot, why not",
+    "probe": "latency only: which sizes and patterns pay on the target, layer by layer",
     "apply": "apply one recipe, no search",
     "report": "write report.html, front.csv, trials.csv and front.png again from record.json",
     "export": "files to deploy for one point of a run's front",
@@ -34,6 +36,7 @@ EPILOG = """examples:
   hwprune search model.py:workload --trials 100   your own model (a function that returns a hwprune.Workload)
   hwprune search --resume --out runs/demo         go on with an interrupted run
   hwprune inspect model.py:workload               what can be pruned
+  hwprune probe model.py:workload --target cpu    what would be faster, before any accuracy work
   hwprune export runs/demo --max-drop 0.01 --format onnx --out deploy
   hwprune verify deploy
 
@@ -60,7 +63,20 @@ def build_parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         module.arguments(sub)
         sub.set_defaults(run=module.run)
+    _hidden(commands)
     return parser
+
+
+def _hidden(commands: Any) -> None:
+    """What `--remote` starts on the other machine; it speaks JSON lines and is of no use to people."""
+    commands.add_parser("bench-worker", add_help=False).set_defaults(run=_bench_worker)
+
+
+def _bench_worker(_: argparse.Namespace) -> int:
+    from hwprune.latency import worker
+
+    worker.main()
+    return DONE
 
 
 def _module(command: str) -> str:

@@ -37,6 +37,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recover", metavar="MODE", help="none, or compensations such as obs+sequential (default: what the model has use for)"
     )
+    parser.add_argument(
+        "--remote", metavar="URL", help="measure on another machine that has hwprune: ssh://[user@]host[:port][/path/to/hwprune]"
+    )
+    parser.add_argument(
+        "--table", metavar="DIR", help="predict latency from a table that `hwprune probe --table` wrote on the device"
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="estimate latency from the profile's data sheet; measures nothing"
+    )
     parser.add_argument("--database", metavar="DIR", help="option database, shared by runs (default: in the cache folder)")
     parser.add_argument("--all-patterns", action="store_true", help="search also what the target can't execute faster")
     parser.add_argument(
@@ -116,6 +125,9 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
         "min_speedup": options.min_speedup,
         "recover": options.recover,
         "database": options.database,
+        "remote": options.remote,
+        "table": options.table,
+        "estimate": options.estimate or None,
         "all_patterns": options.all_patterns or None,
         "trial_timeout_s": options.trial_timeout,
         "memory_limit": options.memory_limit,
@@ -124,7 +136,9 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
     values = {key: value for key, value in given.items() if value is not None}
     if options.resume:
         fixed: list[str] = [
-            key for key in ("target", "space", "storage", "all_patterns") if key in values and values[key] != getattr(job, key)
+            key
+            for key in ("target", "space", "storage", "all_patterns", "table", "estimate")
+            if key in values and values[key] != getattr(job, key)
         ]
         if args.source(options) not in (DEFAULT, job.workload):  # saying the same again is fine
             fixed.append("workload")

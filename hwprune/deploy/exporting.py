@@ -18,6 +18,7 @@ from hwprune import evaluate, export, metrics, patterns, record, sources
 from hwprune.errors import UnknownNameError, UsageError
 from hwprune.files import dump_json, sha256, write_atomic
 from hwprune.latency.bench import Bench
+from hwprune.latency.worker import example_shapes
 from hwprune.pruning import Pruner
 from hwprune.target import load as load_target
 from hwprune.workload import Workload
@@ -65,6 +66,8 @@ def export_run(run: Path, number: int, form: str, out: Path, workload: Workload 
     extra: dict[str, Any] = {}
     if form == "pt2":
         copied.append(_pt2(data, source, out, workload))
+    if form == "onnx" and record.model_file(data) != "model.onnx":
+        raise UsageError(f"the run measured {record.model_file(data)} files: export them with --format pt2")
     if form == "onnx":
         copied += _copy(source, out, ["model.safetensors", *sorted(p.name for p in source.glob("model.onnx*"))])
         for path in sorted((run / "baseline").glob("model.onnx*")):
@@ -78,6 +81,7 @@ def export_run(run: Path, number: int, form: str, out: Path, workload: Workload 
         "format": form,
         "workload": data["workload"],
         "target": data["target"],
+        "latency_source": record.latency_source(data),
         "fingerprint": data["fingerprint"],
         "versions": data["versions"],
         "point": point,
@@ -134,7 +138,8 @@ def _samples(run: Path, data: record.Record, out: Path) -> dict[str, Any]:
                 break
             chosen.update(members)
     np.savez(out / "samples.npz", allow_pickle=False, **chosen)
-    with Bench(load_target(data["job"]["target"])) as bench:
+    measured = record.latency_source(data) == record.MEASURED
+    with Bench(load_target(data["job"]["target"] if measured else "cpu"), shapes=example_shapes(out / "example.npz")) as bench:
         bench.load("model", out / "model.onnx")
         bench.run("model", out / "samples.npz", out / "expected.npz")
         bench.load("dense", out / "dense.onnx")

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hwprune import evaluate, metrics, record, runtimes, units
+from hwprune import evaluate, metrics, record, units
 from hwprune import target as targets
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.files import read_json, sha256
 from hwprune.latency import fingerprint, fresh
 from hwprune.latency.bench import Bench, Limits
+from hwprune.latency.worker import example_shapes, missing
 from hwprune.measurement import Measurement
 from hwprune.metrics import Metric
 
@@ -97,7 +98,9 @@ def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]
     if not verified.passed:
         return [verified]
     sample = manifest.get("samples", {})
-    subject = _Subject(folder.name, folder / "model.onnx", manifest["point"], folder / "expected.npz", sample.get("metric"))
+    subject = _Subject(
+        folder.name, folder / record.model_file(manifest), manifest["point"], folder / "expected.npz", sample.get("metric")
+    )
     chosen = metric or metrics.METRICS.get(manifest["workload"]["metric"])
     _run_checks(
         [(verified, subject)], manifest, folder / "dense.onnx", folder / "samples.npz", folder / "example.npz", chosen, step
@@ -127,11 +130,11 @@ def _verify_run(run: Path, number: int | None, metric: Metric | None, step: Call
     pairs = []
     for point in points:
         name = f"trial {point['trial']}"
-        model = run / "candidates" / str(point["trial"]) / "model.onnx"
+        model = run / "candidates" / str(point["trial"]) / record.model_file(data)
         pairs.append((Verified(name), _Subject(name, model, point, None, point["metric"])))
     baseline = run / "baseline"
     split = baseline / f"{points[0]['split']}.npz"
-    _run_checks(pairs, data, baseline / "model.onnx", split, baseline / "example.npz", chosen, step)
+    _run_checks(pairs, data, baseline / record.model_file(data), split, baseline / "example.npz", chosen, step)
     return [verified for verified, _ in pairs]
 
 
@@ -144,15 +147,16 @@ def _run_checks(
     metric: Metric | None,
     step: Callable[[], None],
 ) -> None:
-    target = targets.load(data["target"]["name"])
-    if reason := runtimes.missing(target.runtime):
-        raise UsageError(f"target {target.name} can't be measured on this machine: {reason}")
+    measured_run = record.latency_source(dict(data)) == record.MEASURED
+    target = targets.load(data["target"]["name"] if measured_run else "cpu")
+    if reasons := missing(target):
+        raise UsageError(f"target {target.name} can't be measured on this machine: {'; '.join(reasons)}")
     for needed in (dense, samples, example):
         if not needed.is_file():
             raise UsageError(f"{needed} is missing")
     scratch = samples.parent / ".verify.npz"
     try:
-        with Bench(target) as bench:
+        with Bench(target, shapes=example_shapes(example)) as bench:
             bench.load("model", dense)
             bench.run("model", samples, scratch)
             dense_outputs = evaluate.read_outputs(scratch)
@@ -161,7 +165,14 @@ def _run_checks(
     finally:
         scratch.unlink(missing_ok=True)
     models = {subject.name: subject.model for verified, subject in pairs if verified.passed}
-    measured = fresh.remeasure(models, dense, example, target, Limits(), fresh.settings_for(target), step=step)
+    if not measured_run:
+        for verified, _ in pairs:
+            verified.checks.append(
+                Check("latency", None, "the run predicted its latencies; there is no measured one to compare with")
+            )
+        return
+    shapes = example_shapes(example)
+    measured = fresh.remeasure(models, dense, example, lambda: Bench(target, Limits(), shapes=shapes), step=step)
     same = data["fingerprint"]["identity"] == fingerprint.identity(target)
     for verified, subject in pairs:
         if subject.name in measured:

@@ -1,24 +1,32 @@
-"""The search's side of the worker process: start it, ask it, survive it."""
+"""The search's side of the worker process: start it, ask it, survive it; on this machine or another."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hwprune.errors import CandidateFailure, RunError
+from hwprune import runtimes
+from hwprune.errors import CandidateFailure, RunError, UsageError
+from hwprune.latency.host import Host, Local
 from hwprune.latency.paired import Settings
 from hwprune.target import Target
+from hwprune.version import VERSION
+
+START_S = 120.0
+"""How long the process may take to start; more than any candidate's step on a loaded machine."""
+SLOT_S = 3600.0
+"""How long to wait until others have finished timing on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +44,25 @@ class Bench:
     with ``keep=True`` (the dense model) is loaded again.
     """
 
-    def __init__(self, target: Target, limits: Limits | None = None) -> None:
+    def __init__(
+        self, target: Target, limits: Limits | None = None, host: Host | None = None, shapes: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """Nothing is started before the first command.
+
+        Args:
+            host: where the process runs; default: here.
+            shapes: of the inputs that are timed, for runtimes that compile for shapes.
+        """
         self._target = target
         self._limits = limits or Limits()
+        self._host = host or Local()
+        self._runtime = runtimes.get(target.runtime)
+        self._settings: dict[str, Any] = {
+            "threads": target.threads,
+            "precision": target.precision,
+            "options": dict(target.options),
+            "shapes": [list(shape) for shape in shapes],
+        }
         self._process: subprocess.Popen[str] | None = None
         self._stderr: Any = None
         self._buffer = b""
@@ -50,7 +74,30 @@ class Bench:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    # -- commands ----------------------------------------------------------------------------
+    @property
+    def alive(self) -> bool:
+        """Is the process there? After a crash it is started again by the next command."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def clock(self) -> str:
+        """The clock that ranks on this target."""
+        return self._runtime.clock(runtimes.Settings(threads=self._target.threads, options=self._target.options))
+
+    # -- the machine -------------------------------------------------------------------------
+
+    def check(self) -> dict[str, Any]:
+        """``missing``: why the target can't be measured there; ``isa``. Raises `RunError` if the process can't be started."""
+        return self._ask("run", "check", {"target": self._target.to_json()})
+
+    def identity(self) -> dict[str, Any]:
+        """See `hwprune.latency.fingerprint.identity`; of the machine that measures."""
+        return self._ask("run", "identity", {"target": self._target.to_json()})
+
+    def conditions(self) -> dict[str, Any]:
+        return self._ask("run", "conditions", {"device": self._target.device})
+
+    # -- models ------------------------------------------------------------------------------
 
     def load(self, key: str, path: Path, keep: bool = False) -> None:
         """Load a model. Raises `CandidateFailure` (stage ``run``)."""
@@ -63,12 +110,60 @@ class Bench:
 
     def run(self, key: str, samples: Path, out: Path) -> None:
         """Run every batch of ``samples``; outputs go to ``out``. Raises `CandidateFailure` (stage ``run``)."""
-        self._ask("run", "run", {"key": key, "samples": str(samples), "out": str(out)})
+        self._awake()
+        remote = self._host.out(out)
+        self._ask("run", "run", {"key": key, "samples": self._host.put(samples), "out": remote})
+        self._host.get(remote, out)
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """What the runtime made of a loaded model (provider, kernels)."""
+        return self._ask("run", "facts", {"key": key})
+
+    # -- numbers -----------------------------------------------------------------------------
 
     def pair(self, a: str, b: str, samples: Path, settings: Settings) -> dict[str, Any]:
-        """Paired latency, as `Paired.to_json`. Raises `CandidateFailure` (stage ``measure``)."""
-        arguments = {"a": a, "b": b, "samples": str(samples), "settings": settings.to_json()}
-        return self._ask("measure", "pair", arguments)
+        """Paired latency, as `Paired.to_json`, alone on the device. Raises `CandidateFailure` (stage ``measure``)."""
+        self._awake()
+        arguments = {"a": a, "b": b, "samples": self._host.put(samples), "settings": settings.to_json()}
+        return self._exclusive("pair", {**arguments, "device": self._target.device})
+
+    def profile(self, key: str, samples: Path, runs: int = 20) -> list[dict[str, Any]]:
+        """Times of a loaded model's operators, by the runtime's own profiler; empty if it has none."""
+        self._awake()
+        answer = self._exclusive("profile", {"key": key, "samples": self._host.put(samples), "runs": runs})
+        found: list[dict[str, Any]] = answer["operators"]
+        return found
+
+    def micro(self, folder: Path, pieces: Sequence[str], rounds: int) -> dict[str, Any]:
+        """Times of small models in a folder; see `hwprune.latency.worker.Worker.do_micro`."""
+        self._awake()
+        arguments = {
+            "folder": self._host.put(folder), "pieces": list(pieces), "runtime": self._target.runtime,
+            "settings": self._settings, "clock": self.clock, "rounds": rounds,
+        }  # fmt: skip
+        return self._exclusive("micro", arguments)
+
+    def memory(self, key: str, samples: Path) -> dict[str, Any]:
+        """``loaded_bytes`` and ``peak_bytes`` of a loaded model, None where the system doesn't tell."""
+        self._awake()
+        return self._ask("measure", "memory", {"key": key, "samples": self._host.put(samples), "runtime": self._target.runtime})
+
+    def energy(self, key: str, samples: Path) -> float | None:
+        """Joules of one run of a loaded model, or None where nothing counts them."""
+        self._awake()
+        arguments = {"key": key, "samples": self._host.put(samples), "runtime": self._target.runtime}
+        joules: float | None = self._exclusive("energy", arguments)["joules"]
+        return joules
+
+    def _exclusive(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """One command while nobody else times on the device; waiting does not count as the candidate's time."""
+        device = {"device": f"{self._target.device}-{self._target.options.get('device_id', 0)}"}
+        self._ask("measure", "acquire", device, SLOT_S)
+        try:
+            return self._ask("measure", operation, arguments)
+        finally:
+            if self._process is not None:
+                self._ask("measure", "release", device)
 
     def close(self) -> None:
         """End the process."""
@@ -77,41 +172,36 @@ class Bench:
             self._process.wait()
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
             self._stderr.close()
         self._process = None
+
+    def quit(self) -> None:
+        """End the process and let go of the host."""
+        self.close()
+        self._host.close()
 
     # -- the process -------------------------------------------------------------------------
 
     def _load_arguments(self, key: str, path: Path) -> dict[str, Any]:
-        return {
-            "key": key,
-            "path": str(path),
-            "runtime": self._target.runtime,
-            "threads": self._target.threads,
-            "options": dict(self._target.options),
-        }
+        return {"key": key, "path": self._host.put(path), "runtime": self._target.runtime, "settings": self._settings}
 
-    def _ask(self, stage: str, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        if self._process is None or self._process.poll() is not None:
+    def _awake(self) -> None:
+        if not self.alive:
             self._start()
-        return self._exchange(stage, operation, arguments)
+
+    def _ask(self, stage: str, operation: str, arguments: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
+        self._awake()
+        return self._exchange(stage, operation, arguments, limit)
 
     def _start(self) -> None:
         self.close()
-        root = str(Path(__file__).resolve().parents[2])
-        threads = str(self._target.threads)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "OMP_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "HWPRUNE_MEMORY_LIMIT": str(self._limits.memory),
-        }
+        command, environment = self._host.command(self._target.threads, self._limits.memory)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._buffer = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hwprune.latency.worker"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -120,37 +210,41 @@ class Bench:
             start_new_session=True,  # Ctrl-C is for the search; it ends the worker itself
         )
         try:
-            self._receive("run")
+            version = self._receive("run", START_S)["result"]["version"]
+            if version != VERSION:
+                self.close()
+                raise UsageError(f"{self._host.label} has hwprune {version}, this is {VERSION}: both must be the same")
+            self._host.started(lambda: str(self._exchange("run", "folder", {})["folder"]))
             for key, path in self._kept.items():
                 self._exchange("run", "load", self._load_arguments(key, path))
         except CandidateFailure as failure:
             raise RunError(f"the measuring process can't start or load the dense model: {failure.reason}") from failure
 
-    def _exchange(self, stage: str, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _exchange(self, stage: str, operation: str, arguments: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
         assert self._process is not None and self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"op": operation, "with": arguments}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise CandidateFailure(stage, self._obituary()) from None
-        answer = self._receive(stage)
+        answer = self._receive(stage, limit or self._limits.seconds)
         if "error" in answer:
             raise CandidateFailure(stage, answer["error"])
         result: dict[str, Any] = answer["result"]
         return result
 
-    def _receive(self, stage: str) -> dict[str, Any]:
+    def _receive(self, stage: str, limit: float) -> dict[str, Any]:
         """The next answer line, or a `CandidateFailure` when time is up or the process died."""
         assert self._process is not None and self._process.stdout is not None
         pipe = self._process.stdout.fileno()
-        deadline = time.monotonic() + self._limits.seconds
+        deadline = time.monotonic() + limit
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
                     self.close()
-                    raise CandidateFailure(stage, f"took longer than {self._limits.seconds:g} s")
+                    raise CandidateFailure(stage, f"took longer than {limit:g} s")
                 chunk = os.read(pipe, 1 << 16)
                 if not chunk:
                     raise CandidateFailure(stage, self._obituary())
@@ -166,6 +260,8 @@ class Bench:
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         self.close()
+        if better := self._host.why_dead(code, lines[-1] if lines else ""):
+            raise RunError(better)
         if code < 0:
             name = signal.Signals(-code).name
             text = f"the measuring process was killed by {name}"

@@ -5,23 +5,35 @@ The *identity* must match before numbers are compared; the *conditions* are reco
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
-import shutil
-import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hwprune import runtimes
+from hwprune.latency import sensors
 from hwprune.target import Target
+
+_ARM = {
+    ("0x41", "0xd0c"): "Neoverse-N1", ("0x41", "0xd40"): "Neoverse-V1", ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x41", "0xd42"): "Cortex-A78AE", ("0x4e", "0x004"): "NVIDIA Carmel",
+}  # fmt: skip
+"""Arm cores by implementer and part: Linux gives no name there (Arm's MIDR register)."""
 
 
 def identity(target: Target) -> dict[str, Any]:
-    """Device, ISA, runtime with version, threads and options."""
+    """Device with its ISA or driver, runtime with version, threads, precision and options."""
+    found: dict[str, Any] = {"device": device_name(), "isa": isa(), "cores": os.cpu_count() or 1}
+    if target.device == "cuda":
+        index = int(target.options.get("device_id", 0))
+        cards = sensors.gpus()
+        if index < len(cards):
+            found |= {"device": cards[index]["name"], "driver": cards[index]["driver"], "host_cpu": device_name()}
     return {
-        "device": device_name(),
-        "isa": isa(),
-        "cores": os.cpu_count() or 1,
+        **found,
         "runtime": runtimes.get(target.runtime).version(),
         "threads": target.threads,
         "precision": target.precision,
@@ -29,32 +41,27 @@ def identity(target: Target) -> dict[str, Any]:
     }
 
 
-def conditions() -> dict[str, Any]:
-    """Load average and frequency governor, where the system tells."""
-    found: dict[str, Any] = {"load_average": [round(value, 2) for value in os.getloadavg()]}
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor.is_file():
-        found["governor"] = governor.read_text().strip()
-    return found
+def digest(identity_: Mapping[str, Any]) -> str:
+    """Names the folder of what was measured under an identity."""
+    return hashlib.sha256(json.dumps(identity_, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def conditions(device: str = "cpu") -> dict[str, Any]:
+    """Load average, governor, clocks, power limit, throttle reasons: what the machine tells."""
+    found = sensors.cpu_conditions()
+    return {**found, "gpu": sensors.gpu_conditions()} if device == "cuda" else found
 
 
 def device_name() -> str:
     """The CPU's name as the system reports it."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    info = _cpuinfo()
+    arm = _ARM.get((info.get("CPU implementer", ""), info.get("CPU part", "")))
+    return info.get("model name") or arm or platform.processor() or platform.machine()
 
 
 def gpu_names() -> list[str]:
     """Names of the NVIDIA GPUs as the driver reports them; empty without driver or GPU."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    try:
-        answer = subprocess.run(
-            [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
+    return [str(card["name"]) for card in sensors.gpus()]
 
 
 def isa() -> str:

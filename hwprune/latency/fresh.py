@@ -7,46 +7,50 @@ hold the true median with 96.9 % for 6.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
 from hwprune.errors import CandidateFailure
-from hwprune.latency.bench import Bench, Limits
+from hwprune.latency.bench import Bench
 from hwprune.latency.interval import process_interval
 from hwprune.latency.paired import Settings
 from hwprune.measurement import Measurement
-from hwprune.target import Target
 
 PROCESSES = 6
 SESSIONS = 2
 
 
-def settings_for(target: Target) -> Settings:
+def settings_for(clock: str) -> Settings:
     """Settings of one measurement in a fresh process. It is short: the interval comes from the spread of the processes."""
-    return Settings(use_cpu_time=target.device == "cpu" and target.threads == 1, half_width=0.005, limit_s=0.4)
+    return Settings(clock=clock, half_width=0.005, limit_s=0.4)
 
 
 def remeasure(
     models: dict[str, Path],
     dense: Path,
     example: Path,
-    target: Target,
-    limits: Limits,
-    settings: Settings,
+    make: Callable[[], Bench],
+    settings: Settings | None = None,
     processes: int = PROCESSES,
     step: Callable[[], None] = lambda: None,
 ) -> dict[str, tuple[Measurement, Measurement]]:
     """(latency, speedup) of each model in fresh processes; the key ``dense`` is the dense model against itself.
 
     A model that fails in any process is left out.
+
+    Args:
+        make: a new bench, with a process of its own.
+        settings: default: `settings_for` the bench's clock.
     """
     paired: dict[str, list[dict[str, Any]]] = {key: [] for key in ["dense", *models]}
     order = ["dense", *models]
     failed: set[str] = set()
     for number in range(processes):
-        with Bench(target, limits) as bench:
+        with make() as bench:
+            settings = settings or settings_for(bench.clock)
             for session in range(SESSIONS):
                 bench.load("reference", dense, keep=True)
                 turn = len(paired["dense"]) % len(order)
@@ -62,6 +66,20 @@ def remeasure(
                     step()
     dense_s = median(result["dense_latency_s"] for results in paired.values() for result in results)
     return {key: _summary(results, dense_s) for key, results in paired.items() if key not in failed}
+
+
+def footprint(models: dict[str, Path], example: Path, make: Callable[[], Bench]) -> dict[str, dict[str, Any]]:
+    """Memory and energy of each model, alone in a process of its own.
+
+    ``loaded_bytes``: what loading added; ``peak_bytes``: the most that was in use while it ran; ``joules``: of one run.
+    None where the machine doesn't tell. A model that fails is left out.
+    """
+    found = {}
+    for key, path in models.items():
+        with make() as bench, contextlib.suppress(CandidateFailure):
+            bench.load("model", path)
+            found[key] = {**bench.memory("model", example), "joules": bench.energy("model", example)}
+    return found
 
 
 def _summary(results: list[dict[str, Any]], dense_s: float) -> tuple[Measurement, Measurement]:
@@ -81,6 +99,8 @@ def _summary(results: list[dict[str, Any]], dense_s: float) -> tuple[Measurement
         "dense_latencies_s": [result["dense_latency_s"] for result in results],
         "wall_speedup": median(result["wall_speedup"] for result in results),
         "contended": max(result["contended"] for result in results),
+        "throttled": any(result["throttled"] for result in results),
+        "outliers": max(result["outliers"] for result in results),
     }
     latency = {"clock": results[0]["clock"], "dense_s": dense_s, "from": "dense_s / speedup"}
     return (

@@ -1,8 +1,8 @@
-"""The process in which candidates run.
+"""The process in which candidates run, on this machine or, through ssh, on another.
 
 A runtime may crash, hang or eat all memory on a candidate; here that ends this process and not the search. It
-imports no torch, so it starts in a fraction of a second. Commands come in as JSON lines on stdin, answers go out
-as JSON lines on what was stdout; anything that a library prints goes to stderr.
+imports torch only for the runtimes that need it, so it starts in a fraction of a second. Commands come in as JSON lines on stdin,
+answers go out as JSON lines on what was stdout; anything that a library prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -12,25 +12,38 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hwprune import runtimes
-from hwprune.latency import paired
+from hwprune.files import cache_folder
+from hwprune.latency import fingerprint, micro, paired, sensors
+from hwprune.latency.slot import Slot
 from hwprune.runtimes import Runner
+from hwprune.target import Target
+from hwprune.version import VERSION
+
+ENERGY_S = 1.0
+"""How long a model runs while its energy is counted."""
 
 
 class Worker:
-    """Holds the loaded models by key."""
+    """Holds the loaded models by key. Commands are the methods ``do_...``."""
 
     def __init__(self) -> None:
         self._runners: dict[str, Runner] = {}
+        self._loaded_bytes: dict[str, int | None] = {}
+        self._slots: dict[str, Slot] = {}
+        self._folder: Path | None = None
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry out one command; an exception becomes an answer."""
@@ -43,10 +56,54 @@ class Worker:
             return {"error": f"{type(error).__name__}: {text[0]}"}
         return {"result": result}
 
-    def do_load(self, key: str, path: str, runtime: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
-        self._runners.pop(key, None)
-        self._runners[key] = runtimes.get(runtime).load(Path(path), threads, options)
+    # -- the machine -------------------------------------------------------------------------
+
+    def do_check(self, target: dict[str, Any]) -> dict[str, Any]:
+        """Why the target can't be measured here (an empty list: it can), and what is here."""
+        return {"missing": missing(Target.from_json(target)), "isa": fingerprint.isa()}
+
+    def do_identity(self, target: dict[str, Any]) -> dict[str, Any]:
+        return fingerprint.identity(Target.from_json(target))
+
+    def do_conditions(self, device: str) -> dict[str, Any]:
+        return fingerprint.conditions(device)
+
+    def do_folder(self) -> dict[str, Any]:
+        """A folder for files that another machine brings; it goes with this process."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="hwprune-bench-"))
+        return {"folder": str(self._folder)}
+
+    def do_acquire(self, device: str) -> dict[str, Any]:
+        """Wait for the device's timing slot."""
+        start = time.monotonic()
+        slot = self._slots.setdefault(device, Slot(device))
+        slot.release()
+        slot.acquire()
+        return {"waited_s": time.monotonic() - start}
+
+    def do_release(self, device: str) -> dict[str, Any]:
+        if device in self._slots:
+            self._slots[device].release()
         return {}
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # -- models ------------------------------------------------------------------------------
+
+    def do_load(self, key: str, path: str, runtime: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Load a model; what the runtime made of it."""
+        self._runners.pop(key, None)
+        before = self._memory(runtime)
+        self._runners[key] = _load(path, runtime, settings)
+        after = self._memory(runtime)
+        self._loaded_bytes[key] = None if before is None or after is None else max(0, after - before)
+        return {}
+
+    def do_facts(self, key: str) -> dict[str, Any]:
+        return self._runners[key].facts()
 
     def do_drop(self, key: str) -> dict[str, Any]:
         self._runners.pop(key, None)
@@ -62,23 +119,134 @@ class Worker:
                         np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
         return {}
 
-    def do_pair(self, a: str, b: str, samples: str, settings: dict[str, Any]) -> dict[str, Any]:
+    # -- numbers -----------------------------------------------------------------------------
+
+    def do_pair(self, a: str, b: str, samples: str, settings: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
         """Time ``a`` against ``b`` on the first batch of a samples file."""
         _, inputs = next(iter(read_batches(samples)))
-        result = paired.measure(self._runners[a].bind(inputs), self._runners[b].bind(inputs), paired.Settings(**settings))
-        return result.to_json()
+        before = fingerprint.conditions(device)
+        result = paired.measure(
+            _timed(self._runners[a], inputs), _timed(self._runners[b], inputs), paired.Settings(**settings)
+        ).to_json()
+        after = fingerprint.conditions(device)
+        return {**result, "conditions": after, "throttled": throttled(before, after)}
+
+    def do_profile(self, key: str, samples: str, runs: int) -> dict[str, Any]:
+        """Times of the operators, by the runtime's own profiler."""
+        _, inputs = next(iter(read_batches(samples)))
+        return {"operators": [operator.to_json() for operator in self._runners[key].profile(inputs, runs)]}
+
+    def do_micro(
+        self, folder: str, pieces: Sequence[str], runtime: str, settings: dict[str, Any], clock: str, rounds: int
+    ) -> dict[str, Any]:
+        """Time the small models NAME.onnx with inputs NAME.npz of a folder against ``reference``; see `hwprune.latency.micro`.
+
+        A piece that can't be loaded or run gets its error instead of a number.
+        """
+        timed: dict[str, paired.Timed] = {}
+        errors: dict[str, str] = {}
+        for name in ("reference", "nothing", *pieces):
+            try:
+                _, inputs = next(iter(read_batches(f"{folder}/{name}.npz")))
+                shapes = [list(array.shape) for array in inputs]
+                timed[name] = _timed(_load(f"{folder}/{name}.onnx", runtime, {**settings, "shapes": shapes}), inputs)
+            except Exception as error:  # the piece's failure
+                if name in ("reference", "nothing"):
+                    raise
+                errors[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        names = [name for name in pieces if name in timed]
+        found, own, call = micro.measure([timed[name] for name in names], timed["reference"], timed["nothing"], clock, rounds)
+        return {
+            "pieces": {name: [one.ratio, one.half_width] for name, one in zip(names, found, strict=True)},
+            "errors": errors,
+            "reference_s": own,
+            "call_s": call,
+        }
+
+    def do_memory(self, key: str, samples: str, runtime: str) -> dict[str, Any]:
+        """Bytes that loading took, and the most that was in use while it ran, as far as the system tells."""
+        _, inputs = next(iter(read_batches(samples)))
+        reset = sensors.reset_peak()
+        runner = self._runners[key]
+        for _ in range(3):
+            runner.run(inputs)
+        on_gpu = runtimes.get(runtime).device == "cuda"
+        peak = sensors.gpu_memory_used() if on_gpu else sensors.peak_bytes() if reset else None
+        return {"loaded_bytes": self._loaded_bytes.get(key), "peak_bytes": peak}
+
+    def do_energy(self, key: str, samples: str, runtime: str) -> dict[str, Any]:
+        """Joules of one run, from the counter of the whole CPU package or GPU; None where there is none."""
+        read = sensors.gpu_energy_j if runtimes.get(runtime).device == "cuda" else sensors.cpu_energy_j
+        before = read()
+        if before is None:
+            return {"joules": None}
+        _, inputs = next(iter(read_batches(samples)))
+        call = self._runners[key].bind(inputs)
+        before, start, runs = read(), time.monotonic(), 0
+        while time.monotonic() - start < ENERGY_S:
+            call()
+            runs += 1
+        after = read()
+        assert before is not None and after is not None
+        return {"joules": (after - before) / runs if after >= before else None}
+
+    @staticmethod
+    def _memory(runtime: str) -> int | None:
+        return sensors.gpu_memory_used() if runtimes.get(runtime).device == "cuda" else sensors.resident_bytes()
+
+
+def missing(target: Target) -> list[str]:
+    """Why a target can't be measured on this machine; empty: it can."""
+    reasons = [reason] if (reason := runtimes.missing(target.runtime)) else []
+    if target.device == "cuda":
+        gpus = fingerprint.gpu_names()
+        if not any(target.matches(gpu) for gpu in gpus):
+            reasons.insert(0, f"its GPU is {', '.join(gpus)}" if gpus else "it has no NVIDIA GPU")
+    elif target.device_match and not target.matches(fingerprint.device_name()):
+        reasons.insert(0, f"its CPU is {fingerprint.device_name()}")
+    return reasons
+
+
+def throttled(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Did the device slow itself down meanwhile?"""
+    counted = after.get("throttle_count", 0) > before.get("throttle_count", 0)
+    return counted or bool(before.get("gpu", {}).get("throttled")) or bool(after.get("gpu", {}).get("throttled"))
+
+
+def _timed(runner: Runner, inputs: Sequence[np.ndarray[Any, Any]]) -> paired.Timed:
+    return paired.Timed(runner.bind(inputs), runner.timer(inputs))
+
+
+def _load(path: str, runtime: str, settings: dict[str, Any]) -> Runner:
+    shapes = tuple(tuple(shape) for shape in settings.get("shapes", ()))
+    cache = str(cache_folder() / "runtimes") if settings.get("cache") is None else settings["cache"]
+    made = runtimes.Settings(**{**settings, "shapes": shapes, "cache": cache})
+    return runtimes.get(runtime).load(Path(path), made)
 
 
 def read_batches(path: str) -> Iterator[tuple[str, list[np.ndarray[Any, Any]]]]:
     """(batch number, its inputs) of an evaluation samples file."""
     with np.load(path, allow_pickle=False) as stored:
         names: dict[str, list[str]] = {}
-        for name in sorted(stored.files):
+        for name in sorted(stored.files, key=_order):
             number, _, kind = name.partition(".")
             if kind.startswith("input"):
                 names.setdefault(number, []).append(name)
         for number, members in names.items():
             yield number, [stored[member] for member in members]
+
+
+def example_shapes(path: Path) -> list[tuple[int, ...]]:
+    """Shapes of the first batch of a samples file."""
+    _, inputs = next(iter(read_batches(str(path))))
+    return [array.shape for array in inputs]
+
+
+def _order(name: str) -> tuple[str, int]:
+    """Batches by number, inputs by position: input10 comes after input9."""
+    number, _, kind = name.partition(".")
+    digits = kind.removeprefix("input")
+    return number, int(digits) if digits.isdigit() else -1
 
 
 def _die_with_parent() -> None:
@@ -98,9 +266,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker = Worker()
-    print(json.dumps({"result": {"ready": os.getpid()}}), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(worker.answer(json.loads(line))), file=answers, flush=True)
+    print(json.dumps({"result": {"ready": os.getpid(), "version": VERSION}}), file=answers, flush=True)
+    try:
+        for line in sys.stdin:
+            print(json.dumps(worker.answer(json.loads(line))), file=answers, flush=True)
+    finally:
+        worker.close()
 
 
 if __name__ == "__main__":

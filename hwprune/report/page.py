@@ -15,7 +15,7 @@ from typing import Any
 
 from hwprune import units
 from hwprune.files import write_atomic
-from hwprune.record import Record, dense_metric, trial
+from hwprune.record import Record, dense_metric, model_file, trial
 from hwprune.report.picture import drop_range
 from hwprune.report.text import number, recommended, speedup_text, verdict
 
@@ -108,7 +108,7 @@ def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
         "split": point["split"],
         "compensation": row["recipe"]["compensation"],
         "layers": layers,
-        "model": f"candidates/{point['trial']}/model.onnx",
+        "model": f"candidates/{point['trial']}/{model_file(record)}",
         "recipe": f"candidates/{point['trial']}/recipe.json",
     }
 
@@ -119,7 +119,10 @@ def _quality(record: Record) -> list[list[str]]:
     shares = sorted(s["conditions"].get("contended", 0.0) for s in speedups)
     wide = sum(1 for s in speedups if not s["conditions"].get("converged", True))
     clock = base["self_speedup"]["conditions"].get("clock", "")
-    words = {"thread_cpu": "CPU time of the measuring thread", "wall": "wall time"}
+    words = {
+        "thread_cpu": "CPU time of the measuring thread", "wall": "wall time", "cuda_event": "events in the GPU's stream",
+        "table": "none: PREDICTED from a table", "estimated": "none: ESTIMATED from a data sheet",
+    }  # fmt: skip
     rows = [
         ["Clock", words.get(clock, clock)],
         ["Dense against itself", f"{speedup_text(base['self_speedup'])} (1.00 must lie inside)"],

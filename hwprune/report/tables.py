@@ -8,35 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.files import write_atomic
-from hwprune.record import Record, dense_metric, recipe_text
+from hwprune.record import Record, dense_metric, front_file, latency_source, model_file, recipe_text
 
 FRONT_COLUMNS = (
     "trial", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low", "speedup_ci_high",
-    "params", "macs", "size_bytes", "clock", "latency_source", "model", "recipe",
+    "params", "macs", "size_bytes", "clock", "latency_source", "model", "recipe", "verdict",
+    "loaded_bytes", "peak_bytes", "joules",
 )  # fmt: skip
 TRIAL_COLUMNS = (
     "trial", "state", "origin", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low",
-    "speedup_ci_high", "params", "macs", "size_bytes", "clock", "contended", "seconds", "failure_stage", "failure_reason",
+    "speedup_ci_high", "params", "macs", "size_bytes", "clock", "contended", "throttled", "verdict", "seconds",
+    "failure_stage", "failure_reason",
     "digest", "choices",
 )  # fmt: skip
 
 
 def write_tables(record: Record, run: Path) -> None:
     """Both files of a run directory."""
-    write_atomic(run / "front.csv", front_csv(record))
+    write_atomic(run / front_file(record), front_csv(record))
     write_atomic(run / "trials.csv", trials_csv(record))
 
 
 def front_csv(record: Record) -> str:
     """The dense model first, then the front, slowest first."""
     base = record["baseline"]
-    rows = [_row("dense", dense_metric(record), 0.0, base, "baseline")]
+    rows = [_row(record, "dense", dense_metric(record), 0.0, base, "baseline")]
     for point in record["front"]:
-        rows.append(_row(point["trial"], point["metric"], point["drop"], point, f"candidates/{point['trial']}"))
+        rows.append(_row(record, point["trial"], point["metric"], point["drop"], point, f"candidates/{point['trial']}"))
     return _csv(FRONT_COLUMNS, rows)
 
 
-def _row(name: object, metric: dict[str, Any], drop: float, numbers: dict[str, Any], folder: str) -> dict[str, Any]:
+def _row(
+    record: Record, name: object, metric: dict[str, Any], drop: float, numbers: dict[str, Any], folder: str
+) -> dict[str, Any]:
+    footprint = numbers.get("footprint", {})
     speedup = numbers.get("speedup") or numbers["self_speedup"]
     return {
         "trial": name,
@@ -52,10 +57,19 @@ def _row(name: object, metric: dict[str, Any], drop: float, numbers: dict[str, A
         "macs": numbers["macs"],
         "size_bytes": numbers["size_bytes"],
         "clock": speedup["conditions"].get("clock", ""),
-        "latency_source": "measured",
-        "model": f"{folder}/model.onnx",
+        "latency_source": latency_source(record),
+        "model": f"{folder}/{model_file(record)}",
         "recipe": "" if name == "dense" else f"{folder}/recipe.json",
+        "verdict": "" if name == "dense" else verdict_of(speedup),
+        "loaded_bytes": footprint.get("loaded_bytes"),
+        "peak_bytes": footprint.get("peak_bytes"),
+        "joules": footprint.get("joules"),
     }
+
+
+def verdict_of(speedup: dict[str, Any]) -> str:
+    """``faster``, ``slower``, or ``not distinguishable`` from dense, by the interval."""
+    return "faster" if speedup["ci_low"] > 1 else "slower" if speedup["ci_high"] < 1 else "not distinguishable"
 
 
 def trials_csv(record: Record) -> str:
@@ -83,6 +97,8 @@ def trials_csv(record: Record) -> str:
                 "size_bytes": row.get("size_bytes"),
                 "clock": conditions.get("clock"),
                 "contended": conditions.get("contended"),
+                "throttled": conditions.get("throttled"),
+                "verdict": verdict_of(speedup) if speedup else None,
                 "seconds": round(sum(row["seconds"].values()), 3),
                 "failure_stage": failure.get("stage"),
                 "failure_reason": failure.get("reason"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hwprune import units
-from hwprune.record import Record, dense_metric
+from hwprune.record import Record, dense_metric, latency_source
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
@@ -58,10 +58,14 @@ def verdict(record: Record) -> str:
         return f"{start}; none is faster than dense within the constraints."
     low, high = record["front"][0], record["front"][-1]
     split = low["split"]
+    how = {
+        "measured": f"measured in {high['speedup']['conditions'].get('processes', 1)} fresh processes",
+        "table": "PREDICTED from a latency table, not measured",
+        "estimated": "ESTIMATED from a data sheet, not measured",
+    }[latency_source(record)]
     return (
         f"{start}; a front of {len(record['front'])} from {units.speedup(low['speedup']['value'])} to "
-        f"{units.speedup(high['speedup']['value'])}, scored on the {split} split and measured in "
-        f"{high['speedup']['conditions']['processes']} fresh processes. {_recommendation(record)}"
+        f"{units.speedup(high['speedup']['value'])}, scored on the {split} split and {how}. {_recommendation(record)}"
     )
 
 

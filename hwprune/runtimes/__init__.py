@@ -1,18 +1,22 @@
-"""Runtimes: an ONNX file -> a runner. One file each, one table."""
+"""Runtimes: a model file -> a runner. One file each, one table."""
 
 from __future__ import annotations
 
 from hwprune.errors import UnknownNameError
-from hwprune.runtimes.base import Arrays, Runner, Runtime
+from hwprune.runtimes.base import CUDA_EVENT, THREAD_CPU, WALL, Arrays, Operator, Runner, Runtime, Settings
 from hwprune.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
+from hwprune.runtimes.onnxruntime_cuda import OnnxRuntimeCuda
+from hwprune.runtimes.onnxruntime_tensorrt import OnnxRuntimeTensorRT
+from hwprune.runtimes.openvino import OpenVino
+from hwprune.runtimes.pytorch import PyTorchCpu, PyTorchCuda
+from hwprune.runtimes.tensorrt import TensorRt
 
-RUNTIMES: dict[str, Runtime] = {"onnxruntime-cpu": OnnxRuntimeCpu()}
-
-PLANNED = {
-    "tensorrt": "TensorRT is not supported by this version of hwprune",
-    "openvino": "OpenVINO is not supported by this version of hwprune",
-}
-"""Runtimes that profiles name already; why they can't be used."""
+RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime
+    for runtime in (
+        OnnxRuntimeCpu(), OpenVino(), PyTorchCpu(), OnnxRuntimeCuda(), OnnxRuntimeTensorRT(), TensorRt(), PyTorchCuda(),
+    )
+}  # fmt: skip
 
 
 def get(name: str) -> Runtime:
@@ -24,9 +28,9 @@ def get(name: str) -> Runtime:
 
 def missing(name: str) -> str | None:
     """Why the runtime can't be used on this machine, or None."""
-    if name in PLANNED:
-        return PLANNED[name]
     return get(name).missing()
 
 
-__all__ = ["PLANNED", "RUNTIMES", "Arrays", "Runner", "Runtime", "get", "missing"]
+__all__ = [
+    "CUDA_EVENT", "RUNTIMES", "THREAD_CPU", "WALL", "Arrays", "Operator", "Runner", "Runtime", "Settings", "get", "missing",
+]  # fmt: skip

@@ -1,9 +1,10 @@
-"""What a runtime is. Runtimes import no torch: they run in a small process of their own."""
+"""What a runtime is. All run in a small process: torch is imported only where a runtime is torch or needs its buffers."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,80 @@ import numpy as np
 
 Arrays = Sequence[np.ndarray[Any, Any]]
 
+WALL, THREAD_CPU, CUDA_EVENT = "wall", "thread_cpu", "cuda_event"
+"""Clocks: monotonic time of the machine; CPU time of the calling thread; time between two events in the GPU's stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a model is loaded.
+
+    Attributes:
+        threads: intra-op threads of a CPU runtime.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        options: the runtime's own, from the profile.
+        shapes: of the inputs that will be timed; runtimes that compile for shapes do so for these.
+        cache: folder for what survives a process (timing caches, engines), or None.
+    """
+
+    threads: int = 1
+    precision: str = "fp32"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shapes: tuple[tuple[int, ...], ...] = ()
+    cache: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator of a loaded model as the runtime's own profiler sees it; ``seconds`` is the median of a run."""
+
+    name: str
+    kind: str
+    seconds: float
+    kernel: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 class Runner(abc.ABC):
-    """A loaded model."""
+    """A loaded model. Inputs are in the model's order; too many are ignored (exporters drop what the model doesn't read)."""
 
     @abc.abstractmethod
     def run(self, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
-        """All outputs for one batch, in the model's order."""
+        """All outputs for one batch, in the model's order. Raises ValueError for too few inputs, else what the library raises."""
 
     @abc.abstractmethod
     def bind(self, inputs: Arrays) -> Callable[[], object]:
-        """A call without arguments that runs once on these inputs: what is timed."""
+        """A call without arguments that runs once on these inputs and returns when the result is there: what is timed."""
+
+    def timer(self, inputs: Arrays) -> Callable[[int], float] | None:
+        """Runs n times and returns the device's own seconds for all, or None where only the host's clocks exist."""
+        return None
+
+    def profile(self, inputs: Arrays, runs: int) -> list[Operator]:
+        """Operators in execution order with their times; empty if the runtime can't tell."""
+        return []
+
+    def facts(self) -> dict[str, Any]:
+        """What the runtime made of the model (provider, kernels, sparse or not); JSON values."""
+        return {}
 
 
 class Runtime(abc.ABC):
-    """Loads ONNX files."""
+    """Loads model files.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        file: name of the file that it runs in a candidate's folder; the suffix is the format.
+        precisions: what a profile may ask for.
+    """
 
     name: str
     description: str
+    device: str = "cpu"
+    file: str = "model.onnx"
+    precisions: tuple[str, ...] = ("fp32",)
 
     @abc.abstractmethod
     def missing(self) -> str | None:
@@ -39,5 +96,39 @@ class Runtime(abc.ABC):
         """Version of the library."""
 
     @abc.abstractmethod
-    def load(self, path: Path, threads: int, options: Mapping[str, Any]) -> Runner:
-        """Load a model file. Raises whatever the library raises."""
+    def load(self, path: Path, settings: Settings) -> Runner:
+        """Load a model file. Raises whatever the library raises, and never falls back to another device."""
+
+    def clock(self, settings: Settings) -> str:
+        """The clock that ranks: CPU time where all work happens in the calling thread, else wall time or the GPU's events."""
+        return THREAD_CPU if self.device == "cpu" and settings.threads == 1 else WALL
+
+    def precision_of_file(self, precision: str) -> str:
+        """The precision that the model file must have; runtimes that convert by themselves take fp32."""
+        return "fp32"
+
+
+def named(names: Sequence[str], inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs by name. Raises ValueError if there are too few."""
+    if len(inputs) < len(names):
+        raise ValueError(f"the model takes {len(names)} inputs {list(names)}, got {len(inputs)}")
+    return dict(zip(names, inputs, strict=False))
+
+
+def library_version(*packages: str) -> str:
+    """``package version`` of the first that is installed."""
+    import importlib.metadata
+
+    for package in packages:
+        try:
+            return f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def not_installed(module: str, extra: str) -> str | None:
+    """Why a module can't be imported, without importing it."""
+    import importlib.util
+
+    return None if importlib.util.find_spec(module) else f"{module} is not installed: pip install 'hwprune[{extra}]'"

@@ -6,14 +6,16 @@ finalist is measured again in fresh processes (`hwprune.latency.fresh`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from hwprune import front
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency import fresh
-from hwprune.latency.bench import Limits
+from hwprune.latency.bench import Bench
+from hwprune.latency.source import MEASURED
 from hwprune.measurement import Measurement
 from hwprune.searching.evaluator import Evaluator
 from hwprune.searching.job import Job
@@ -33,6 +35,8 @@ class Confirmed:
     latency: Measurement
     speedup: Measurement
     split: str
+    footprint: Mapping[str, Any] = field(default_factory=dict)
+    """Memory and energy, see `hwprune.latency.fresh.footprint`."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,6 +49,8 @@ class Confirmed:
             "macs": self.trial.macs,
             "size_bytes": self.trial.size_bytes,
             "split": self.split,
+            "verdict": self.speedup.verdict,
+            "footprint": dict(self.footprint),
         }
 
 
@@ -105,11 +111,15 @@ def final_front(points: Sequence[Confirmed], max_drop: float | None, min_speedup
 
 
 def confirm(
-    evaluator: Evaluator, trials: Sequence[Trial], job: Job, limits: Limits, progress: Progress, notes: list[str]
+    evaluator: Evaluator, trials: Sequence[Trial], job: Job, make: Callable[[], Bench], progress: Progress, notes: list[str]
 ) -> list[Confirmed]:
     """Measure and score the finalists again; returns the final front and appends what the user should know to ``notes``.
 
-    The evaluator's baseline is replaced by the dense model's numbers of the same measurement.
+    The evaluator's baseline is replaced by the dense model's numbers of the same measurement. Predicted and estimated latencies
+    stay what they are: repeating them adds nothing.
+
+    Args:
+        make: a bench with a process of its own.
 
     Raises:
         RunError: the dense model can't be measured again.
@@ -117,24 +127,17 @@ def confirm(
     chosen = finalists(trials, job.max_drop, job.min_speedup)
     if not chosen:
         notes.append(_nothing(trials, job.max_drop or 0.0))
-    progress.stage(f"measuring {len(chosen)} finalists again in {fresh.PROCESSES} fresh processes")
-    models = {str(t.number): evaluator.ensure_files(t, weights=True) / "model.onnx" for t in chosen}
-    total = fresh.PROCESSES * fresh.SESSIONS * (1 + len(models))
-    count = 0
-
-    def step() -> None:
-        nonlocal count
-        count += 1
-        progress.confirmed(count, total)
-
-    target = evaluator.target
-    measured = fresh.remeasure(
-        models, evaluator.dense_model, evaluator.example, target, limits, fresh.settings_for(target), step=step
-    )
-    if "dense" not in measured:
-        raise RunError("the dense model could not be measured again in fresh processes")
+    models = {str(t.number): evaluator.ensure_files(t, weights=True) / evaluator.runtime.file for t in chosen}
+    if evaluator.source.label == MEASURED:
+        measured, footprints = _measure(evaluator, models, make, progress)
+    else:
+        base = evaluator.baseline
+        assert base is not None
+        measured = {str(t.number): (t.latency, t.speedup) for t in chosen if t.latency is not None and t.speedup is not None}
+        measured["dense"] = (base.latency, base.self_speedup)
+        footprints = {}
     progress.stage("scoring the finalists")
-    scored = _score(evaluator, chosen, measured, notes)
+    scored = _score(evaluator, chosen, measured, footprints, notes)
     points = final_front(scored, job.max_drop, job.min_speedup)
     if chosen and not points:
         notes.append("No finalist held up when it was measured and scored again: the front is empty.")
@@ -146,8 +149,31 @@ def confirm(
     return points
 
 
+def _measure(
+    evaluator: Evaluator, models: dict[str, Path], make: Callable[[], Bench], progress: Progress
+) -> tuple[dict[str, tuple[Measurement, Measurement]], dict[str, dict[str, Any]]]:
+    """(latency, speedup) and footprint of the finalists and of the dense model."""
+    progress.stage(f"measuring {len(models)} finalists again in {fresh.PROCESSES} fresh processes")
+    total = fresh.PROCESSES * fresh.SESSIONS * (1 + len(models))
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        progress.confirmed(count, total)
+
+    measured = fresh.remeasure(models, evaluator.dense_model, evaluator.example, make, step=step)
+    if "dense" not in measured:
+        raise RunError("the dense model could not be measured again in fresh processes")
+    return measured, fresh.footprint({"dense": evaluator.dense_model, **models}, evaluator.example, make)
+
+
 def _score(
-    evaluator: Evaluator, chosen: Sequence[Trial], measured: dict[str, tuple[Measurement, Measurement]], notes: list[str]
+    evaluator: Evaluator,
+    chosen: Sequence[Trial],
+    measured: dict[str, tuple[Measurement, Measurement]],
+    footprints: dict[str, dict[str, Any]],
+    notes: list[str],
 ) -> list[Confirmed]:
     """Score the finalists on the test split, or on validation where there is none."""
     base = evaluator.baseline
@@ -159,19 +185,22 @@ def _score(
         name, split = "test", evaluator.add_split("test")
     dense, _ = evaluator.score("dense", split)
     latency, speedup = measured["dense"]
-    evaluator.baseline = replace(base, test_metric=dense, split=name, latency=latency, self_speedup=speedup)
+    evaluator.baseline = replace(
+        base, test_metric=dense, split=name, latency=latency, self_speedup=speedup, footprint=footprints.get("dense", {})
+    )
     scored = []
     for trial in chosen:
         try:
             if str(trial.number) not in measured:
                 raise CandidateFailure("measure", "it failed in a fresh process")
-            evaluator.bench.load("candidate", evaluator.folder(trial.number) / "model.onnx")
+            evaluator.bench.load("candidate", evaluator.folder(trial.number) / evaluator.runtime.file)
             metric, _ = evaluator.score("candidate", split)
         except CandidateFailure as failure:
             notes.append(f"Trial {trial.number} left the front: {failure.reason}.")
             continue
         latency, speedup = measured[str(trial.number)]
-        scored.append(Confirmed(trial, metric, evaluator.metric.drop(dense.value, metric.value), latency, speedup, name))
+        drop = evaluator.metric.drop(dense.value, metric.value)
+        scored.append(Confirmed(trial, metric, drop, latency, speedup, name, footprints.get(str(trial.number), {})))
     return scored
 
 

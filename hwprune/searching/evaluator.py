@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 
 import torch
 
-from hwprune import evaluate, export
+from hwprune import evaluate, export, runtimes
 from hwprune.errors import CandidateFailure, RunError, WorkloadError
 from hwprune.evaluate import Outputs
 from hwprune.latency.bench import Bench
-from hwprune.latency.paired import Settings
+from hwprune.latency.source import Source
 from hwprune.measurement import Measurement
 from hwprune.metrics import Metric
 from hwprune.pruning import Candidate, Pruner
@@ -25,8 +26,14 @@ from hwprune.target import Target
 from hwprune.trial import FAILED, MEASURED, Failure, Trial
 from hwprune.workload import Workload
 
-PARITY_TOLERANCE = 1e-4
-"""Largest difference between the runtime's outputs and PyTorch's, relative to the largest output."""
+PARITY_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
+"""Largest difference between the runtime's outputs and PyTorch's in 32 bits, relative to the largest output.
+
+Reduced precision keeps 11 or 8 bits and errors add up over the layers; what it costs shows in the metric. Integers are only
+checked for shape.
+"""
+EXAMPLE = "example.npz"
+SAMPLES = "samples.jsonl"
 PARITY_EXAMPLES = 32
 
 
@@ -43,6 +50,7 @@ class Baseline:
     size_bytes: int
     split: str
     test_metric: Measurement | None = None
+    footprint: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         data = {
@@ -53,6 +61,7 @@ class Baseline:
             "macs": self.macs,
             "size_bytes": self.size_bytes,
             "split": self.split,
+            "footprint": dict(self.footprint),
         }
         return data if self.test_metric is None else {**data, "test_metric": self.test_metric.to_json()}
 
@@ -88,16 +97,18 @@ class Evaluator:
     a failed trial, what goes wrong with the dense model is an error.
     """
 
-    def __init__(self, pruner: Pruner, bench: Bench, target: Target, run: Path) -> None:
+    def __init__(self, pruner: Pruner, bench: Bench, source: Source, target: Target, run: Path) -> None:
+        """``target`` is what the bench runs on; it differs from the search's where latencies are not measured."""
         self.pruner = pruner
         self.workload: Workload = pruner.workload
         self.metric: Metric = self.workload.scoring
         self.bench = bench
         self.target = target
         self.run = run
-        self.settings = Settings(use_cpu_time=target.device == "cpu" and target.threads == 1)
-        self.example = run / "baseline" / "example.npz"
-        self.dense_model = run / "baseline" / "model.onnx"
+        self.source = source
+        self.runtime = runtimes.get(target.runtime)
+        self.example = run / "baseline" / EXAMPLE
+        self.dense_model = run / "baseline" / self.runtime.file
         self.validation = Split(run / "baseline" / "validation.npz", [])
         self.baseline: Baseline | None = None
         self._checked_cut = False
@@ -124,13 +135,11 @@ class Evaluator:
         self.validation.targets = evaluate.write_samples(workload, "validation", self.validation.file)
         dense = self.pruner.graph.module
         try:
-            self.pruner.template.write(dense, {}, self.dense_model)
+            self._write(dense, {}, self.dense_model)
             self.bench.load("dense", self.dense_model, keep=True)
             metric, self.validation.dense = self.score("dense", self.validation)
             self._check_parity(dense, self.validation.dense)
-            self.bench.load("twin", self.dense_model)
-            paired = self.bench.pair("twin", "dense", self.example, self.settings)
-            self.bench.drop("twin")
+            paired = self.source.dense(self.dense_model)
         except CandidateFailure as failure:
             if failure.stage == "evaluate":
                 raise WorkloadError(f"the dense model can't be scored: {failure.reason}") from failure
@@ -178,8 +187,8 @@ class Evaluator:
                     self._checked_cut = True
             metric = self._write_and_score(candidate, folder, watch)
             with watch.stage("measure"):
-                paired = self.bench.pair("candidate", "dense", self.example, self.settings)
-                self.bench.drop("candidate")
+                paired = self.source.candidate(folder / self.runtime.file)
+            self._keep_samples(number, paired)
         except CandidateFailure as failure:
             shutil.rmtree(folder, ignore_errors=True)
             reason = Failure(failure.stage, failure.reason)
@@ -194,15 +203,28 @@ class Evaluator:
             speedup=speedup_of(paired),
             params=candidate.parameter_count,
             macs=candidate.macs,
-            size_bytes=size_of(folder / "model.onnx"),
+            size_bytes=size_of(folder / self.runtime.file),
             seconds=watch.seconds,
             origin=origin,
         )
 
+    def measure_again(self, trial: Trial) -> dict[str, Any] | None:
+        """The latency of a candidate whose files are still there, measured now; None if they are not, or it fails."""
+        path = self.folder(trial.number) / self.runtime.file
+        if not path.is_file():
+            return None
+        try:
+            self.bench.load("candidate", path)
+            paired = self.source.candidate(path)
+        except CandidateFailure:
+            return None
+        self._keep_samples(trial.number, paired)
+        return paired
+
     def _write_and_score(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
         """The candidate's files, and the metric of what was written."""
         with watch.stage("export"):
-            cut_from_dense = self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx", candidate.drop)
+            cut_from_dense = self._write(candidate.module, candidate.keeps, folder / self.runtime.file, candidate.drop)
             candidate.write_recipe(folder)
         try:
             return self._score_file(candidate, folder, watch)
@@ -212,12 +234,12 @@ class Evaluator:
             # A gap in the ONNX rules must not cost candidates: from here on each is exported.
             self.pruner.template.reason = f"a file cut from the dense one was wrong ({failure.reason})"
             with watch.stage("export"):
-                self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx", candidate.drop)
+                self._write(candidate.module, candidate.keeps, folder / self.runtime.file, candidate.drop)
             return self._score_file(candidate, folder, watch)
 
     def _score_file(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
         with watch.stage("evaluate"):
-            self.bench.load("candidate", folder / "model.onnx")
+            self.bench.load("candidate", folder / self.runtime.file)
             metric, outputs = self.score("candidate", self.validation)
             self._check_parity(candidate.module, outputs)
         return metric
@@ -228,15 +250,36 @@ class Evaluator:
         A folder that was cleared away or lost is made again from the recipe.
         """
         folder = self.folder(trial.number)
-        missing = not (folder / "model.onnx").is_file() or not (folder / "recipe.json").is_file()
+        missing = not (folder / self.runtime.file).is_file() or not (folder / "recipe.json").is_file()
         if missing or (weights and not (folder / "model.safetensors").is_file()):
             candidate = self.pruner.prune(trial.recipe)
             if missing:
-                self.pruner.template.write(candidate.module, candidate.keeps, folder / "model.onnx", candidate.drop)
+                self._write(candidate.module, candidate.keeps, folder / self.runtime.file, candidate.drop)
                 candidate.write_recipe(folder)
             if weights:
                 export.to_safetensors(candidate.module, folder / "model.safetensors")
         return folder
+
+    def _write(self, module: torch.nn.Module, keeps: Mapping[str, torch.Tensor], path: Path, drop: Collection[str] = ()) -> bool:
+        """The file that the runtime runs, in its format and precision. Was it cut from the dense ONNX file?"""
+        if path.suffix == ".pt2":
+            try:
+                export.to_pt2(module, self.workload.example_inputs, path)
+            except Exception as error:  # torch.export raises its own types
+                first = (str(error).strip().splitlines() or [""])[0]
+                raise CandidateFailure("export", f"{type(error).__name__}: {first}") from error
+            return False
+        cut = self.pruner.template.write(module, keeps, path, drop)
+        if (precision := self.runtime.precision_of_file(self.target.precision)) != "fp32":
+            export.convert(path, precision)
+        return cut
+
+    def _keep_samples(self, number: int, paired: dict[str, Any]) -> None:
+        """Raw samples, a line a measurement: too many for record.json."""
+        if "samples" in paired:
+            line = {"trial": number, "clock": paired["clock"], "runs_a_letter": paired["runs_a_letter"], **paired["samples"]}
+            with (self.run / SAMPLES).open("a") as handle:
+                handle.write(json.dumps(line) + "\n")
 
     def _check_parity(self, module: torch.nn.Module, outputs: Outputs) -> None:
         """The file must compute what the module computes."""
@@ -248,7 +291,7 @@ class Evaluator:
             )
         scale = max(float(expected.abs().max()), 1e-30)
         difference = float((got - expected.cpu()).abs().max()) / scale
-        if not difference <= PARITY_TOLERANCE:
+        if not difference <= PARITY_TOLERANCES[self.target.precision]:
             raise CandidateFailure("parity", f"the runtime's outputs differ from PyTorch's by {difference:.2g} (relative)")
 
 
@@ -260,7 +303,19 @@ def size_of(model: Path) -> int:
 def speedup_of(paired: dict[str, Any]) -> Measurement:
     """Speedup of a paired measurement, with how it was obtained."""
     conditions: dict[str, Any] = {
-        key: paired[key] for key in ("clock", "wall_speedup", "contended", "converged", "quads", "log_ratios") if key in paired
+        key: paired[key]
+        for key in (
+            "clock",
+            "wall_speedup",
+            "contended",
+            "outliers",
+            "throttled",
+            "converged",
+            "quads",
+            "session_sd",
+            "log_ratios",
+        )
+        if key in paired
     }
     return Measurement(paired["speedup"], "x", paired["ci_low"], paired["ci_high"], paired["quads"], conditions)
 

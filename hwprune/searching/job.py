@@ -28,6 +28,9 @@ class Job:
         trial_timeout_s, memory_limit: what one candidate may take; 0 bytes: three quarters of the machine's memory.
         storage: Optuna storage URL; empty: study.db in the run directory.
         database: folder of the option database; empty: the user's cache folder.
+        remote: ``ssh://[user@]host[:port][/path/to/hwprune]`` of the machine that measures; empty: this one.
+        table: folder of a latency table measured on the device; the front is then predicted, not measured.
+        estimate: latencies from the profile's roofline; the front is then estimated, not measured.
     """
 
     workload: str
@@ -45,6 +48,9 @@ class Job:
     memory_limit: int = 0
     storage: str = ""
     database: str = ""
+    remote: str = ""
+    table: str = ""
+    estimate: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -62,6 +68,8 @@ class Job:
             faults.append(f"trial_timeout must be > 0 s, got {self.trial_timeout_s:g}")
         if self.memory_limit < 0:
             faults.append(f"memory_limit must not be negative, got {self.memory_limit}")
+        if sum(map(bool, (self.remote, self.table, self.estimate))) > 1:
+            faults.append("remote, table and estimate exclude each other: a latency comes from one of them")
         if self.recover.partition(":")[0] in ("finetune", "distill"):
             faults.append(f"recover = {self.recover!r}: recovery training is not in this version; use none or a compensation")
         elif self.recover != "auto":
@@ -79,6 +87,11 @@ class Job:
         values = {key: value for key, value in asdict(self).items() if value is not None}
         text = f"# written by hwprune; `hwprune search --resume --out {run.name}` goes on from it\nschema = {SCHEMA}\n"
         write_atomic(run / FILE, text + dump_toml(values))
+
+    @property
+    def latency_source(self) -> str:
+        """``measured``, ``table`` or ``estimated``."""
+        return "table" if self.table else "estimated" if self.estimate else "measured"
 
     @classmethod
     def read(cls, run: Path) -> Job:
@@ -103,6 +116,9 @@ class Job:
             memory_limit=table.integer("memory_limit", 0),
             storage=table.text("storage", ""),
             database=table.text("database", ""),
+            remote=table.text("remote", ""),
+            table=table.text("table", ""),
+            estimate=table.boolean("estimate", False),
         )
         table.finish()
         return make()

@@ -12,7 +12,11 @@ from pathlib import Path
 from hwprune import runtimes
 from hwprune import target as targets
 from hwprune.errors import UnavailableError, UsageError
-from hwprune.latency import fingerprint
+from hwprune.latency.bench import Bench
+from hwprune.latency.host import host
+from hwprune.latency.roofline import Roofline
+from hwprune.latency.table import LatencyTable
+from hwprune.latency.worker import missing
 from hwprune.searching import samplers
 from hwprune.searching import space as spaces
 from hwprune.searching.job import FILE, Job
@@ -38,6 +42,9 @@ def search(
     all_patterns: bool = False,
     storage: str = "",
     database: str | Path = "",
+    remote: str = "",
+    table: str | Path = "",
+    estimate: bool = False,
     resume: bool = False,
     trial_timeout_s: float = 120.0,
     memory_limit: int = 0,
@@ -56,6 +63,10 @@ def search(
         all_patterns: search also patterns that the target can't execute faster.
         storage: Optuna storage URL; default: SQLite in the run directory.
         database: folder of the option database, which runs share; default: in the user's cache folder.
+        remote: ``ssh://[user@]host[:port][/path/to/hwprune]`` of a machine with hwprune that measures; default: this one.
+        table: folder of a latency table that was measured on the device (`hwprune probe --table`): latencies are
+            predicted, and the front is written to front.table.csv.
+        estimate: latencies from the profile's roofline; the front is written to front.estimated.csv.
         resume: go on with the run in ``out``.
         trial_timeout_s, memory_limit: limits of one candidate in the measuring process.
 
@@ -68,6 +79,7 @@ def search(
         workload=workload.source, target=target, space=space, trials=trials, time_s=time_s, sampler=sampler, seed=seed,
         max_drop=max_drop, min_speedup=min_speedup, recover=recover, all_patterns=all_patterns,
         trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage, database=str(database),
+        remote=remote, table=str(table), estimate=estimate,
     )  # fmt: skip
     return run_job(job, workload, Path(out) if out else default_run(workload.name), resume, progress or Progress())
 
@@ -82,26 +94,48 @@ def check_job(job: Job) -> tuple[Target, spaces.SpaceFile]:
     """Everything that can be wrong before a model is loaded. Raises `UsageError`."""
     samplers.check(job.sampler)
     chosen = targets.load(job.target)
-    require_target(chosen)
+    check_runtime(chosen)
+    if job.estimate:
+        Roofline(chosen)
+    elif job.table:
+        LatencyTable.read(Path(job.table))
+    else:
+        require_target(chosen, job.remote)
     return chosen, spaces.load(job.space)
 
 
-def require_target(target: Target) -> None:
-    """Raises `UnavailableError` if the target can't be measured on this machine; never silently something else."""
-    reasons = [reason] if (reason := runtimes.missing(target.runtime)) else []
-    if target.device == "cuda":
-        gpus = fingerprint.gpu_names()
-        if not any(text in gpu for gpu in gpus for text in target.device_match):
-            has = f"its GPU is {', '.join(gpus)}" if gpus else "it has no NVIDIA GPU"
-            reasons.insert(0, has)
+def check_runtime(target: Target) -> None:
+    """Raises `UsageError` if the profile names no known runtime, or a precision that this one does not run."""
+    known = runtimes.get(target.runtime)
+    if target.precision not in known.precisions:
+        raise UsageError(
+            f"target {target.name}: {known.name} does not run {target.precision}; it runs {', '.join(known.precisions)}"
+        )
+    if target.device != known.device:
+        raise UsageError(f"target {target.name} is a {target.device} device, but {known.name} runs on {known.device}")
+
+
+def require_target(target: Target, remote: str = "") -> None:
+    """Raises `UnavailableError` if the target can't be measured on this machine (or the remote one); never silently another."""
+    where = "this machine"
+    if remote:
+        machine = host(remote)
+        try:
+            with Bench(target, host=machine) as bench:
+                reasons = list(bench.check()["missing"])
+        finally:
+            machine.close()
+        where = remote
+    else:
+        reasons = missing(target)
     if not reasons:
         return
     raise UnavailableError(
-        f"target {target.name} ({target.description}) can't be measured on this machine: {'; '.join(reasons)}.\n"
+        f"target {target.name} ({target.description}) can't be measured on {where}: {'; '.join(reasons)}.\n"
         "Three ways on:\n"
-        "  1. run hwprune on a machine that has the device and its runtime;\n"
-        "  2. bring a latency table measured there (`hwprune probe --table`; not in this version yet);\n"
-        "  3. a roofline estimate (`--estimate`; not in this version yet).\n"
+        "  1. measure on a machine that has the device and hwprune: --remote ssh://user@host\n"
+        "  2. bring a latency table: run `hwprune probe WORKLOAD --target NAME --table DIR` there, then --table DIR here\n"
+        "  3. a roofline estimate from the data sheet: --estimate\n"
         "Or measure on this machine's CPU: --target cpu"
     )
 

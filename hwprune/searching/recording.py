@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
+from hwprune import runtimes
 from hwprune.latency import fingerprint
 from hwprune.searching.confirm import Confirmed
 from hwprune.searching.evaluator import Baseline
@@ -19,7 +20,18 @@ from hwprune.trial import Trial
 from hwprune.workload import Workload
 
 SCHEMA = 1
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "optuna", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "optuna",
+    "numpy",
+    "scikit-learn",
+)
 
 
 def versions() -> dict[str, str]:
@@ -59,6 +71,7 @@ def build_record(
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "job": job.to_json(),
+        "latency_source": job.latency_source,
         "workload": {
             "name": workload.name,
             "source": workload.source,
@@ -70,6 +83,7 @@ def build_record(
             "name": target.name,
             "description": target.description,
             "runtime": target.runtime,
+            "file": runtimes.get(target.runtime).file if job.latency_source == "measured" else "model.onnx",
             "precision": target.precision,
             "threads": target.threads,
         },

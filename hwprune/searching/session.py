@@ -14,17 +14,22 @@ import optuna
 
 from hwprune import compensation, front
 from hwprune import method as methods
+from hwprune import target as targets
 from hwprune.database import default_root
-from hwprune.errors import UsageError
+from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.files import dump_json, write_atomic
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench, Limits
+from hwprune.latency.host import Host, host
+from hwprune.latency.paired import Settings
+from hwprune.latency.source import GATE_LIMIT, MEASURED, Estimated, FromTable, Measured, Source
+from hwprune.latency.table import LatencyTable
 from hwprune.pruning import Pruner
 from hwprune.recipe import Recipe
 from hwprune.report.writing import write_report
 from hwprune.searching import confirm
 from hwprune.searching import space as spaces
-from hwprune.searching.evaluator import Evaluator
+from hwprune.searching.evaluator import EXAMPLE, Evaluator, latency_of, speedup_of
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import build_record
@@ -48,18 +53,53 @@ class Session:
         self.job, self.workload, self.run, self.target, self.progress = job, workload, run, target, progress
         self.space_file = space_file
         self.limits = Limits(job.trial_timeout_s, job.memory_limit or _three_quarters_of_memory())
-        self.identity = fingerprint.identity(target)
+        self.measured = job.latency_source == MEASURED
+        self.runs_on = target if self.measured else targets.load("cpu")
+        """Accuracy always comes from a runtime; where the device is absent, from this machine's CPU."""
+        self.identity: dict[str, Any] = {}
+        self.isa = fingerprint.isa()
         self.notes: list[str] = []
         self.self_checks: list[dict[str, Any]] = []
         self.started = time.monotonic()
         self._written = 0.0
 
     def go(self, resume: bool) -> Result:
+        machine = host(self.job.remote or None)
+        try:
+            return self._go(resume, machine)
+        finally:
+            machine.close()
+
+    def _bench(self, machine: Host) -> Bench:
+        shapes = [tuple(x.shape) for x in self.workload.example_inputs]
+        return Bench(self.runs_on, self.limits, machine, shapes)
+
+    def _source(self, bench: Bench, model: str) -> Source:
+        shapes = [tuple(x.shape) for x in self.workload.example_inputs]
+        if self.job.estimate:
+            return Estimated(self.target, shapes)
+        if self.job.table:
+            return FromTable(LatencyTable.read(Path(self.job.table)), model, shapes)
+        return Measured(bench, self.run / "baseline" / EXAMPLE, Settings(clock=bench.clock))
+
+    def _identify(self, machine: Host) -> None:
+        """Whose numbers these are."""
+        if self.job.table:
+            self.identity = {"table": dict(LatencyTable.read(Path(self.job.table)).identity)}
+        elif self.job.estimate:
+            self.identity = {"roofline": self.target.name}
+        else:
+            with self._bench(machine) as bench:
+                self.identity = bench.identity()
+                self.isa = bench.check()["isa"]
+
+    def _go(self, resume: bool, machine: Host) -> Result:
+        self._identify(machine)
         self.progress.stage("tracing the model")
         pruner = Pruner(self.workload, Path(self.job.database) if self.job.database else default_root(), self.progress.calibrated)
         if pruner.untraceable:
             self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
-        space = spaces.build(self.space_file, pruner, self.target, fingerprint.isa(), self.job.all_patterns)
+        space = spaces.build(self.space_file, pruner, self.target, self.isa, self.job.all_patterns)
         if self.job.recover != "auto":
             space = replace(space, compensation=self._compensation(pruner))
         self._solve(pruner, space)
@@ -67,18 +107,23 @@ class Session:
         store = Store(storage, space, self.job.sampler, self.job.seed) if resume else None
         if store is not None:
             self._check_same(store, pruner.fingerprint)
-        with Bench(self.target, self.limits) as bench:
-            evaluator = Evaluator(pruner, bench, self.target, self.run)
+        with self._bench(machine) as bench:
+            evaluator = Evaluator(pruner, bench, self._source(bench, pruner.fingerprint), self.runs_on, self.run)
             self.progress.stage("measuring the dense model")
             baseline = evaluator.prepare()
             # Only now, so that a workload that can't be used leaves no half-made run behind.
             self.job.write(self.run)
             store = store or Store(storage, space, self.job.sampler, self.job.seed, create=True)
             self._start(store, space, pruner.fingerprint, baseline.metric.value)
-            self._self_check(baseline.self_speedup.to_json(), 0)
+            if self.measured:
+                self._self_check(baseline.self_speedup.to_json(), 0)
+            else:
+                self.notes.append(_banner(self.job, self.target))
             try:
                 self._trials(store, space, evaluator)
-                points = confirm.confirm(evaluator, store.trials(), self.job, self.limits, self.progress, self.notes)
+                points = confirm.confirm(
+                    evaluator, store.trials(), self.job, lambda: self._bench(machine), self.progress, self.notes
+                )
             finally:
                 self._write_record(store, space, evaluator, None)
                 self.progress.close()
@@ -187,7 +232,7 @@ class Session:
             self._prune_folders(done)
             self.progress.trial(trial, self._best(done), len(done), self.job.trials, self._left(len(done)))
             if len(done) % SELF_CHECK_EVERY == 0:
-                self._again_against_itself(evaluator, len(done))
+                self._again_against_itself(store, evaluator, done)
             self._snapshot(store, space, evaluator)
 
     def _dense(self, recipe: Recipe, evaluator: Evaluator, number: int) -> Trial | None:
@@ -252,20 +297,38 @@ class Session:
 
     # -- the dense model against itself ------------------------------------------------------
 
-    def _again_against_itself(self, evaluator: Evaluator, done: int) -> None:
-        evaluator.bench.load("twin", evaluator.dense_model)
-        paired = evaluator.bench.pair("twin", "dense", evaluator.example, evaluator.settings)
-        evaluator.bench.drop("twin")
-        self._self_check({"value": paired["speedup"], "ci_low": paired["ci_low"], "ci_high": paired["ci_high"]}, done)
+    def _again_against_itself(self, store: Store, evaluator: Evaluator, done: list[Trial]) -> None:
+        """The gate: where it fails, what was measured since the last one is measured again, as far as its files are there."""
+        source = evaluator.source
+        if not isinstance(source, Measured):
+            return
+        try:
+            results = source.gate()
+        except CandidateFailure as failure:
+            raise RunError(f"the dense model can't be measured against itself any more: {failure.reason}") from failure
+        middle = results[len(results) // 2]
+        passed = self._self_check(
+            {"value": middle["speedup"], "ci_low": middle["ci_low"], "ci_high": middle["ci_high"]}, len(done)
+        )
+        if not passed:
+            again = 0
+            for trial in done[-SELF_CHECK_EVERY:]:
+                if trial.measured and (paired := evaluator.measure_again(trial)) is not None:
+                    store.remeasured(trial.number, speedup_of(paired), latency_of(paired))
+                    again += 1
+            self.notes.append(f"{again} candidates of that time were measured again.")
+            done[:] = store.trials()
 
-    def _self_check(self, speedup: dict[str, Any], done: int) -> None:
+    def _self_check(self, speedup: dict[str, Any], done: int) -> bool:
         value = {"trials": done, **{key: speedup[key] for key in ("value", "ci_low", "ci_high")}}
+        value["passed"] = abs(value["value"] - 1) <= GATE_LIMIT and value["ci_low"] <= 1 <= value["ci_high"]
         self.self_checks.append(value)
-        if abs(value["value"] - 1) > 0.01:
+        if not value["passed"]:
             self.notes.append(
                 f"After {done} trials the dense model measured {value['value']:.3f}x against itself: the machine is noisy, and "
                 "speedups of the search that differ by less than this can't be told apart. The final front is measured again."
             )
+        return bool(value["passed"])
 
     # -- the record -------------------------------------------------------------------------
 
@@ -297,6 +360,19 @@ class Session:
             self_checks=self.self_checks,
         )
         write_atomic(self.run / "record.json", dump_json(record))
+
+
+def _banner(job: Job, target: Target) -> str:
+    """What must be read before any number of a run that measured no latency."""
+    if job.table:
+        return (
+            f"PREDICTED, NOT MEASURED: latencies come from the table {job.table}, which was measured on the device; intervals hold "
+            f"the prediction's own error. Measure the chosen points on {target.name} before you ship them."
+        )
+    return (
+        f"ESTIMATED, NOT MEASURED: latencies are a roofline of {target.name} from its data sheet. Real kernels reach neither its peak "
+        "nor its bandwidth, and nothing here says by how much. Use it to choose what to measure, never as a result."
+    )
 
 
 def _three_quarters_of_memory() -> int:

@@ -129,7 +129,7 @@ def test_fresh_processes_give_an_interval_and_drop_what_fails(files, cpu, tmp_pa
     broken = tmp_path / "model.onnx"
     broken.write_bytes(b"")
     models = {"small": files / "small" / "model.onnx", "broken": broken}
-    found = remeasure(models, files / "dense" / "model.onnx", files / "samples.npz", cpu, Limits(), FAST, processes=3)
+    found = remeasure(models, files / "dense" / "model.onnx", files / "samples.npz", lambda: Bench(cpu), FAST, processes=3)
     assert set(found) == {"dense", "small"}
     latency, speedup = found["small"]
     values = speedup.conditions["speedups"]

@@ -1,0 +1,90 @@
+"""hwprune probe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from hwprune.cli import arguments as args
+
+EPILOG = """examples:
+  hwprune probe demo:digits
+  hwprune probe model.onnx --target cpu-openvino --out probe
+  hwprune probe model.py:workload --target a100 --table a100-table     on the machine with the A100; then, anywhere:
+  hwprune search model.py:workload --target a100 --table a100-table
+  hwprune probe model.onnx --target l4 --estimate                      from the data sheet, without the device
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    args.add_workload(parser)
+    parser.add_argument("--target", metavar="T", default="cpu", help="a name of `hwprune targets`, or the path of a profile")
+    parser.add_argument("--out", metavar="DIR", help="write probe.html, probe.csv and probe.json")
+    parser.add_argument("--table", metavar="DIR", help="write the latency table (CSV and fingerprint) for use on another machine")
+    parser.add_argument("--remote", metavar="URL", help="measure on another machine: ssh://[user@]host[:port][/path/to/hwprune]")
+    parser.add_argument("--estimate", action="store_true", help="from the profile's data sheet; measures nothing")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    args.add_output(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from hwprune import sources
+    from hwprune import target as targets
+    from hwprune.cli.progress import make_progress
+    from hwprune.errors import UsageError
+    from hwprune.probe import probing, writing
+    from hwprune.pruning import Pruner
+    from hwprune.searching import loop
+
+    if options.estimate and (options.table or options.remote):
+        raise UsageError("--estimate measures nothing: it goes neither with --table nor with --remote")
+    target = targets.load(options.target)
+    loop.check_runtime(target)
+    if not options.estimate:
+        loop.require_target(target, options.remote or "")
+    progress = make_progress(quiet=options.quiet or options.json)
+
+    def step(what: str, done: int, total: int) -> None:
+        progress.stage(f"{what} ({done} of {total})" if total > 1 else what)
+
+    try:
+        progress.stage(f"loading {args.source(options)}")
+        pruner = Pruner(sources.load(args.source(options), structure_only=True))
+        if options.estimate:
+            found = probing.estimate(pruner, target, step)
+        else:
+            found = _measure(options, target, pruner, step)
+    finally:
+        progress.close()
+    if options.out:
+        writing.write(found, Path(options.out))
+    if options.json:
+        print(json.dumps(found.to_json()))
+    else:
+        print(writing.text(found, args.width()))
+        if options.out:
+            print(f"\nPage: {Path(options.out) / 'probe.html'}\nCSV:  {Path(options.out) / 'probe.csv'}")
+        if options.table:
+            print(f"Table: {options.table} (for `hwprune search --table {options.table}`)")
+    return 0
+
+
+def _measure(options: argparse.Namespace, target, pruner, step):  # type: ignore[no-untyped-def]  # types would import torch
+    from hwprune.files import cache_folder
+    from hwprune.latency.bench import Bench
+    from hwprune.latency.host import host
+    from hwprune.latency.table import LatencyTable
+    from hwprune.probe import probing
+
+    machine = host(options.remote)
+    try:
+        shapes = [tuple(x.shape) for x in pruner.workload.example_inputs]
+        with Bench(target, host=machine, shapes=shapes) as bench:
+            table = LatencyTable.stored(cache_folder() / "latency", bench.identity())
+            found = probing.probe(pruner, target, bench, table, step)
+    finally:
+        machine.close()
+    if options.table:
+        table.copy_to(Path(options.table))
+    return found

@@ -1,0 +1,74 @@
+"""Latency of many small pieces against one fixed reference: what fills the table.
+
+Pieces take microseconds, so nothing is paired two by two; instead all pieces of a group and the reference run in turn, round
+after round, and each round's time is divided by the reference's of the same round. What slows the machine for a second slows
+all of them. The cost of a call that does nothing is measured the same way and subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from hwprune.latency.paired import Clock, Timed
+
+ROUNDS = 11
+LETTER_S = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """Seconds of one run, in units of the reference: ``ratio`` with the half-width of its 95 % interval."""
+
+    ratio: float
+    half_width: float
+
+
+def measure(
+    pieces: Sequence[Timed], reference: Timed, nothing: Timed, which: str, rounds: int = ROUNDS, clock: Clock | None = None
+) -> tuple[list[Micro], float, float]:
+    """Ratios of the pieces to the reference (both without the cost of a call), the reference's seconds and a call's seconds.
+
+    Args:
+        which: the clock: ``thread_cpu``, ``wall`` or ``cuda_event``.
+    """
+    clock = clock or Clock()
+    everybody = [reference, nothing, *pieces]
+    runs = [_runs(one, which, clock) for one in everybody]
+    times: list[list[float]] = [[] for _ in everybody]
+    for number in range(rounds):
+        order = list(range(len(everybody)))
+        if number % 2:
+            order.reverse()
+        for index in order:
+            times[index].append(_time(everybody[index], runs[index], which, clock))
+    call = median(times[1])
+    base = median(times[0])
+    own = max(base - call, 1e-9)
+    found = []
+    for series in times[2:]:
+        ratios = sorted(max(t - call * r / base, 1e-9) / own * (base / r) for t, r in zip(series, times[0], strict=True))
+        middle = median(ratios)
+        spread = 1.4826 * median(abs(x - middle) for x in ratios)
+        # The standard error of a median is 1.25 times that of a mean.
+        found.append(Micro(middle, 1.96 * 1.25 * spread / len(ratios) ** 0.5))
+    return found, own, call
+
+
+def _runs(one: Timed, which: str, clock: Clock) -> int:
+    """Warm up; how many runs last `LETTER_S`."""
+    for _ in range(3):
+        one.run()
+    return max(1, round(LETTER_S / max(_time(one, 3, which, clock), 1e-7)))
+
+
+def _time(one: Timed, runs: int, which: str, clock: Clock) -> float:
+    """Seconds of one run."""
+    if which == "cuda_event" and one.seconds is not None:
+        return one.seconds(runs) / runs
+    read = clock.cpu_ns if which == "thread_cpu" else clock.wall_ns
+    start = read()
+    for _ in range(runs):
+        one.run()
+    return (read() - start) * 1e-9 / runs

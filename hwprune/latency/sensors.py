@@ -1,0 +1,176 @@
+"""What a machine tells of itself while it measures: clocks, throttling, energy, memory. All is optional, nothing needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_CPU = Path("/sys/devices/system/cpu")
+_RAPL = Path("/sys/class/powercap")
+
+_THROTTLE = {
+    "SwPowerCap": "power cap", "HwSlowdown": "hardware slowdown", "HwThermalSlowdown": "temperature (hardware)",
+    "HwPowerBrakeSlowdown": "power brake", "SwThermalSlowdown": "temperature (driver)",
+}  # fmt: skip
+"""NVML's reasons that slow a busy GPU down; being idle, or clocks that an application set, are none."""
+
+
+def cpu_conditions() -> dict[str, Any]:
+    """Load average, governor, frequency and throttling counts, where the system tells."""
+    found: dict[str, Any] = {"load_average": [round(value, 2) for value in os.getloadavg()]}
+    if governor := _text(_CPU / "cpu0/cpufreq/scaling_governor"):
+        found["governor"] = governor
+    if mhz := cpu_mhz():
+        found["cpu_mhz"] = mhz
+    if (count := throttle_count()) is not None:
+        found["throttle_count"] = count
+    return found
+
+
+def cpu_mhz() -> float | None:
+    """Mean frequency of the cores now."""
+    found = [float(text) / 1e3 for path in _CPU.glob("cpu[0-9]*/cpufreq/scaling_cur_freq") if (text := _text(path))]
+    if not found:
+        with contextlib.suppress(OSError, ValueError):
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            found = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    return round(sum(found) / len(found), 1) if found else None
+
+
+def throttle_count() -> int | None:
+    """How often cores were slowed for their temperature since boot; None where the system doesn't say."""
+    counts = [text for path in _CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count") if (text := _text(path))]
+    return sum(map(int, counts)) if counts else None
+
+
+def cpu_energy_j() -> float | None:
+    """Joules of all CPU packages since some moment (RAPL); None where it can't be read. It counts everything that runs."""
+    total = 0.0
+    found = False
+    for zone in _RAPL.glob("intel-rapl:[0-9]*"):
+        if zone.name.count(":") == 1 and (text := _text(zone / "energy_uj")):
+            total += int(text) * 1e-6
+            found = True
+    return total if found else None
+
+
+@contextlib.contextmanager
+def nvml() -> Iterator[Any]:
+    """The NVML module, initialised; None without driver or package (nvidia-ml-py)."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # not installed, no driver, or one that is broken: all mean that there is nothing to ask
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        with contextlib.suppress(Exception):
+            pynvml.nvmlShutdown()
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Name, driver, memory and power limit of each NVIDIA GPU."""
+    found = []
+    with nvml() as library:
+        if library is None:
+            return []
+        driver = _string(library.nvmlSystemGetDriverVersion())
+        for index in range(library.nvmlDeviceGetCount()):
+            handle = library.nvmlDeviceGetHandleByIndex(index)
+            entry: dict[str, Any] = {"name": _string(library.nvmlDeviceGetName(handle)), "driver": driver}
+            with contextlib.suppress(Exception):
+                entry["memory_bytes"] = int(library.nvmlDeviceGetMemoryInfo(handle).total)
+            found.append(entry)
+    return found
+
+
+def gpu_conditions(index: int = 0) -> dict[str, Any]:
+    """Clocks, temperature, power and its limit, and why the GPU is slower than it could be."""
+    found: dict[str, Any] = {}
+    with nvml() as library:
+        if library is None:
+            return found
+        handle = library.nvmlDeviceGetHandleByIndex(index)
+        readings: dict[str, Any] = {
+            "sm_mhz": lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM),
+            "memory_mhz": lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_MEM),
+            "temperature_c": lambda: library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU),
+            "power_w": lambda: library.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            "power_limit_w": lambda: library.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+            "throttled": lambda: throttle_reasons(library, handle),
+        }
+        for name, read in readings.items():
+            with contextlib.suppress(Exception):  # not every device answers every question
+                found[name] = read()
+    return found
+
+
+def throttle_reasons(library: Any, handle: Any) -> list[str]:
+    """The reasons among `_THROTTLE` that hold now."""
+    ask = getattr(library, "nvmlDeviceGetCurrentClocksEventReasons", None) or library.nvmlDeviceGetCurrentClocksThrottleReasons
+    bits = int(ask(handle))
+    found = []
+    for name, text in _THROTTLE.items():
+        bit = getattr(library, f"nvmlClocksEventReason{name}", None) or getattr(library, f"nvmlClocksThrottleReason{name}", 0)
+        if bits & int(bit or 0):
+            found.append(text)
+    return found
+
+
+def gpu_energy_j(index: int = 0) -> float | None:
+    """Joules of the GPU since the driver was loaded (Volta and later)."""
+    with nvml() as library:
+        if library is None:
+            return None
+        try:
+            return float(library.nvmlDeviceGetTotalEnergyConsumption(library.nvmlDeviceGetHandleByIndex(index))) / 1e3
+        except Exception:  # the device doesn't count
+            return None
+
+
+def gpu_memory_used(index: int = 0) -> int | None:
+    """Bytes in use on the GPU, by whomever."""
+    with nvml() as library:
+        if library is None:
+            return None
+        return int(library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(index)).used)
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process."""
+    text = _text(Path("/proc/self/statm"))
+    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") if text else None
+
+
+def reset_peak() -> bool:
+    """Forget the largest memory of this process so far; False where that can't be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes() -> int | None:
+    """Largest memory of this process since `reset_peak`."""
+    for line in (_text(Path("/proc/self/status")) or "").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _string(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

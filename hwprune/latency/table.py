@@ -1,0 +1,340 @@
+"""The table of measured latencies: small pieces of models by their signature, and whole models; on disk, for one identity.
+
+A folder holds ``table.csv`` (a row a segment), ``models.csv`` (a row a whole-model measurement) and ``fingerprint.json`` (whose
+numbers these are). It is what `hwprune probe --table` writes and what `--table` reads on another machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from hwprune.errors import CandidateFailure, RunError, UsageError
+from hwprune.files import dump_json, read_json, write_atomic
+from hwprune.latency import fingerprint
+from hwprune.latency.bench import Bench
+from hwprune.latency.micro import ROUNDS
+from hwprune.latency.segments import Segment
+
+SCHEMA = 1
+GROUP = 12
+"""Pieces that are timed in turn."""
+
+_FEATURES = (
+    "macs", "bytes", "weights", "in", "out", "batches", "rows", "columns", "inner", "columns_mod_16", "columns_mod_8",
+    "inner_mod_16", "nodes", "sums", "activations", "moves",
+)  # fmt: skip
+COLUMNS = ("signature", "anchor", "family", "seconds", "half_width_s", *_FEATURES)
+MODEL_COLUMNS = ("network", "model", "seconds", "half_width_s", "segments")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One measured segment: seconds of a run without the cost of the call, and the half-width of the 95 % interval."""
+
+    signature: str
+    anchor: str
+    family: str
+    seconds: float
+    half_width_s: float
+    features: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """One measured model: ``segments`` are signatures with how often they occur, ``network`` names the dense model."""
+
+    network: str
+    model: str
+    seconds: float
+    half_width_s: float
+    segments: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class LatencyTable:
+    """What was measured under one identity. ``folder`` None: only in memory."""
+
+    identity: Mapping[str, Any]
+    folder: Path | None = None
+    entries: dict[str, Entry] = field(default_factory=dict)
+    models: dict[tuple[str, str], Whole] = field(default_factory=dict)
+    reference_s: float = 0.0
+    errors: dict[str, str] = field(default_factory=dict)
+    """Segments that the runtime could not run alone, and why."""
+
+    # -- on disk -----------------------------------------------------------------------------
+
+    @classmethod
+    def read(cls, folder: Path, identity: Mapping[str, Any] | None = None) -> LatencyTable:
+        """A stored table.
+
+        Raises:
+            UsageError: there is none, it has faults (all are told), or it is another identity's.
+        """
+        path = folder / "fingerprint.json"
+        if not path.is_file() or not (folder / "table.csv").is_file():
+            raise UsageError(
+                f"{folder} holds no latency table (table.csv and fingerprint.json, as `hwprune probe --table` writes)"
+            )
+        data = read_json(path)
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("identity"), dict):
+            raise UsageError(f"{path} is not the fingerprint of a latency table of schema {SCHEMA}")
+        reference = data.get("reference_s")
+        if not isinstance(reference, (int, float)) or not reference > 0:
+            raise UsageError(f"{path}: reference_s must be a number > 0, got {reference!r}")
+        if identity is not None and data["identity"] != dict(identity):
+            differs = [
+                f"{k}: {data['identity'].get(k)!r} in the table, {v!r} here"
+                for k, v in identity.items()
+                if data["identity"].get(k) != v
+            ]
+            raise UsageError(
+                f"{folder} was measured on another device or version; its numbers can't be mixed with these:", differs
+            )
+        made = cls(data["identity"], folder, reference_s=float(reference))
+        faults: list[str] = []
+        for row in _rows(folder / "table.csv", COLUMNS, faults):
+            features = {name: _number(row, name, faults) for name in _FEATURES}
+            seconds, half = _number(row, "seconds", faults, positive=True), _number(row, "half_width_s", faults)
+            made.entries[row["signature"]] = Entry(row["signature"], row["anchor"], row["family"], seconds, half, features)
+        if (folder / "models.csv").is_file():
+            for row in _rows(folder / "models.csv", MODEL_COLUMNS, faults):
+                seconds, half = _number(row, "seconds", faults, positive=True), _number(row, "half_width_s", faults)
+                counts = _counts(row["segments"], faults)
+                made.models[row["network"], row["model"]] = Whole(row["network"], row["model"], seconds, half, counts)
+        if faults:
+            raise UsageError(f"{folder} is not a sound latency table:", faults[:20])
+        return made
+
+    @classmethod
+    def stored(cls, root: Path, identity: Mapping[str, Any]) -> LatencyTable:
+        """The table of an identity under ``root``, made if there is none; one that can't be read is begun anew."""
+        folder = root / fingerprint.digest(identity)
+        try:
+            return cls.read(folder, identity)
+        except UsageError:
+            return cls(identity, folder)
+
+    def write(self) -> None:
+        """Store what is new, together with what other processes stored meanwhile."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / ".lock"):
+            try:
+                there = LatencyTable.read(self.folder, self.identity)
+            except UsageError:
+                there = None
+            if there is not None:
+                scale = self.reference_s / there.reference_s if self.reference_s else 1.0
+                if not self.reference_s:
+                    self.reference_s = there.reference_s
+                for signature, entry in there.entries.items():  # theirs are in units of their own reference
+                    self.entries.setdefault(signature, _scaled(entry, scale))
+                for key, whole in there.models.items():
+                    self.models.setdefault(key, whole)
+            self._write_files(self.folder)
+
+    def _write_files(self, folder: Path) -> None:
+        rows = []
+        for entry in sorted(self.entries.values(), key=lambda e: (e.anchor, e.family, e.seconds)):
+            row: dict[str, Any] = {"signature": entry.signature, "anchor": entry.anchor, "family": entry.family}
+            row |= {"seconds": f"{entry.seconds:.6g}", "half_width_s": f"{entry.half_width_s:.3g}"}
+            rows.append(
+                row
+                | {
+                    name: f"{entry.features[name]:g}" if entry.features[name] < 1e6 else int(entry.features[name])
+                    for name in _FEATURES
+                }
+            )
+        write_atomic(folder / "table.csv", _csv(COLUMNS, rows))
+        wholes = [
+            {"network": w.network, "model": w.model, "seconds": f"{w.seconds:.6g}", "half_width_s": f"{w.half_width_s:.3g}",
+             "segments": " ".join(f"{signature}*{count}" for signature, count in w.segments.items())}
+            for w in self.models.values()
+        ]  # fmt: skip
+        write_atomic(folder / "models.csv", _csv(MODEL_COLUMNS, wholes))
+        data = {"schema": SCHEMA, "identity": dict(self.identity), "reference_s": self.reference_s, "segments": len(rows)}
+        write_atomic(folder / "fingerprint.json", dump_json(data))
+
+    def copy_to(self, folder: Path) -> None:
+        """Write it into another folder. Raises `UsageError` if that holds another table."""
+        if (folder / "fingerprint.json").exists():
+            LatencyTable.read(folder, self.identity)  # only ever replaced by one of the same identity
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write_files(folder)
+
+    # -- measuring ---------------------------------------------------------------------------
+
+    def missing(self, segments: Sequence[Segment]) -> list[Segment]:
+        """Those that were never measured, each signature once."""
+        found = {s.signature: s for s in segments if s.signature not in self.entries and s.signature not in self.errors}
+        return list(found.values())
+
+    def fill(
+        self,
+        bench: Bench,
+        segments: Sequence[Segment],
+        step: Callable[[int, int], None] | None = None,
+        rounds: int = ROUNDS,
+    ) -> int:
+        """Measure what is missing; returns how many were. A piece that can't run alone goes to `errors`.
+
+        Raises:
+            RunError: the runtime can't run even the reference.
+        """
+        wanted = self.missing(segments)
+        total, done = len(wanted), 0
+        for start in range(0, total, GROUP):
+            self._fill_group(bench, wanted[start : start + GROUP], rounds)
+            done = min(total, start + GROUP)
+            if step is not None:
+                step(done, total)
+        if wanted:
+            self.write()
+        return total - sum(one.signature in self.errors for one in wanted)
+
+    def _fill_group(self, bench: Bench, group: Sequence[Segment], rounds: int) -> None:
+        kind = _float_kind(group)
+        with tempfile.TemporaryDirectory(prefix="hwprune-micro-") as name:
+            folder = Path(name)
+            for piece in group:
+                onnx.save(piece.model(), str(folder / f"{piece.signature}.onnx"))
+                _save_inputs(folder / f"{piece.signature}.npz", piece.samples())
+            _write_reference(folder, kind)
+            try:
+                result = bench.micro(folder, [piece.signature for piece in group], rounds)
+            except CandidateFailure as failure:
+                if len(group) > 1:  # one of them took the process down: find out which
+                    for piece in group:
+                        self._fill_group(bench, [piece], rounds)
+                    return
+                self.errors[group[0].signature] = failure.reason
+                return
+        if not self.reference_s:
+            self.reference_s = result["reference_s"]
+        self.errors.update(result["errors"])
+        for piece in group:
+            if piece.signature in result["pieces"]:
+                ratio, half = result["pieces"][piece.signature]
+                if not (math.isfinite(ratio) and ratio > 0):
+                    raise RunError(f"timing {piece.name} gave {ratio}")
+                seconds, half_width = ratio * self.reference_s, half * self.reference_s
+                self.entries[piece.signature] = Entry(
+                    piece.signature, piece.anchor, piece.family, seconds, half_width, piece.features()
+                )  # fmt: skip
+
+    def observe(self, network: str, model: str, segments: Sequence[Segment], seconds: float, half_width_s: float) -> None:
+        """Keep a whole-model measurement. Seconds must be comparable: dense latency / speedup, for one dense latency."""
+        counts = Counter(segment.signature for segment in segments)
+        self.models[network, model] = Whole(network, model, seconds, half_width_s, counts)
+
+
+def _scaled(entry: Entry, scale: float) -> Entry:
+    return Entry(entry.signature, entry.anchor, entry.family, entry.seconds * scale, entry.half_width_s * scale, entry.features)
+
+
+def _float_kind(group: Sequence[Segment]) -> int:
+    """The float type that the pieces compute in; the reference uses the same."""
+    kinds = Counter(t.kind for piece in group for t in (*piece.weights, *(piece.tensors[n] for n in piece.outputs)))
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    return next((kind for kind, _ in kinds.most_common() if kind in floats), onnx.TensorProto.FLOAT)
+
+
+def _write_reference(folder: Path, kind: int) -> None:
+    """A convolution that takes tens of microseconds on a CPU core, and a call that does nothing."""
+    generator = np.random.default_rng(0)
+    numpy_kind = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    weight = (generator.standard_normal((32, 32, 3, 3)) / 17).astype(numpy_kind)
+    image = generator.standard_normal((1, 32, 16, 16)).astype(numpy_kind)
+    tensor = onnx.helper.make_tensor_value_info
+    conv = onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    graphs = {
+        "reference": (conv, image, [onnx.numpy_helper.from_array(weight, "w")]),
+        "nothing": (onnx.helper.make_node("Identity", ["x"], ["y"]), image[:, :1, :1, :1], []),
+    }
+    for name, (node, x, stored) in graphs.items():
+        graph = onnx.helper.make_graph([node], name, [tensor("x", kind, x.shape)], [tensor("y", kind, x.shape)], stored)
+        onnx.save(
+            onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10),
+            str(folder / f"{name}.onnx"),
+        )
+        _save_inputs(folder / f"{name}.npz", [x])
+
+
+def _save_inputs(path: Path, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+    named = {f"00000.input{position}": array for position, array in enumerate(arrays)}
+    np.savez(path, **named or {"00000.input0": np.zeros(1, np.float32)}, allow_pickle=False)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _rows(path: Path, columns: Sequence[str], faults: list[str]) -> Iterator[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf8") as handle:
+            reader = csv.DictReader(handle)
+            lacking = [name for name in columns if name not in (reader.fieldnames or ())]
+            if lacking:
+                faults.append(f"{path.name} lacks the column(s) {', '.join(lacking)}")
+                return
+            for number, row in enumerate(reader, 2):
+                if any(row[name] is None for name in columns):
+                    faults.append(f"{path.name}, line {number}: too few cells")
+                    continue
+                yield {**row, "": f"{path.name}, line {number}"}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        faults.append(f"{path.name} can't be read: {error}")
+
+
+def _number(row: Mapping[str, str], name: str, faults: list[str], positive: bool = False) -> float:
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        faults.append(f"{row['']}: {name} must be a number {'> 0' if positive else '>= 0'}, got {row[name]!r}")
+        return 1.0
+    return value
+
+
+def _counts(text: str, faults: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in text.split():
+        signature, _, count = part.partition("*")
+        if not count.isdigit():
+            faults.append(f"models.csv: {part!r} is not SIGNATURE*COUNT")
+            continue
+        found[signature] = int(count)
+    return found
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def dumps(identity: Mapping[str, Any]) -> str:
+    """One line for people."""
+    return json.dumps(identity, sort_keys=True)

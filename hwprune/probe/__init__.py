@@ -1,0 +1,1 @@
+"""What would be faster on a target, layer by layer, before any accuracy work."""

@@ -1,0 +1,439 @@
+"""Imposes shapes and patterns on a model and measures what they cost on the target; the weights don't matter.
+
+Per unit: the segments of the network that the unit runs through, at several keep counts, as micro-graphs on the target's
+runtime. For the whole model: the runtime's own profile, and for each pattern a version with the most of it, measured
+against dense: the upper bound of what any search can gain by that pattern.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from hwprune import export, patterns, runtimes
+from hwprune.errors import CandidateFailure, RunError, UsageError
+from hwprune.latency.bench import Bench
+from hwprune.latency.paired import Settings
+from hwprune.latency.predictor import LatencyModel
+from hwprune.latency.roofline import Roofline
+from hwprune.latency.segments import Segment, split
+from hwprune.latency.source import Measured
+from hwprune.latency.table import LatencyTable
+from hwprune.measurement import Measurement
+from hwprune.probe.attribution import attribute
+from hwprune.probe.staircase import counts_for, detected_multiple, window
+from hwprune.pruning import Pruner, uniform_recipe
+from hwprune.structure.units import Unit
+from hwprune.target import Target
+
+POINTS = 16
+"""Keep counts of a unit's staircase."""
+WINDOW = 48
+"""Widths, one by one, in which the channel multiple is looked for."""
+MASKS = (("unstructured", 0.9), ("2:4", 0.5), ("block:4x4", 0.9))
+"""Mask patterns and the sparsity at which they are tried: what does not pay here does not pay at less."""
+SMALL_SHARE = 0.02
+"""Units with a smaller share of the time are not worth a search's attention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One keep count: seconds of the unit's segments, and the whole model's predicted speedup if only this is cut."""
+
+    keep: int
+    seconds: float
+    half_width_s: float
+    speedup: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitProbe:
+    """One unit: ``share`` of the model's time in its segments, its staircase, and what it is like."""
+
+    name: str
+    role: str
+    size: int
+    share: float
+    steps: tuple[Step, ...]
+    like: str | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PatternProbe:
+    """A whole model with the most of one pattern: measured speedup with interval, or why there is none."""
+
+    pattern: str
+    what: str
+    speedup: dict[str, Any] | None
+    verdict: str
+    note: str = ""
+    details: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(slots=True)
+class Probe:
+    """Everything that was found. ``source``: ``measured`` or ``estimated``."""
+
+    workload: str
+    target: str
+    source: str
+    identity: dict[str, Any]
+    dense_s: float
+    dense_half_width_s: float
+    multiple: int
+    multiple_from: dict[str, int]
+    units: list[UnitProbe] = field(default_factory=list)
+    patterns: list[PatternProbe] = field(default_factory=list)
+    operators: list[dict[str, Any]] = field(default_factory=list)
+    profile_covers: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": 1, **asdict(self)}
+
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, total)."""
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def probe(pruner: Pruner, target: Target, bench: Bench, table: LatencyTable, progress: Progress = quiet) -> Probe:
+    """Measure on the target. The table is filled, and kept where it lives.
+
+    Raises:
+        UsageError: the target's runtime doesn't run ONNX files, or the model's shapes can't be inferred.
+        RunError: the dense model can't be run.
+    """
+    _needs_onnx(target)
+    with tempfile.TemporaryDirectory(prefix="hwprune-probe-") as name:
+        return _Probing(pruner, target, bench, table, Path(name), progress).go()
+
+
+def _needs_onnx(target: Target) -> None:
+    file = runtimes.get(target.runtime).file
+    if not file.endswith(".onnx"):
+        raise UsageError(
+            f"target {target.name} runs {file} files, which can't be taken apart into pieces: probe works with runtimes of ONNX files"
+        )
+
+
+class _Pieces:
+    """The segments of cut versions of a model."""
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner = pruner
+        self.shapes = [tuple(x.shape) for x in pruner.workload.example_inputs]
+
+    def model(self, keeps: Mapping[str, torch.Tensor], drop: Sequence[str] = ()) -> onnx.ModelProto:
+        """The ONNX model of a cut. Raises `CandidateFailure`."""
+        module = self.pruner.graph.cut(keeps, drop)
+        model = self.pruner.template.model(module, keeps, drop)
+        if model is not None:
+            return model
+        with tempfile.TemporaryDirectory() as folder:
+            path = export.to_onnx(module, self.pruner.workload.example_inputs, Path(folder) / "model.onnx")
+            return onnx.load(str(path))
+
+    def cut(self, counts: Mapping[str, int], drop: Sequence[str] = ()) -> onnx.ModelProto:
+        """The first so many indices of axes are kept; which ones does not change the time."""
+        keeps = {}
+        for name, count in counts.items():
+            keeps[name] = torch.arange(self.pruner.units[name].size) < count
+        return self.model(keeps, drop)
+
+    def segments(self, model: onnx.ModelProto) -> list[Segment]:
+        return split(model, self.shapes)
+
+    def axes(self) -> list[Unit]:
+        return [unit for unit in self.pruner.units.values() if unit.axis is not None and unit.size > 1]
+
+    def step(self, unit: Unit, size: int) -> int:
+        """Whole heads and groups; of channels at least a quarter of what a kernel's block may be."""
+        if unit.role in ("head", "group", "expert") or size <= 16:
+            return 1
+        return 4 if size <= 128 else 8
+
+
+class _Probing:
+    def __init__(self, pruner: Pruner, target: Target, bench: Bench, table: LatencyTable, folder: Path, progress: Progress) -> None:
+        self.pruner, self.target, self.bench, self.table = pruner, target, bench, table
+        self.folder, self.progress = folder, progress
+        self.pieces = _Pieces(pruner)
+        self.precision = runtimes.get(target.runtime).precision_of_file(target.precision)
+
+    def go(self) -> Probe:
+        self.progress("measuring the dense model", 0, 1)
+        dense = self._write("dense", self.pieces.cut({}))
+        example = self.folder / "example.npz"
+        np.savez(example, **{f"00000.input{i}": x.numpy() for i, x in enumerate(self.pruner.workload.example_inputs)})
+        source = Measured(self.bench, example, Settings(clock=self.bench.clock))
+        try:
+            self.bench.load("dense", dense, keep=True)
+            itself = source.dense(dense)
+            operators = self.bench.profile("dense", example)
+        except CandidateFailure as failure:
+            raise RunError(f"the dense model can't be measured: {failure.reason}") from failure
+        segments = self.pieces.segments(onnx.load(str(dense)))
+        self.table.fill(self.bench, segments, lambda done, total: self.progress("timing the dense layers", done, total))
+        half = (itself["latency_high_s"] - itself["latency_low_s"]) / 2
+        found = Probe(
+            self.pruner.workload.name, self.target.name, "measured", dict(self.table.identity), itself["dense_latency_s"], half, 1, {}
+        )
+        found.operators, found.profile_covers, shares = attribute(operators, segments)
+        shares = shares or self._own_shares(segments)
+        found.multiple_from = self._multiples()
+        found.multiple = min(found.multiple_from.values(), default=1)
+        found.units = self._units(segments, shares, found.dense_s)
+        found.patterns = self._patterns(source)
+        found.warnings = self._warnings(found, segments)
+        return found
+
+    def _own_shares(self, segments: Sequence[Segment]) -> dict[str, float]:
+        """Where the runtime's profile can't be told by layers: by the pieces' own times."""
+        model = LatencyModel(self.table, "")
+        total = sum(model.segment(segment)[0] for segment in segments)
+        return {segment.name: model.segment(segment)[0] / total for segment in segments}
+
+    # -- units -------------------------------------------------------------------------------
+
+    def _units(self, dense: Sequence[Segment], shares: Mapping[str, float], dense_s: float) -> list[UnitProbe]:
+        """The staircase of each axis; axes that are alike share one."""
+        from hwprune.structure.units import ties
+
+        alike = ties(self.pruner.units)
+        first: dict[str, str] = {}
+        plans = []
+        for unit in self.pieces.axes():
+            kind = alike.get(unit.name, unit.name)
+            like = first.setdefault(kind, unit.name)
+            variants: list[tuple[int, list[Segment]]] = []
+            note = ""
+            # Units that are alike have the same segments at the same counts; the table knows them already.
+            for count in counts_for(unit.size, POINTS, self.pieces.step(unit, unit.size)):
+                try:
+                    variants.append((count, self._cut_segments(unit, count)))
+                except (CandidateFailure, UsageError) as error:
+                    note = f"{count} kept: {error}"
+            plans.append((unit, None if like == unit.name else like, variants, note))
+            self.progress("cutting", len(plans), len(self.pieces.axes()))
+        wanted = [segment for _, _, variants, _ in plans for _, found in variants for segment in found]
+        self.table.fill(self.bench, wanted, lambda done, total: self.progress("timing the staircases", done, total))
+        return [self._unit(*plan, dense, shares, dense_s) for plan in plans]
+
+    def _cut_segments(self, unit: Unit, count: int) -> list[Segment]:
+        return self.pieces.segments(self.pieces.cut({unit.name: count} if count < unit.size else {}))
+
+    def _unit(
+        self,
+        unit: Unit,
+        like: str | None,
+        variants: Sequence[tuple[int, list[Segment]]],
+        note: str,
+        dense: Sequence[Segment],
+        shares: Mapping[str, float],
+        dense_s: float,
+    ) -> UnitProbe:
+        model = LatencyModel(self.table, "")
+        before = Counter(segment.signature for segment in dense)
+        names = {segment.name for segment in dense}
+        touched: set[str] = set()
+        for count, segments in variants:
+            if count < unit.size:
+                # A segment belongs to the unit if a cut changes it; segments keep their names through a cut.
+                old = {segment.name: segment.signature for segment in dense}
+                touched |= {s.name for s in segments if s.name in names and s.signature != old[s.name]}
+        scale = self._scale(dense, model, dense_s)
+        total = sum(model.segment(segment)[0] for segment in dense)
+        steps = []
+        for count, segments in variants:
+            mine = [segment for segment in segments if segment.name in touched or segment.signature not in before]
+            parts = [model.segment(segment) for segment in mine]
+            seconds = sum(part[0] for part in parts)
+            half = 1.96 * float(np.sqrt(sum(part[1] ** 2 for part in parts)))
+            whole = sum(model.segment(segment)[0] for segment in segments)
+            saved = scale * (total - whole)
+            steps.append(Step(count, seconds, half, dense_s / max(dense_s - saved, 1e-9)))
+        share = sum(shares.get(name, 0.0) for name in touched)
+        return UnitProbe(unit.name, unit.role, unit.size, share, tuple(steps), like, note)
+
+    @staticmethod
+    def _scale(dense: Sequence[Segment], model: LatencyModel, dense_s: float) -> float:
+        """The fused network over the sum of its pieces, which run alone in layouts of their own."""
+        total = sum(model.segment(segment)[0] for segment in dense)
+        return dense_s / total if total else 1.0
+
+    def _multiples(self) -> dict[str, int]:
+        """The channel multiple, found width by width on one axis of each kind of layer."""
+        chosen: dict[str, Unit] = {}
+        for unit in self.pieces.axes():
+            if unit.role in ("channel", "neuron", "hidden") and unit.size >= 32:
+                kind = unit.role
+                if kind not in chosen or abs(unit.size - 64) < abs(chosen[kind].size - 64):
+                    chosen[kind] = unit
+        found = {}
+        for unit in chosen.values():
+            counts = [k for k in window(unit.size, WINDOW) if k >= 1]
+            pieces = {}
+            for count in counts:
+                try:
+                    pieces[count] = self._cut_segments(unit, count)
+                except (CandidateFailure, UsageError):
+                    continue
+            flat = [segment for segments in pieces.values() for segment in segments]
+            self.table.fill(self.bench, flat, lambda done, total: self.progress("looking for the channel multiple", done, total))
+            model = LatencyModel(self.table, "")
+            common = set.intersection(*({s.signature for s in segments} for segments in pieces.values())) if pieces else set()
+            times = {
+                count: sum(model.segment(s)[0] for s in segments if s.signature not in common) for count, segments in pieces.items()
+            }
+            if len(times) >= 16:
+                found[unit.name] = detected_multiple(times)
+        return found
+
+    # -- patterns ----------------------------------------------------------------------------
+
+    def _patterns(self, source: Measured) -> list[PatternProbe]:
+        """Whole models, each with as much of one pattern as there can be, against dense."""
+        plans: list[tuple[str, str, Callable[[], onnx.ModelProto]]] = []
+        roles = Counter(unit.role for unit in self.pieces.axes())
+        for role in sorted(roles):
+            counts = {u.name: self._least(u) for u in self.pieces.axes() if u.role == role}
+            what = f"every {role} axis at its smallest ({roles[role]} of them)"
+            plans.append((role, what, lambda counts=counts: self.pieces.cut(counts)))  # type: ignore[misc]
+        branches = [unit.name for unit in self.pruner.units.values() if unit.branch is not None]
+        if branches:
+            plans.append((patterns.BRANCH, f"all {len(branches)} branches dropped", lambda: self._without(branches)))
+        for pattern, sparsity in MASKS:
+            plans.append((pattern, f"{100 * sparsity:.0f} % zeros in every weight that fits", lambda p=pattern, s=sparsity: self._masked(p, s)))  # type: ignore[misc]
+        found = []
+        for number, (name, what, make) in enumerate(plans):
+            self.progress("measuring the most of each pattern", number, len(plans))
+            found.append(self._pattern(name, what, make, source))
+        return found
+
+    def _least(self, unit: Unit) -> int:
+        if unit.role in ("head", "group", "expert"):
+            return 1
+        multiple = self.target.multiple(str(self.table.identity.get("isa", "default")))
+        return min(unit.size, max(1, min(multiple, unit.size // 8)))
+
+    def _without(self, branches: Sequence[str]) -> onnx.ModelProto:
+        """Without as many branches as can go together: one inside another leaves with it."""
+        kept = list(branches)
+        while kept:
+            try:
+                return self.pieces.model({}, kept)
+            except (CandidateFailure, UsageError, RuntimeError, KeyError):
+                kept.pop()
+        raise CandidateFailure("prune", "no branch can be dropped")
+
+    def _masked(self, pattern: str, sparsity: float) -> onnx.ModelProto:
+        recipe = uniform_recipe(self.pruner.workload, pattern, sparsity, "l2", "none")
+        candidate = self.pruner.prune(recipe)
+        path = self.folder / "masked.onnx"
+        self.pruner.template.write(candidate.module, candidate.keeps, path)
+        return onnx.load(str(path))
+
+    def _pattern(self, name: str, what: str, make: Callable[[], onnx.ModelProto], source: Measured) -> PatternProbe:
+        expected = self.target.why_not(name)
+        try:
+            self.bench.load("candidate", self._write("pattern", make()))
+            details = self.bench.facts("candidate").get("sparsity", ()) if name == "2:4" else ()
+            result = source.candidate(self.folder / "pattern.onnx")
+        except (CandidateFailure, UsageError) as error:
+            return PatternProbe(name, what, None, "not measured", str(error))
+        speedup = Measurement(result["speedup"], "x", result["ci_low"], result["ci_high"], result["quads"])
+        note = expected or ""
+        if expected and speedup.ci_low > 1.02:
+            note = f"faster although the profile says: {expected}"
+        numbers = {"value": speedup.value, "ci_low": speedup.ci_low, "ci_high": speedup.ci_high}
+        return PatternProbe(name, what, numbers, speedup.verdict, note, tuple(details))
+
+    def _write(self, name: str, model: onnx.ModelProto) -> Path:
+        path = export.save_onnx(model, self.folder / f"{name}.onnx")
+        if self.precision != "fp32":
+            export.convert(path, self.precision)
+        return path
+
+    # -- warnings ----------------------------------------------------------------------------
+
+    def _warnings(self, found: Probe, dense: Sequence[Segment]) -> list[str]:
+        texts = []
+        bounds = [p.speedup["value"] for p in found.patterns if p.speedup is not None]
+        floor = 1 / max(bounds, default=1.0)
+        if floor > 0.5:
+            texts.append(
+                f"The smallest version measured still takes {100 * floor:.0f} % of the dense latency: fixed costs (launches, data "
+                "movement, layers that can't be cut) dominate, and pruning can't remove them. Try a larger batch or a fused runtime."
+            )
+        model = LatencyModel(self.table, "")
+        rates = {s.name: (2 * s.macs / model.segment(s)[0], s) for s in dense if s.macs}
+        best = max((rate for rate, _ in rates.values()), default=0.0)
+        slow = [s for rate, s in rates.values() if rate < 0.1 * best]
+        time_slow = sum(model.segment(s)[0] for s in slow) / max(sum(model.segment(s)[0] for s in dense), 1e-12)
+        if slow and time_slow > 0.1:
+            texts.append(
+                f"{len(slow)} layers with {100 * time_slow:.0f} % of the time compute at less than a tenth of the best layer's rate "
+                f"({best / 1e9:.3g} GFLOP/s): they wait for memory or for launches, so fewer channels save less than their share."
+            )
+        light = sum(model.segment(s)[0] for s in dense if not s.macs) / max(sum(model.segment(s)[0] for s in dense), 1e-12)
+        if light > 0.3:
+            texts.append(f"{100 * light:.0f} % of the time is in operators without weights (normalisation, softmax, data movement).")
+        if self.table.errors:
+            texts.append(f"{len(self.table.errors)} pieces can't run alone on this runtime; their times are predicted.")
+        return texts
+
+
+def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Probe:
+    """The same from the profile's roofline, for a device that is not here. Nothing is measured.
+
+    Raises:
+        UsageError: the profile has no roofline.
+    """
+    roofline = Roofline(target)
+    pieces = _Pieces(pruner)
+    dense = pieces.segments(pieces.cut({}))
+    dense_s = roofline.seconds(dense)
+    each = {segment.name: roofline.segment(segment) for segment in dense}
+    found = Probe(pruner.workload.name, target.name, "estimated", {"roofline": target.name}, dense_s, 0.0, target.multiple("default"), {})
+    axes = pieces.axes()
+    for number, unit in enumerate(axes):
+        progress("estimating", number, len(axes))
+        old = {segment.name: segment.signature for segment in dense}
+        touched: set[str] = set()
+        steps = []
+        for count in counts_for(unit.size, POINTS, pieces.step(unit, unit.size)):
+            segments = pieces.segments(pieces.cut({unit.name: count} if count < unit.size else {}))
+            touched |= {s.name for s in segments if s.signature != old.get(s.name)}
+            whole = roofline.seconds(segments)
+            steps.append((count, segments, whole))
+        made = tuple(
+            Step(count, sum(roofline.segment(s).seconds for s in segments if s.name in touched), 0.0, dense_s / whole)
+            for count, segments, whole in steps
+        )
+        share = sum(each[name].seconds for name in touched if name in each) / dense_s
+        found.units.append(UnitProbe(unit.name, unit.role, unit.size, share, made, None))
+    if target.why_not("2:4") is None:
+        flags = {segment.name: segment.macs > 0 for segment in dense}
+        bound = dense_s / roofline.seconds(dense, flags)
+        numbers = {"value": bound, "ci_low": bound, "ci_high": bound}
+        found.patterns.append(PatternProbe("2:4", "every layer 2:4", numbers, "estimated", "at the sparse peak, which no kernel reaches"))
+    for bound_by in ("launch", "memory"):
+        share = sum(e.seconds for e in each.values() if e.bound == bound_by) / dense_s
+        if share > 0.3:
+            what = "launches of kernels" if bound_by == "launch" else "memory traffic"
+            found.warnings.append(f"{100 * share:.0f} % of the estimated time is in layers bound by {what}: fewer channels save little there.")
+    found.warnings.insert(0, f"ESTIMATED from the data sheet of {target.name}, not measured; by how much it is wrong is not known here.")
+    return found

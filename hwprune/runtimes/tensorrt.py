@@ -1,0 +1,372 @@
+"""TensorRT itself: an engine built from the ONNX file for the measured shapes.
+
+Networks are strongly typed: TensorRT 11 has no other kind and no precision flags, TensorRT 10 has both (the creation flag is
+accepted by both), so the precision is the file's. All builds share one timing cache: the same layer gets the same
+tactic in every candidate. Every TensorRT name used here is checked against the published bindings by tests/runtimes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from hwprune.runtimes.base import CUDA_EVENT, Arrays, Operator, Runner, Runtime, Settings, library_version, not_installed
+from hwprune.runtimes.sparsity import layouts
+
+_SPARSITY = re.compile(r"\(Sparsity\) (Found|Chose) (\d+) layer\(?s?\)?[^:]*:?\s*(.*)")
+WORKSPACE = 4 << 30
+
+
+def library() -> Any:
+    """The ``tensorrt`` module."""
+    import tensorrt
+
+    return tensorrt
+
+
+class SparsityLog:
+    """What the verbose build log says of sparse tactics: which layers were eligible, which run one."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+        self.chosen: set[str] = set()
+        self.counts: dict[str, int] = {}
+        self.errors: list[str] = []
+
+    def read(self, text: str) -> None:
+        """One log message."""
+        match = _SPARSITY.search(text)
+        if match is None:
+            return
+        kind, count, names = match.groups()
+        self.counts[kind] = self.counts.get(kind, 0) + int(count)
+        listed = {name.strip() for name in names.split(",") if name.strip()}
+        (self.found if kind == "Found" else self.chosen).update(listed)
+
+
+def make_logger(trt: Any, log: SparsityLog) -> Any:
+    """A logger that keeps what `SparsityLog` reads, and errors; nothing is printed."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base comes from a library that is not always there
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            log.read(msg)
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                log.errors.append(msg)
+
+    return Logger()
+
+
+def build(trt: Any, path: Path, settings: Settings, logger: Any, log: SparsityLog) -> Any:
+    """The serialized engine. Raises RuntimeError with TensorRT's own words."""
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        faults = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+        raise RuntimeError(f"TensorRT can't read the model: {faults}")
+    config = builder.create_builder_config()
+    config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings.options.get("workspace_bytes", WORKSPACE)))
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if "builder_optimization_level" in settings.options:
+        config.builder_optimization_level = int(settings.options["builder_optimization_level"])
+    if "avg_timing_iterations" in settings.options:
+        config.avg_timing_iterations = int(settings.options["avg_timing_iterations"])
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = _shape(tuple(tensor.shape), settings, index)
+        profile.set_shape(tensor.name, shape, shape, shape)  # tuned for exactly what is measured
+    config.add_optimization_profile(profile)
+    with _timing_cache(trt, config, settings):
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise RuntimeError(f"TensorRT can't build an engine: {'; '.join(log.errors[-3:]) or 'no reason given'}")
+    return plan
+
+
+def _shape(declared: tuple[int, ...], settings: Settings, index: int) -> tuple[int, ...]:
+    if index < len(settings.shapes):
+        return settings.shapes[index]
+    return tuple(max(1, size) for size in declared)
+
+
+@contextmanager
+def _timing_cache(trt: Any, config: Any, settings: Settings) -> Iterator[None]:
+    """The cache that all builds of this device share. It is locked while it is read and written, not while an engine is built."""
+    if settings.cache is None:
+        yield
+        return
+    path = Path(settings.cache) / f"tensorrt-{trt.__version__}.timing"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        stored = path.read_bytes() if path.is_file() else b""
+    config.set_timing_cache(config.create_timing_cache(stored), False)
+    yield
+    with _locked(path):
+        cache = config.get_timing_cache()
+        now = path.read_bytes() if path.is_file() else b""
+        if now and now != stored:
+            cache.combine(config.create_timing_cache(now), False)
+        temporary = path.with_suffix(".part")
+        temporary.write_bytes(bytes(cache.serialize()))
+        temporary.replace(path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.with_suffix(".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@final
+class TensorRtRunner(Runner):
+    """An engine with its own stream and device buffers (torch tensors).
+
+    The engine has one shape. Larger batches run in pieces; a last piece that is too small is filled up with its first example.
+    """
+
+    def __init__(self, trt: Any, path: Path, settings: Settings) -> None:
+        import torch
+
+        self._trt, self._torch = trt, torch
+        self._log = SparsityLog()
+        self._logger = make_logger(trt, self._log)
+        self._layouts = layouts(path, 2, 4)
+        plan = build(trt, path, settings, self._logger, self._log)
+        self._plan_bytes = int(plan.nbytes)
+        self._engine = trt.Runtime(self._logger).deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise RuntimeError(f"TensorRT can't load its own engine: {'; '.join(self._log.errors[-3:])}")
+        self._context = self._engine.create_execution_context()
+        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._graph = bool(settings.options.get("cuda_graph", False))
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        inputs = trt.TensorIOMode.INPUT
+        self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == inputs]
+        self._outputs = [name for name in names if self._engine.get_tensor_mode(name) != inputs]
+        shapes = [*settings.shapes, *[() for _ in self._inputs]]
+        self._shapes = {
+            n: tuple(s) or tuple(self._engine.get_tensor_shape(n)) for n, s in zip(self._inputs, shapes, strict=False)
+        }
+        self._buffers = {name: self._buffer(name) for name in (*self._inputs, *self._outputs)}
+
+    def _buffer(self, name: str) -> Any:
+        torch, trt = self._torch, self._trt
+        kinds = {
+            trt.DataType.FLOAT: torch.float32, trt.DataType.HALF: torch.float16, trt.DataType.BF16: torch.bfloat16,
+            trt.DataType.INT8: torch.int8, trt.DataType.INT32: torch.int32, trt.DataType.INT64: torch.int64,
+            trt.DataType.BOOL: torch.bool, trt.DataType.UINT8: torch.uint8,
+        }  # fmt: skip
+        if name in self._shapes:
+            self._context.set_input_shape(name, self._shapes[name])
+        shape = tuple(self._context.get_tensor_shape(name))
+        made = torch.empty(shape, dtype=kinds[self._engine.get_tensor_dtype(name)], device="cuda")
+        self._context.set_tensor_address(name, made.data_ptr())
+        return made
+
+    def run(self, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
+        if len(inputs) < len(self._inputs):
+            raise ValueError(f"the model takes {len(self._inputs)} inputs {self._inputs}, got {len(inputs)}")
+        size = self._shapes[self._inputs[0]][0]
+        total = len(inputs[0])
+        parts: list[list[Any]] = []
+        for start in range(0, total, size):
+            self._fill([array[start : start + size] for array in inputs])
+            self._execute()
+            self._stream.synchronize()
+            left = min(size, total - start)
+            parts.append([self._host(self._buffers[name])[:left] for name in self._outputs])
+        return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+    def _host(self, buffer: Any) -> np.ndarray[Any, Any]:
+        host = buffer.float() if buffer.is_floating_point() else buffer
+        array: np.ndarray[Any, Any] = host.cpu().numpy()
+        return array
+
+    def _fill(self, inputs: Arrays) -> None:
+        for name, array in zip(self._inputs, inputs, strict=False):
+            wanted = self._shapes[name]
+            if array.shape[1:] != wanted[1:]:
+                raise ValueError(f"input {name} has shape {list(wanted)}, got {list(array.shape)}")
+            if len(array) < wanted[0]:
+                array = np.concatenate([array, np.repeat(array[:1], wanted[0] - len(array), axis=0)])  # noqa: PLW2901
+            self._buffers[name].copy_(self._torch.from_numpy(np.array(array)))
+        self._torch.cuda.synchronize()
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise RuntimeError(f"TensorRT could not run the engine: {'; '.join(self._log.errors[-3:])}")
+
+    def bind(self, inputs: Arrays) -> Callable[[], object]:
+        once = self._once(inputs)
+
+        def call() -> None:
+            once()
+            self._stream.synchronize()
+
+        return call
+
+    def _once(self, inputs: Arrays) -> Callable[[], object]:
+        self._fill([array[: self._shapes[n][0]] for n, array in zip(self._inputs, inputs, strict=False)])
+        if not self._graph:
+            return self._execute
+        torch = self._torch
+        self._execute()
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._execute()
+
+        def replay() -> None:
+            with torch.cuda.stream(self._stream):
+                graph.replay()
+
+        return replay
+
+    def timer(self, inputs: Arrays) -> Callable[[int], float] | None:
+        once, torch = self._once(inputs), self._torch
+
+        def seconds(runs: int) -> float:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record(self._stream)
+            for _ in range(runs):
+                once()
+            end.record(self._stream)
+            end.synchronize()
+            return float(start.elapsed_time(end)) * 1e-3
+
+        return seconds
+
+    def profile(self, inputs: Arrays, runs: int) -> list[Operator]:
+        times: dict[str, list[float]] = {}
+        trt = self._trt
+
+        class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.IProfiler.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times.setdefault(layer_name, []).append(ms * 1e-3)
+
+        self._fill([array[: self._shapes[n][0]] for n, array in zip(self._inputs, inputs, strict=False)])
+        profiler = Profiler()
+        self._context.profiler = profiler
+        for _ in range(runs):
+            self._execute()
+            self._stream.synchronize()
+        tactics = {layer["name"]: layer["tactic"] for layer in self._layers()}
+        return [Operator(name, "", statistics.median(values), tactics.get(name, "")) for name, values in times.items()]
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "engine_bytes": self._plan_bytes,
+            "device_memory_bytes": int(self._engine.device_memory_size_v2),
+            "layers": self._layers(),
+            "sparsity": verdicts(self._layouts, self._log, self._layers()),
+        }
+
+    def _layers(self) -> list[dict[str, str]]:
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        return inspected(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+
+def inspected(text: str) -> list[dict[str, str]]:
+    """Name, kind, tactic and source nodes of each layer of the engine inspector's JSON, of TensorRT 10 or 11."""
+    found = []
+    for layer in json.loads(text).get("Layers", []):
+        if isinstance(layer, str):  # a build without detailed verbosity lists names only
+            found.append({"name": layer, "kind": "", "tactic": "", "nodes": ""})
+            continue
+        nodes = " ".join(re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(layer.get("Metadata", ""))))
+        found.append(
+            {
+                "name": str(layer.get("Name", "")),
+                "kind": str(layer.get("LayerType", "")),
+                "tactic": str(layer.get("TacticName", "")),
+                "nodes": nodes,
+            }
+        )
+    return found
+
+
+def verdicts(found: list[Any], log: SparsityLog, layers: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Per weighted node of the ONNX file: is it 2:4, was it eligible, does it run a sparse tactic, and if not, why not.
+
+    TensorRT names fused layers after all their nodes, so a node is looked up inside the names.
+    """
+    rows = []
+    for layout in found:
+        mine = [layer for layer in layers if layout.node and layout.node in f"{layer['name']} {layer['nodes']}"]
+        names = {layout.node, *(layer["name"] for layer in mine)}
+        eligible = _listed(names, log.found)
+        sparse = _listed(names, log.chosen) or any("sparse" in layer["tactic"].lower() for layer in mine)
+        if sparse:
+            why = ""
+        elif not layout.fits:
+            why = layout.why
+        elif not eligible:
+            why = "2:4 in the file, but TensorRT did not list it as eligible (too small, or its quantisation hides the weights)"
+        else:
+            why = "eligible, but TensorRT's own timing found a dense tactic faster at this shape"
+        rows.append(
+            {
+                "node": layout.node,
+                "two_four": layout.fits,
+                "eligible": eligible,
+                "built": bool(mine),
+                "sparse": sparse,
+                "why_not": why,
+            }
+        )
+    return rows
+
+
+def _listed(names: set[str], listed: set[str]) -> bool:
+    return any(name and (name == one or name in one) for name in names for one in listed)
+
+
+@final
+class TensorRt(Runtime):
+    """Options: ``workspace_bytes``, ``builder_optimization_level``, ``avg_timing_iterations``, ``cuda_graph``."""
+
+    name = "tensorrt"
+    description = "TensorRT, engines built on this machine"
+    device = "cuda"
+    precisions = ("fp32", "fp16", "bf16", "int8")
+
+    def missing(self) -> str | None:
+        if reason := not_installed("tensorrt", "gpu"):
+            return reason
+        try:
+            library()
+        except (ImportError, OSError) as error:
+            return f"tensorrt can't be imported: {error}"
+        import torch
+
+        return None if torch.cuda.is_available() else "PyTorch, which holds the buffers, sees no GPU"
+
+    def version(self) -> str:
+        return library_version("tensorrt", "tensorrt_cu13", "tensorrt_cu12")
+
+    def precision_of_file(self, precision: str) -> str:
+        return "fp16" if precision == "int8" else precision  # strongly typed: the file says it
+
+    def clock(self, settings: Settings) -> str:
+        return CUDA_EVENT
+
+    def load(self, path: Path, settings: Settings) -> Runner:
+        return TensorRtRunner(library(), path, settings)
