@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from hwprune.cli import arguments as args
@@ -45,16 +46,18 @@ def run(options: argparse.Namespace) -> int:
         loop.require_target(target, options.remote or "")
     progress = make_progress(quiet=options.quiet or options.json)
 
+    last = ""
+
     def step(what: str, done: int, total: int) -> None:
-        progress.stage(f"{what} ({done} of {total})" if total > 1 else what)
+        nonlocal last
+        if sys.stderr.isatty() or what != last:  # a log needs no counting
+            progress.stage(f"{what} ({done} of {total})" if total > 1 and sys.stderr.isatty() else what)
+        last = what
 
     try:
         progress.stage(f"loading {args.source(options)}")
         pruner = Pruner(sources.load(args.source(options), structure_only=True))
-        if options.estimate:
-            found = probing.estimate(pruner, target, step)
-        else:
-            found = _measure(options, target, pruner, step)
+        found = probing.estimate(pruner, target, step) if options.estimate else _measure(options, target, pruner, step)
     finally:
         progress.close()
     if options.out:
@@ -82,7 +85,8 @@ def _measure(options: argparse.Namespace, target, pruner, step):  # type: ignore
         shapes = [tuple(x.shape) for x in pruner.workload.example_inputs]
         with Bench(target, host=machine, shapes=shapes) as bench:
             table = LatencyTable.stored(cache_folder() / "latency", bench.identity())
-            found = probing.probe(pruner, target, bench, table, step)
+            wholes = probing.WHOLES_OF_A_TABLE if options.table else probing.WHOLES
+            found = probing.probe(pruner, target, bench, table, step, wholes)
     finally:
         machine.close()
     if options.table:

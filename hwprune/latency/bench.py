@@ -55,7 +55,7 @@ class Bench:
         """
         self._target = target
         self._limits = limits or Limits()
-        self._host = host or Local()
+        self._host = (host or Local()).place()
         self._runtime = runtimes.get(target.runtime)
         self._settings: dict[str, Any] = {
             "threads": target.threads,
@@ -101,6 +101,7 @@ class Bench:
 
     def load(self, key: str, path: Path, keep: bool = False) -> None:
         """Load a model. Raises `CandidateFailure` (stage ``run``)."""
+        self._awake()
         self._ask("run", "load", self._load_arguments(key, path))
         if keep:
             self._kept[key] = path
@@ -176,11 +177,6 @@ class Bench:
                         stream.close()
             self._stderr.close()
         self._process = None
-
-    def quit(self) -> None:
-        """End the process and let go of the host."""
-        self.close()
-        self._host.close()
 
     # -- the process -------------------------------------------------------------------------
 

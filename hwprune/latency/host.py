@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import hashlib
 import os
 import re
@@ -29,6 +30,10 @@ class Host(abc.ABC):
     """Starts the process and brings files to it and back."""
 
     label: str
+
+    @abc.abstractmethod
+    def place(self) -> Host:
+        """For one process: what files it has been brought is its own; the connection is shared."""
 
     @abc.abstractmethod
     def command(self, threads: int, memory: int) -> tuple[list[str], dict[str, str]]:
@@ -65,6 +70,9 @@ class Local(Host):
 
     label = "this machine"
 
+    def place(self) -> Host:
+        return self
+
     def command(self, threads: int, memory: int) -> tuple[list[str], dict[str, str]]:
         root = str(Path(__file__).resolve().parents[2])
         environment = {
@@ -99,8 +107,8 @@ class Local(Host):
 class Ssh(Host):
     """Another machine: ``ssh://[user@]host[:port][/path/to/hwprune]``.
 
-    The worker is that machine's own hwprune (of the same version), talked to through ssh's stdin and stdout; files go by scp. Nothing
-    listens, no password is asked for (keys only), and no text of the user's reaches a remote shell: file names
+    The worker is that machine's own hwprune (of the same version), talked to through ssh's stdin and stdout; files go by scp.
+    Nothing listens, no password is asked for (keys only), and no text of the user's reaches a remote shell: file names
     there are digests, and the path of hwprune is quoted.
     """
 
@@ -119,6 +127,11 @@ class Ssh(Host):
         self._folder = ""
         self._known: dict[str, str] = {}
         self._control = tempfile.mkdtemp(prefix="hwp-ssh-")
+
+    def place(self) -> Host:
+        made = copy.copy(self)
+        made._folder, made._known = "", {}
+        return made
 
     def _options(self) -> list[str]:
         found = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]

@@ -2,10 +2,10 @@
 
 Three steps. (1) A segment that the table holds costs what was measured; one that it doesn't, what a regressor says
 (extra trees on the logarithm, over a non-negative least-squares fit of work and traffic), with its own cross-validated
-error. (2) The sum is corrected: seconds = a + b * total + sum over families (c_f * total of the family), by
-Bayesian linear regression with priors a ~ N(0, 20 %), b ~ N(1, 30 %), c_f ~ N(0, 15 %): with no whole-model
-measurement it is the sum itself, with thirty the fused network's own behaviour. (3) The uncertainty holds the coefficients', the segments' and
-what the model can't express (leave-one-out).
+error. (2) The sum is corrected: seconds = a + b * total + sum over families (c_f * total of the family), by Bayesian linear
+regression with priors a ~ N(0, 20 %), b ~ N(1, 30 %), c_f ~ N(0, 15 %): with no whole-model measurement it is the sum
+itself, with thirty the fused network's own behaviour. (3) The uncertainty holds the coefficients', the segments' and what
+the model can't express (leave-one-out). A model that was measured itself costs what was measured.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from hwprune.latency.bench import Bench
 from hwprune.latency.segments import Segment
-from hwprune.latency.table import Entry, LatencyTable, Whole
+from hwprune.latency.table import GROUP, Entry, LatencyTable, Whole
 
 Array = np.ndarray[Any, Any]
 
@@ -30,6 +31,8 @@ UNKNOWN = 0.5
 NOISE = 0.007
 """Relative standard deviation of a whole-model measurement beside its own interval: the session's."""
 CALL_SHARE = 0.2
+UNCERTAIN = 0.05
+"""Relative standard deviation above which a prediction triggers measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,9 @@ class LatencyModel:
     def predict(self, segments: Sequence[Segment]) -> Prediction:
         """Seconds of a model."""
         self._fit()
+        counts = Counter(one.signature for one in segments)
+        if (known := self._measured.get(frozenset(counts.items()))) is not None:
+            return Prediction(known.seconds, math.hypot(known.half_width_s / 1.96, NOISE * known.seconds), 1.0)
         parts = [self.segment(one) for one in segments]
         row = self._row(_sums((one.family, part[0]) for one, part in zip(segments, parts, strict=True)))
         mean = float(row @ self._mean)
@@ -172,11 +178,10 @@ class LatencyModel:
             mean = total
         variance = float(row @ self._covariance @ row)
         # Segments that occur twice err together.
-        counts = Counter(one.signature for one in segments)
         spread = {one.signature: part[1] for one, part in zip(segments, parts, strict=True)}
         variance += sum((counts[key] * sd) ** 2 for key, sd in spread.items()) + (self.noise * mean) ** 2
-        known = sum(part[0] for part in parts if part[2]) / total if total else 0.0
-        return Prediction(mean, math.sqrt(variance), known)
+        share = sum(part[0] for part in parts if part[2]) / total if total else 0.0
+        return Prediction(mean, math.sqrt(variance), share)
 
     def observations(self) -> list[Whole]:
         """Whole-model measurements of the network whose segments are all known."""
@@ -191,12 +196,14 @@ class LatencyModel:
         if self._fitted == len(wholes) and self._fitted >= 0:
             return
         self._fitted = len(wholes)
+        self._measured = {frozenset(w.segments.items()): w for w in wholes}
         entries = self.table.entries
         sums = [_sums((entries[s].family, n * entries[s].seconds) for s, n in w.segments.items()) for w in wholes]
         self._families = sorted({family for one in sums for family in one})
-        scale = float(np.median([w.seconds for w in wholes])) if wholes else 1e-3
+        scale = float(np.median([w.seconds for w in wholes])) if wholes else 0.0
         self._prior = np.array([0.0, 1.0, *[0.0] * len(self._families)])
-        prior_sd = np.array([CALL_SHARE * scale, 0.3, *[0.15] * len(self._families)])
+        # Without a measured model there is no scale for a constant: none is assumed.
+        prior_sd = np.array([max(CALL_SHARE * scale, 1e-9), 0.3, *[0.15] * len(self._families)])
         self._precision = np.diag(prior_sd**-2.0)
         rows = np.array([self._row(one) for one in sums]).reshape(len(wholes), len(self._prior))
         seconds = np.array([w.seconds for w in wholes])
@@ -215,6 +222,22 @@ class LatencyModel:
 
     def _row(self, sums: Mapping[str, float]) -> Array:
         return np.array([1.0, sum(sums.values()), *[sums.get(family, 0.0) for family in self._families]])
+
+
+def settle(model: LatencyModel, segments: Sequence[Segment], bench: Bench, limit: float = UNCERTAIN) -> Prediction:
+    """A prediction; if it is less certain than ``limit`` (relative), its unmeasured segments are measured first.
+
+    The segments that contribute most to the uncertainty come first, and it stops as soon as the rest is certain enough.
+    """
+    found = model.predict(segments)
+    while found.relative > limit:
+        missing = model.table.missing(segments)
+        if not missing:
+            return found
+        missing.sort(key=lambda one: -model.segment(one)[1])
+        model.table.fill(bench, missing[:GROUP])
+        found = model.predict(segments)
+    return found
 
 
 def _sums(pairs: Any) -> dict[str, float]:

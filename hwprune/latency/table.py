@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
-import json
 import math
 import tempfile
 from collections import Counter
@@ -214,7 +213,7 @@ class LatencyTable:
             folder = Path(name)
             for piece in group:
                 onnx.save(piece.model(), str(folder / f"{piece.signature}.onnx"))
-                _save_inputs(folder / f"{piece.signature}.npz", piece.samples())
+                save_inputs(folder / f"{piece.signature}.npz", piece.samples())
             _write_reference(folder, kind)
             try:
                 result = bench.micro(folder, [piece.signature for piece in group], rounds)
@@ -273,12 +272,13 @@ def _write_reference(folder: Path, kind: int) -> None:
             onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10),
             str(folder / f"{name}.onnx"),
         )
-        _save_inputs(folder / f"{name}.npz", [x])
+        save_inputs(folder / f"{name}.npz", [x])
 
 
-def _save_inputs(path: Path, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+def save_inputs(path: Path, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+    """One batch of a samples file, as the worker reads it."""
     named = {f"00000.input{position}": array for position, array in enumerate(arrays)}
-    np.savez(path, **named or {"00000.input0": np.zeros(1, np.float32)}, allow_pickle=False)
+    np.savez(path, allow_pickle=False, **named or {"00000.input0": np.zeros(1, np.float32)})
 
 
 @contextmanager
@@ -333,8 +333,3 @@ def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
-
-
-def dumps(identity: Mapping[str, Any]) -> str:
-    """One line for people."""
-    return json.dumps(identity, sort_keys=True)

@@ -21,7 +21,9 @@ def attribute(
     invention (a reorder of the layout) belongs to the operator before it.
     """
     names = sorted(
-        {name: segment.name for segment in segments for node in segment.nodes for name in (node.name, *node.output) if name}.items(),
+        {
+            name: segment.name for segment in segments for node in segment.nodes for name in (node.name, *node.output) if name
+        }.items(),
         key=lambda pair: -len(pair[0]),
     )
     total = sum(op["seconds"] for op in operators)

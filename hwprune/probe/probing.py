@@ -7,10 +7,12 @@ against dense: the upper bound of what any search can gain by that pattern.
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from hwprune.latency.predictor import LatencyModel
 from hwprune.latency.roofline import Roofline
 from hwprune.latency.segments import Segment, split
 from hwprune.latency.source import Measured
-from hwprune.latency.table import LatencyTable
+from hwprune.latency.table import LatencyTable, save_inputs
 from hwprune.measurement import Measurement
 from hwprune.probe.attribution import attribute
 from hwprune.probe.staircase import counts_for, detected_multiple, window
@@ -38,6 +40,10 @@ POINTS = 16
 """Keep counts of a unit's staircase."""
 WINDOW = 48
 """Widths, one by one, in which the channel multiple is looked for."""
+WINDOW_ROUNDS = 21
+"""More than for a staircase: here neighbours are compared."""
+WHOLES, WHOLES_OF_A_TABLE = 12, 30
+"""Random cuts of the whole model that are measured; more for a table that will serve on other machines."""
 MASKS = (("unstructured", 0.9), ("2:4", 0.5), ("block:4x4", 0.9))
 """Mask patterns and the sparsity at which they are tried: what does not pay here does not pay at less."""
 SMALL_SHARE = 0.02
@@ -109,8 +115,13 @@ def quiet(what: str, done: int, total: int) -> None:
     """No progress."""
 
 
-def probe(pruner: Pruner, target: Target, bench: Bench, table: LatencyTable, progress: Progress = quiet) -> Probe:
+def probe(
+    pruner: Pruner, target: Target, bench: Bench, table: LatencyTable, progress: Progress = quiet, wholes: int = WHOLES
+) -> Probe:
     """Measure on the target. The table is filled, and kept where it lives.
+
+    Args:
+        wholes: how many random cuts of the whole model are measured, for predictions from the table.
 
     Raises:
         UsageError: the target's runtime doesn't run ONNX files, or the model's shapes can't be inferred.
@@ -118,14 +129,15 @@ def probe(pruner: Pruner, target: Target, bench: Bench, table: LatencyTable, pro
     """
     _needs_onnx(target)
     with tempfile.TemporaryDirectory(prefix="hwprune-probe-") as name:
-        return _Probing(pruner, target, bench, table, Path(name), progress).go()
+        return _Probing(pruner, target, bench, table, Path(name), wholes, progress).go()
 
 
 def _needs_onnx(target: Target) -> None:
     file = runtimes.get(target.runtime).file
     if not file.endswith(".onnx"):
         raise UsageError(
-            f"target {target.name} runs {file} files, which can't be taken apart into pieces: probe works with runtimes of ONNX files"
+            f"target {target.name} runs {file} files, which can't be taken apart into pieces: "
+            "probe works with runtimes of ONNX files"
         )
 
 
@@ -166,8 +178,24 @@ class _Pieces:
         return 4 if size <= 128 else 8
 
 
+def random_counts(axes: Sequence[Unit], pieces: _Pieces, multiple: int, seed: int) -> dict[str, int]:
+    """Keep counts around a common level, in steps of the multiple: what a search proposes."""
+    draw = random.Random(seed)
+    level = draw.uniform(0.2, 1.0)
+    found = {}
+    for unit in axes:
+        step = pieces.step(unit, unit.size) if unit.size < 2 * multiple else multiple
+        kept = min(unit.size, max(step, round(draw.gauss(level, 0.25) * unit.size / step) * step))
+        if kept < unit.size:
+            found[unit.name] = kept
+    return found
+
+
 class _Probing:
-    def __init__(self, pruner: Pruner, target: Target, bench: Bench, table: LatencyTable, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, pruner: Pruner, target: Target, bench: Bench, table: LatencyTable, folder: Path, wholes: int, progress: Progress
+    ) -> None:
+        self.wholes = wholes
         self.pruner, self.target, self.bench, self.table = pruner, target, bench, table
         self.folder, self.progress = folder, progress
         self.pieces = _Pieces(pruner)
@@ -177,7 +205,7 @@ class _Probing:
         self.progress("measuring the dense model", 0, 1)
         dense = self._write("dense", self.pieces.cut({}))
         example = self.folder / "example.npz"
-        np.savez(example, **{f"00000.input{i}": x.numpy() for i, x in enumerate(self.pruner.workload.example_inputs)})
+        save_inputs(example, [x.numpy() for x in self.pruner.workload.example_inputs])
         source = Measured(self.bench, example, Settings(clock=self.bench.clock))
         try:
             self.bench.load("dense", dense, keep=True)
@@ -189,14 +217,22 @@ class _Probing:
         self.table.fill(self.bench, segments, lambda done, total: self.progress("timing the dense layers", done, total))
         half = (itself["latency_high_s"] - itself["latency_low_s"]) / 2
         found = Probe(
-            self.pruner.workload.name, self.target.name, "measured", dict(self.table.identity), itself["dense_latency_s"], half, 1, {}
+            self.pruner.workload.name,
+            self.target.name,
+            "measured",
+            dict(self.table.identity),
+            itself["dense_latency_s"],
+            half,
+            1,
+            {},
         )
         found.operators, found.profile_covers, shares = attribute(operators, segments)
         shares = shares or self._own_shares(segments)
         found.multiple_from = self._multiples()
-        found.multiple = min(found.multiple_from.values(), default=1)
+        found.multiple = max(found.multiple_from.values(), default=1)
         found.units = self._units(segments, shares, found.dense_s)
         found.patterns = self._patterns(source)
+        self._calibrate(source, segments, itself["dense_latency_s"])
         found.warnings = self._warnings(found, segments)
         return found
 
@@ -292,15 +328,46 @@ class _Probing:
                 except (CandidateFailure, UsageError):
                     continue
             flat = [segment for segments in pieces.values() for segment in segments]
-            self.table.fill(self.bench, flat, lambda done, total: self.progress("looking for the channel multiple", done, total))
+            self.table.fill(
+                self.bench,
+                flat,
+                lambda done, total: self.progress("looking for the channel multiple", done, total),
+                WINDOW_ROUNDS,
+            )
             model = LatencyModel(self.table, "")
             common = set.intersection(*({s.signature for s in segments} for segments in pieces.values())) if pieces else set()
             times = {
-                count: sum(model.segment(s)[0] for s in segments if s.signature not in common) for count, segments in pieces.items()
+                count: sum(model.segment(s)[0] for s in segments if s.signature not in common)
+                for count, segments in pieces.items()
             }
             if len(times) >= 16:
                 found[unit.name] = detected_multiple(times)
         return found
+
+    # -- whole models ------------------------------------------------------------------------
+
+    def _calibrate(self, source: Measured, dense: Sequence[Segment], dense_s: float) -> None:
+        """Random cuts of the whole model, measured: from them the latency model learns what fusion does to the sum."""
+        network = self.pruner.fingerprint
+        self.table.observe(network, "dense", dense, dense_s, 0.0)
+        axes = self.pieces.axes()
+        for number in range(self.wholes):
+            self.progress("measuring random cuts of the whole model", number, self.wholes)
+            counts = random_counts(
+                axes, self.pieces, self.target.multiple(str(self.table.identity.get("isa", "default"))), number
+            )
+            try:
+                path = self._write("random", self.pieces.cut(counts))
+                self.bench.load("candidate", path)
+                result = source.candidate(path)
+                segments = self.pieces.segments(onnx.load(str(path)))
+            except (CandidateFailure, UsageError):
+                continue
+            self.table.fill(self.bench, segments)
+            seconds = dense_s / result["speedup"]
+            half = seconds * (result["ci_high"] - result["ci_low"]) / 2 / result["speedup"]
+            self.table.observe(network, f"random {number}", segments, seconds, half)
+        self.table.write()
 
     # -- patterns ----------------------------------------------------------------------------
 
@@ -310,13 +377,13 @@ class _Probing:
         roles = Counter(unit.role for unit in self.pieces.axes())
         for role in sorted(roles):
             counts = {u.name: self._least(u) for u in self.pieces.axes() if u.role == role}
-            what = f"every {role} axis at its smallest ({roles[role]} of them)"
-            plans.append((role, what, lambda counts=counts: self.pieces.cut(counts)))  # type: ignore[misc]
+            plans.append((role, f"every {role} axis at its smallest ({roles[role]} of them)", partial(self.pieces.cut, counts)))
         branches = [unit.name for unit in self.pruner.units.values() if unit.branch is not None]
         if branches:
-            plans.append((patterns.BRANCH, f"all {len(branches)} branches dropped", lambda: self._without(branches)))
+            plans.append((patterns.BRANCH, f"all {len(branches)} branches dropped", partial(self._without, branches)))
         for pattern, sparsity in MASKS:
-            plans.append((pattern, f"{100 * sparsity:.0f} % zeros in every weight that fits", lambda p=pattern, s=sparsity: self._masked(p, s)))  # type: ignore[misc]
+            what = f"{100 * sparsity:.0f} % zeros in every weight that fits"
+            plans.append((pattern, what, partial(self._masked, pattern, sparsity)))
         found = []
         for number, (name, what, make) in enumerate(plans):
             self.progress("measuring the most of each pattern", number, len(plans))
@@ -375,8 +442,8 @@ class _Probing:
         floor = 1 / max(bounds, default=1.0)
         if floor > 0.5:
             texts.append(
-                f"The smallest version measured still takes {100 * floor:.0f} % of the dense latency: fixed costs (launches, data "
-                "movement, layers that can't be cut) dominate, and pruning can't remove them. Try a larger batch or a fused runtime."
+                f"The smallest version measured still takes {100 * floor:.0f} % of the dense latency: fixed costs (launches, "
+                "data movement, layers that can't be cut) dominate, and pruning can't remove them. Try a larger batch."
             )
         model = LatencyModel(self.table, "")
         rates = {s.name: (2 * s.macs / model.segment(s)[0], s) for s in dense if s.macs}
@@ -385,12 +452,15 @@ class _Probing:
         time_slow = sum(model.segment(s)[0] for s in slow) / max(sum(model.segment(s)[0] for s in dense), 1e-12)
         if slow and time_slow > 0.1:
             texts.append(
-                f"{len(slow)} layers with {100 * time_slow:.0f} % of the time compute at less than a tenth of the best layer's rate "
-                f"({best / 1e9:.3g} GFLOP/s): they wait for memory or for launches, so fewer channels save less than their share."
+                f"{len(slow)} layers with {100 * time_slow:.0f} % of the time compute at less than a tenth of the best layer's "
+                f"rate ({best / 1e9:.3g} GFLOP/s): they wait for memory or for launches, so fewer "
+                "channels save less than their share."
             )
         light = sum(model.segment(s)[0] for s in dense if not s.macs) / max(sum(model.segment(s)[0] for s in dense), 1e-12)
         if light > 0.3:
-            texts.append(f"{100 * light:.0f} % of the time is in operators without weights (normalisation, softmax, data movement).")
+            texts.append(
+                f"{100 * light:.0f} % of the time is in operators without weights (normalisation, softmax, data movement)."
+            )
         if self.table.errors:
             texts.append(f"{len(self.table.errors)} pieces can't run alone on this runtime; their times are predicted.")
         return texts
@@ -407,7 +477,9 @@ def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Prob
     dense = pieces.segments(pieces.cut({}))
     dense_s = roofline.seconds(dense)
     each = {segment.name: roofline.segment(segment) for segment in dense}
-    found = Probe(pruner.workload.name, target.name, "estimated", {"roofline": target.name}, dense_s, 0.0, target.multiple("default"), {})
+    found = Probe(
+        pruner.workload.name, target.name, "estimated", {"roofline": target.name}, dense_s, 0.0, target.multiple("default"), {}
+    )
     axes = pieces.axes()
     for number, unit in enumerate(axes):
         progress("estimating", number, len(axes))
@@ -429,11 +501,17 @@ def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Prob
         flags = {segment.name: segment.macs > 0 for segment in dense}
         bound = dense_s / roofline.seconds(dense, flags)
         numbers = {"value": bound, "ci_low": bound, "ci_high": bound}
-        found.patterns.append(PatternProbe("2:4", "every layer 2:4", numbers, "estimated", "at the sparse peak, which no kernel reaches"))
+        found.patterns.append(
+            PatternProbe("2:4", "every layer 2:4", numbers, "estimated", "at the sparse peak, which no kernel reaches")
+        )
     for bound_by in ("launch", "memory"):
         share = sum(e.seconds for e in each.values() if e.bound == bound_by) / dense_s
         if share > 0.3:
             what = "launches of kernels" if bound_by == "launch" else "memory traffic"
-            found.warnings.append(f"{100 * share:.0f} % of the estimated time is in layers bound by {what}: fewer channels save little there.")
-    found.warnings.insert(0, f"ESTIMATED from the data sheet of {target.name}, not measured; by how much it is wrong is not known here.")
+            found.warnings.append(
+                f"{100 * share:.0f} % of the estimated time is in layers bound by {what}: fewer channels save little there."
+            )
+    found.warnings.insert(
+        0, f"ESTIMATED from the data sheet of {target.name}, not measured; by how much it is wrong is not known here."
+    )
     return found

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
-TOLERANCE = 0.04
-"""How much slower the next multiple may measure and still count as free; micro-measurements repeat within 2-3 %."""
+TOLERANCE = 0.06
+"""How much slower the next multiple may measure and still count as free: twice what micro-measurements repeat within."""
+AGREE = 0.85
+"""Share of the counts for which it must be free."""
 
 
 def detected_multiple(times: Mapping[int, float], tolerance: float = TOLERANCE) -> int:
     """The largest multiple to which a count can be rounded up for nothing.
 
     That is what a user wants to know: with multiple 16, keeping 17 channels costs what 32 do (or more). A multiple counts if for
-    at least nine tenths of the measured counts the next multiple up is not slower than ``1 + tolerance`` times, and if rounding up
+    at least `AGREE` of the measured counts the next multiple up is not slower than ``1 + tolerance`` times, and if rounding up
     is not free everywhere, which a flat curve (launch-bound, say) is: then 1.
 
     Args:
@@ -29,7 +31,7 @@ def detected_multiple(times: Mapping[int, float], tolerance: float = TOLERANCE) 
         if len(judged) < multiple // 2 or len({up for _, up in judged}) < 2:
             continue
         free = sum(times[up] <= times[k] * (1 + tolerance) for k, up in judged)
-        if free >= 0.9 * len(judged) and _falls(times, multiple, tolerance):
+        if free >= AGREE * len(judged) and _falls(times, multiple, tolerance):
             return multiple
     return 1
 

@@ -33,16 +33,24 @@ def text(found: Probe, width: int = 100) -> str:
         rows.append((one.pattern, shown, one.verdict, one.what + (f"; {one.note}" if one.note else "")))
     lines += _table(rows, width)
     shown_units = [unit for unit in sorted(found.units, key=lambda u: -u.share) if unit.like is None]
-    lines += ["", "Units by their share of the time, and the counts at which a stair ends (keep: speedup of the model if only this is cut):"]
+    lines += [
+        "",
+        "Units by their share of the time, and the counts at which a stair ends (keep: speedup of the model if only this is cut):",
+    ]
     rows = []
     for unit in shown_units:
         count = 1 + sum(other.like == unit.name for other in found.units)
         rows.append((unit.name + (f" (x{count})" if count > 1 else ""), unit.role, units.percent(unit.share), stairs(unit)))
     lines += _table(rows, width)
     if found.operators:
-        lines += ["", f"The runtime's own profile names {100 * found.profile_covers:.0f} % of its time by layer; the slowest operators:"]
+        lines += [
+            "",
+            f"The runtime's own profile names {100 * found.profile_covers:.0f} % of its time by layer; the slowest operators:",
+        ]
         slow = sorted(found.operators, key=lambda op: -op["seconds"])[:5]
-        lines += _table([(str(op["name"]), str(op["kind"]), units.seconds(op["seconds"]), str(op["kernel"])) for op in slow], width)
+        lines += _table(
+            [(str(op["name"]), str(op["kind"]), units.seconds(op["seconds"]), str(op["kernel"])) for op in slow], width
+        )
     return "\n".join(lines)
 
 
@@ -149,7 +157,9 @@ def page(found: Probe) -> str:
         parts.append(f'<p><img alt="Time of a unit\'s layers over the kept count, for {len(own[:MOST_PICTURES])} units; the numbers are in '
                      f'probe.csv" src="data:image/png;base64,{_picture(own[:MOST_PICTURES])}"></p>')  # fmt: skip
     if found.operators:
-        parts.append(f"<h2>The runtime's own profile</h2><p>{100 * found.profile_covers:.0f} % of its time has a name of the model's.</p>")
+        parts.append(
+            f"<h2>The runtime's own profile</h2><p>{100 * found.profile_covers:.0f} % of its time has a name of the model's.</p>"
+        )
         slow = sorted(found.operators, key=lambda op: -op["seconds"])[:40]
         rows = [
             f'<tr><th scope="row"><code>{e(str(op["name"]))}</code></th><td>{e(str(op["kind"]))}</td>'
@@ -170,7 +180,9 @@ def _yes(value: object) -> str:
 
 
 def _html_table(header: tuple[str, ...], rows: list[str], numeric: tuple[int, ...] = ()) -> str:
-    cells = "".join(f'<th scope="col"{" class=n" if i in numeric else ""}>{html.escape(name)}</th>' for i, name in enumerate(header))
+    cells = "".join(
+        f'<th scope="col"{" class=n" if i in numeric else ""}>{html.escape(name)}</th>' for i, name in enumerate(header)
+    )
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from hwprune import units
 from hwprune.files import write_atomic
-from hwprune.record import Record, dense_metric, model_file, trial
+from hwprune.record import Record, dense_metric, latency_source, model_file, trial
 from hwprune.report.picture import drop_range
 from hwprune.report.text import number, recommended, speedup_text, verdict
 
@@ -128,7 +128,11 @@ def _quality(record: Record) -> list[list[str]]:
         ["Dense against itself", f"{speedup_text(base['self_speedup'])} (1.00 must lie inside)"],
     ]
     for check in record.get("self_checks", []):
-        rows.append([f"... after {check['trials']} trials", speedup_text(check)])
+        passed = "" if check.get("passed", True) else ": NOT passed, measured again where possible"
+        rows.append([f"... after {check['trials']} trials", speedup_text(check) + passed])
+    throttled = sum(1 for s in speedups if s["conditions"].get("throttled"))
+    if throttled:
+        rows.append(["Measurements while the device slowed itself down", f"{throttled} of {len(speedups)}"])
     if shares:
         rows.append(["Contended quads, median trial", units.percent(shares[len(shares) // 2])])
         rows.append(["Search measurements that hit their time limit", f"{wide} of {len(speedups)}"])
@@ -138,12 +142,26 @@ def _quality(record: Record) -> list[list[str]]:
 def _environment(record: Record) -> list[list[str]]:
     identity = record["fingerprint"]["identity"]
     job, space = record["job"], record["space"]
+    source = latency_source(record)
     rows = [
         ["Workload", record["workload"]["source"] or "a live Python object"],
         ["Input", ", ".join("x".join(map(str, shape)) for shape in record["workload"]["example_shapes"])],
         ["Target", record["target"]["description"]],
-        ["Device", f"{identity['device']} ({identity['isa']}, {identity['cores']} cores)"],
-        ["Runtime", f"{identity['runtime']}, {identity['threads']} thread(s), {identity['precision']}"],
+        [
+            "Latency",
+            {"measured": "measured", "table": "PREDICTED from a table", "estimated": "ESTIMATED from a data sheet"}[source],
+        ],
+        *(
+            [
+                [
+                    "Latency table of" if source == "table" else "Device",
+                    f"{identity['device']} ({identity['isa']}, {identity['cores']} cores)",
+                ],
+                ["Runtime", f"{identity['runtime']}, {identity['threads']} thread(s), {identity['precision']}"],
+            ]
+            if "device" in identity
+            else []
+        ),
         ["Load average", ", ".join(map(str, record["fingerprint"]["conditions"].get("load_average", [])))],
         [
             "Search",

@@ -85,9 +85,11 @@ class Session:
     def _identify(self, machine: Host) -> None:
         """Whose numbers these are."""
         if self.job.table:
-            self.identity = {"table": dict(LatencyTable.read(Path(self.job.table)).identity)}
+            self.identity = {**LatencyTable.read(Path(self.job.table)).identity, "source": "table"}
+            self.isa = str(self.identity.get("isa", "default"))
         elif self.job.estimate:
-            self.identity = {"roofline": self.target.name}
+            self.identity = {"roofline": self.target.name, "source": "estimated"}
+            self.isa = "default"
         else:
             with self._bench(machine) as bench:
                 self.identity = bench.identity()
@@ -366,12 +368,12 @@ def _banner(job: Job, target: Target) -> str:
     """What must be read before any number of a run that measured no latency."""
     if job.table:
         return (
-            f"PREDICTED, NOT MEASURED: latencies come from the table {job.table}, which was measured on the device; intervals hold "
-            f"the prediction's own error. Measure the chosen points on {target.name} before you ship them."
+            f"PREDICTED, NOT MEASURED: latencies come from the table {job.table}, which was measured on the device; intervals "
+            f"hold the prediction's own error. Measure the chosen points on {target.name} before you ship them."
         )
     return (
-        f"ESTIMATED, NOT MEASURED: latencies are a roofline of {target.name} from its data sheet. Real kernels reach neither its peak "
-        "nor its bandwidth, and nothing here says by how much. Use it to choose what to measure, never as a result."
+        f"ESTIMATED, NOT MEASURED: latencies are a roofline of {target.name} from its data sheet. Real kernels reach neither "
+        "its peak nor its bandwidth, and nothing here says by how much. Use it to choose what to measure, never as a result."
     )
 
 

@@ -1,0 +1,127 @@
+"""Segments: a partition of the graph, each piece computing what it computes inside."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from hwprune import demos, export
+from hwprune.errors import UsageError
+from hwprune.latency.segments import split
+from hwprune.structure.tracing import trace
+from tests.conftest import TinyNet, randomise
+
+
+def exported(model, x, tmp_path):
+    return onnx.load(str(export.to_onnx(model.eval(), (x,), tmp_path / "model.onnx")))
+
+
+def run(model, feed):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, feed)
+
+
+@pytest.mark.parametrize("name", ["tiny", "digits-vit"])
+def test_pieces_put_together_compute_the_model(name, tmp_path):
+    """Every node once, and the pieces run one after the other give the model's own output."""
+    if name == "tiny":
+        model, x = randomise(TinyNet()), torch.randn(1, 1, 8, 8)
+    else:
+        workload = demos.get(name)
+        model, x = trace(workload.model, workload.example_inputs).module, workload.example_inputs[0]
+    whole = exported(model, x, tmp_path)
+    pieces = split(whole, [tuple(x.shape)])
+    weights = {item.name: item for item in whole.graph.initializer}
+    values = {whole.graph.input[0].name: x.numpy()}
+    for piece in pieces:
+        own = piece.model()
+        for item in own.graph.initializer:  # random weights are for timing; here the true ones go in
+            if item.name in weights:
+                item.CopyFrom(weights[item.name])
+        outputs = run(own, {key: values[key] for key in piece.inputs})
+        for key, value in zip(piece.outputs, outputs, strict=True):
+            assert value.shape == piece.tensors[key].shape
+            values[key] = value
+    (expected,) = run(whole, {whole.graph.input[0].name: x.numpy()})
+    np.testing.assert_allclose(values[whole.graph.output[0].name], expected, rtol=1e-4, atol=1e-5)
+    assert len(pieces) > 3
+
+
+def test_random_weights_run_alone(tmp_path):
+    for piece in split(exported(randomise(TinyNet()), torch.randn(1, 1, 8, 8), tmp_path), [(1, 1, 8, 8)]):
+        outputs = run(piece.model(), dict(zip(piece.inputs, piece.samples(), strict=True)))
+        assert all(np.isfinite(value).all() for value in outputs)
+
+
+def test_signature_is_shape_and_wiring_not_weights(tmp_path):
+    def of(model, size=8):
+        return [
+            piece.signature for piece in split(exported(model, torch.randn(1, 1, size, size), tmp_path), [(1, 1, size, size)])
+        ]
+
+    base = of(randomise(TinyNet(), 0))
+    assert base == of(randomise(TinyNet(), 1))
+    assert base != of(randomise(TinyNet(), 0), 16)
+    same = nn.Sequential(*[layer for _ in range(3) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())])
+    found = [p.signature for p in split(exported(same, torch.randn(1, 4, 8, 8), tmp_path), [(1, 4, 8, 8)])]
+    assert len(found) == 3
+    assert len(set(found)) == 1  # three equal layers are one entry of the table
+    other = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, stride=1), nn.Sigmoid())
+    assert split(exported(other, torch.randn(1, 4, 8, 8), tmp_path), [(1, 4, 8, 8)])[0].signature not in found
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs", "gemm"),
+    [
+        (nn.Conv2d(8, 16, 3, padding=1), (1, 8, 10, 10), 10 * 10 * 16 * 8 * 9, (1, 100, 16, 72)),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), (1, 8, 10, 10), 10 * 10 * 8 * 9, (8, 100, 1, 9)),
+        (nn.Conv2d(8, 16, 3, stride=2), (2, 8, 9, 9), 2 * 4 * 4 * 16 * 72, (1, 32, 16, 72)),
+        (nn.Linear(12, 5), (3, 12), 3 * 12 * 5, (1, 3, 5, 12)),
+        (nn.Linear(12, 5), (2, 7, 12), 2 * 7 * 12 * 5, (1, 14, 5, 12)),
+    ],
+)
+def test_work_is_counted_in_closed_form(layer, shape, macs, gemm, tmp_path):
+    (piece,) = split(exported(layer, torch.randn(*shape), tmp_path), [shape])
+    assert piece.macs == macs
+    assert piece.gemm == gemm
+    elements = int(np.prod(shape)) + sum(p.numel() for p in layer.parameters())
+    assert piece.nbytes == 4 * (elements + np.prod(layer(torch.randn(*shape)).shape))
+
+
+def test_shapes_that_do_not_fit_are_told(tmp_path):
+    model = exported(randomise(TinyNet()), torch.randn(1, 1, 8, 8), tmp_path)
+    with pytest.raises(UsageError, match="has shape"):
+        split(model, [(1, 3, 8, 8)])
+    with pytest.raises(UsageError, match="takes 1 inputs, 0"):
+        split(model, [])
+
+
+def test_graph_with_shape_arithmetic_and_constants():
+    """Shape -> Slice -> Reshape is folded once the shapes are known; constants of shapes keep their values."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Shape", ["c"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Unsqueeze", ["n", "axes"], ["n1"]),
+        helper.make_node("Concat", ["n1", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["c", "target"], ["y"], name="flat"),
+    ]
+    stored = [
+        numpy_helper.from_array(np.ones((2, 1, 1, 1), np.float32), "w"), numpy_helper.from_array(np.int64(0), "zero"),
+        numpy_helper.from_array(np.array([0], np.int64), "axes"), numpy_helper.from_array(np.array([-1], np.int64), "rest"),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], stored,
+    )  # fmt: skip
+    pieces = split(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), [(3, 1, 4, 4)])
+    last = pieces[-1]
+    assert last.tensors[last.outputs[0]].shape == (3, 32)
+    for piece in pieces:
+        run(piece.model(), dict(zip(piece.inputs, piece.samples(), strict=True)))

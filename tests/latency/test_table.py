@@ -1,0 +1,178 @@
+"""The table: micro-measurement in a world of our own, storage, merging, faults."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from hwprune import export
+from hwprune import target as targets
+from hwprune.errors import UsageError
+from hwprune.latency import micro
+from hwprune.latency.bench import Bench
+from hwprune.latency.paired import Clock, Timed
+from hwprune.latency.segments import split
+from hwprune.latency.table import COLUMNS, LatencyTable
+from tests.conftest import TinyNet, randomise
+
+IDENTITY = {"device": "a CPU", "runtime": "a runtime 1.0"}
+
+
+class World:
+    """Calls take what we say; the whole machine runs at a ``speed`` that drifts."""
+
+    def __init__(self, drift=0.0, noise=0.0):
+        self.now, self.calls, self.drift, self.noise = 0.0, 0, drift, random.Random(0) if noise else None
+        self.spread = noise
+
+    def timed(self, seconds, call=2e-6):
+        def run():
+            self.calls += 1
+            slow = 1 + self.drift * (self.now % 1.0)
+            jitter = self.noise.gauss(1, self.spread) if self.noise else 1.0
+            self.now += (seconds + call) * slow * jitter
+
+        return Timed(run)
+
+    def clock(self):
+        return Clock(lambda: round(self.now * 1e9), lambda: round(self.now * 1e9), lambda: 0)
+
+
+def test_ratios_are_free_of_the_cost_of_a_call():
+    world = World()
+    found, own, call = micro.measure(
+        [world.timed(1e-4), world.timed(3e-6)], world.timed(5e-5), world.timed(0.0), "wall", clock=world.clock()
+    )
+    assert own == pytest.approx(5e-5, rel=1e-3)
+    assert call == pytest.approx(2e-6, rel=1e-3)
+    assert [one.ratio for one in found] == pytest.approx([2.0, 0.06], rel=1e-3)
+
+
+def test_a_machine_that_slows_down_slows_the_reference_too():
+    world = World(drift=1.0)  # twice as slow at the end of each second
+    found, _, _ = micro.measure([world.timed(1e-4)], world.timed(5e-5), world.timed(0.0), "thread_cpu", clock=world.clock())
+    assert found[0].ratio == pytest.approx(2.0, rel=0.02)
+
+
+def test_half_width_covers_the_noise():
+    hits = 0
+    for seed in range(60):
+        world = World(noise=0.05)
+        world.noise.seed(seed)
+        found, _, _ = micro.measure([world.timed(1e-4)], world.timed(5e-5), world.timed(0.0), "wall", clock=world.clock())
+        hits += abs(found[0].ratio - 2.0) <= found[0].half_width
+    assert hits >= 48  # nominally 57 of 60; eleven rounds give a rough deviation
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory):
+    import onnx
+
+    folder = tmp_path_factory.mktemp("segments")
+    path = export.to_onnx(randomise(TinyNet()), (torch.randn(1, 1, 8, 8),), folder / "model.onnx")
+    return split(onnx.load(str(path)), [(1, 1, 8, 8)])
+
+
+@pytest.fixture(scope="module")
+def filled(segments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    with Bench(targets.load("cpu")) as bench:
+        table = LatencyTable(IDENTITY, folder / "t")
+        assert table.fill(bench, segments, rounds=3) == len({s.signature for s in segments})
+        assert table.fill(bench, segments) == 0  # all known now
+    return table
+
+
+def test_fills_on_the_real_runtime_and_survives_storage(filled, segments):
+    assert not filled.errors
+    assert filled.reference_s > 0
+    filled.observe("net", "dense", segments, 1e-3, 1e-5)
+    filled.write()
+    read = LatencyTable.read(filled.folder, IDENTITY)
+    assert set(read.entries) == set(filled.entries)
+    for signature, entry in filled.entries.items():
+        assert read.entries[signature].seconds == pytest.approx(entry.seconds, rel=1e-4)
+        assert read.entries[signature].features == pytest.approx(dict(entry.features))
+    assert sum(read.models["net", "dense"].segments.values()) == len(segments)
+
+
+def test_two_processes_add_to_one_table(filled, tmp_path):
+    first, second = LatencyTable.read(filled.folder), LatencyTable.read(filled.folder)
+    names = list(first.entries)
+    first.folder = second.folder = tmp_path / "shared"
+    for name in names[2:]:
+        del first.entries[name]
+    for name in names[:2]:
+        del second.entries[name]
+    second.reference_s *= 2  # its machine ran at half the speed: its seconds are in another unit
+    second.entries = {
+        k: type(e)(e.signature, e.anchor, e.family, 2 * e.seconds, e.half_width_s, e.features) for k, e in second.entries.items()
+    }
+    first.write()
+    second.write()
+    both = LatencyTable.read(tmp_path / "shared")
+    assert set(both.entries) == set(names)
+    ratios = {name: both.entries[name].seconds / filled.entries[name].seconds for name in names}
+    assert list(ratios.values()) == pytest.approx([ratios[names[0]]] * len(names), rel=1e-3)  # one unit for all
+
+
+def test_another_identity_is_refused_with_what_differs(filled):
+    with pytest.raises(UsageError, match="runtime: 'a runtime 1.0' in the table, 'a runtime 2.0' here"):
+        LatencyTable.read(filled.folder, {**IDENTITY, "runtime": "a runtime 2.0"})
+    with pytest.raises(UsageError, match="another device"):
+        LatencyTable({"device": "x"}).copy_to(filled.folder)
+
+
+def test_every_fault_of_a_table_is_told(filled, tmp_path):
+    filled.copy_to(tmp_path / "t")
+    lines = (tmp_path / "t" / "table.csv").read_text().splitlines()
+    cells = lines[1].split(",")
+    cells[COLUMNS.index("seconds")] = "-1"
+    other = lines[2].split(",")
+    other[COLUMNS.index("macs")] = "many"
+    (tmp_path / "t" / "table.csv").write_text("\n".join([lines[0], ",".join(cells), ",".join(other), "too,few"]) + "\n")
+    with pytest.raises(UsageError) as caught:
+        LatencyTable.read(tmp_path / "t")
+    text = str(caught.value)
+    assert "line 2: seconds must be a number > 0, got '-1'" in text
+    assert "line 3: macs must be a number >= 0, got 'many'" in text
+    assert "line 4: too few cells" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("fingerprint.json", "{}", "not the fingerprint"),
+        ("fingerprint.json", '{"schema": 1, "identity": {}, "reference_s": 0}', "reference_s must be a number > 0"),
+        ("fingerprint.json", "nonsense", "fingerprint.json"),
+        ("table.csv", "a,b\n1,2\n", "lacks the column"),
+    ],
+)
+def test_what_is_no_table(filled, tmp_path, name, content, wanted):
+    filled.copy_to(tmp_path / "t")
+    (tmp_path / "t" / name).write_text(content)
+    with pytest.raises(UsageError, match=wanted):
+        LatencyTable.read(tmp_path / "t")
+    with pytest.raises(UsageError, match="holds no latency table"):
+        LatencyTable.read(tmp_path)
+
+
+def test_a_piece_that_kills_the_process_costs_only_itself(segments, tmp_path, monkeypatch):
+    """One segment's file makes the worker die; the others of its group are still measured."""
+    bad = segments[0]
+    table = LatencyTable(IDENTITY)
+    whole = type(bad).model
+
+    def model(self, seed=0):
+        made = whole(self, seed)
+        if self.signature == bad.signature:
+            made.graph.node[0].op_type = "NoSuchOperator"
+        return made
+
+    monkeypatch.setattr(type(bad), "model", model)
+    with Bench(targets.load("cpu")) as bench:
+        table.fill(bench, segments, rounds=3)
+    assert list(table.errors) == [bad.signature]
+    assert len(table.entries) == len({s.signature for s in segments}) - 1
