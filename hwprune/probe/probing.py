@@ -340,7 +340,7 @@ class _Probing:
                 count: sum(model.segment(s)[0] for s in segments if s.signature not in common)
                 for count, segments in pieces.items()
             }
-            if len(times) >= 16:
+            if len(times) >= 16 and all(seconds > 0 for seconds in times.values()):
                 found[unit.name] = detected_multiple(times)
         return found
 

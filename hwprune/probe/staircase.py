@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
-TOLERANCE = 0.06
-"""How much slower the next multiple may measure and still count as free: twice what micro-measurements repeat within."""
-AGREE = 0.85
-"""Share of the counts for which it must be free."""
+MULTIPLES = (64, 32, 16, 8, 4, 2)
+FREE = 0.3
+"""Rounding up is called free if time grows by less than this share of what it would if it were proportional to the width."""
 
 
-def detected_multiple(times: Mapping[int, float], tolerance: float = TOLERANCE) -> int:
-    """The largest multiple to which a count can be rounded up for nothing.
+def detected_multiple(times: Mapping[int, float]) -> int:
+    """The largest multiple to which a count can be rounded up for nothing; 1 if there is none.
 
-    That is what a user wants to know: with multiple 16, keeping 17 channels costs what 32 do (or more). A multiple counts if for
-    at least `AGREE` of the measured counts the next multiple up is not slower than ``1 + tolerance`` times, and if rounding up
-    is not free everywhere, which a flat curve (launch-bound, say) is: then 1.
+    That is what a user wants to know: with multiple 16, keeping 17 channels costs what 32 do (or more). A multiple counts if
+    rounding up to it is free against the count itself and against its half, both on average over all counts, which bears the few
+    per cent of noise that one micro-measurement has. On a flat curve (launch-bound, say) everything is free: nothing is found.
 
     Args:
         times: keep count -> seconds; the counts should be dense over at least two steps.
     """
-    counts = sorted(times)
-    top = counts[-1]
     for multiple in MULTIPLES:
-        ups = [(k, -(-k // multiple) * multiple) for k in counts]
-        judged = [(k, up) for k, up in ups if up <= top and up in times and k != up]
-        if multiple == 1:
-            return 1
-        if len(judged) < multiple // 2 or len({up for _, up in judged}) < 2:
-            continue
-        free = sum(times[up] <= times[k] * (1 + tolerance) for k, up in judged)
-        if free >= AGREE * len(judged) and _falls(times, multiple, tolerance):
+        ends = [k for k in sorted(times) if k % multiple == 0]
+        if len(ends) < 2 or times[ends[0]] > 0.95 * times[ends[-1]]:
+            continue  # too few to judge, or going down by whole multiples does not pay
+        if _growth(times, 1, multiple) <= FREE and _growth(times, multiple // 2, multiple) <= FREE:
             return multiple
     return 1
 
 
-def _falls(times: Mapping[int, float], multiple: int, tolerance: float) -> bool:
-    """Does it pay to go down by whole multiples? On a flat curve every multiple would be free."""
-    ends = sorted(k for k in times if k % multiple == 0)
-    return len(ends) >= 2 and times[ends[0]] < times[ends[-1]] * (1 - tolerance)
+def _growth(times: Mapping[int, float], fine: int, coarse: int) -> float:
+    """How time grows when counts are rounded up to ``coarse`` and not to ``fine``: 1 is proportional to the width, 0 free."""
+    pairs = [(-(-k // fine) * fine, -(-k // coarse) * coarse) for k in times]
+    pairs = [(a, b) for a, b in pairs if a != b and a in times and b in times]
+    width = sum(math.log(b / a) for a, b in pairs)
+    return sum(math.log(times[b] / times[a]) for a, b in pairs) / width if width else math.inf
 
 
 def worthwhile(times: Mapping[int, float], tolerance: float = 0.01) -> list[int]:

@@ -72,6 +72,10 @@ def test_run_directory(finished_run):
         "latency_source",
         "model",
         "recipe",
+        "verdict",
+        "loaded_bytes",
+        "peak_bytes",
+        "joules",
     ]
     assert rows[0]["trial"] == "dense"
     assert float(rows[0]["metric"]) == 1.0  # its own labels
