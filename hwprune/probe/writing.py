@@ -107,6 +107,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .warn { border-left: 4px solid var(--warn); padding: .4rem .8rem; background: var(--card); margin: .5rem 0; }
 img { max-width: 100%; background: white; border-radius: 4px; } .bar { background: #4269d0; height: .7rem; border-radius: 2px; }
 code { overflow-wrap: anywhere; } h2 { margin-top: 2rem; } small { opacity: .75; }
+@media (max-width: 700px) { table { min-width: 44rem; } }
 @media print { body { max-width: none; } }
 """
 

@@ -190,6 +190,8 @@ class Evaluator:
                 paired = self.source.candidate(folder / self.runtime.file)
             self._keep_samples(number, paired)
         except CandidateFailure as failure:
+            if failure.stage in ("run", "measure"):
+                self._check_device(failure)
             shutil.rmtree(folder, ignore_errors=True)
             reason = Failure(failure.stage, failure.reason)
             return Trial(number, recipe, FAILED, failure=reason, seconds=watch.seconds, origin=origin)
@@ -207,6 +209,21 @@ class Evaluator:
             seconds=watch.seconds,
             origin=origin,
         )
+
+    def _check_device(self, failure: CandidateFailure) -> None:
+        """Is it the candidate, or is the device gone? Raises `RunError` if the dense model doesn't run any more either."""
+        scratch = self.run / "baseline" / ".outputs-check.npz"
+        try:
+            self.bench.load("twin", self.dense_model)
+            self.bench.run("twin", self.example, scratch)
+            self.bench.drop("twin")
+        except CandidateFailure as second:
+            raise RunError(
+                f"the device does not run the dense model any more ({second.reason}); before, a candidate failed with: "
+                f"{failure.reason}. Finished trials are kept; go on with --resume when it is back"
+            ) from failure
+        finally:
+            scratch.unlink(missing_ok=True)
 
     def measure_again(self, trial: Trial) -> dict[str, Any] | None:
         """The latency of a candidate whose files are still there, measured now; None if they are not, or it fails."""

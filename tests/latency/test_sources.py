@@ -252,3 +252,14 @@ def test_timing_slot_is_exclusive_and_freed_by_a_kill(tmp_path):
         process.wait()
         process.stdout.close()
     other.release()
+
+
+def test_nvml_names_are_those_of_the_published_bindings():
+    import re
+    from pathlib import Path
+
+    pynvml = pytest.importorskip("pynvml")
+    names = set(re.findall(r"library\.(nvml\w+|NVML_\w+)", Path(sensors.__file__).read_text()))
+    assert len(names) > 10
+    assert sorted(name for name in names if not hasattr(pynvml, name)) == []
+    assert all(hasattr(pynvml, f"nvmlClocksEventReason{name}") for name in sensors._THROTTLE)

@@ -20,6 +20,7 @@ from hwprune.recipe import Recipe
 from hwprune.searching import confirm, samplers
 from hwprune.searching import space as spaces
 from hwprune.searching.job import Job
+from hwprune.searching.progress import Progress
 from hwprune.searching.store import Store
 from hwprune.trial import Failure, Trial
 from tests.conftest import tiny_workload
@@ -339,3 +340,30 @@ def test_a_resumed_run_keeps_its_workload_and_target(finished_run):
         found = cli("search", *words, "--resume", "--out", str(finished_run))
         assert found.returncode == 2
         assert "keeps its" in found.stderr
+
+
+def test_device_that_disappears_stops_the_search_and_loses_nothing(tmp_path, monkeypatch):
+    """From the second trial on nothing runs any more: an error, not a row of failed candidates; it goes on when the device is back."""
+    from hwprune.errors import CandidateFailure, RunError
+    from hwprune.latency.bench import Bench
+
+    whole, gone = Bench.load, False
+
+    def load(self, key, path, keep=False):
+        if gone:
+            raise CandidateFailure("run", "CUDA error: device lost")
+        whole(self, key, path, keep)
+
+    class Watcher(Progress):
+        def trial(self, *args):
+            nonlocal gone
+            gone = True
+
+    monkeypatch.setattr(Bench, "load", load)
+    run = tmp_path / "run"
+    with pytest.raises(RunError, match="does not run the dense model any more .CUDA error: device lost"):
+        hwprune.search(tiny_workload("top1"), trials=3, out=run, progress=Watcher())
+    gone = False
+    result = hwprune.search(tiny_workload("top1"), trials=3, out=run, resume=True)
+    assert len(result.trials) == 3
+    assert all(trial.measured for trial in result.trials)
