@@ -286,7 +286,7 @@ def stairs(case: Case) -> None:
             dense_s = dense_s or result["dense_latency_s"]
             slow[k] = dense_s / result["speedup"]
     base = slow[unit.size] - fast[unit.size]  # what the rest of the network costs
-    brute = {k: v - base for k, v in slow.items()}
+    brute = {k: max(v - base, 1e-8) for k, v in slow.items()}
     print(
         f"{case.name}, {unit.name} ({unit.size}): multiple by the probe {detected_multiple(fast)}, by brute force {detected_multiple(brute)}"
     )

@@ -91,25 +91,49 @@ def save_onnx(proto: onnx.ModelProto, path: Path) -> Path:
 
 
 def convert(path: Path, precision: str) -> None:
-    """Rewrite an ONNX file in ``fp16`` or ``bf16``; inputs and outputs stay in 32 bits, as do operators that need the range.
+    """Rewrite an ONNX file in ``fp16``; see `converted`. Raises `CandidateFailure`."""
+    save_onnx(converted(onnx.load(str(path)), precision), path)
+
+
+def converted(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """The model in ``fp16``; inputs and outputs stay in 32 bits, as do operators that need the range.
 
     Strongly typed runtimes (TensorRT) take the precision from the file. Uses ONNX Runtime's own converter.
 
     Raises:
         CandidateFailure: the model can't be converted.
     """
-    model = onnx.load(str(path))
     try:
         if precision == "fp16":
             from onnxruntime.transformers.float16 import convert_float_to_float16
 
             with onnx_tidy.quiet():
                 model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False)
+            _sort(model.graph)  # the converter appends its casts at the end
         elif precision != "fp32":
             raise ValueError(f"there is no converter to {precision}; export such a model from PyTorch in it")
     except Exception as error:  # the converter raises what it meets
         raise CandidateFailure("export", f"conversion to {precision}: {error}") from error
-    save_onnx(model, path)
+    return model
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Nodes in topological order, otherwise as they stand."""
+    made = {item.name for item in (*graph.input, *graph.initializer)} | {""}
+    waiting, done = list(graph.node), []
+    outputs = {name for node in waiting for name in node.output}
+    while waiting:
+        ready = [n for n in waiting if all(name in made or name not in outputs for name in n.input)]
+        if not ready:
+            raise ValueError("the converted graph has a cycle")
+        for node in ready:
+            made.update(node.output)
+        done += ready
+        taken = {id(node) for node in ready}
+        waiting = [node for node in waiting if id(node) not in taken]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in done]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def lowered(module: torch.nn.Module) -> torch.nn.Module:

@@ -16,6 +16,11 @@ from hwprune.files import Table, read_toml
 
 SCHEMA = 1
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+ISAS = ("default", "avx512", "avx2", "neon")
+KNOWN = (
+    "channel", "head", "head_dim", "neuron", "hidden", "group", "expert", "branch", "unstructured", "N:M", "block", "2:4",
+)  # fmt: skip
+"""Patterns and families of patterns that a profile may name."""
 ROOFLINE = (
     *(f"{precision}_flops" for precision in PRECISIONS), "vector_flops", "bandwidth_bytes_per_s", "launch_s", "multiprocessors",
     "tiles", "two_four_speedup",
@@ -117,6 +122,13 @@ def load(name: str) -> Target:
     multiple = table.free("channel_multiple")
     if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in multiple.values()):
         table.fault("channel_multiple", f"must map names to whole numbers >= 1, got {multiple!r}")
+    for key in multiple:
+        if key not in ISAS:
+            table.fault("channel_multiple", f"has the key {key!r}; known are {', '.join(ISAS)}")
+    executes = table.texts("executes")
+    for entry in executes:
+        if entry not in KNOWN and not re.fullmatch(r"\d+:\d+(:permuted)?|block:\d+x\d+|unstructured:row", entry):
+            table.fault("executes", f"names {entry!r}, which is no pattern; known are {', '.join(KNOWN)}, N:M and block:RxC")
     if "default" not in multiple:
         table.fault("channel_multiple", "needs the key 'default'")
     reasons = table.free("not_executed")
@@ -128,7 +140,7 @@ def load(name: str) -> Target:
         runtime=table.text("runtime"),
         precision=table.text("precision", choices=PRECISIONS),
         threads=table.integer("threads", 1, low=1),
-        executes=table.texts("executes"),
+        executes=executes,
         reasons={key: str(value) for key, value in reasons.items()},
         channel_multiple=multiple,
         options=table.free("options"),

@@ -20,12 +20,12 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.searching.recording import versions
 
     conditions = fingerprint.conditions()
-    gpus = fingerprint.gpu_names()
+    gpu = fingerprint.gpu_name()
     rows = [
         ("CPU", f"{fingerprint.device_name()} ({fingerprint.isa()}, {os.cpu_count()} cores)"),
         ("load average", ", ".join(map(str, conditions["load_average"]))),
         ("governor", conditions.get("governor", "not reported by this system")),
-        ("GPU", ", ".join(gpus) or "none (no NVIDIA driver or GPU)"),
+        ("GPU", gpu or "none (no NVIDIA driver or GPU)"),
         *versions().items(),
     ]
     absent = {name: runtime.missing() for name, runtime in runtimes.RUNTIMES.items()}

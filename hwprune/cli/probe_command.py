@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.estimate and (options.table or options.remote):
         raise UsageError("--estimate measures nothing: it goes neither with --table nor with --remote")
+    _check_outputs(options)
     target = targets.load(options.target)
     loop.check_runtime(target)
     if not options.estimate:
@@ -57,11 +58,15 @@ def run(options: argparse.Namespace) -> int:
     try:
         progress.stage(f"loading {args.source(options)}")
         pruner = Pruner(sources.load(args.source(options), structure_only=True))
-        found = probing.estimate(pruner, target, step) if options.estimate else _measure(options, target, pruner, step)
+        found, table = (
+            (probing.estimate(pruner, target, step), None) if options.estimate else _measure(options, target, pruner, step)
+        )
+        if options.out:
+            writing.write(found, Path(options.out))
+        if table is not None and options.table:
+            table.copy_to(Path(options.table))
     finally:
         progress.close()
-    if options.out:
-        writing.write(found, Path(options.out))
     if options.json:
         print(json.dumps(found.to_json()))
     else:
@@ -71,6 +76,19 @@ def run(options: argparse.Namespace) -> int:
         if options.table:
             print(f"Table: {options.table} (for `hwprune search --table {options.table}`)")
     return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """What can't be written is told before anything is measured."""
+    import os
+
+    from hwprune.errors import UsageError
+
+    for name in filter(None, (options.out, options.table)):
+        path = Path(name)
+        there = path if path.exists() else next(parent for parent in path.absolute().parents if parent.exists())
+        if (path.exists() and not path.is_dir()) or not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
+            raise UsageError(f"can't write into {name}: it is not a folder, or not writable")
 
 
 def _measure(options: argparse.Namespace, target, pruner, step):  # type: ignore[no-untyped-def]  # types would import torch
@@ -85,10 +103,12 @@ def _measure(options: argparse.Namespace, target, pruner, step):  # type: ignore
         shapes = [tuple(x.shape) for x in pruner.workload.example_inputs]
         with Bench(target, host=machine, shapes=shapes) as bench:
             table = LatencyTable.stored(cache_folder() / "latency", bench.identity())
+            if options.table and (Path(options.table) / "fingerprint.json").exists():
+                LatencyTable.read(
+                    Path(options.table), table.identity
+                )  # another's table is not overwritten; say so before measuring
             wholes = probing.WHOLES_OF_A_TABLE if options.table else probing.WHOLES
             found = probing.probe(pruner, target, bench, table, step, wholes)
     finally:
         machine.close()
-    if options.table:
-        table.copy_to(Path(options.table))
-    return found
+    return found, table

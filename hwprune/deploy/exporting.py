@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from hwprune import evaluate, export, metrics, patterns, record, sources
+from hwprune.deploy.profile import profile
 from hwprune.errors import UnknownNameError, UsageError
 from hwprune.files import dump_json, sha256, write_atomic
 from hwprune.latency.bench import Bench
-from hwprune.latency.worker import example_shapes
+from hwprune.latency.worker import example_shapes, missing
 from hwprune.pruning import Pruner
 from hwprune.target import load as load_target
 from hwprune.workload import Workload
@@ -61,7 +62,18 @@ def export_run(run: Path, number: int, form: str, out: Path, workload: Workload 
         raise UsageError(f"trial {number} is not a point of the front of {run}; points: {known}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder: choose another --out")
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _export(run, data, point, form, out, workload)
+    except BaseException:
+        if made:  # a half-filled folder would pass for an export
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _export(run: Path, data: record.Record, point: dict[str, Any], form: str, out: Path, workload: Workload | None) -> Path:
+    source = run / "candidates" / str(point["trial"])
     copied = _copy(source, out, ["recipe.json", "keep.safetensors"])
     extra: dict[str, Any] = {}
     if form == "pt2":
@@ -138,8 +150,10 @@ def _samples(run: Path, data: record.Record, out: Path) -> dict[str, Any]:
                 break
             chosen.update(members)
     np.savez(out / "samples.npz", allow_pickle=False, **chosen)
-    measured = record.latency_source(data) == record.MEASURED
-    with Bench(load_target(data["job"]["target"] if measured else "cpu"), shapes=example_shapes(out / "example.npz")) as bench:
+    target = profile(data) if record.latency_source(data) == record.MEASURED else load_target("cpu")
+    if missing(target):  # the device is elsewhere: expected outputs are this CPU's, in 32 bits
+        target = load_target("cpu")
+    with Bench(target, shapes=example_shapes(out / "example.npz")) as bench:
         bench.load("model", out / "model.onnx")
         bench.run("model", out / "samples.npz", out / "expected.npz")
         bench.load("dense", out / "dense.onnx")

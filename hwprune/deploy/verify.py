@@ -12,6 +12,7 @@ from typing import Any
 
 from hwprune import evaluate, metrics, record, units
 from hwprune import target as targets
+from hwprune.deploy.profile import profile
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.files import read_json, sha256
 from hwprune.latency import fingerprint, fresh
@@ -148,7 +149,7 @@ def _run_checks(
     step: Callable[[], None],
 ) -> None:
     measured_run = record.latency_source(dict(data)) == record.MEASURED
-    target = targets.load(data["target"]["name"] if measured_run else "cpu")
+    target = profile(data) if measured_run else targets.load("cpu")
     if reasons := missing(target):
         raise UsageError(f"target {target.name} can't be measured on this machine: {'; '.join(reasons)}")
     for needed in (dense, samples, example):
@@ -175,7 +176,7 @@ def _run_checks(
     measured = fresh.remeasure(models, dense, example, lambda: Bench(target, Limits(), shapes=shapes), step=step)
     same = data["fingerprint"]["identity"] == fingerprint.identity(target)
     for verified, subject in pairs:
-        if subject.name in measured:
+        if subject.name in measured and "dense" in measured:
             _speed(verified, subject, measured[subject.name][1], same)
         elif subject.name in models:
             verified.checks.append(Check("latency", False, "the model failed while it was measured"))

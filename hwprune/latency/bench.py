@@ -67,6 +67,7 @@ class Bench:
         self._stderr: Any = None
         self._buffer = b""
         self._kept: dict[str, Path] = {}
+        self._places: dict[str, str] = {}
 
     def __enter__(self) -> Bench:
         return self
@@ -102,12 +103,23 @@ class Bench:
     def load(self, key: str, path: Path, keep: bool = False) -> None:
         """Load a model. Raises `CandidateFailure` (stage ``run``)."""
         self._awake()
-        self._ask("run", "load", self._load_arguments(key, path))
+        arguments = self._load_arguments(key, path)
+        self._ask("run", "load", arguments)
+        before, self._places[key] = self._places.get(key), arguments["path"]
         if keep:
             self._kept[key] = path
+        if before is not None and before not in self._places.values() and self._host.forget(before):
+            self._ask("run", "forget", {"path": before})
 
     def drop(self, key: str) -> None:
         self._ask("run", "drop", {"key": key})
+        place = self._places.pop(key, None)
+        if place is not None and place not in self._places.values() and self._host.forget(place):
+            self._ask("run", "forget", {"path": place})
+
+    def prepare(self) -> None:
+        """Load the runtime's library, so that memory measured later is the model's."""
+        self._ask("run", "prepare", {"runtime": self._target.runtime})
 
     def run(self, key: str, samples: Path, out: Path) -> None:
         """Run every batch of ``samples``; outputs go to ``out``. Raises `CandidateFailure` (stage ``run``)."""
@@ -158,13 +170,19 @@ class Bench:
 
     def _exclusive(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """One command while nobody else times on the device; waiting does not count as the candidate's time."""
-        device = {"device": f"{self._target.device}-{self._target.options.get('device_id', 0)}"}
+        device = {"device": self._target.device}
         self._ask("measure", "acquire", device, SLOT_S)
         try:
-            return self._ask("measure", operation, arguments)
-        finally:
-            if self._process is not None:
+            answer = self._ask("measure", operation, arguments)
+        except CandidateFailure:
+            if self.alive:
                 self._ask("measure", "release", device)
+            raise
+        except BaseException:  # Ctrl-C: the answer is still to come, and would be taken for the next one's
+            self.close()
+            raise
+        self._ask("measure", "release", device)
+        return answer
 
     def close(self) -> None:
         """End the process."""
@@ -206,15 +224,24 @@ class Bench:
             start_new_session=True,  # Ctrl-C is for the search; it ends the worker itself
         )
         try:
-            version = self._receive("run", START_S)["result"]["version"]
+            version = self._greeting()
             if version != VERSION:
                 self.close()
                 raise UsageError(f"{self._host.label} has hwprune {version}, this is {VERSION}: both must be the same")
             self._host.started(lambda: str(self._exchange("run", "folder", {})["folder"]))
+            self._places.clear()
             for key, path in self._kept.items():
                 self._exchange("run", "load", self._load_arguments(key, path))
         except CandidateFailure as failure:
             raise RunError(f"the measuring process can't start or load the dense model: {failure.reason}") from failure
+
+    def _greeting(self) -> str:
+        """The worker's version. What a login prints before is skipped."""
+        for _ in range(1000):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                return str(self._receive("run", START_S)["result"]["version"])
+        self.close()
+        raise RunError(f"{self._host.label} answers, but not as hwprune does")
 
     def _exchange(self, stage: str, operation: str, arguments: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
         assert self._process is not None and self._process.stdin is not None

@@ -28,12 +28,11 @@ def identity(target: Target) -> dict[str, Any]:
     """Device with its ISA or driver, runtime with version, threads, precision and options."""
     found: dict[str, Any] = {"device": device_name(), "isa": isa(), "cores": os.cpu_count() or 1}
     if target.device == "cuda":
-        index = int(target.options.get("device_id", 0))
-        cards = sensors.gpus()
-        if index < len(cards):
-            found |= {"device": cards[index]["name"], "driver": cards[index]["driver"], "host_cpu": device_name()}
+        card = sensors.gpu() or {"name": "unknown", "driver": "unknown"}
+        found |= {"device": card["name"], "driver": card["driver"], "host_cpu": device_name()}
     return {
         **found,
+        "runtime_name": target.runtime,
         "runtime": runtimes.get(target.runtime).version(),
         "threads": target.threads,
         "precision": target.precision,
@@ -59,9 +58,10 @@ def device_name() -> str:
     return info.get("model name") or arm or platform.processor() or platform.machine()
 
 
-def gpu_names() -> list[str]:
-    """Names of the NVIDIA GPUs as the driver reports them; empty without driver or GPU."""
-    return [str(card["name"]) for card in sensors.gpus()]
+def gpu_name() -> str | None:
+    """Name, as the driver reports it, of the NVIDIA GPU that CUDA would run on; None without driver or GPU."""
+    card = sensors.gpu()
+    return None if card is None else str(card["name"])
 
 
 def isa() -> str:

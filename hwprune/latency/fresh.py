@@ -36,6 +36,7 @@ def remeasure(
     settings: Settings | None = None,
     processes: int = PROCESSES,
     step: Callable[[], None] = lambda: None,
+    keep: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, tuple[Measurement, Measurement]]:
     """(latency, speedup) of each model in fresh processes; the key ``dense`` is the dense model against itself.
 
@@ -44,6 +45,7 @@ def remeasure(
     Args:
         make: a new bench, with a process of its own.
         settings: default: `settings_for` the bench's clock.
+        keep: takes each single measurement with its raw samples.
     """
     paired: dict[str, list[dict[str, Any]]] = {key: [] for key in ["dense", *models]}
     order = ["dense", *models]
@@ -60,10 +62,15 @@ def remeasure(
                             bench.load("model", dense if key == "dense" else models[key])
                             if session % 2:  # who is loaded first gets other memory; let it be either in turn
                                 bench.load("reference", dense, keep=True)
-                            paired[key].append({"process": number, **bench.pair("model", "reference", example, settings)})
+                            result = bench.pair("model", "reference", example, settings)
+                            paired[key].append({"process": number, **result})
+                            if keep is not None:
+                                keep(key, result)
                         except CandidateFailure:
                             failed.add(key)
                     step()
+    if not any(paired.values()):
+        return {}
     dense_s = median(result["dense_latency_s"] for results in paired.values() for result in results)
     return {key: _summary(results, dense_s) for key, results in paired.items() if key not in failed}
 
@@ -77,6 +84,7 @@ def footprint(models: dict[str, Path], example: Path, make: Callable[[], Bench])
     found = {}
     for key, path in models.items():
         with make() as bench, contextlib.suppress(CandidateFailure):
+            bench.prepare()
             bench.load("model", path)
             found[key] = {**bench.memory("model", example), "joules": bench.energy("model", example)}
     return found
@@ -101,6 +109,7 @@ def _summary(results: list[dict[str, Any]], dense_s: float) -> tuple[Measurement
         "contended": max(result["contended"] for result in results),
         "throttled": any(result["throttled"] for result in results),
         "outliers": max(result["outliers"] for result in results),
+        "machine": results[-1]["conditions"],
     }
     latency = {"clock": results[0]["clock"], "dense_s": dense_s, "from": "dense_s / speedup"}
     return (

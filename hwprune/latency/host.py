@@ -52,6 +52,10 @@ class Host(abc.ABC):
         """Fetch a file that the worker wrote."""
 
     @abc.abstractmethod
+    def forget(self, remote: str) -> bool:
+        """A file that was put is not needed any more. Should the worker delete it?"""
+
+    @abc.abstractmethod
     def started(self, ask_folder: Callable[[], str]) -> None:
         """A new worker is there; what the old one kept has gone with it."""
 
@@ -92,6 +96,9 @@ class Local(Host):
 
     def get(self, remote: str, path: Path) -> None:
         pass
+
+    def forget(self, remote: str) -> bool:
+        return False
 
     def started(self, ask_folder: Callable[[], str]) -> None:
         pass
@@ -135,8 +142,8 @@ class Ssh(Host):
 
     def _options(self) -> list[str]:
         found = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
-        # One connection for all copies; ssh makes a new one where this can't be had.
-        found += ["-o", "ControlMaster=auto", "-o", f"ControlPath={self._control}/c", "-o", "ControlPersist=60"]
+        if len(self._control) < 80:  # a socket's path is short; without one each copy connects anew
+            found += ["-o", "ControlMaster=auto", "-o", f"ControlPath={self._control}/c", "-o", "ControlPersist=60"]
         if extra := os.environ.get("HWPRUNE_SSH_CONFIG"):
             found += ["-F", extra]
         return found
@@ -167,6 +174,10 @@ class Ssh(Host):
 
     def out(self, path: Path) -> str:
         return f"{self._folder}/{hashlib.sha256(str(path).encode()).hexdigest()[:24]}.out"
+
+    def forget(self, remote: str) -> bool:
+        self._known = {state: place for state, place in self._known.items() if place != remote}
+        return True
 
     def get(self, remote: str, path: Path) -> None:
         self._copy([f"{self._login}:{remote}", str(path)])

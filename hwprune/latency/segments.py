@@ -64,6 +64,18 @@ ANCHORS = frozenset(
 
 _SMALL = 64
 """Constants of whole numbers with up to this many elements (shapes, axes, indices) are part of what an operator is."""
+_STRUCTURAL = {
+    "Resize": (1, 2, 3),
+    "Upsample": (1,),
+    "Pad": (1, 2, 3),
+    "Clip": (1, 2),
+    "Range": (0, 1, 2),
+    "TopK": (1,),
+    "Tile": (1,),
+}
+"""Inputs of any type whose values decide shapes or which kernel runs."""
+_FOLDABLE = frozenset("Cast Identity Unsqueeze Squeeze Concat Gather Slice Reshape Transpose Add Sub Mul Div Shape Range".split())  # noqa: SIM905
+"""Cheap operators that are computed away where all their inputs are small constants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +119,7 @@ class Segment:
     constants: Mapping[str, onnx.TensorProto]
     tensors: Mapping[str, Tensor]
     opsets: tuple[tuple[str, int], ...]
+    functions: tuple[onnx.FunctionProto, ...] = ()
 
     @cached_property
     def signature(self) -> str:
@@ -130,14 +143,14 @@ class Segment:
         if name in numbers or not name:
             return numbers.get(name, "-")
         constant, tensor = self.constants[name], self.tensors[name]
-        if _is_structural(constant):
+        if _has_values(constant):
             return f"={numpy_helper.to_array(constant).tobytes().hex()}:{tensor}"
         return f"w{tensor}"
 
     @cached_property
     def weights(self) -> tuple[Tensor, ...]:
         """Constants that are numbers, not structure."""
-        return tuple(self.tensors[name] for name, item in self.constants.items() if not _is_structural(item))
+        return tuple(self.tensors[name] for name, item in self.constants.items() if not _has_values(item))
 
     @cached_property
     def macs(self) -> int:
@@ -238,7 +251,7 @@ class Segment:
         generator = np.random.default_rng(seed)
         stored = []
         for name, item in self.constants.items():
-            if _is_structural(item):
+            if _has_values(item):
                 stored.append(item)
                 continue
             kind = onnx.helper.tensor_dtype_to_np_dtype(item.data_type)
@@ -252,9 +265,8 @@ class Segment:
             [_value(name, self.tensors[name]) for name in self.outputs],
             stored,
         )
-        return onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in self.opsets], ir_version=10
-        )
+        opsets = [onnx.helper.make_opsetid(d, v) for d, v in self.opsets]
+        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=list(self.functions))
 
     def samples(self, seed: int = 0) -> list[np.ndarray[Any, Any]]:
         """Inputs for `model`: normal numbers; whole numbers are 0 or 1, which every table of embeddings has."""
@@ -279,7 +291,7 @@ def split(model: onnx.ModelProto, shapes: Sequence[Sequence[int]] | None = None)
     fixed, constants = with_shapes(model, shapes)
     graph = fixed.graph
     tensors = _tensors(fixed)
-    nodes, constants = _without_constants(graph, constants, tensors)
+    nodes = list(graph.node)
     where = _assign(nodes)
     groups: dict[int, list[onnx.NodeProto]] = {}
     for position, node in enumerate(nodes):
@@ -315,6 +327,7 @@ def split(model: onnx.ModelProto, shapes: Sequence[Sequence[int]] | None = None)
                 used,
                 mine,
                 opsets,
+                tuple(fixed.functions),
             )
         )
     return found
@@ -332,10 +345,14 @@ def with_shapes(
     fixed.opset_import.extend(model.opset_import)
     fixed.functions.extend(model.functions)
     fixed.graph.name = model.graph.name
-    fixed.graph.node.extend(model.graph.node)
     fixed.graph.output.extend(model.graph.output)
-    fixed.graph.initializer.extend(item for item in model.graph.initializer if _is_structural(item))
-    weights = [_header(item) for item in model.graph.initializer if not _is_structural(item)]
+    stored = {item.name: item for item in model.graph.initializer}
+    nodes = _folded_constants(model, stored)
+    forced = _structural_names(nodes)
+    fixed.graph.node.extend(nodes)
+    fixed.graph.initializer.extend(item for item in stored.values() if item.name in forced or _is_structural(item))
+    kept = {item.name for item in fixed.graph.initializer}
+    weights = [_header(item) for item in stored.values() if item.name not in kept]
     known = {item.name for item in model.graph.initializer}
     fixed.graph.input.extend(item for item in model.graph.input if item.name not in known)
     inputs = list(fixed.graph.input)
@@ -391,22 +408,58 @@ def _assign(nodes: Sequence[onnx.NodeProto]) -> list[int]:
     return where
 
 
-def _without_constants(
-    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], tensors: dict[str, Tensor]
-) -> tuple[list[onnx.NodeProto], dict[str, onnx.TensorProto]]:
-    """Constant nodes become initializers."""
+def _folded_constants(model: onnx.ModelProto, stored: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
+    """The nodes without those that only make constants; what they make goes to ``stored``."""
+    from onnx.reference import ReferenceEvaluator
+
+    opsets = {item.domain: item.version for item in model.opset_import}
     nodes = []
-    for node in graph.node:
-        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
-        if value is None:
-            nodes.append(node)
-            continue
-        item = onnx.TensorProto()
-        item.CopyFrom(value)
-        item.name = node.output[0]
-        constants[item.name] = item
-        tensors[item.name] = Tensor(tuple(item.dims), item.data_type)
-    return nodes, constants
+    for node in model.graph.node:
+        if node.op_type == "Constant" and not node.domain:
+            if (item := _constant(node)) is not None:
+                stored[item.name] = item
+                continue
+        elif node.op_type in _FOLDABLE and not node.domain and node.input:
+            given = [stored.get(name) for name in node.input if name]
+            if all(item is not None and _has_values(item) and math.prod(item.dims) <= _SMALL for item in given):
+                values = [numpy_helper.to_array(item) for item in given if item is not None]
+                try:
+                    made = ReferenceEvaluator(node, opsets=opsets).run(
+                        None, dict(zip([name for name in node.input if name], values, strict=True))
+                    )
+                except Exception:  # an operator or type that the reference doesn't know stays a node
+                    nodes.append(node)
+                    continue
+                for name, value in zip(node.output, made, strict=True):
+                    stored[name] = numpy_helper.from_array(np.asarray(value), name)
+                continue
+        nodes.append(node)
+    return nodes
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor of a Constant node in any of its forms; None for those of strings and sparse tensors."""
+    for attribute in node.attribute:
+        value: Any = onnx.helper.get_attribute_value(attribute)
+        if attribute.name == "value":
+            item = onnx.TensorProto()
+            item.CopyFrom(value)
+            item.name = node.output[0]
+            return item
+        kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+        if attribute.name in kinds:
+            return numpy_helper.from_array(np.array(value, kinds[attribute.name]), node.output[0])
+    return None
+
+
+def _structural_names(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """Constants whose values decide shapes or kernels although they are floats."""
+    return {
+        node.input[slot]
+        for node in nodes
+        for slot in _STRUCTURAL.get(node.op_type, ())
+        if slot < len(node.input) and node.input[slot]
+    }
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
@@ -431,6 +484,12 @@ def _tensors(model: onnx.ModelProto) -> dict[str, Tensor]:
 def _is_structural(item: onnx.TensorProto) -> bool:
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
     return math.prod(item.dims) <= _SMALL and (item.data_type not in floats or not item.dims)
+
+
+def _has_values(item: onnx.TensorProto) -> bool:
+    """Is it more than a header? Weights travel without their data."""
+    fields = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+    return not math.prod(item.dims) or any(len(getattr(item, name)) for name in fields)
 
 
 def _random(generator: np.random.Generator, shape: tuple[int, ...], kind: Any, scale: float) -> np.ndarray[Any, Any]:

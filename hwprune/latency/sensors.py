@@ -51,7 +51,8 @@ def cpu_energy_j() -> float | None:
     total = 0.0
     found = False
     for zone in _RAPL.glob("intel-rapl:[0-9]*"):
-        if zone.name.count(":") == 1 and (text := _text(zone / "energy_uj")):
+        package = (_text(zone / "name") or "").startswith("package")  # psys holds the packages once more
+        if package and (text := _text(zone / "energy_uj")):
             total += int(text) * 1e-6
             found = True
     return total if found else None
@@ -74,29 +75,47 @@ def nvml() -> Iterator[Any]:
             pynvml.nvmlShutdown()
 
 
-def gpus() -> list[dict[str, Any]]:
-    """Name, driver, memory and power limit of each NVIDIA GPU."""
-    found = []
+@contextlib.contextmanager
+def device() -> Iterator[tuple[Any, Any]]:
+    """(NVML, handle) of CUDA's first visible device, the one that runs; (None, None) if there is none or it doesn't answer.
+
+    NVML counts all devices in PCI order; CUDA counts those of CUDA_VISIBLE_DEVICES, in PCI order only under
+    ``CUDA_DEVICE_ORDER=PCI_BUS_ID``, which the measuring process sets.
+    """
     with nvml() as library:
-        if library is None:
-            return []
-        driver = _string(library.nvmlSystemGetDriverVersion())
-        for index in range(library.nvmlDeviceGetCount()):
-            handle = library.nvmlDeviceGetHandleByIndex(index)
-            entry: dict[str, Any] = {"name": _string(library.nvmlDeviceGetName(handle)), "driver": driver}
+        handle = None
+        if library is not None:
+            first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+            with contextlib.suppress(Exception):  # hidden by an empty list, lost, or out of range
+                if first.isdigit():
+                    handle = library.nvmlDeviceGetHandleByIndex(int(first))
+                else:
+                    handle = library.nvmlDeviceGetHandleByUUID(first)
+        yield (library, handle) if handle is not None else (None, None)
+
+
+def gpu() -> dict[str, Any] | None:
+    """Name, driver and memory of the GPU that runs, or None. A Jetson without NVML gives its board's name."""
+    with device() as (library, handle):
+        if library is not None:
             with contextlib.suppress(Exception):
-                entry["memory_bytes"] = int(library.nvmlDeviceGetMemoryInfo(handle).total)
-            found.append(entry)
-    return found
+                entry: dict[str, Any] = {"name": _string(library.nvmlDeviceGetName(handle))}
+                entry["driver"] = _string(library.nvmlSystemGetDriverVersion())
+                with contextlib.suppress(Exception):  # a Jetson's memory is the system's
+                    entry["memory_bytes"] = int(library.nvmlDeviceGetMemoryInfo(handle).total)
+                return entry
+    board = (_text(Path("/proc/device-tree/model")) or "").strip("\0")
+    if "Jetson" in board or "Orin" in board or "Xavier" in board:
+        return {"name": board, "driver": _text(Path("/etc/nv_tegra_release")) or "unknown"}
+    return None
 
 
-def gpu_conditions(index: int = 0) -> dict[str, Any]:
+def gpu_conditions() -> dict[str, Any]:
     """Clocks, temperature, power and its limit, and why the GPU is slower than it could be."""
     found: dict[str, Any] = {}
-    with nvml() as library:
+    with device() as (library, handle):
         if library is None:
             return found
-        handle = library.nvmlDeviceGetHandleByIndex(index)
         readings: dict[str, Any] = {
             "sm_mhz": lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM),
             "memory_mhz": lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_MEM),
@@ -123,23 +142,20 @@ def throttle_reasons(library: Any, handle: Any) -> list[str]:
     return found
 
 
-def gpu_energy_j(index: int = 0) -> float | None:
+def gpu_energy_j() -> float | None:
     """Joules of the GPU since the driver was loaded (Volta and later)."""
-    with nvml() as library:
-        if library is None:
-            return None
-        try:
-            return float(library.nvmlDeviceGetTotalEnergyConsumption(library.nvmlDeviceGetHandleByIndex(index))) / 1e3
-        except Exception:  # the device doesn't count
-            return None
+    with device() as (library, handle), contextlib.suppress(Exception):  # the device doesn't count
+        if library is not None:
+            return float(library.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+    return None
 
 
-def gpu_memory_used(index: int = 0) -> int | None:
+def gpu_memory_used() -> int | None:
     """Bytes in use on the GPU, by whomever."""
-    with nvml() as library:
-        if library is None:
-            return None
-        return int(library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(index)).used)
+    with device() as (library, handle), contextlib.suppress(Exception):  # a Jetson has none of its own, MIG hides it
+        if library is not None:
+            return int(library.nvmlDeviceGetMemoryInfo(handle).used)
+    return None
 
 
 def resident_bytes() -> int | None:

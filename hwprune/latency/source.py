@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, final
 
 import onnx
@@ -29,6 +30,8 @@ from hwprune.target import Target
 MEASURED, TABLE, ESTIMATED = "measured", "table", "estimated"
 GATE_SESSIONS = 4
 """Copies of the dense model that the gate measures against it."""
+GATE_DEVIATION = 0.02
+"""Root mean square of ln(ratio) of single sessions beyond which nothing can be ranked."""
 GATE_LIMIT = 0.01
 """The dense model against a copy of itself may differ by this much; beyond, the machine is too noisy to rank by."""
 
@@ -60,8 +63,7 @@ class Measured(Source):
 
     def dense(self, path: Path) -> dict[str, Any]:
         self._dense = path
-        results = self.gate()
-        return results[len(results) // 2]
+        return self.gate()
 
     def candidate(self, path: Path) -> dict[str, Any]:  # noqa: ARG002 - it is loaded already
         try:
@@ -70,10 +72,12 @@ class Measured(Source):
             if self.bench.alive:
                 self.bench.drop("candidate")
 
-    def gate(self, sessions: int = GATE_SESSIONS) -> list[dict[str, Any]]:
-        """The dense model against new copies of itself, sorted by speedup.
+    def gate(self, sessions: int = GATE_SESSIONS) -> dict[str, Any]:
+        """The dense model against new copies of itself: one result, with ``passed``.
 
-        What differs between sessions goes into `settings`, so that every later interval holds it.
+        Its speedup is the geometric mean over the sessions, its interval that of the mean (Student's t over sessions). It fails
+        if the mean is off by more than `GATE_LIMIT`, if the interval excludes 1, or if single sessions deviate by more than
+        `GATE_DEVIATION`. What differs between sessions goes into `settings`, so that every later interval holds it.
         """
         assert self._dense is not None
         alone = replace(self.settings, session_sd=0.0)
@@ -82,22 +86,36 @@ class Measured(Source):
             self.bench.load("twin", self._dense)
             results.append(self.bench.pair("twin", "dense", self.example, alone))
             self.bench.drop("twin")
-        deviation = paired.session_sd([math.log(r["speedup"]) for r in results])
+        logs = [math.log(r["speedup"]) for r in results]
+        deviation = paired.session_sd(logs)
         self.settings = replace(self.settings, session_sd=deviation)
-        return [_with_sessions(r, deviation) for r in sorted(results, key=lambda r: float(r["speedup"]))]
+        return {**results[-1], **judged(logs), "session_sd": deviation}
 
 
-def _with_sessions(result: dict[str, Any], deviation: float) -> dict[str, Any]:
-    """A measurement of two sessions with the sessions' deviation in its interval."""
-    middle = -math.log(result["speedup"])
-    low, high = paired.with_sessions(middle, -math.log(result["ci_high"]), -math.log(result["ci_low"]), deviation, 0.05)
-    return {**result, "ci_low": math.exp(-high), "ci_high": math.exp(-low), "session_sd": deviation}
+def judged(logs: Sequence[float]) -> dict[str, Any]:
+    """The gate's verdict on ln(ratio) of independent sessions whose truth is 0."""
+    from scipy.stats import t
+
+    mean, count = fmean(logs), len(logs)
+    # Sessions seldom agree as well as four happen to: their spread is not taken for less than half of the usual one.
+    spread = max(stdev(logs), paired.SESSION_SD / 2) if count > 1 else paired.SESSION_SD
+    half = float(t.ppf(0.975, max(1, count - 1))) * spread / math.sqrt(count)
+    off = math.sqrt(fmean(value**2 for value in logs))
+    passed = abs(mean) <= GATE_LIMIT and abs(mean) <= half and off <= GATE_DEVIATION
+    return {
+        "speedup": math.exp(mean), "ci_low": math.exp(mean - half), "ci_high": math.exp(mean + half), "passed": passed,
+        "log_ratios": list(logs),
+    }  # fmt: skip
 
 
 class _Predicted(Source):
     """Predictions for models by their segments."""
 
-    def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, target: Target, shapes: Sequence[Sequence[int]], convert: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+    ) -> None:
+        """``convert``: into the precision that the target's runtime takes; candidates' files here are in 32 bits."""
+        self._target, self._convert = target, convert
         self._shapes = [tuple(shape) for shape in shapes]
         self._reference = (0.0, 0.0)
 
@@ -115,6 +133,8 @@ class _Predicted(Source):
     def _of(self, path: Path) -> tuple[float, float]:
         try:
             model = onnx.load(str(path))
+            if self._convert is not None:
+                model = self._convert(model)
             return self._seconds(model, split(model, self._shapes))
         except UsageError as error:
             raise CandidateFailure("measure", f"its latency can't be predicted: {error}") from error
@@ -134,17 +154,51 @@ class _Predicted(Source):
 
 @final
 class FromTable(_Predicted):
-    """Predictions from a table that was measured on the device."""
+    """Predictions from a table that was measured on the device.
+
+    The table holds dense pieces. On a target that executes masks faster (2:4 on sparse tensor cores) it knows nothing of masked
+    ones: such candidates fail with that reason, they are not taken for dense.
+    """
 
     label = TABLE
 
-    def __init__(self, table: LatencyTable, network: str, shapes: Sequence[Sequence[int]]) -> None:
-        super().__init__(shapes)
+    def __init__(
+        self,
+        table: LatencyTable,
+        network: str,
+        target: Target,
+        shapes: Sequence[Sequence[int]],
+        convert: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
+    ) -> None:
+        """Raises `UsageError` if the table is not the target's, or empty."""
+        super().__init__(target, shapes, convert)
+        check_table(table, target)
         self.model = LatencyModel(table, network)
 
-    def _seconds(self, model: onnx.ModelProto, segments: list[Segment]) -> tuple[float, float]:  # noqa: ARG002
+    def _seconds(self, model: onnx.ModelProto, segments: list[Segment]) -> tuple[float, float]:
+        if self._target.why_not("2:4") is None and any(layout.fits and layout.groups for layout in of_model(model, 2, 4)):
+            raise UsageError("it has 2:4 weights, which this target may execute faster; the table holds dense pieces only")
         found = self.model.predict(segments)
         return found.seconds, found.sd
+
+
+def check_table(table: LatencyTable, target: Target) -> None:
+    """Raises `UsageError` if a table holds nothing, or was not measured on what the target describes."""
+    identity = table.identity
+    wanted = {
+        "runtime_name": target.runtime, "precision": target.precision, "threads": target.threads, "options": dict(target.options),
+    }  # fmt: skip
+    faults = [
+        f"{key}: {identity.get(key)!r} in the table, {value!r} in the profile"
+        for key, value in wanted.items()
+        if identity.get(key) != value
+    ]
+    if not target.matches(str(identity.get("device"))):
+        faults.insert(0, f"device: {identity.get('device')!r} in the table, {', '.join(target.device_match)} in the profile")
+    if not table.entries:
+        faults.append("it holds no measured segment")
+    if faults:
+        raise UsageError(f"{table.folder} is not a latency table of target {target.name}:", faults)
 
 
 @final
@@ -154,9 +208,11 @@ class Estimated(_Predicted):
     label = ESTIMATED
 
     def __init__(self, target: Target, shapes: Sequence[Sequence[int]]) -> None:
-        super().__init__(shapes)
+        """Raises `UsageError` if the profile lacks a figure."""
+        super().__init__(target, shapes)
         self._roofline = Roofline(target)
 
     def _seconds(self, model: onnx.ModelProto, segments: list[Segment]) -> tuple[float, float]:
-        fits = {layout.node: layout.fits for layout in of_model(model, 2, 4)}
+        sparse = self._target.why_not("2:4") is None
+        fits = {layout.node: layout.fits for layout in of_model(model, 2, 4)} if sparse else {}
         return self._roofline.seconds(segments, fits), 0.0

@@ -11,10 +11,11 @@ import fcntl
 import io
 import math
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
 from hwprune.latency.micro import ROUNDS
 from hwprune.latency.segments import Segment
+from hwprune.latency.worker import OWN_FAILED
 
 SCHEMA = 1
+DENSE = "dense"
 GROUP = 12
 """Pieces that are timed in turn."""
 
@@ -71,7 +74,8 @@ class LatencyTable:
     folder: Path | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
     models: dict[tuple[str, str], Whole] = field(default_factory=dict)
-    reference_s: float = 0.0
+    reference_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of the reference by the type that it computes in: the unit of all entries of that type."""
     errors: dict[str, str] = field(default_factory=dict)
     """Segments that the runtime could not run alone, and why."""
 
@@ -90,11 +94,13 @@ class LatencyTable:
                 f"{folder} holds no latency table (table.csv and fingerprint.json, as `hwprune probe --table` writes)"
             )
         data = read_json(path)
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("identity"), dict):
+        named = isinstance(data, dict) and isinstance(data.get("identity"), dict) and data["identity"].get("device")
+        if not named or data.get("schema") != SCHEMA:
             raise UsageError(f"{path} is not the fingerprint of a latency table of schema {SCHEMA}")
         reference = data.get("reference_s")
-        if not isinstance(reference, (int, float)) or not reference > 0:
-            raise UsageError(f"{path}: reference_s must be a number > 0, got {reference!r}")
+        references = reference if isinstance(reference, dict) else {}
+        if not references or not all(isinstance(v, (int, float)) and v > 0 for v in references.values()):
+            raise UsageError(f"{path}: reference_s must map types to numbers > 0, got {reference!r}")
         if identity is not None and data["identity"] != dict(identity):
             differs = [
                 f"{k}: {data['identity'].get(k)!r} in the table, {v!r} here"
@@ -104,7 +110,7 @@ class LatencyTable:
             raise UsageError(
                 f"{folder} was measured on another device or version; its numbers can't be mixed with these:", differs
             )
-        made = cls(data["identity"], folder, reference_s=float(reference))
+        made = cls(data["identity"], folder, reference_s={str(k): float(v) for k, v in references.items()})
         faults: list[str] = []
         for row in _rows(folder / "table.csv", COLUMNS, faults):
             features = {name: _number(row, name, faults) for name in _FEATURES}
@@ -123,9 +129,13 @@ class LatencyTable:
     def stored(cls, root: Path, identity: Mapping[str, Any]) -> LatencyTable:
         """The table of an identity under ``root``, made if there is none; one that can't be read is begun anew."""
         folder = root / fingerprint.digest(identity)
+        if not (folder / "fingerprint.json").exists():
+            return cls(identity, folder)
         try:
             return cls.read(folder, identity)
         except UsageError:
+            damaged = folder.with_name(f"{folder.name}-damaged-{int(time.time())}")
+            folder.rename(damaged)  # begun anew, but nothing is thrown away
             return cls(identity, folder)
 
     def write(self) -> None:
@@ -139,14 +149,26 @@ class LatencyTable:
             except UsageError:
                 there = None
             if there is not None:
-                scale = self.reference_s / there.reference_s if self.reference_s else 1.0
-                if not self.reference_s:
-                    self.reference_s = there.reference_s
+                for kind, seconds in there.reference_s.items():
+                    self.reference_s.setdefault(kind, seconds)
                 for signature, entry in there.entries.items():  # theirs are in units of their own reference
-                    self.entries.setdefault(signature, _scaled(entry, scale))
+                    self.entries.setdefault(signature, _scaled(entry, self._unit(there)))
                 for key, whole in there.models.items():
-                    self.models.setdefault(key, whole)
+                    scale = self._whole_scale(there, key[0])
+                    self.models.setdefault(
+                        key, replace(whole, seconds=whole.seconds * scale, half_width_s=whole.half_width_s * scale)
+                    )
             self._write_files(self.folder)
+
+    def _unit(self, there: LatencyTable) -> float:
+        """This table's seconds over another's of the same identity: a machine is slower in one hour than in the next."""
+        shared = [kind for kind in self.reference_s if kind in there.reference_s]
+        return self.reference_s[shared[0]] / there.reference_s[shared[0]] if shared else 1.0
+
+    def _whole_scale(self, there: LatencyTable, network: str) -> float:
+        """Whole models are ratios to the network's dense model of the same session."""
+        mine, theirs = self.models.get((network, DENSE)), there.models.get((network, DENSE))
+        return mine.seconds / theirs.seconds if mine is not None and theirs is not None else 1.0
 
     def _write_files(self, folder: Path) -> None:
         rows = []
@@ -167,7 +189,7 @@ class LatencyTable:
             for w in self.models.values()
         ]  # fmt: skip
         write_atomic(folder / "models.csv", _csv(MODEL_COLUMNS, wholes))
-        data = {"schema": SCHEMA, "identity": dict(self.identity), "reference_s": self.reference_s, "segments": len(rows)}
+        data = {"schema": SCHEMA, "identity": dict(self.identity), "reference_s": dict(self.reference_s), "segments": len(rows)}
         write_atomic(folder / "fingerprint.json", dump_json(data))
 
     def copy_to(self, folder: Path) -> None:
@@ -201,6 +223,8 @@ class LatencyTable:
         for start in range(0, total, GROUP):
             self._fill_group(bench, wanted[start : start + GROUP], rounds)
             done = min(total, start + GROUP)
+            if start // GROUP % 8 == 7:
+                self.write()  # a kill loses seconds, not a staircase
             if step is not None:
                 step(done, total)
         if wanted:
@@ -218,29 +242,40 @@ class LatencyTable:
             try:
                 result = bench.micro(folder, [piece.signature for piece in group], rounds)
             except CandidateFailure as failure:
+                if OWN_FAILED in failure.reason:
+                    raise RunError(f"nothing can be timed on this runtime: {failure.reason}") from failure
                 if len(group) > 1:  # one of them took the process down: find out which
                     for piece in group:
                         self._fill_group(bench, [piece], rounds)
                     return
                 self.errors[group[0].signature] = failure.reason
                 return
-        if not self.reference_s:
-            self.reference_s = result["reference_s"]
+        name = onnx.TensorProto.DataType.Name(kind)
+        unit = self.reference_s.setdefault(name, result["reference_s"])
         self.errors.update(result["errors"])
         for piece in group:
             if piece.signature in result["pieces"]:
                 ratio, half = result["pieces"][piece.signature]
                 if not (math.isfinite(ratio) and ratio > 0):
                     raise RunError(f"timing {piece.name} gave {ratio}")
-                seconds, half_width = ratio * self.reference_s, half * self.reference_s
+                seconds, half_width = ratio * unit, half * unit
                 self.entries[piece.signature] = Entry(
                     piece.signature, piece.anchor, piece.family, seconds, half_width, piece.features()
                 )  # fmt: skip
 
     def observe(self, network: str, model: str, segments: Sequence[Segment], seconds: float, half_width_s: float) -> None:
-        """Keep a whole-model measurement. Seconds must be comparable: dense latency / speedup, for one dense latency."""
+        """Keep a whole-model measurement; ``seconds`` is dense latency / speedup.
+
+        The network's dense model (``model`` is `DENSE`) comes first in a session. If the table has an older one,
+        later measurements of the session must be given in its unit: see `dense_s`.
+        """
         counts = Counter(segment.signature for segment in segments)
         self.models[network, model] = Whole(network, model, seconds, half_width_s, counts)
+
+    def dense_s(self, network: str, measured: float) -> float:
+        """The dense latency that the network's whole models are ratios to: the table's own if it has one, else ``measured``."""
+        known = self.models.get((network, DENSE))
+        return known.seconds if known is not None else measured
 
 
 def _scaled(entry: Entry, scale: float) -> Entry:

@@ -12,10 +12,12 @@ import ctypes
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,7 @@ from hwprune.runtimes import Runner
 from hwprune.target import Target
 from hwprune.version import VERSION
 
+OWN, OWN_FAILED = ("reference", "nothing"), "the runtime can't run the reference"
 ENERGY_S = 1.0
 """How long a model runs while its energy is counted."""
 
@@ -42,6 +45,7 @@ class Worker:
     def __init__(self) -> None:
         self._runners: dict[str, Runner] = {}
         self._loaded_bytes: dict[str, int | None] = {}
+        self._before_bytes: dict[str, int | None] = {}
         self._slots: dict[str, Slot] = {}
         self._folder: Path | None = None
 
@@ -67,6 +71,18 @@ class Worker:
 
     def do_conditions(self, device: str) -> dict[str, Any]:
         return fingerprint.conditions(device)
+
+    def do_prepare(self, runtime: str) -> dict[str, Any]:
+        """Load the runtime's library, so that memory measured later is the model's."""
+        runtimes.get(runtime).prepare()
+        return {}
+
+    def do_forget(self, path: str) -> dict[str, Any]:
+        """Delete what was brought for a model that is not needed any more; only inside the folder of `do_folder`."""
+        place = Path(path).resolve().parent
+        if self._folder is not None and place.parent == self._folder.resolve():
+            shutil.rmtree(place, ignore_errors=True)
+        return {}
 
     def do_folder(self) -> dict[str, Any]:
         """A folder for files that another machine brings; it goes with this process."""
@@ -98,8 +114,8 @@ class Worker:
         self._runners.pop(key, None)
         before = self._memory(runtime)
         self._runners[key] = _load(path, runtime, settings)
-        after = self._memory(runtime)
-        self._loaded_bytes[key] = None if before is None or after is None else max(0, after - before)
+        self._loaded_bytes[key] = _difference(self._memory(runtime), before)
+        self._before_bytes[key] = before
         return {}
 
     def do_facts(self, key: str) -> dict[str, Any]:
@@ -145,15 +161,16 @@ class Worker:
         """
         timed: dict[str, paired.Timed] = {}
         errors: dict[str, str] = {}
-        for name in ("reference", "nothing", *pieces):
+        for name in (*OWN, *pieces):
             try:
                 _, inputs = next(iter(read_batches(f"{folder}/{name}.npz")))
                 shapes = [list(array.shape) for array in inputs]
                 timed[name] = _timed(_load(f"{folder}/{name}.onnx", runtime, {**settings, "shapes": shapes}), inputs)
             except Exception as error:  # the piece's failure
-                if name in ("reference", "nothing"):
-                    raise
-                errors[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                if name in OWN:
+                    raise RuntimeError(f"{OWN_FAILED}: {text}") from error
+                errors[name] = text
         names = [name for name in pieces if name in timed]
         found, own, call = micro.measure([timed[name] for name in names], timed["reference"], timed["nothing"], clock, rounds)
         return {
@@ -164,7 +181,10 @@ class Worker:
         }
 
     def do_memory(self, key: str, samples: str, runtime: str) -> dict[str, Any]:
-        """Bytes that loading took, and the most that was in use while it ran, as far as the system tells."""
+        """Bytes that loading took, and the most while it ran beyond what was in use before, as far as the system tells.
+
+        A GPU's library keeps what it once took, so there it is what is in use after the runs.
+        """
         _, inputs = next(iter(read_batches(samples)))
         reset = sensors.reset_peak()
         runner = self._runners[key]
@@ -172,7 +192,7 @@ class Worker:
             runner.run(inputs)
         on_gpu = runtimes.get(runtime).device == "cuda"
         peak = sensors.gpu_memory_used() if on_gpu else sensors.peak_bytes() if reset else None
-        return {"loaded_bytes": self._loaded_bytes.get(key), "peak_bytes": peak}
+        return {"loaded_bytes": self._loaded_bytes.get(key), "peak_bytes": _difference(peak, self._before_bytes.get(key))}
 
     def do_energy(self, key: str, samples: str, runtime: str) -> dict[str, Any]:
         """Joules of one run, from the counter of the whole CPU package or GPU; None where there is none."""
@@ -199,9 +219,9 @@ def missing(target: Target) -> list[str]:
     """Why a target can't be measured on this machine; empty: it can."""
     reasons = [reason] if (reason := runtimes.missing(target.runtime)) else []
     if target.device == "cuda":
-        gpus = fingerprint.gpu_names()
-        if not any(target.matches(gpu) for gpu in gpus):
-            reasons.insert(0, f"its GPU is {', '.join(gpus)}" if gpus else "it has no NVIDIA GPU")
+        gpu = fingerprint.gpu_name()
+        if gpu is None or not target.matches(gpu):
+            reasons.insert(0, f"its GPU is {gpu} (CUDA_VISIBLE_DEVICES chooses another)" if gpu else "it has no NVIDIA GPU")
     elif target.device_match and not target.matches(fingerprint.device_name()):
         reasons.insert(0, f"its CPU is {fingerprint.device_name()}")
     return reasons
@@ -249,6 +269,22 @@ def _order(name: str) -> tuple[str, int]:
     return number, int(digits) if digits.isdigit() else -1
 
 
+def _difference(after: int | None, before: int | None) -> int | None:
+    return None if after is None or before is None else max(0, after - before)
+
+
+def _watch(worker: Worker) -> None:
+    """End the process when nobody is at the other end any more, even if a command hangs.
+
+    Through ssh the parent lives on when the connection breaks, so its death tells nothing; a closed pipe does.
+    """
+    poll = select.poll()
+    poll.register(0, 0)  # a hang-up is always reported
+    poll.poll()
+    worker.close()
+    os._exit(0)
+
+
 def _die_with_parent() -> None:
     with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere end of input ends the worker
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -265,7 +301,9 @@ def main() -> None:
     _limit_memory(int(os.environ.get("HWPRUNE_MEMORY_LIMIT", "0")))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # so that CUDA and NVML count alike
     worker = Worker()
+    threading.Thread(target=_watch, args=(worker,), daemon=True).start()
     print(json.dumps({"result": {"ready": os.getpid(), "version": VERSION}}), file=answers, flush=True)
     try:
         for line in sys.stdin:

@@ -24,11 +24,11 @@ from hwprune import export, patterns, runtimes
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Settings
-from hwprune.latency.predictor import LatencyModel
+from hwprune.latency.predictor import LatencyModel, settle
 from hwprune.latency.roofline import Roofline
 from hwprune.latency.segments import Segment, split
 from hwprune.latency.source import Measured
-from hwprune.latency.table import LatencyTable, save_inputs
+from hwprune.latency.table import DENSE, LatencyTable, save_inputs
 from hwprune.measurement import Measurement
 from hwprune.probe.attribution import attribute
 from hwprune.probe.staircase import counts_for, detected_multiple, window
@@ -42,6 +42,8 @@ WINDOW = 48
 """Widths, one by one, in which the channel multiple is looked for."""
 WINDOW_ROUNDS = 21
 """More than for a staircase: here neighbours are compared."""
+CERTAIN = 0.04
+"""Relative standard deviation up to which the regressor's word is taken for a step of a staircase."""
 WHOLES, WHOLES_OF_A_TABLE = 12, 30
 """Random cuts of the whole model that are measured; more for a table that will serve on other machines."""
 MASKS = (("unstructured", 0.9), ("2:4", 0.5), ("block:4x4", 0.9))
@@ -52,12 +54,17 @@ SMALL_SHARE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One keep count: seconds of the unit's segments, and the whole model's predicted speedup if only this is cut."""
+    """One keep count: seconds of the unit's segments, and the whole model's predicted speedup if only this is cut.
+
+    ``source`` of the seconds: ``measured``, ``predicted`` (a segment that can't run alone, or that the regressor knows well
+    enough) or ``estimated``.
+    """
 
     keep: int
     seconds: float
     half_width_s: float
     speedup: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,7 @@ class Probe:
     units: list[UnitProbe] = field(default_factory=list)
     patterns: list[PatternProbe] = field(default_factory=list)
     operators: list[dict[str, Any]] = field(default_factory=list)
+    shapes: list[list[int]] = field(default_factory=list)
     profile_covers: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
@@ -144,19 +152,20 @@ def _needs_onnx(target: Target) -> None:
 class _Pieces:
     """The segments of cut versions of a model."""
 
-    def __init__(self, pruner: Pruner) -> None:
-        self.pruner = pruner
+    def __init__(self, pruner: Pruner, precision: str = "fp32") -> None:
+        """``precision``: of the file that the target's runtime takes."""
+        self.pruner, self.precision = pruner, precision
         self.shapes = [tuple(x.shape) for x in pruner.workload.example_inputs]
 
     def model(self, keeps: Mapping[str, torch.Tensor], drop: Sequence[str] = ()) -> onnx.ModelProto:
         """The ONNX model of a cut. Raises `CandidateFailure`."""
         module = self.pruner.graph.cut(keeps, drop)
         model = self.pruner.template.model(module, keeps, drop)
-        if model is not None:
-            return model
-        with tempfile.TemporaryDirectory() as folder:
-            path = export.to_onnx(module, self.pruner.workload.example_inputs, Path(folder) / "model.onnx")
-            return onnx.load(str(path))
+        if model is None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = export.to_onnx(module, self.pruner.workload.example_inputs, Path(folder) / "model.onnx")
+                model = onnx.load(str(path))
+        return model if self.precision == "fp32" else export.converted(model, self.precision)
 
     def cut(self, counts: Mapping[str, int], drop: Sequence[str] = ()) -> onnx.ModelProto:
         """The first so many indices of axes are kept; which ones does not change the time."""
@@ -198,8 +207,7 @@ class _Probing:
         self.wholes = wholes
         self.pruner, self.target, self.bench, self.table = pruner, target, bench, table
         self.folder, self.progress = folder, progress
-        self.pieces = _Pieces(pruner)
-        self.precision = runtimes.get(target.runtime).precision_of_file(target.precision)
+        self.pieces = _Pieces(pruner, runtimes.get(target.runtime).precision_of_file(target.precision))
 
     def go(self) -> Probe:
         self.progress("measuring the dense model", 0, 1)
@@ -231,6 +239,7 @@ class _Probing:
         found.multiple_from = self._multiples()
         found.multiple = max(found.multiple_from.values(), default=1)
         found.units = self._units(segments, shares, found.dense_s)
+        found.shapes = [list(shape) for shape in self.pieces.shapes]
         found.patterns = self._patterns(source)
         self._calibrate(source, segments, itself["dense_latency_s"])
         found.warnings = self._warnings(found, segments)
@@ -264,8 +273,15 @@ class _Probing:
                     note = f"{count} kept: {error}"
             plans.append((unit, None if like == unit.name else like, variants, note))
             self.progress("cutting", len(plans), len(self.pieces.axes()))
-        wanted = [segment for _, _, variants, _ in plans for _, found in variants for segment in found]
-        self.table.fill(self.bench, wanted, lambda done, total: self.progress("timing the staircases", done, total))
+        # Every other count is measured; those between are predicted where that is certain enough, else measured too.
+        sure = [segment for _, _, variants, _ in plans for _, found in variants[::-2] for segment in found]
+        self.table.fill(self.bench, sure, lambda done, total: self.progress("timing the staircases", done, total))
+        model = LatencyModel(self.table, self.pruner.fingerprint)
+        rest = [(u, found) for u, _, variants, _ in plans for _, found in variants[-2::-2]]
+        known = {segment.signature for segment in dense}
+        for number, (_, found) in enumerate(rest):
+            self.progress("timing what can't be predicted", number, len(rest))
+            settle(model, [segment for segment in found if segment.signature not in known], self.bench, CERTAIN)
         return [self._unit(*plan, dense, shares, dense_s) for plan in plans]
 
     def _cut_segments(self, unit: Unit, count: int) -> list[Segment]:
@@ -298,9 +314,10 @@ class _Probing:
             parts = [model.segment(segment) for segment in mine]
             seconds = sum(part[0] for part in parts)
             half = 1.96 * float(np.sqrt(sum(part[1] ** 2 for part in parts)))
+            source = "measured" if all(part[2] for part in parts) else "predicted"
             whole = sum(model.segment(segment)[0] for segment in segments)
             saved = scale * (total - whole)
-            steps.append(Step(count, seconds, half, dense_s / max(dense_s - saved, 1e-9)))
+            steps.append(Step(count, seconds, half, dense_s / max(dense_s - saved, 1e-9), source))
         share = sum(shares.get(name, 0.0) for name in touched)
         return UnitProbe(unit.name, unit.role, unit.size, share, tuple(steps), like, note)
 
@@ -349,7 +366,8 @@ class _Probing:
     def _calibrate(self, source: Measured, dense: Sequence[Segment], dense_s: float) -> None:
         """Random cuts of the whole model, measured: from them the latency model learns what fusion does to the sum."""
         network = self.pruner.fingerprint
-        self.table.observe(network, "dense", dense, dense_s, 0.0)
+        dense_s = self.table.dense_s(network, dense_s)  # whole models are ratios to the table's own dense
+        self.table.observe(network, DENSE, dense, dense_s, 0.0)
         axes = self.pieces.axes()
         for number in range(self.wholes):
             self.progress("measuring random cuts of the whole model", number, self.wholes)
@@ -411,7 +429,8 @@ class _Probing:
         candidate = self.pruner.prune(recipe)
         path = self.folder / "masked.onnx"
         self.pruner.template.write(candidate.module, candidate.keeps, path)
-        return onnx.load(str(path))
+        model = onnx.load(str(path))
+        return model if self.pieces.precision == "fp32" else export.converted(model, self.pieces.precision)
 
     def _pattern(self, name: str, what: str, make: Callable[[], onnx.ModelProto], source: Measured) -> PatternProbe:
         expected = self.target.why_not(name)
@@ -429,10 +448,7 @@ class _Probing:
         return PatternProbe(name, what, numbers, speedup.verdict, note, tuple(details))
 
     def _write(self, name: str, model: onnx.ModelProto) -> Path:
-        path = export.save_onnx(model, self.folder / f"{name}.onnx")
-        if self.precision != "fp32":
-            export.convert(path, self.precision)
-        return path
+        return export.save_onnx(model, self.folder / f"{name}.onnx")
 
     # -- warnings ----------------------------------------------------------------------------
 
@@ -473,13 +489,14 @@ def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Prob
         UsageError: the profile has no roofline.
     """
     roofline = Roofline(target)
-    pieces = _Pieces(pruner)
+    pieces = _Pieces(pruner)  # a roofline counts the elements in the target's precision by itself
     dense = pieces.segments(pieces.cut({}))
     dense_s = roofline.seconds(dense)
     each = {segment.name: roofline.segment(segment) for segment in dense}
     found = Probe(
         pruner.workload.name, target.name, "estimated", {"roofline": target.name}, dense_s, 0.0, target.multiple("default"), {}
     )
+    found.shapes = [list(shape) for shape in pieces.shapes]
     axes = pieces.axes()
     for number, unit in enumerate(axes):
         progress("estimating", number, len(axes))
@@ -492,7 +509,9 @@ def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Prob
             whole = roofline.seconds(segments)
             steps.append((count, segments, whole))
         made = tuple(
-            Step(count, sum(roofline.segment(s).seconds for s in segments if s.name in touched), 0.0, dense_s / whole)
+            Step(
+                count, sum(roofline.segment(s).seconds for s in segments if s.name in touched), 0.0, dense_s / whole, "estimated"
+            )
             for count, segments, whole in steps
         )
         share = sum(each[name].seconds for name in touched if name in each) / dense_s

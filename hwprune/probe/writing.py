@@ -13,14 +13,15 @@ from hwprune.files import dump_json, write_atomic
 from hwprune.probe.probing import Probe, UnitProbe
 from hwprune.probe.staircase import worthwhile
 
-COLUMNS = ("unit", "role", "size", "keep", "seconds", "half_width_s", "speedup_if_only_this", "share", "like", "source")
+COLUMNS = ("unit", "role", "size", "keep", "seconds", "half_width_s", "predicted_speedup_if_only_this", "share", "like", "source")
 MOST_PICTURES = 24
 
 
 def text(found: Probe, width: int = 100) -> str:
     """For a terminal."""
     word = {"measured": "measured", "estimated": "ESTIMATED, NOT MEASURED"}[found.source]
-    lines = [f"{found.workload} on {found.target} ({word}): dense {units.seconds(found.dense_s)}"]
+    shapes = ", ".join("x".join(map(str, shape)) for shape in found.shapes)
+    lines = [f"{found.workload} on {found.target} ({word}): dense {units.seconds(found.dense_s)} for inputs {shapes}"]
     lines += [f"Warning: {warning}" for warning in found.warnings]
     if found.multiple_from:
         each = ", ".join(f"{name}: {multiple}" for name, multiple in found.multiple_from.items())
@@ -35,7 +36,7 @@ def text(found: Probe, width: int = 100) -> str:
     shown_units = [unit for unit in sorted(found.units, key=lambda u: -u.share) if unit.like is None]
     lines += [
         "",
-        "Units by their share of the time, and the counts at which a stair ends (keep: speedup of the model if only this is cut):",
+        "Units by their share of the time, and the counts at which a stair ends (keep: the model's predicted speedup if only this is cut):",
     ]
     rows = []
     for unit in shown_units:
@@ -93,7 +94,7 @@ def to_csv(found: Probe) -> str:
         for step in unit.steps:
             writer.writerow(
                 [unit.name, unit.role, unit.size, step.keep, f"{step.seconds:.6g}", f"{step.half_width_s:.3g}", f"{step.speedup:.5g}",
-                 f"{unit.share:.4g}", unit.like or "", found.source]
+                 f"{unit.share:.4g}", unit.like or "", step.source]
             )  # fmt: skip
     return stream.getvalue()
 
@@ -120,7 +121,7 @@ def page(found: Probe) -> str:
     interval = f" &plusmn; {e(units.seconds(found.dense_half_width_s))}" if measured else ""
     parts = [
         f"<h1>{e(found.workload)} on {e(found.target)}</h1>",
-        f"<p>What would be faster, before any accuracy work; {word}. Dense: {e(units.seconds(found.dense_s))}{interval}.</p>",
+        f"<p>What would be faster, before any accuracy work; {word}. Dense: {e(units.seconds(found.dense_s))}{interval} for inputs {e(', '.join('x'.join(map(str, s)) for s in found.shapes))}.</p>",
         *[f'<p class="warn" role="note">{e(warning)}</p>' for warning in found.warnings],
     ]
     if found.multiple_from:
@@ -151,7 +152,7 @@ def page(found: Probe) -> str:
         bar = f'<div class="bar" style="width:{min(100, 100 * unit.share):.1f}%"></div>'
         rows.append(f'<tr><th scope="row"><code>{e(unit.name)}</code>{f" (x{count})" if count > 1 else ""}</th><td>{e(unit.role)}</td>'
                     f'<td class="n">{unit.size}</td><td class="n">{e(units.percent(unit.share))}{bar}</td><td>{e(stairs(unit, 8))}</td></tr>')  # fmt: skip
-    header = ("unit", "role", "size", "share of time", "end of a stair: speedup of the model if only this is cut")
+    header = ("unit", "role", "size", "share of time", "end of a stair: predicted speedup of the model if only this is cut")
     parts.append(_html_table(header, rows, numeric=(2, 3)))
     if own:
         parts.append("<h2>Staircases</h2>")

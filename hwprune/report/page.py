@@ -16,8 +16,14 @@ from typing import Any
 from hwprune import units
 from hwprune.files import write_atomic
 from hwprune.record import Record, dense_metric, latency_source, model_file, trial
-from hwprune.report.picture import drop_range
+from hwprune.report.picture import WORD, drop_range
 from hwprune.report.text import number, recommended, speedup_text, verdict
+
+LEGEND = {
+    "measured": "scored on the split that the search never saw and measured again in fresh processes; bars are intervals.",
+    "table": "scored on the split that the search never saw; latencies are PREDICTED from a table, not measured.",
+    "estimated": "scored on the split that the search never saw; latencies are ESTIMATED from a data sheet, not measured.",
+}
 
 
 def write_page(record: Record, path: Path) -> None:
@@ -40,6 +46,8 @@ def page_data(record: Record) -> dict[str, Any]:
         "notes": record["notes"],
         "metric": record["workload"]["metric"],
         "range": drop_range(record),
+        "word": WORD[latency_source(record)],
+        "legend": LEGEND[latency_source(record)],
         "chosen": recommended(record),
         "dense": {
             "metric": number(dense["value"]),
@@ -155,9 +163,9 @@ def _environment(record: Record) -> list[list[str]]:
             [
                 [
                     "Latency table of" if source == "table" else "Device",
-                    f"{identity['device']} ({identity['isa']}, {identity['cores']} cores)",
+                    f"{identity['device']} ({identity.get('isa', '?')}, {identity.get('cores', '?')} cores)",
                 ],
-                ["Runtime", f"{identity['runtime']}, {identity['threads']} thread(s), {identity['precision']}"],
+                ["Runtime", f"{identity.get('runtime')}, {identity.get('threads')} thread(s), {identity.get('precision')}"],
             ]
             if "device" in identity
             else []

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hwprune.record import Record
+from hwprune.record import Record, latency_source
+
+WORD = {"measured": "measured", "table": "PREDICTED (not measured)", "estimated": "ESTIMATED (not measured)"}
+HOW = {"measured": "measured again", "table": "predicted from a table", "estimated": "estimated from a data sheet"}
 
 
 def write_picture(record: Record, path: Path) -> None:
@@ -26,12 +29,12 @@ def write_picture(record: Record, path: Path) -> None:
         xs, ys = [p["speedup"]["value"] for p in points], [p["drop"] for p in points]
         axes.errorbar(
             xs, ys, xerr=_errors(points), fmt="o-", color="#1768ac", ecolor="#1768ac", elinewidth=1, capsize=3, markersize=6,
-            label=f"front ({points[0]['split']} split, measured again)", zorder=3,
+            label=f"front ({points[0]['split']} split, {HOW[latency_source(record)]})", zorder=3,
         )  # fmt: skip
     axes.scatter([1.0], [0.0], marker="*", s=140, color="#d1495b", label="dense", zorder=4)
     low, high = drop_range(record)
     axes.set_ylim(high, low)
-    axes.set_xlabel("measured speedup over dense")
+    axes.set_xlabel(f"{WORD[latency_source(record)]} speedup over dense")
     axes.set_ylabel(f"drop in {record['workload']['metric']} (up is better)")
     axes.set_title(f"{record['workload']['name']} on {record['target']['description']}", fontsize=10, loc="left")
     axes.grid(color="#e3e6ea", zorder=0)

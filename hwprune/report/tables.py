@@ -17,7 +17,7 @@ FRONT_COLUMNS = (
 )  # fmt: skip
 TRIAL_COLUMNS = (
     "trial", "state", "origin", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low",
-    "speedup_ci_high", "params", "macs", "size_bytes", "clock", "contended", "throttled", "verdict", "seconds",
+    "speedup_ci_high", "params", "macs", "size_bytes", "clock", "contended", "throttled", "verdict", "latency_source", "seconds",
     "failure_stage", "failure_reason",
     "digest", "choices",
 )  # fmt: skip
@@ -60,21 +60,24 @@ def _row(
         "latency_source": latency_source(record),
         "model": f"{folder}/{model_file(record)}",
         "recipe": "" if name == "dense" else f"{folder}/recipe.json",
-        "verdict": "" if name == "dense" else verdict_of(speedup),
+        "verdict": "" if name == "dense" else verdict_of(speedup, latency_source(record)),
         "loaded_bytes": footprint.get("loaded_bytes"),
         "peak_bytes": footprint.get("peak_bytes"),
         "joules": footprint.get("joules"),
     }
 
 
-def verdict_of(speedup: dict[str, Any]) -> str:
-    """``faster``, ``slower``, or ``not distinguishable`` from dense, by the interval."""
+def verdict_of(speedup: dict[str, Any], source: str) -> str:
+    """``faster``, ``slower``, or ``not distinguishable`` from dense, by the interval; of what was not measured, just that."""
+    if source != "measured":
+        return "predicted" if source == "table" else "estimated"
     return "faster" if speedup["ci_low"] > 1 else "slower" if speedup["ci_high"] < 1 else "not distinguishable"
 
 
 def trials_csv(record: Record) -> str:
     """Every evaluated recipe by number; empty cells where a failed trial has no number."""
     rows = []
+    source = latency_source(record)
     for row in record["trials"]:
         metric, speedup = row.get("metric", {}), row.get("speedup", {})
         failure = row.get("failure", {})
@@ -98,7 +101,8 @@ def trials_csv(record: Record) -> str:
                 "clock": conditions.get("clock"),
                 "contended": conditions.get("contended"),
                 "throttled": conditions.get("throttled"),
-                "verdict": verdict_of(speedup) if speedup else None,
+                "verdict": verdict_of(speedup, source) if speedup else None,
+                "latency_source": source if speedup else None,
                 "seconds": round(sum(row["seconds"].values()), 3),
                 "failure_stage": failure.get("stage"),
                 "failure_reason": failure.get("reason"),

@@ -86,6 +86,8 @@ class Runtime(abc.ABC):
     device: str = "cpu"
     file: str = "model.onnx"
     precisions: tuple[str, ...] = ("fp32",)
+    options: frozenset[str] | None = None
+    """What may stand under ``[options]`` of a profile; None: whatever the library takes."""
 
     @abc.abstractmethod
     def missing(self) -> str | None:
@@ -98,6 +100,9 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def load(self, path: Path, settings: Settings) -> Runner:
         """Load a model file. Raises whatever the library raises, and never falls back to another device."""
+
+    def prepare(self) -> None:  # noqa: B027 - optional
+        """Load the library itself, so that memory measured later is the model's."""
 
     def clock(self, settings: Settings) -> str:
         """The clock that ranks: CPU time where all work happens in the calling thread, else wall time or the GPU's events."""

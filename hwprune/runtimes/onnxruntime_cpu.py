@@ -24,6 +24,9 @@ class OnnxRuntimeCpu(Runtime):
     def version(self) -> str:
         return session.version()
 
+    def prepare(self) -> None:
+        session.prepare("CPUExecutionProvider")
+
     def load(self, path: Path, settings: Settings) -> Runner:
         return session.Session(path, partial(_options, settings), "CPUExecutionProvider", {}, "cpu")
 
@@ -31,5 +34,5 @@ class OnnxRuntimeCpu(Runtime):
 def _options(settings: Settings) -> Any:
     made = session.options(settings)
     for key, value in settings.options.items():
-        made.add_session_config_entry(key, str(value))
+        made.add_session_config_entry(key, session.text(value))
     return made

@@ -12,7 +12,7 @@ from hwprune.runtimes.base import Runner, Runtime, Settings
 
 @final
 class OnnxRuntimeCuda(Runtime):
-    """Options of a profile are the provider's (``device_id``, ``enable_cuda_graph``, ``use_tf32``, ...).
+    """Options of a profile are the provider's (``use_tf32``, ``cudnn_conv_algo_search``, ...).
 
     Nodes that the provider doesn't know are an error, not a silent detour over the CPU.
     """
@@ -20,7 +20,7 @@ class OnnxRuntimeCuda(Runtime):
     name = "onnxruntime-cuda"
     description = "ONNX Runtime, CUDA execution provider"
     device = "cuda"
-    precisions = ("fp32", "fp16", "bf16")
+    precisions = ("fp32", "fp16")
 
     def missing(self) -> str | None:
         return session.missing_provider("CUDAExecutionProvider")
@@ -31,8 +31,11 @@ class OnnxRuntimeCuda(Runtime):
     def precision_of_file(self, precision: str) -> str:
         return precision
 
+    def prepare(self) -> None:
+        session.prepare("CUDAExecutionProvider")
+
     def load(self, path: Path, settings: Settings) -> Runner:
-        chosen = {key: str(value) for key, value in settings.options.items()}
+        chosen = {key: session.text(value) for key, value in settings.options.items()}
         return session.Session(path, partial(without_cpu, settings), "CUDAExecutionProvider", chosen, "cuda")
 
 

@@ -21,6 +21,18 @@ def version() -> str:
     return library_version(*PACKAGES)
 
 
+def prepare(provider: str) -> None:
+    """A session of nothing: what the library and its provider take once is taken now."""
+    import onnx
+    import onnxruntime
+
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "nothing", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=[provider])
+    session.run(None, {"x": np.zeros(1, np.float32)})
+
+
 def missing_provider(provider: str) -> str | None:
     """Why the provider can't be used: ONNX Runtime is not installed, or built without it."""
     if reason := not_installed("onnxruntime", "cpu" if provider.startswith("CPU") else "gpu"):
@@ -31,6 +43,11 @@ def missing_provider(provider: str) -> str | None:
     if provider not in available:
         return f"this ONNX Runtime has no {provider} (it has {', '.join(available)}): pip install 'hwprune[gpu]'"
     return None
+
+
+def text(value: Any) -> str:
+    """An option as ONNX Runtime spells it: its flags are 0 and 1."""
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def options(settings: Settings) -> Any:
@@ -61,7 +78,8 @@ class Session(Runner):
 
         self._path, self._make, self._device = path, make, device
         self._provider = (provider, dict(provider_options)) if provider_options else provider
-        self._session = onnxruntime.InferenceSession(str(path), make(), providers=[self._provider])
+        self._session = onnxruntime.InferenceSession(str(path), make(), providers=[self._provider], enable_fallback=0)
+        # Without the fallback, a device that is lost in the middle is an error and not a session on the CPU.
         # ONNX Runtime replaces a provider that can't start by the CPU and only logs it.
         got = self._session.get_providers()[0]
         if got != provider:
@@ -91,7 +109,7 @@ class Session(Runner):
             settings = self._make()
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
-            session = onnxruntime.InferenceSession(str(self._path), settings, providers=[self._provider])
+            session = onnxruntime.InferenceSession(str(self._path), settings, providers=[self._provider], enable_fallback=0)
             feed = named(self._inputs, inputs)
             for _ in range(runs + 3):
                 session.run(None, feed)

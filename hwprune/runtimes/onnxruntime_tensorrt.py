@@ -18,7 +18,7 @@ class OnnxRuntimeTensorRT(Runtime):
     name = "onnxruntime-tensorrt"
     description = "ONNX Runtime, TensorRT execution provider"
     device = "cuda"
-    precisions = ("fp32", "fp16", "bf16", "int8")
+    precisions = ("fp32", "fp16", "int8")
 
     def missing(self) -> str | None:
         return session.missing_provider("TensorrtExecutionProvider")
@@ -29,10 +29,13 @@ class OnnxRuntimeTensorRT(Runtime):
     def precision_of_file(self, precision: str) -> str:
         return "fp32" if precision == "int8" else precision
 
+    def prepare(self) -> None:
+        session.prepare("TensorrtExecutionProvider")
+
     def load(self, path: Path, settings: Settings) -> Runner:
         chosen = {"trt_sparsity_enable": "1"}
         if settings.cache is not None:
             # One timing cache for all builds: the same layer gets the same tactic, so that candidates differ by their own.
             chosen |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": settings.cache}
-        chosen |= {key: str(value) for key, value in settings.options.items()}
+        chosen |= {key: session.text(value) for key, value in settings.options.items()}
         return session.Session(path, partial(without_cpu, settings), "TensorrtExecutionProvider", chosen, "cuda")

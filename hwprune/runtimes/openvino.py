@@ -109,6 +109,13 @@ class OpenVino(Runtime):
     def version(self) -> str:
         return library_version("openvino")
 
+    def prepare(self) -> None:
+        import openvino
+        from openvino import opset13
+
+        x = opset13.parameter([1], np.float32)
+        openvino.Core().compile_model(openvino.Model([opset13.relu(x)], [x]), "CPU")([np.zeros(1, np.float32)])
+
     def load(self, path: Path, settings: Settings) -> Runner:
         import openvino
 

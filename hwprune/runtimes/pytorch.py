@@ -119,7 +119,13 @@ class TorchRunner(Runner):
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(graph):
             self._module(*tensors)
-        return graph.replay  # type: ignore[no-any-return]
+
+        kept = tensors  # the graph reads the inputs' memory: it must not be given away while the graph lives
+
+        def replay() -> object:
+            return graph.replay(), kept
+
+        return replay
 
     def _tensors(self, inputs: Arrays) -> list[Any]:
         torch = self._torch
@@ -158,10 +164,22 @@ class TorchRunner(Runner):
 
 class _PyTorch(Runtime, abc.ABC):
     file = "model.pt2"
+    options = frozenset({"mode", "semi_structured"})
     precisions: tuple[str, ...] = ("fp32", "bf16")
 
     def version(self) -> str:
         return library_version("torch")
+
+    def prepare(self) -> None:
+        import io
+
+        import torch
+
+        program = torch.export.export(torch.nn.Identity(), (torch.zeros(1),))
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        buffer.seek(0)
+        torch.export.load(buffer).module()(torch.zeros(1))
 
     def load(self, path: Path, settings: Settings) -> Runner:
         import torch

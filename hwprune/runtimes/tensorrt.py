@@ -108,14 +108,21 @@ def _timing_cache(trt: Any, config: Any, settings: Settings) -> Iterator[None]:
     if settings.cache is None:
         yield
         return
-    path = Path(settings.cache) / f"tensorrt-{trt.__version__}.timing"
+    import torch
+
+    device = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name())
+    path = Path(settings.cache) / f"tensorrt-{trt.__version__}-{device}.timing"
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         stored = path.read_bytes() if path.is_file() else b""
-    config.set_timing_cache(config.create_timing_cache(stored), False)
+    if not config.set_timing_cache(config.create_timing_cache(stored), False):
+        # Another driver's or device's: begin anew rather than fail every build.
+        config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
     with _locked(path):
-        cache = config.get_timing_cache()
         now = path.read_bytes() if path.is_file() else b""
         if now and now != stored:
             cache.combine(config.create_timing_cache(now), False)
@@ -263,9 +270,16 @@ class TensorRtRunner(Runner):
 
         self._fill([array[: self._shapes[n][0]] for n, array in zip(self._inputs, inputs, strict=False)])
         profiler = Profiler()
-        self._context.profiler = profiler
+        context = self._engine.create_execution_context()
+        # One of its own: a profiler slows what it watches, and can't be taken off again.
+        for name in self._inputs:
+            context.set_input_shape(name, self._shapes[name])
+        for name, buffer in self._buffers.items():
+            context.set_tensor_address(name, buffer.data_ptr())
+        context.profiler = profiler
         for _ in range(runs):
-            self._execute()
+            if not context.execute_async_v3(self._stream.cuda_stream):
+                raise RuntimeError(f"TensorRT could not run the engine: {'; '.join(self._log.errors[-3:])}")
             self._stream.synchronize()
         tactics = {layer["name"]: layer["tactic"] for layer in self._layers()}
         return [Operator(name, "", statistics.median(values), tactics.get(name, "")) for name, values in times.items()]
@@ -310,10 +324,10 @@ def verdicts(found: list[Any], log: SparsityLog, layers: list[dict[str, str]]) -
     """
     rows = []
     for layout in found:
-        mine = [layer for layer in layers if layout.node and layout.node in f"{layer['name']} {layer['nodes']}"]
-        names = {layout.node, *(layer["name"] for layer in mine)}
-        eligible = _listed(names, log.found)
-        sparse = _listed(names, log.chosen) or any("sparse" in layer["tactic"].lower() for layer in mine)
+        mine = [layer for layer in layers if _names(layout.node, f"{layer['name']} {layer['nodes']}")]
+        eligible = any(_names(layout.node, one) for one in log.found)
+        tactic = any("sparse" in layer["tactic"].lower() for layer in mine)
+        sparse = layout.fits and (tactic or any(_names(layout.node, one) for one in log.chosen))
         if sparse:
             why = ""
         elif not layout.fits:
@@ -335,8 +349,9 @@ def verdicts(found: list[Any], log: SparsityLog, layers: list[dict[str, str]]) -
     return rows
 
 
-def _listed(names: set[str], listed: set[str]) -> bool:
-    return any(name and (name == one or name in one) for name in names for one in listed)
+def _names(node: str, text: str) -> bool:
+    """Does ``node`` occur as a whole name? node_conv2d is not node_conv2d_10."""
+    return bool(node) and re.search(rf"(?<![\w.]){re.escape(node)}(?![\w.])", text) is not None
 
 
 @final
@@ -346,7 +361,8 @@ class TensorRt(Runtime):
     name = "tensorrt"
     description = "TensorRT, engines built on this machine"
     device = "cuda"
-    precisions = ("fp32", "fp16", "bf16", "int8")
+    precisions = ("fp32", "fp16", "int8")
+    options = frozenset({"workspace_bytes", "builder_optimization_level", "avg_timing_iterations", "cuda_graph"})
 
     def missing(self) -> str | None:
         if reason := not_installed("tensorrt", "gpu"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,14 @@ def _measure(
         count += 1
         progress.confirmed(count, total)
 
-    measured = fresh.remeasure(models, evaluator.dense_model, evaluator.example, make, step=step)
+    measured = fresh.remeasure(models, evaluator.dense_model, evaluator.example, make, step=step, keep=partial(_keep, evaluator))
     if "dense" not in measured:
         raise RunError("the dense model could not be measured again in fresh processes")
     return measured, fresh.footprint({"dense": evaluator.dense_model, **models}, evaluator.example, make)
+
+
+def _keep(evaluator: Evaluator, key: str, result: dict[str, Any]) -> None:
+    evaluator.keep_samples(key if key == "dense" else int(key), result, "confirm")
 
 
 def _score(

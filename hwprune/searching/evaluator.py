@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from hwprune import evaluate, export, runtimes
@@ -136,6 +137,7 @@ class Evaluator:
         dense = self.pruner.graph.module
         try:
             self._write(dense, {}, self.dense_model)
+            self._check_integers()
             self.bench.load("dense", self.dense_model, keep=True)
             metric, self.validation.dense = self.score("dense", self.validation)
             self._check_parity(dense, self.validation.dense)
@@ -154,6 +156,14 @@ class Evaluator:
             split="validation",
         )
         return self.baseline
+
+    def _check_integers(self) -> None:
+        """An int8 target runs what the file quantises: one without Q/DQ nodes would run in 32 bits under the name of int8."""
+        if self.target.precision == "int8" and not quantised(self.dense_model):
+            raise WorkloadError(
+                f"target {self.target.name} is int8, but the model is not quantised (no QuantizeLinear or integer operators): "
+                "it would run in floating point. Bring a quantised model.onnx, or choose another target"
+            )
 
     def add_split(self, split: str) -> Split:
         """Samples of another split with the dense model's outputs on them."""
@@ -188,7 +198,7 @@ class Evaluator:
             metric = self._write_and_score(candidate, folder, watch)
             with watch.stage("measure"):
                 paired = self.source.candidate(folder / self.runtime.file)
-            self._keep_samples(number, paired)
+            self.keep_samples(number, paired)
         except CandidateFailure as failure:
             if failure.stage in ("run", "measure"):
                 self._check_device(failure)
@@ -235,7 +245,7 @@ class Evaluator:
             paired = self.source.candidate(path)
         except CandidateFailure:
             return None
-        self._keep_samples(trial.number, paired)
+        self.keep_samples(trial.number, paired)
         return paired
 
     def _write_and_score(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
@@ -291,10 +301,16 @@ class Evaluator:
             export.convert(path, precision)
         return cut
 
-    def _keep_samples(self, number: int, paired: dict[str, Any]) -> None:
+    def keep_samples(self, number: int | str, paired: dict[str, Any], stage: str = "search") -> None:
         """Raw samples, a line a measurement: too many for record.json."""
         if "samples" in paired:
-            line = {"trial": number, "clock": paired["clock"], "runs_a_letter": paired["runs_a_letter"], **paired["samples"]}
+            line = {
+                "trial": number,
+                "stage": stage,
+                "clock": paired["clock"],
+                "runs_a_letter": paired["runs_a_letter"],
+                **paired["samples"],
+            }
             with (self.run / SAMPLES).open("a") as handle:
                 handle.write(json.dumps(line) + "\n")
 
@@ -312,6 +328,12 @@ class Evaluator:
             raise CandidateFailure("parity", f"the runtime's outputs differ from PyTorch's by {difference:.2g} (relative)")
 
 
+def quantised(path: Path) -> bool:
+    """Does an ONNX file hold integer operators or Q/DQ nodes?"""
+    kinds = {node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node}
+    return any("QuantizeLinear" in kind or "Integer" in kind or kind.startswith("QLinear") for kind in kinds)
+
+
 def size_of(model: Path) -> int:
     """Bytes of an ONNX file and of the weights beside it."""
     return sum(path.stat().st_size for path in model.parent.glob(model.name + "*"))
@@ -319,21 +341,10 @@ def size_of(model: Path) -> int:
 
 def speedup_of(paired: dict[str, Any]) -> Measurement:
     """Speedup of a paired measurement, with how it was obtained."""
-    conditions: dict[str, Any] = {
-        key: paired[key]
-        for key in (
-            "clock",
-            "wall_speedup",
-            "contended",
-            "outliers",
-            "throttled",
-            "converged",
-            "quads",
-            "session_sd",
-            "log_ratios",
-        )
-        if key in paired
-    }
+    wanted = "clock wall_speedup contended outliers throttled converged quads session_sd log_ratios passed".split()  # noqa: SIM905
+    conditions: dict[str, Any] = {key: paired[key] for key in wanted if key in paired}
+    if "conditions" in paired:
+        conditions["machine"] = paired["conditions"]
     return Measurement(paired["speedup"], "x", paired["ci_low"], paired["ci_high"], paired["quads"], conditions)
 
 

@@ -15,6 +15,7 @@ from hwprune.errors import UnavailableError, UsageError
 from hwprune.latency.bench import Bench
 from hwprune.latency.host import host
 from hwprune.latency.roofline import Roofline
+from hwprune.latency.source import check_table
 from hwprune.latency.table import LatencyTable
 from hwprune.latency.worker import missing
 from hwprune.searching import samplers
@@ -98,7 +99,7 @@ def check_job(job: Job) -> tuple[Target, spaces.SpaceFile]:
     if job.estimate:
         Roofline(chosen)
     elif job.table:
-        LatencyTable.read(Path(job.table))
+        check_table(LatencyTable.read(Path(job.table)), chosen)
     else:
         require_target(chosen, job.remote)
     return chosen, spaces.load(job.space)
@@ -110,6 +111,14 @@ def check_runtime(target: Target) -> None:
     if target.precision not in known.precisions:
         raise UsageError(
             f"target {target.name}: {known.name} does not run {target.precision}; it runs {', '.join(known.precisions)}"
+        )
+    if known.options is not None and (unknown := sorted(set(target.options) - known.options)):
+        raise UsageError(
+            f"target {target.name}: {known.name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known.options))}"
+        )
+    if target.device == "cuda" and "device_id" in target.options:
+        raise UsageError(
+            f"target {target.name}: choose the GPU with CUDA_VISIBLE_DEVICES, not with device_id: the first one is used"
         )
     if target.device != known.device:
         raise UsageError(f"target {target.name} is a {target.device} device, but {known.name} runs on {known.device}")

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from hwprune import runtimes
-from hwprune.latency import fingerprint
 from hwprune.searching.confirm import Confirmed
 from hwprune.searching.evaluator import Baseline
 from hwprune.searching.job import Job
@@ -53,6 +52,7 @@ def build_record(
     workload: Workload,
     target: Target,
     identity: dict[str, Any],
+    conditions: dict[str, Any],
     space: SearchSpace,
     graph: ModelGraph,
     baseline: Baseline,
@@ -86,8 +86,9 @@ def build_record(
             "file": runtimes.get(target.runtime).file if job.latency_source == "measured" else "model.onnx",
             "precision": target.precision,
             "threads": target.threads,
+            "profile": target.to_json(),
         },
-        "fingerprint": {"identity": identity, "conditions": fingerprint.conditions()},
+        "fingerprint": {"identity": identity, "conditions": conditions},
         "space": {
             "name": space.file.name,
             "compensation": space.compensation,

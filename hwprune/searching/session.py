@@ -7,22 +7,23 @@ import os
 import random
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from hwprune import compensation, front
+from hwprune import compensation, export, front, runtimes
 from hwprune import method as methods
 from hwprune import target as targets
 from hwprune.database import default_root
 from hwprune.errors import CandidateFailure, RunError, UsageError
-from hwprune.files import dump_json, write_atomic
+from hwprune.files import dump_json, sha256, write_atomic
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench, Limits
 from hwprune.latency.host import Host, host
 from hwprune.latency.paired import Settings
-from hwprune.latency.source import GATE_LIMIT, MEASURED, Estimated, FromTable, Measured, Source
+from hwprune.latency.source import MEASURED, Estimated, FromTable, Measured, Source
 from hwprune.latency.table import LatencyTable
 from hwprune.pruning import Pruner
 from hwprune.recipe import Recipe
@@ -52,11 +53,13 @@ class Session:
     ) -> None:
         self.job, self.workload, self.run, self.target, self.progress = job, workload, run, target, progress
         self.space_file = space_file
-        self.limits = Limits(job.trial_timeout_s, job.memory_limit or _three_quarters_of_memory())
+        # Of another machine's memory nothing is known here; its own system ends what takes too much.
+        self.limits = Limits(job.trial_timeout_s, job.memory_limit or (0 if job.remote else _three_quarters_of_memory()))
         self.measured = job.latency_source == MEASURED
         self.runs_on = target if self.measured else targets.load("cpu")
         """Accuracy always comes from a runtime; where the device is absent, from this machine's CPU."""
         self.identity: dict[str, Any] = {}
+        self.conditions = fingerprint.conditions()
         self.isa = fingerprint.isa()
         self.notes: list[str] = []
         self.self_checks: list[dict[str, Any]] = []
@@ -79,21 +82,26 @@ class Session:
         if self.job.estimate:
             return Estimated(self.target, shapes)
         if self.job.table:
-            return FromTable(LatencyTable.read(Path(self.job.table)), model, shapes)
+            precision = runtimes.get(self.target.runtime).precision_of_file(self.target.precision)
+            convert = None if precision == "fp32" else partial(export.converted, precision=precision)
+            return FromTable(LatencyTable.read(Path(self.job.table)), model, self.target, shapes, convert)
         return Measured(bench, self.run / "baseline" / EXAMPLE, Settings(clock=bench.clock))
 
     def _identify(self, machine: Host) -> None:
         """Whose numbers these are."""
         if self.job.table:
-            self.identity = {**LatencyTable.read(Path(self.job.table)).identity, "source": "table"}
+            folder = Path(self.job.table)
+            digests = [sha256(path) for name in ("table.csv", "models.csv") if (path := folder / name).is_file()]
+            self.identity = {**LatencyTable.read(folder).identity, "source": "table", "table": digests}
             self.isa = str(self.identity.get("isa", "default"))
         elif self.job.estimate:
-            self.identity = {"roofline": self.target.name, "source": "estimated"}
+            self.identity = {"target": self.target.name, "source": "estimated", "roofline": dict(self.target.roofline)}
             self.isa = "default"
         else:
             with self._bench(machine) as bench:
                 self.identity = bench.identity()
                 self.isa = bench.check()["isa"]
+                self.conditions = bench.conditions()
 
     def _go(self, resume: bool, machine: Host) -> Result:
         self._identify(machine)
@@ -118,7 +126,7 @@ class Session:
             store = store or Store(storage, space, self.job.sampler, self.job.seed, create=True)
             self._start(store, space, pruner.fingerprint, baseline.metric.value)
             if self.measured:
-                self._self_check(baseline.self_speedup.to_json(), 0)
+                self._self_check(baseline.self_speedup.to_json(), 0, bool(baseline.self_speedup.conditions.get("passed", True)))
             else:
                 self.notes.append(_banner(self.job, self.target))
             try:
@@ -305,14 +313,11 @@ class Session:
         if not isinstance(source, Measured):
             return
         try:
-            results = source.gate()
+            result = source.gate()
         except CandidateFailure as failure:
             raise RunError(f"the dense model can't be measured against itself any more: {failure.reason}") from failure
-        middle = results[len(results) // 2]
-        passed = self._self_check(
-            {"value": middle["speedup"], "ci_low": middle["ci_low"], "ci_high": middle["ci_high"]}, len(done)
-        )
-        if not passed:
+        numbers = {"value": result["speedup"], "ci_low": result["ci_low"], "ci_high": result["ci_high"]}
+        if not self._self_check(numbers, len(done), result["passed"]):
             again = 0
             for trial in done[-SELF_CHECK_EVERY:]:
                 if trial.measured and (paired := evaluator.measure_again(trial)) is not None:
@@ -321,16 +326,16 @@ class Session:
             self.notes.append(f"{again} candidates of that time were measured again.")
             done[:] = store.trials()
 
-    def _self_check(self, speedup: dict[str, Any], done: int) -> bool:
-        value = {"trials": done, **{key: speedup[key] for key in ("value", "ci_low", "ci_high")}}
-        value["passed"] = abs(value["value"] - 1) <= GATE_LIMIT and value["ci_low"] <= 1 <= value["ci_high"]
+    def _self_check(self, speedup: dict[str, Any], done: int, passed: bool) -> bool:
+        value = {"trials": done, **{key: speedup[key] for key in ("value", "ci_low", "ci_high")}, "passed": passed}
         self.self_checks.append(value)
-        if not value["passed"]:
+        if not passed:
             self.notes.append(
-                f"After {done} trials the dense model measured {value['value']:.3f}x against itself: the machine is noisy, and "
-                "speedups of the search that differ by less than this can't be told apart. The final front is measured again."
+                f"After {done} trials the dense model measured {value['value']:.3f}x [{value['ci_low']:.3f}, "
+                f"{value['ci_high']:.3f}] against copies of itself: the machine is noisy, and speedups of the search that "
+                "differ by less than this can't be told apart. The final front is measured again."
             )
-        return bool(value["passed"])
+        return passed
 
     # -- the record -------------------------------------------------------------------------
 
@@ -351,6 +356,7 @@ class Session:
             workload=self.workload,
             target=self.target,
             identity=self.identity,
+            conditions=self.conditions,
             space=space,
             graph=evaluator.pruner.graph,
             baseline=evaluator.baseline,

@@ -125,3 +125,44 @@ def test_graph_with_shape_arithmetic_and_constants():
     assert last.tensors[last.outputs[0]].shape == (3, 32)
     for piece in pieces:
         run(piece.model(), dict(zip(piece.inputs, piece.samples(), strict=True)))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_resizing_keeps_its_scales(mode, tmp_path):
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Upsample(scale_factor=2, mode=mode), nn.Conv2d(4, 2, 1))
+    pieces = split(exported(model, torch.randn(1, 2, 4, 4), tmp_path), [(1, 2, 4, 4)])
+    assert pieces[-1].tensors[pieces[-1].outputs[0]].shape == (1, 2, 8, 8)
+    for piece in pieces:
+        run(piece.model(), dict(zip(piece.inputs, piece.samples(), strict=True)))
+
+
+def test_constants_in_every_form_are_no_inputs():
+    nodes = [
+        helper.make_node("Constant", [], ["a"], value_ints=[0]),
+        helper.make_node("Cast", ["b"], ["b64"], to=TensorProto.INT64),
+        helper.make_node("Concat", ["a", "b64"], ["target"], axis=0),
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="m"),
+        helper.make_node("Reshape", ["m", "target"], ["y"], name="r"),
+    ]
+    stored = [numpy_helper.from_array(np.array([-1], np.int32), "b"), numpy_helper.from_array(np.ones((8, 128), np.float32), "w")]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        stored,
+    )
+    (piece,) = split(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    assert piece.inputs == ("x",)
+    assert run(piece.model(), {"x": piece.samples()[0]})[0].shape == (2, 512)
+
+
+def test_half_precision_files_are_sorted_and_split(tmp_path):
+    path = export.to_onnx(randomise(TinyNet()), (torch.randn(1, 1, 8, 8),), tmp_path / "model.onnx")
+    export.convert(path, "fp16")
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model)
+    pieces = split(model, [(1, 1, 8, 8)])
+    assert any(tensor.kind == TensorProto.FLOAT16 for piece in pieces for tensor in piece.weights)
+    for piece in pieces:
+        run(piece.model(), dict(zip(piece.inputs, piece.samples(), strict=True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import subprocess
 import sys
 import time
@@ -18,8 +19,8 @@ from hwprune.latency import paired, sensors
 from hwprune.latency.roofline import Roofline
 from hwprune.latency.segments import split
 from hwprune.latency.slot import Slot
-from hwprune.latency.source import Estimated, FromTable, Measured
-from hwprune.latency.table import LatencyTable
+from hwprune.latency.source import Estimated, FromTable, Measured, check_table, judged
+from hwprune.latency.table import _FEATURES, Entry, LatencyTable
 from hwprune.latency.worker import throttled
 from hwprune.measurement import Measurement
 from tests.conftest import TinyNet, randomise
@@ -173,34 +174,107 @@ class FakeBench:
 def test_gate_puts_the_sessions_deviation_into_every_later_interval(tmp_path):
     bench = FakeBench([1.02, 0.98, 1.02, 0.98, 1.5])
     source = Measured(bench, tmp_path, paired.Settings())
-    middle = source.dense(tmp_path / "model.onnx")
+    result = source.dense(tmp_path / "model.onnx")
     assert bench.loaded == ["twin"] * 4  # a new session each time
     deviation = source.settings.session_sd
     assert deviation == pytest.approx(math.sqrt((4 * 0.005**2 + 4 * 0.02**2) / 8), rel=0.02)
-    assert middle["ci_low"] < 1 < middle["ci_high"]
+    assert result["ci_low"] < 1 < result["ci_high"]
     source.candidate(tmp_path)
     assert bench.settings[-1].session_sd == deviation
 
 
+@pytest.mark.parametrize(
+    ("speedups", "passed"),
+    [
+        ([1.002, 0.997, 1.003, 0.999], True),
+        ([1.03, 1.03, 1.03, 1.03], False),  # all off: biased
+        ([0.9, 0.99, 1.005, 1.1], False),  # right on average, but nothing can be ranked by it
+        ([0.7, 1.0, 1.0, 1.3], False),
+    ],
+)
+def test_gate_judges_all_sessions(speedups, passed):
+    assert judged([math.log(value) for value in speedups])["passed"] is passed
+
+
+def test_gate_passes_a_quiet_machine_and_seldom_a_noisy_one():
+    draw = random.Random(0)
+
+    def rate(sd):
+        return sum(judged([draw.gauss(0, sd) for _ in range(4)])["passed"] for _ in range(400)) / 400
+
+    assert rate(0.004) > 0.9
+    assert rate(0.05) < 0.05
+
+
+def known(target, device="a CPU"):
+    """A table of one segment, measured on what the target describes."""
+    identity = {
+        "device": device,
+        "runtime_name": target.runtime,
+        "precision": target.precision,
+        "threads": target.threads,
+        "options": dict(target.options),
+    }
+    features = dict.fromkeys(_FEATURES, 1.0)
+    return LatencyTable(identity, entries={"x": Entry("x", "Conv", "Conv", 1e-5, 1e-7, features)})
+
+
+def test_table_must_be_the_targets(device):
+    cpu = targets.load("cpu")
+    check_table(known(cpu), cpu)
+    with pytest.raises(UsageError, match="holds no measured segment"):
+        check_table(LatencyTable(known(cpu).identity), cpu)
+    with pytest.raises(UsageError, match="runtime_name: 'onnxruntime-cpu' in the table, 'tensorrt' in the profile"):
+        check_table(known(cpu), targets.load("h100"))
+    h100 = targets.load("h100")
+    check_table(known(h100, "NVIDIA H100 80GB HBM3"), h100)
+    with pytest.raises(UsageError, match="device: 'NVIDIA L4' in the table"):
+        check_table(known(h100, "NVIDIA L4"), h100)
+
+
+def test_masks_that_a_target_executes_are_not_taken_for_dense(tmp_path):
+    """A table of dense pieces knows nothing of 2:4 on sparse tensor cores."""
+    h100, cpu = targets.load("h100"), targets.load("cpu")
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].weight[:, 0::2] = 0
+    path = export.to_onnx(model.eval(), (torch.randn(1, 8),), tmp_path / "m.onnx")
+    with pytest.raises(CandidateFailure, match="2:4 weights"):
+        FromTable(known(h100, "NVIDIA H100"), "n", h100, [(1, 8)]).dense(path)
+    assert FromTable(known(cpu), "n", cpu, [(1, 8)]).dense(path)["speedup"] == 1.0
+    plain = Estimated(targets.load("t4"), [(1, 8)]).dense(path)["latency_s"]  # no sparse mode: no discount
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    assert (
+        Estimated(targets.load("t4"), [(1, 8)]).dense(export.to_onnx(model, (torch.randn(1, 8),), tmp_path / "n.onnx"))[
+            "latency_s"
+        ]
+        == plain
+    )
+
+
 def test_predicted_sources_are_labelled_and_consistent(device, tmp_path):
+    cpu = targets.load("cpu")
+    table = known(cpu)
     big = export.to_onnx(randomise(TinyNet()), (torch.randn(1, 1, 8, 8),), tmp_path / "big.onnx")
     for source, label in (
         (Estimated(device, [(1, 1, 8, 8)]), "estimated"),
-        (FromTable(LatencyTable({}), "n", [(1, 1, 8, 8)]), "table"),
+        (FromTable(table, "n", cpu, [(1, 1, 8, 8)]), "table"),
     ):
         dense = source.dense(big)
         assert dense["clock"] == source.label == label
         assert dense["speedup"] == dense["ci_low"] == dense["ci_high"] == 1.0
         assert source.candidate(big)["speedup"] == pytest.approx(1.0)
         with pytest.raises(CandidateFailure, match="can't be predicted"):
-            type(source)(*((device,) if label == "estimated" else (LatencyTable({}), "n")), [(1, 7, 8, 8)]).dense(big)
+            type(source)(*((device,) if label == "estimated" else (table, "n", cpu)), [(1, 7, 8, 8)]).dense(big)
 
 
 def test_sensors_answer_or_say_nothing():
     found = sensors.cpu_conditions()
     assert len(found["load_average"]) == 3
     assert sensors.resident_bytes() > 1e6
-    assert isinstance(sensors.gpus(), list)
+    assert sensors.gpu() is None or sensors.gpu()["name"]
+    assert sensors.gpu_memory_used() is None or sensors.gpu_memory_used() >= 0
     assert sensors.gpu_energy_j() is None or sensors.gpu_energy_j() > 0
     if sensors.reset_peak():
         assert sensors.peak_bytes() > 1e6
@@ -227,7 +301,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from hwprune.latency.slot import Slot
-slot = Slot("cpu", Path(sys.argv[1])); slot.acquire(); print("held", flush=True); time.sleep(60)
+slot = Slot("cpu", [Path(sys.argv[1])]); slot.acquire(); print("held", flush=True); time.sleep(60)
 """
 
 
@@ -235,7 +309,7 @@ def test_timing_slot_is_exclusive_and_freed_by_a_kill(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     waiter = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    other = Slot("cuda-0", tmp_path)
+    other = Slot("cuda", [tmp_path])
     other.acquire()  # another device is another slot
     time.sleep(1.0)
     assert waiter.poll() is None

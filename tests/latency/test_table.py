@@ -87,7 +87,7 @@ def filled(segments, tmp_path_factory):
 
 def test_fills_on_the_real_runtime_and_survives_storage(filled, segments):
     assert not filled.errors
-    assert filled.reference_s > 0
+    assert filled.reference_s["FLOAT"] > 0
     filled.observe("net", "dense", segments, 1e-3, 1e-5)
     filled.write()
     read = LatencyTable.read(filled.folder, IDENTITY)
@@ -106,7 +106,7 @@ def test_two_processes_add_to_one_table(filled, tmp_path):
         del first.entries[name]
     for name in names[:2]:
         del second.entries[name]
-    second.reference_s *= 2  # its machine ran at half the speed: its seconds are in another unit
+    second.reference_s["FLOAT"] *= 2  # its machine ran at half the speed: its seconds are in another unit
     second.entries = {
         k: type(e)(e.signature, e.anchor, e.family, 2 * e.seconds, e.half_width_s, e.features) for k, e in second.entries.items()
     }
@@ -145,7 +145,12 @@ def test_every_fault_of_a_table_is_told(filled, tmp_path):
     ("name", "content", "wanted"),
     [
         ("fingerprint.json", "{}", "not the fingerprint"),
-        ("fingerprint.json", '{"schema": 1, "identity": {}, "reference_s": 0}', "reference_s must be a number > 0"),
+        (
+            "fingerprint.json",
+            '{"schema": 1, "identity": {"device": "x"}, "reference_s": 0}',
+            "reference_s must map types to numbers > 0",
+        ),
+        ("fingerprint.json", '{"schema": 1, "identity": {}, "reference_s": {"FLOAT": 1}}', "not the fingerprint"),
         ("fingerprint.json", "nonsense", "fingerprint.json"),
         ("table.csv", "a,b\n1,2\n", "lacks the column"),
     ],
@@ -176,3 +181,41 @@ def test_a_piece_that_kills_the_process_costs_only_itself(segments, tmp_path, mo
         table.fill(bench, segments, rounds=3)
     assert list(table.errors) == [bad.signature]
     assert len(table.entries) == len({s.signature for s in segments}) - 1
+
+
+def test_runtime_that_can_not_run_the_reference_is_an_error(segments, monkeypatch):
+    """Not a table of guesses."""
+    from hwprune.errors import RunError
+    from hwprune.latency import table as module
+
+    whole = module._write_reference
+
+    def broken(folder, kind):
+        whole(folder, kind)
+        (folder / "reference.onnx").write_bytes(b"")
+
+    monkeypatch.setattr(module, "_write_reference", broken)
+    with Bench(targets.load("cpu")) as bench, pytest.raises(RunError, match="nothing can be timed"):
+        LatencyTable(IDENTITY).fill(bench, segments, rounds=3)
+
+
+def test_damaged_table_is_put_aside_and_not_overwritten(filled, tmp_path):
+    made = LatencyTable.stored(tmp_path, filled.identity)
+    filled.copy_to(made.folder)
+    (made.folder / "table.csv").write_text("nonsense")
+    again = LatencyTable.stored(tmp_path, filled.identity)
+    assert again.entries == {}
+    (aside,) = tmp_path.glob("*-damaged-*")
+    assert (aside / "table.csv").read_text() == "nonsense"
+
+
+def test_whole_models_of_another_hour_are_ratios(filled, segments, tmp_path):
+    """The machine was half as fast when the second session measured."""
+    one, two = (LatencyTable(IDENTITY, tmp_path / "t", dict(filled.entries), reference_s={"FLOAT": 1e-5}) for _ in range(2))
+    one.observe("net", "dense", segments, 1e-3, 0.0)
+    one.write()
+    two.observe("net", "dense", segments, 2e-3, 0.0)
+    two.observe("net", "cut", segments[:2], 1e-3, 0.0)
+    two.write()
+    both = LatencyTable.read(tmp_path / "t")
+    assert both.models["net", "cut"].seconds / both.models["net", "dense"].seconds == pytest.approx(0.5)

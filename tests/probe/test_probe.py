@@ -74,7 +74,8 @@ def test_text_csv_json_and_page_tell_the_same(found, tmp_path):
     assert max(len(line) for line in writing.text(probe, 60).splitlines() if line.startswith("  ")) <= 60
     rows = list(csv.DictReader(io.StringIO(writing.to_csv(probe))))
     assert len(rows) == sum(len(unit.steps) for unit in probe.units)
-    assert {row["source"] for row in rows} == {"measured"}
+    assert {row["source"] for row in rows} <= {"measured", "predicted"}
+    assert sum(row["source"] == "measured" for row in rows) >= len(rows) / 2
     writing.write(probe, tmp_path)
     assert json.loads((tmp_path / "probe.json").read_text())["schema"] == 1
     page = (tmp_path / "probe.html").read_text()
@@ -166,6 +167,26 @@ def test_corrupt_onnx_is_told(tmp_path, capsys):
     (tmp_path / "model.onnx").write_bytes(b"\x08\x07 not a model")
     assert main(["probe", str(tmp_path / "model.onnx")]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_half_precision_is_probed_in_half_precision(pruner, tmp_path, monkeypatch):
+    """A runtime that takes the precision from the file gets fp16 pieces throughout."""
+    from hwprune.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
+
+    monkeypatch.setattr(OnnxRuntimeCpu, "precision_of_file", lambda self, precision: "fp16")
+    with Bench(targets.load("cpu"), shapes=[(1, 1, 8, 8)]) as bench:
+        table = LatencyTable(bench.identity())
+        probe = probing.probe(pruner, targets.load("cpu"), bench, table, wholes=1)
+    assert list(table.reference_s) == ["FLOAT16"]
+    assert all(unit.share < 0.95 for unit in probe.units if unit.size == 64)
+    assert not table.errors
+
+
+def test_outputs_are_checked_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for option in ("--out", "--table"):
+        assert main(["probe", "demo:digits", option, str(tmp_path / "file")]) == 2
+        assert "can't write into" in capsys.readouterr().err
 
 
 def test_search_from_a_table_and_from_a_data_sheet_never_writes_front_csv(found, tmp_path):

@@ -367,3 +367,33 @@ def test_device_that_disappears_stops_the_search_and_loses_nothing(tmp_path, mon
     result = hwprune.search(tiny_workload("top1"), trials=3, out=run, resume=True)
     assert len(result.trials) == 3
     assert all(trial.measured for trial in result.trials)
+
+
+def test_int8_target_refuses_a_model_that_is_not_quantised(tmp_path):
+    profile = (
+        (Path(targets.__file__).parents[1] / "profiles" / "cpu.toml")
+        .read_text()
+        .replace('precision = "fp32"', 'precision = "int8"')
+    )
+    (tmp_path / "int.toml").write_text(profile)
+    with pytest.raises(WorkloadError, match="is int8, but the model is not quantised"):
+        hwprune.search(tiny_workload("top1"), target=str(tmp_path / "int.toml"), trials=1, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ('"channel", "head"', '"chanel", "head"', "names 'chanel', which is no pattern"),
+        ("avx512 = 16", "avx-512 = 16", "has the key 'avx-512'"),
+        ('runtime = "onnxruntime-cpu"', 'runtime = "pytorch-cpu"\noptions = {moode = "compile"}', "has no option moode"),
+        ('precision = "fp32"', 'precision = "fp16"', "does not run fp16"),
+        ('device = "cpu"', 'device = "cuda"', "runs on cpu"),
+    ],
+)
+def test_faults_of_a_profile(tmp_path, old, new, wanted):
+    text = (Path(targets.__file__).parents[1] / "profiles" / "cpu.toml").read_text()
+    assert old in text
+    (tmp_path / "mine.toml").write_text(text.replace(old, new))
+    with pytest.raises(UsageError) as caught:
+        hwprune.search(tiny_workload("top1"), target=str(tmp_path / "mine.toml"), trials=1, out=tmp_path / "run")
+    assert wanted in str(caught.value)
