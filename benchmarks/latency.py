@@ -38,7 +38,7 @@ from hwprune.latency.predictor import LatencyModel
 from hwprune.latency.segments import Segment
 from hwprune.latency.source import Measured
 from hwprune.latency.table import LatencyTable, save_inputs
-from hwprune.probe.probing import WINDOW, WINDOW_ROUNDS, _Pieces, random_counts
+from hwprune.probe.probing import WINDOW, WINDOW_ROUNDS, _Pieces, random_counts, staircase_of
 from hwprune.probe.staircase import detected_multiple
 from hwprune.pruning import Pruner
 
@@ -274,8 +274,7 @@ def stairs(case: Case) -> None:
         table = LatencyTable(bench.identity())
         table.fill(bench, [s for segments in pieces.values() for s in segments], rounds=WINDOW_ROUNDS)
         found = LatencyModel(table, "")
-        common = set.intersection(*({s.signature for s in segments} for segments in pieces.values()))
-        fast = {k: sum(found.segment(s)[0] for s in segments if s.signature not in common) for k, segments in pieces.items()}
+        fast = staircase_of(pieces, found)
         bench.load("dense", case.dense, keep=True)
         dense_s, slow = 0.0, {}
         for k in counts:

@@ -21,11 +21,13 @@ from hwprune.measurement import Measurement
 
 PROCESSES = 6
 SESSIONS = 2
+LIMIT_S = 0.4
+"""Seconds of one measurement: short, because the interval comes from the spread of the processes."""
 
 
 def settings_for(clock: str) -> Settings:
-    """Settings of one measurement in a fresh process. It is short: the interval comes from the spread of the processes."""
-    return Settings(clock=clock, half_width=0.005, limit_s=0.4)
+    """Settings of one measurement in a fresh process."""
+    return Settings(clock=clock, half_width=0.005, limit_s=LIMIT_S)
 
 
 def remeasure(
@@ -34,7 +36,7 @@ def remeasure(
     example: Path,
     make: Callable[[], Bench],
     settings: Settings | None = None,
-    processes: int = PROCESSES,
+    processes: int | None = None,
     step: Callable[[], None] = lambda: None,
     keep: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, tuple[Measurement, Measurement]]:
@@ -45,12 +47,13 @@ def remeasure(
     Args:
         make: a new bench, with a process of its own.
         settings: default: `settings_for` the bench's clock.
+        processes: default: `PROCESSES`.
         keep: takes each single measurement with its raw samples.
     """
     paired: dict[str, list[dict[str, Any]]] = {key: [] for key in ["dense", *models]}
     order = ["dense", *models]
     failed: set[str] = set()
-    for number in range(processes):
+    for number in range(processes or PROCESSES):
         with make() as bench:
             settings = settings or settings_for(bench.clock)
             for session in range(SESSIONS):

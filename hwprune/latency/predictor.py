@@ -2,12 +2,12 @@
 
 Three steps. (1) A segment that the table holds costs what was measured; one that it doesn't, what a regressor says (extra
 trees on the logarithm, over a non-negative least-squares fit of work and traffic), with its own cross-validated error. (2)
-The sum is corrected: seconds = a + b * total + w * bytes of weights + sum over families (c_f * total of the family), by
-Bayesian linear regression with priors a ~ N(0, 20 %), b ~ N(1, 30 %), w ~ N(0, 1 / 10 GB/s), c_f ~ N(0, 15 %): with no
-whole-model measurement it is the sum itself, with thirty the fused network's own behaviour. The weights have a term because
-a piece that runs alone finds its weights in the cache, and in a network larger than the cache it does not. (3) The
-uncertainty holds the coefficients', the segments' and what the model can't express (leave-one-out). A model that was
-measured itself costs what was measured.
+The sum is corrected: seconds = a + b * total + w * bytes of weights + v * bytes of activations + sum over families (c_f *
+total of the family), by Bayesian linear regression with priors a ~ N(0, 20 %), b ~ N(1, 30 %), w ~ N(0, 1 / 10 GB/s), v ~
+N(0, 1 / 3 GB/s), c_f ~ N(0, 15 %): with no whole-model measurement it is the sum itself, with thirty the fused network's own
+behaviour. The bytes have terms because a piece that runs alone finds its weights and inputs in the cache, and in a network
+larger than the cache it does not. (3) The uncertainty holds the coefficients', the segments' and what the model can't
+express (leave-one-out). A model that was measured itself costs what was measured.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ NOISE = 0.007
 CALL_SHARE = 0.2
 FETCH = 1e-10
 """Seconds a byte: how much fetching weights from memory may add, one standard deviation (10 GB/s)."""
+MOVE = 3e-10
+"""The same for what passes between segments, which also changes layouts on its way (3 GB/s)."""
 _ITEM = 4
 """Bytes of a weight; another type changes only the meaning of the factor."""
 UNCERTAIN = 0.05
@@ -178,7 +180,8 @@ class LatencyModel:
             return Prediction(known.seconds, math.hypot(known.half_width_s / 1.96, NOISE * known.seconds), 1.0)
         parts = [self.segment(one) for one in segments]
         weights = sum(_ITEM * sum(tensor.elements for tensor in one.weights) for one in segments)
-        row = self._row(_sums((one.family, part[0]) for one, part in zip(segments, parts, strict=True)), weights)
+        moved = sum(_ITEM * sum(one.tensors[name].elements for name in (*one.inputs, *one.outputs)) for one in segments)
+        row = self._row(_sums((one.family, part[0]) for one, part in zip(segments, parts, strict=True)), weights, moved)
         mean = float(row @ self._mean)
         total = sum(part[0] for part in parts)
         if mean <= 0.1 * total:  # far outside of what it was fitted on
@@ -208,13 +211,17 @@ class LatencyModel:
         sums = [_sums((entries[s].family, n * entries[s].seconds) for s, n in w.segments.items()) for w in wholes]
         self._families = sorted({family for one in sums for family in one})
         scale = float(np.median([w.seconds for w in wholes])) if wholes else 0.0
-        self._prior = np.array([0.0, 1.0, 0.0, *[0.0] * len(self._families)])
-        bytes_read = [sum(_ITEM * n * entries[s].features["weights"] for s, n in w.segments.items()) for w in wholes]
+        self._prior = np.array([0.0, 1.0, 0.0, 0.0, *[0.0] * len(self._families)])
+        fetched = [sum(_ITEM * n * entries[s].features["weights"] for s, n in w.segments.items()) for w in wholes]
+        moved = [
+            sum(_ITEM * n * (entries[s].features["in"] + entries[s].features["out"]) for s, n in w.segments.items())
+            for w in wholes
+        ]
         # Without a measured model there is no scale for a constant: none is assumed.
-        fetch = FETCH if wholes else 1e-16
-        prior_sd = np.array([max(CALL_SHARE * scale, 1e-9), 0.3, fetch, *[0.15] * len(self._families)])
+        fetch, move = (FETCH, MOVE) if wholes else (1e-16, 1e-16)
+        prior_sd = np.array([max(CALL_SHARE * scale, 1e-9), 0.3, fetch, move, *[0.15] * len(self._families)])
         self._precision = np.diag(prior_sd**-2.0)
-        rows = np.array([self._row(one, fetched) for one, fetched in zip(sums, bytes_read, strict=True)]).reshape(
+        rows = np.array([self._row(*one) for one in zip(sums, fetched, moved, strict=True)]).reshape(
             len(wholes), len(self._prior)
         )
         seconds = np.array([w.seconds for w in wholes])
@@ -231,8 +238,8 @@ class LatencyModel:
             left_out = (seconds - rows @ self._mean) / np.maximum(1 - leverage, 0.05)
             self.noise = float(max(NOISE, np.sqrt(np.mean((left_out / seconds) ** 2))))
 
-    def _row(self, sums: Mapping[str, float], weights: float) -> Array:
-        return np.array([1.0, sum(sums.values()), weights, *[sums.get(family, 0.0) for family in self._families]])
+    def _row(self, sums: Mapping[str, float], weights: float, moved: float) -> Array:
+        return np.array([1.0, sum(sums.values()), weights, moved, *[sums.get(family, 0.0) for family in self._families]])
 
 
 def settle(model: LatencyModel, segments: Sequence[Segment], bench: Bench, limit: float = UNCERTAIN) -> Prediction:

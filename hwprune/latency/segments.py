@@ -11,7 +11,10 @@ of a node's inputs are never later than its own: every piece is convex, and can 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,8 +152,9 @@ class Segment:
 
     @cached_property
     def weights(self) -> tuple[Tensor, ...]:
-        """Constants that are numbers, not structure."""
-        return tuple(self.tensors[name] for name, item in self.constants.items() if not _has_values(item))
+        """Constants that are numbers, not structure, and are read whole: of a table that is looked up in, a few rows are."""
+        tables = {node.input[0] for node in self.nodes if node.op_type in ("Gather", "GatherElements", "GatherND")}
+        return tuple(self.tensors[n] for n, item in self.constants.items() if not _has_values(item) and n not in tables)
 
     @cached_property
     def macs(self) -> int:
@@ -382,7 +386,14 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     """Shape arithmetic computed away, now that shapes are known."""
     from onnxscript import optimizer
 
-    result: onnx.ModelProto = optimizer.optimize(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what it can't fold it says, and leaves as it is
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            result: onnx.ModelProto = optimizer.optimize(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    finally:
+        logger.setLevel(level)
     del result.graph.value_info[:]
     return result
 

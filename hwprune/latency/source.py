@@ -72,7 +72,7 @@ class Measured(Source):
             if self.bench.alive:
                 self.bench.drop("candidate")
 
-    def gate(self, sessions: int = GATE_SESSIONS) -> dict[str, Any]:
+    def gate(self) -> dict[str, Any]:
         """The dense model against new copies of itself: one result, with ``passed``.
 
         Its speedup is the geometric mean over the sessions, its interval that of the mean (Student's t over sessions). It fails
@@ -82,7 +82,7 @@ class Measured(Source):
         assert self._dense is not None
         alone = replace(self.settings, session_sd=0.0)
         results = []
-        for _ in range(sessions):
+        for _ in range(GATE_SESSIONS):
             self.bench.load("twin", self._dense)
             results.append(self.bench.pair("twin", "dense", self.example, alone))
             self.bench.drop("twin")

@@ -200,6 +200,16 @@ def random_counts(axes: Sequence[Unit], pieces: _Pieces, multiple: int, seed: in
     return found
 
 
+def staircase_of(pieces: Mapping[int, Sequence[Segment]], model: LatencyModel) -> dict[int, float]:
+    """Seconds of a unit's segments by keep count; the largest count is the dense model.
+
+    A segment is the unit's if a cut changes it, by its name: its signature may be that of another layer, too.
+    """
+    dense = {segment.name: segment.signature for segment in pieces[max(pieces)]}
+    touched = {s.name for segments in pieces.values() for s in segments if s.signature != dense.get(s.name)}
+    return {count: sum(model.segment(s)[0] for s in segments if s.name in touched) for count, segments in pieces.items()}
+
+
 class _Probing:
     def __init__(
         self, pruner: Pruner, target: Target, bench: Bench, table: LatencyTable, folder: Path, wholes: int, progress: Progress
@@ -352,11 +362,7 @@ class _Probing:
                 WINDOW_ROUNDS,
             )
             model = LatencyModel(self.table, "")
-            common = set.intersection(*({s.signature for s in segments} for segments in pieces.values())) if pieces else set()
-            times = {
-                count: sum(model.segment(s)[0] for s in segments if s.signature not in common)
-                for count, segments in pieces.items()
-            }
+            times = staircase_of(pieces, model) if unit.size in pieces else {}
             if len(times) >= 16 and all(seconds > 0 for seconds in times.values()):
                 found[unit.name] = detected_multiple(times)
         return found

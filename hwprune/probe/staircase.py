@@ -20,6 +20,7 @@ def detected_multiple(times: Mapping[int, float]) -> int:
     Args:
         times: keep count -> seconds; the counts should be dense over at least two steps.
     """
+    times = {count: max(seconds, 1e-9) for count, seconds in times.items()}
     for multiple in MULTIPLES:
         ends = [k for k in sorted(times) if k % multiple == 0]
         if len(ends) < 2 or times[ends[0]] > 0.95 * times[ends[-1]]:

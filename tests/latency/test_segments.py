@@ -166,3 +166,18 @@ def test_half_precision_files_are_sorted_and_split(tmp_path):
     assert any(tensor.kind == TensorProto.FLOAT16 for piece in pieces for tensor in piece.weights)
     for piece in pieces:
         run(piece.model(), dict(zip(piece.inputs, piece.samples(), strict=True)))
+
+
+def test_tables_of_embeddings_are_not_read_whole(tmp_path):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(1000, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.out(self.table(x))
+
+    ids = torch.zeros(1, 5, dtype=torch.int64)
+    pieces = split(exported(Words(), ids, tmp_path), [(1, 5)])
+    assert sum(tensor.elements for piece in pieces for tensor in piece.weights) == 8 * 4 + 4
+    assert max(piece.nbytes for piece in pieces) < 1000

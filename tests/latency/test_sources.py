@@ -171,7 +171,8 @@ class FakeBench:
         return {"speedup": value, "ci_low": value * 0.999, "ci_high": value * 1.001}
 
 
-def test_gate_puts_the_sessions_deviation_into_every_later_interval(tmp_path):
+def test_gate_puts_the_sessions_deviation_into_every_later_interval(tmp_path, monkeypatch):
+    monkeypatch.setattr("hwprune.latency.source.GATE_SESSIONS", 4)
     bench = FakeBench([1.02, 0.98, 1.02, 0.98, 1.5])
     source = Measured(bench, tmp_path, paired.Settings())
     result = source.dense(tmp_path / "model.onnx")

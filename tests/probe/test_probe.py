@@ -201,3 +201,21 @@ def test_search_from_a_table_and_from_a_data_sheet_never_writes_front_csv(found,
         record = json.loads((out / "record.json").read_text())
         assert record["latency_source"] == name
         assert all(trial["speedup"]["conditions"]["clock"] == name for trial in record["trials"] if trial["state"] == "measured")
+
+
+def test_a_layer_that_looks_like_another_still_counts(tmp_path):
+    """At full width the middle layer has the signature of its neighbours; it must not drop out of its own staircase."""
+    import onnx
+
+    class Table:
+        def segment(self, segment):
+            return float(segment.macs), 0.0, True
+
+    def pieces(width):
+        model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, width, 1), nn.ReLU(), nn.Conv2d(width, 8, 1), nn.ReLU())
+        return split(
+            onnx.load(str(export.to_onnx(randomise(model), (torch.randn(1, 8, 4, 4),), tmp_path / "m.onnx"))), [(1, 8, 4, 4)]
+        )
+
+    times = probing.staircase_of({width: pieces(width) for width in (4, 6, 8)}, Table())
+    assert times == {width: 2 * 8 * width * 16 for width in (4, 6, 8)}
