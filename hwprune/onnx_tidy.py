@@ -24,15 +24,17 @@ _FOLDED = frozenset("Transpose Reshape Identity Cast Unsqueeze Squeeze Concat Sl
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporter prints progress and warns about packages that hwprune does not use."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
