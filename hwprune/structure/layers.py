@@ -95,8 +95,11 @@ class Layer:
         generator: torch.Generator | None = None,
         allowed: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Input columns (G, rows, d), numbered as ``weight.flatten(1)``; ``limit`` positions drawn at random if there are
-        more.
+        """Input columns (G, rows, d), numbered as ``weight.flatten(1)``.
+
+        Args:
+            limit: so many positions are drawn at random if there are more.
+            allowed: bool, (batch, positions...) as `patches` has them: those to draw from.
         """
         patches = self.patches(x)
         places = patches.ndim - 2 - len(self.matrix.shape[2:])
