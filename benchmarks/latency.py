@@ -38,7 +38,8 @@ from hwprune.latency.predictor import LatencyModel
 from hwprune.latency.segments import Segment
 from hwprune.latency.source import Measured
 from hwprune.latency.table import LatencyTable, save_inputs
-from hwprune.probe.probing import WINDOW, WINDOW_ROUNDS, _Pieces, random_counts, staircase_of
+from hwprune.probe.pieces import Pieces, random_counts, staircase_of
+from hwprune.probe.probing import WINDOW, WINDOW_ROUNDS
 from hwprune.probe.staircase import detected_multiple
 from hwprune.pruning import Pruner
 
@@ -51,7 +52,7 @@ class Case:
     def __init__(self, name: str, folder: Path, cuts: int) -> None:
         self.name = name
         self.pruner = Pruner(getattr(workloads, name)())
-        self.pieces = _Pieces(self.pruner)
+        self.pieces = Pieces(self.pruner)
         self.shapes = self.pieces.shapes
         self.example = folder / f"{name}.npz"
         save_inputs(self.example, [x.numpy() for x in self.pruner.workload.example_inputs])

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune import target as targets
     from hwprune.cli.progress import make_progress
     from hwprune.errors import UsageError
-    from hwprune.probe import probing, writing
+    from hwprune.probe import estimating, writing
     from hwprune.pruning import Pruner
     from hwprune.searching import loop
 
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         progress.stage(f"loading {args.source(options)}")
         pruner = Pruner(sources.load(args.source(options), structure_only=True))
         found, table = (
-            (probing.estimate(pruner, target, step), None) if options.estimate else _measure(options, target, pruner, step)
+            (estimating.estimate(pruner, target, step), None) if options.estimate else _measure(options, target, pruner, step)
         )
         if options.out:
             writing.write(found, Path(options.out))

@@ -7,37 +7,32 @@ against dense: the upper bound of what any search can gain by that pattern.
 
 from __future__ import annotations
 
-import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import torch
 
 from hwprune import export, patterns, runtimes
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Settings
 from hwprune.latency.predictor import LatencyModel, settle
-from hwprune.latency.roofline import Roofline
-from hwprune.latency.segments import Segment, split
+from hwprune.latency.segments import Segment
 from hwprune.latency.source import Measured
 from hwprune.latency.table import DENSE, LatencyTable, save_inputs
 from hwprune.measurement import Measurement
 from hwprune.probe.attribution import attribute
+from hwprune.probe.pieces import POINTS, Pieces, random_counts, staircase_of, touched
+from hwprune.probe.result import PatternProbe, Probe, Step, UnitProbe
 from hwprune.probe.staircase import counts_for, detected_multiple, window
 from hwprune.pruning import Pruner, uniform_recipe
 from hwprune.structure.units import Unit
 from hwprune.target import Target
 
-POINTS = 16
-"""Keep counts of a unit's staircase."""
 WINDOW = 48
 """Widths, one by one, in which the channel multiple is looked for."""
 WINDOW_ROUNDS = 21
@@ -48,71 +43,6 @@ WHOLES, WHOLES_OF_A_TABLE = 12, 30
 """Random cuts of the whole model that are measured; more for a table that will serve on other machines."""
 MASKS = (("unstructured", 0.9), ("2:4", 0.5), ("block:4x4", 0.9))
 """Mask patterns and the sparsity at which they are tried: what does not pay here does not pay at less."""
-SMALL_SHARE = 0.02
-"""Units with a smaller share of the time are not worth a search's attention."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One keep count: seconds of the unit's segments, and the whole model's predicted speedup if only this is cut.
-
-    ``source`` of the seconds: ``measured``, ``predicted`` (a segment that can't run alone, or that the regressor knows well
-    enough) or ``estimated``.
-    """
-
-    keep: int
-    seconds: float
-    half_width_s: float
-    speedup: float
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class UnitProbe:
-    """One unit: ``share`` of the model's time in its segments, its staircase, and what it is like."""
-
-    name: str
-    role: str
-    size: int
-    share: float
-    steps: tuple[Step, ...]
-    like: str | None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PatternProbe:
-    """A whole model with the most of one pattern: measured speedup with interval, or why there is none."""
-
-    pattern: str
-    what: str
-    speedup: dict[str, Any] | None
-    verdict: str
-    note: str = ""
-    details: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass(slots=True)
-class Probe:
-    """Everything that was found. ``source``: ``measured`` or ``estimated``."""
-
-    workload: str
-    target: str
-    source: str
-    identity: dict[str, Any]
-    dense_s: float
-    dense_half_width_s: float
-    multiple: int
-    multiple_from: dict[str, int]
-    units: list[UnitProbe] = field(default_factory=list)
-    patterns: list[PatternProbe] = field(default_factory=list)
-    operators: list[dict[str, Any]] = field(default_factory=list)
-    shapes: list[list[int]] = field(default_factory=list)
-    profile_covers: float = 0.0
-    warnings: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"schema": 1, **asdict(self)}
 
 
 Progress = Callable[[str, int, int], None]
@@ -149,67 +79,6 @@ def _needs_onnx(target: Target) -> None:
         )
 
 
-class _Pieces:
-    """The segments of cut versions of a model."""
-
-    def __init__(self, pruner: Pruner, precision: str = "fp32") -> None:
-        """``precision``: of the file that the target's runtime takes."""
-        self.pruner, self.precision = pruner, precision
-        self.shapes = [tuple(x.shape) for x in pruner.workload.example_inputs]
-
-    def model(self, keeps: Mapping[str, torch.Tensor], drop: Sequence[str] = ()) -> onnx.ModelProto:
-        """The ONNX model of a cut. Raises `CandidateFailure`."""
-        module = self.pruner.graph.cut(keeps, drop)
-        model = self.pruner.template.model(module, keeps, drop)
-        if model is None:
-            with tempfile.TemporaryDirectory() as folder:
-                path = export.to_onnx(module, self.pruner.workload.example_inputs, Path(folder) / "model.onnx")
-                model = onnx.load(str(path))
-        return model if self.precision == "fp32" else export.converted(model, self.precision)
-
-    def cut(self, counts: Mapping[str, int], drop: Sequence[str] = ()) -> onnx.ModelProto:
-        """The first so many indices of axes are kept; which ones does not change the time."""
-        keeps = {}
-        for name, count in counts.items():
-            keeps[name] = torch.arange(self.pruner.units[name].size) < count
-        return self.model(keeps, drop)
-
-    def segments(self, model: onnx.ModelProto) -> list[Segment]:
-        return split(model, self.shapes)
-
-    def axes(self) -> list[Unit]:
-        return [unit for unit in self.pruner.units.values() if unit.axis is not None and unit.size > 1]
-
-    def step(self, unit: Unit, size: int) -> int:
-        """Whole heads and groups; of channels at least a quarter of what a kernel's block may be."""
-        if unit.role in ("head", "group", "expert") or size <= 16:
-            return 1
-        return 4 if size <= 128 else 8
-
-
-def random_counts(axes: Sequence[Unit], pieces: _Pieces, multiple: int, seed: int) -> dict[str, int]:
-    """Keep counts around a common level, in steps of the multiple: what a search proposes."""
-    draw = random.Random(seed)
-    level = draw.uniform(0.2, 1.0)
-    found = {}
-    for unit in axes:
-        step = pieces.step(unit, unit.size) if unit.size < 2 * multiple else multiple
-        kept = min(unit.size, max(step, round(draw.gauss(level, 0.25) * unit.size / step) * step))
-        if kept < unit.size:
-            found[unit.name] = kept
-    return found
-
-
-def staircase_of(pieces: Mapping[int, Sequence[Segment]], model: LatencyModel) -> dict[int, float]:
-    """Seconds of a unit's segments by keep count; the largest count is the dense model.
-
-    A segment is the unit's if a cut changes it, by its name: its signature may be that of another layer, too.
-    """
-    dense = {segment.name: segment.signature for segment in pieces[max(pieces)]}
-    touched = {s.name for segments in pieces.values() for s in segments if s.signature != dense.get(s.name)}
-    return {count: sum(model.segment(s)[0] for s in segments if s.name in touched) for count, segments in pieces.items()}
-
-
 class _Probing:
     def __init__(
         self, pruner: Pruner, target: Target, bench: Bench, table: LatencyTable, folder: Path, wholes: int, progress: Progress
@@ -217,7 +86,8 @@ class _Probing:
         self.wholes = wholes
         self.pruner, self.target, self.bench, self.table = pruner, target, bench, table
         self.folder, self.progress = folder, progress
-        self.pieces = _Pieces(pruner, runtimes.get(target.runtime).precision_of_file(target.precision))
+        self.model = LatencyModel(table, pruner.fingerprint)
+        self.pieces = Pieces(pruner, runtimes.get(target.runtime).precision_of_file(target.precision))
 
     def go(self) -> Probe:
         self.progress("measuring the dense model", 0, 1)
@@ -257,7 +127,7 @@ class _Probing:
 
     def _own_shares(self, segments: Sequence[Segment]) -> dict[str, float]:
         """Where the runtime's profile can't be told by layers: by the pieces' own times."""
-        model = LatencyModel(self.table, "")
+        model = self.model
         total = sum(model.segment(segment)[0] for segment in segments)
         return {segment.name: model.segment(segment)[0] / total for segment in segments}
 
@@ -286,7 +156,7 @@ class _Probing:
         # Every other count is measured; those between are predicted where that is certain enough, else measured too.
         sure = [segment for _, _, variants, _ in plans for _, found in variants[::-2] for segment in found]
         self.table.fill(self.bench, sure, lambda done, total: self.progress("timing the staircases", done, total))
-        model = LatencyModel(self.table, self.pruner.fingerprint)
+        model = self.model
         rest = [(u, found) for u, _, variants, _ in plans for _, found in variants[-2::-2]]
         known = {segment.signature for segment in dense}
         for number, (_, found) in enumerate(rest):
@@ -307,35 +177,20 @@ class _Probing:
         shares: Mapping[str, float],
         dense_s: float,
     ) -> UnitProbe:
-        model = LatencyModel(self.table, "")
-        before = Counter(segment.signature for segment in dense)
-        names = {segment.name for segment in dense}
-        touched: set[str] = set()
-        for count, segments in variants:
-            if count < unit.size:
-                # A segment belongs to the unit if a cut changes it; segments keep their names through a cut.
-                old = {segment.name: segment.signature for segment in dense}
-                touched |= {s.name for s in segments if s.name in names and s.signature != old[s.name]}
-        scale = self._scale(dense, model, dense_s)
+        model, pieces = self.model, dict(variants)
+        names = touched(pieces) if unit.size in pieces else set()
         total = sum(model.segment(segment)[0] for segment in dense)
+        scale = dense_s / total if total else 1.0  # the fused network over the sum of its pieces, which run alone
         steps = []
         for count, segments in variants:
-            mine = [segment for segment in segments if segment.name in touched or segment.signature not in before]
-            parts = [model.segment(segment) for segment in mine]
+            parts = [model.segment(segment) for segment in segments if segment.name in names]
             seconds = sum(part[0] for part in parts)
             half = 1.96 * float(np.sqrt(sum(part[1] ** 2 for part in parts)))
             source = "measured" if all(part[2] for part in parts) else "predicted"
-            whole = sum(model.segment(segment)[0] for segment in segments)
-            saved = scale * (total - whole)
+            saved = scale * (total - sum(model.segment(segment)[0] for segment in segments))
             steps.append(Step(count, seconds, half, dense_s / max(dense_s - saved, 1e-9), source))
-        share = sum(shares.get(name, 0.0) for name in touched)
+        share = sum(shares.get(name, 0.0) for name in names)
         return UnitProbe(unit.name, unit.role, unit.size, share, tuple(steps), like, note)
-
-    @staticmethod
-    def _scale(dense: Sequence[Segment], model: LatencyModel, dense_s: float) -> float:
-        """The fused network over the sum of its pieces, which run alone in layouts of their own."""
-        total = sum(model.segment(segment)[0] for segment in dense)
-        return dense_s / total if total else 1.0
 
     def _multiples(self) -> dict[str, int]:
         """The channel multiple, found width by width on one axis of each kind of layer."""
@@ -361,7 +216,7 @@ class _Probing:
                 lambda done, total: self.progress("looking for the channel multiple", done, total),
                 WINDOW_ROUNDS,
             )
-            model = LatencyModel(self.table, "")
+            model = self.model
             times = staircase_of(pieces, model) if unit.size in pieces else {}
             if len(times) >= 16 and all(seconds > 0 for seconds in times.values()):
                 found[unit.name] = detected_multiple(times)
@@ -467,7 +322,7 @@ class _Probing:
                 f"The smallest version measured still takes {100 * floor:.0f} % of the dense latency: fixed costs (launches, "
                 "data movement, layers that can't be cut) dominate, and pruning can't remove them. Try a larger batch."
             )
-        model = LatencyModel(self.table, "")
+        model = self.model
         rates = {s.name: (2 * s.macs / model.segment(s)[0], s) for s in dense if s.macs}
         best = max((rate for rate, _ in rates.values()), default=0.0)
         slow = [s for rate, s in rates.values() if rate < 0.1 * best]
@@ -486,57 +341,3 @@ class _Probing:
         if self.table.errors:
             texts.append(f"{len(self.table.errors)} pieces can't run alone on this runtime; their times are predicted.")
         return texts
-
-
-def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Probe:
-    """The same from the profile's roofline, for a device that is not here. Nothing is measured.
-
-    Raises:
-        UsageError: the profile has no roofline.
-    """
-    roofline = Roofline(target)
-    pieces = _Pieces(pruner)  # a roofline counts the elements in the target's precision by itself
-    dense = pieces.segments(pieces.cut({}))
-    dense_s = roofline.seconds(dense)
-    each = {segment.name: roofline.segment(segment) for segment in dense}
-    found = Probe(
-        pruner.workload.name, target.name, "estimated", {"roofline": target.name}, dense_s, 0.0, target.multiple("default"), {}
-    )
-    found.shapes = [list(shape) for shape in pieces.shapes]
-    axes = pieces.axes()
-    for number, unit in enumerate(axes):
-        progress("estimating", number, len(axes))
-        old = {segment.name: segment.signature for segment in dense}
-        touched: set[str] = set()
-        steps = []
-        for count in counts_for(unit.size, POINTS, pieces.step(unit, unit.size)):
-            segments = pieces.segments(pieces.cut({unit.name: count} if count < unit.size else {}))
-            touched |= {s.name for s in segments if s.signature != old.get(s.name)}
-            whole = roofline.seconds(segments)
-            steps.append((count, segments, whole))
-        made = tuple(
-            Step(
-                count, sum(roofline.segment(s).seconds for s in segments if s.name in touched), 0.0, dense_s / whole, "estimated"
-            )
-            for count, segments, whole in steps
-        )
-        share = sum(each[name].seconds for name in touched if name in each) / dense_s
-        found.units.append(UnitProbe(unit.name, unit.role, unit.size, share, made, None))
-    if target.why_not("2:4") is None:
-        flags = {segment.name: segment.macs > 0 for segment in dense}
-        bound = dense_s / roofline.seconds(dense, flags)
-        numbers = {"value": bound, "ci_low": bound, "ci_high": bound}
-        found.patterns.append(
-            PatternProbe("2:4", "every layer 2:4", numbers, "estimated", "at the sparse peak, which no kernel reaches")
-        )
-    for bound_by in ("launch", "memory"):
-        share = sum(e.seconds for e in each.values() if e.bound == bound_by) / dense_s
-        if share > 0.3:
-            what = "launches of kernels" if bound_by == "launch" else "memory traffic"
-            found.warnings.append(
-                f"{100 * share:.0f} % of the estimated time is in layers bound by {what}: fewer channels save little there."
-            )
-    found.warnings.insert(
-        0, f"ESTIMATED from the data sheet of {target.name}, not measured; by how much it is wrong is not known here."
-    )
-    return found

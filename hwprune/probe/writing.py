@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hwprune import units
 from hwprune.files import dump_json, write_atomic
-from hwprune.probe.probing import Probe, UnitProbe
+from hwprune.probe.result import Probe, UnitProbe
 from hwprune.probe.staircase import worthwhile
 
 COLUMNS = ("unit", "role", "size", "keep", "seconds", "half_width_s", "predicted_speedup_if_only_this", "share", "like", "source")

@@ -15,7 +15,7 @@ from typing import Any
 
 from hwprune import units
 from hwprune.files import write_atomic
-from hwprune.record import Record, dense_metric, latency_source, model_file, trial
+from hwprune.record import MEASURED, Record, dense_metric, latency_source, model_file, trial
 from hwprune.report.picture import WORD, drop_range
 from hwprune.report.text import number, recommended, speedup_text, verdict
 
@@ -135,6 +135,8 @@ def _quality(record: Record) -> list[list[str]]:
         ["Clock", words.get(clock, clock)],
         ["Dense against itself", f"{speedup_text(base['self_speedup'])} (1.00 must lie inside)"],
     ]
+    if latency_source(record) != MEASURED:
+        return rows[:1]  # the rest tells of a measurement, and there was none
     for check in record.get("self_checks", []):
         passed = "" if check.get("passed", True) else ": NOT passed, measured again where possible"
         rows.append([f"... after {check['trials']} trials", speedup_text(check) + passed])

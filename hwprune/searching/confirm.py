@@ -144,7 +144,7 @@ def confirm(
         notes.append("No finalist held up when it was measured and scored again: the front is empty.")
     elif len(points) < len(scored):
         notes.append(
-            f"{len(scored) - len(points)} of {len(scored)} finalists left the front after the final measurement: "
+            f"{len(scored) - len(points)} of {len(scored)} finalists left the front in the final round: "
             "dominated by another, or outside the constraints."
         )
     return points

@@ -18,8 +18,9 @@ from hwprune.errors import UsageError
 from hwprune.latency.bench import Bench
 from hwprune.latency.segments import split
 from hwprune.latency.table import LatencyTable
-from hwprune.probe import probing, writing
+from hwprune.probe import estimating, probing, writing
 from hwprune.probe.attribution import attribute
+from hwprune.probe.pieces import staircase_of
 from hwprune.pruning import Pruner
 from tests.conftest import randomise, tiny_workload
 
@@ -95,7 +96,7 @@ def test_names_can_not_inject_html(found):
 
 
 def test_estimate_is_labelled_and_needs_a_roofline(pruner):
-    probe = probing.estimate(pruner, targets.load("l4"))
+    probe = estimating.estimate(pruner, targets.load("l4"))
     assert probe.source == "estimated"
     assert "ESTIMATED" in probe.warnings[0]
     assert "ESTIMATED, NOT MEASURED" in writing.text(probe)
@@ -104,7 +105,7 @@ def test_estimate_is_labelled_and_needs_a_roofline(pruner):
     for unit in probe.units:
         assert [step.speedup for step in unit.steps][-1] == pytest.approx(1.0)
     with pytest.raises(UsageError, match="lacks fp32_flops"):
-        probing.estimate(pruner, targets.load("cpu"))
+        estimating.estimate(pruner, targets.load("cpu"))
 
 
 def test_runtime_without_onnx_files_is_refused(pruner):
@@ -197,7 +198,10 @@ def test_search_from_a_table_and_from_a_data_sheet_never_writes_front_csv(found,
         assert not (out / "front.csv").exists()
         assert (out / f"front.{name}.csv").is_file()
         assert any("NOT MEASURED" in note for note in result.notes)
-        assert "NOT MEASURED" in (out / "report.html").read_text()
+        page = (out / "report.html").read_text()
+        assert "NOT MEASURED" in page
+        assert "Dense against itself" not in page[page.rindex("</style>") :]  # nothing was measured against itself
+        assert "measured again in fresh processes" not in page
         record = json.loads((out / "record.json").read_text())
         assert record["latency_source"] == name
         assert all(trial["speedup"]["conditions"]["clock"] == name for trial in record["trials"] if trial["state"] == "measured")
@@ -217,5 +221,5 @@ def test_a_layer_that_looks_like_another_still_counts(tmp_path):
             onnx.load(str(export.to_onnx(randomise(model), (torch.randn(1, 8, 4, 4),), tmp_path / "m.onnx"))), [(1, 8, 4, 4)]
         )
 
-    times = probing.staircase_of({width: pieces(width) for width in (4, 6, 8)}, Table())
+    times = staircase_of({width: pieces(width) for width in (4, 6, 8)}, Table())
     assert times == {width: 2 * 8 * width * 16 for width in (4, 6, 8)}
