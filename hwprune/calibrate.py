@@ -32,6 +32,11 @@ MEMORY_LIMIT = 2_000_000_000
 FORWARD_EXAMPLES = 256
 GRADIENT_EXAMPLES = 32
 """Examples run at once; a gradient pass holds the inputs of every layer."""
+TEMPERATURE = 3.0
+"""Of the logits whose divergence is predicted (see `backward`). A network knows its calibration data better than the data that
+decide, so the Fisher information of its sharp distribution there says little: on ResNet-20 the rank correlation of predicted and
+true KL over 69 random recipes was 0.947 at temperature 1, 0.987 at 2 and 0.991 at 4; on a network that is less sure, 0.98 to 0.99
+at all three."""
 TEMPORARY_BYTES = 128_000_000
 
 GRAM = frozenset(
@@ -65,6 +70,35 @@ class Calibration:
                 known.pop("rows")
             both[name] = dataclasses.replace(old, **known)
         return Calibration(both, {**self.influence, **other.influence}, max(self.examples, other.examples))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Backward:
+    """One batch's gradients.
+
+    Attributes:
+        layers: weight's name -> for each use its input columns (n, G, positions, d) and output gradients (n, G, positions,
+            out / G).
+        sums: sum's name -> the value of one operand, and the gradient of the sum.
+    """
+
+    examples: int
+    layers: Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]
+    sums: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def backward(graph: ModelGraph, workload: Workload, branches: Mapping[str, int], limit: int, seed: int = 0) -> Iterator[Backward]:
+    """Gradients of a random scalar z of each example's outputs whose mean square along a change is its Fisher information.
+
+    Of logits at temperature `TEMPERATURE`, z = T sum_c sqrt(p_c) s_c log p_c with random signs s: a drawn label has the same
+    mean square, but is dominated by rare events where the model is sure, as it is on its training data. An output that is no
+    distribution counts as the mean of a Gaussian of unit variance.
+
+    Raises:
+        WorkloadError: the data can't be used.
+        UsageError: the model's output has no gradient.
+    """
+    return _Run(graph, workload, seed, targets=False, progress=None, softened=True).backward(branches, limit)
 
 
 def collect_statistics(
@@ -193,7 +227,15 @@ class _Sums:
 
 
 class _Run:
-    def __init__(self, graph: ModelGraph, workload: Workload, seed: int, targets: bool, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        graph: ModelGraph,
+        workload: Workload,
+        seed: int,
+        targets: bool,
+        progress: Progress | None,
+        softened: bool = False,
+    ) -> None:
         self.graph = graph
         self.module = graph.module
         self.workload = workload
@@ -202,6 +244,7 @@ class _Run:
         self.total = _count(workload)
         self.seed = seed
         self.targets = targets
+        self.softened = softened
         self.progress = progress
         self.device = next(iter(workload.model.parameters()), torch.empty(0)).device
 
@@ -273,42 +316,71 @@ class _Run:
             examples,
         )
 
-    def gradients(self) -> Calibration:
-        """One pass with gradients of every example's loss."""
+    def backward(self, branches: Mapping[str, int] | None = None, limit: int | None = None) -> Iterator[Backward]:
+        """Batch by batch, the gradients of every example's loss.
+
+        Args:
+            branches: sums whose gradient is wanted too -> the operand whose value is.
+            limit: stop after so many examples.
+        """
         generator = torch.Generator(device=self.device).manual_seed(self.seed)
         mutable = _writes_in_place(self.module)
-        weights = dict(self.module.named_parameters(remove_duplicate=False))
-        absolute: dict[str, torch.Tensor] = {}
-        squares: dict[str, torch.Tensor] = {}
-        taylor: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        examples = 0
+        sides = branches or {}
+        seen = 0
         for inputs, targets in self.batches(GRADIENT_EXAMPLES):
+            if limit is not None and seen >= limit:
+                return
             uses: list[tuple[Layer, torch.Tensor, torch.Tensor]] = []
+            sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
             def visit(
-                name: str, arguments: tuple[Any, ...], result: Any, uses: list[tuple[Layer, torch.Tensor, torch.Tensor]] = uses
+                name: str,
+                arguments: tuple[Any, ...],
+                result: Any,
+                uses: list[tuple[Layer, torch.Tensor, torch.Tensor]] = uses,
+                sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = sums,
             ) -> Any:
+                probe = torch.zeros_like(result, requires_grad=True)
+                if name in sides:
+                    sums[name] = (arguments[sides[name]].detach().clone(), probe)
+                    return result + probe
                 layer = self.by_node[name]
                 if layer.batch_dim is None:
                     return None
                 x = arguments[layer.argument].detach()
-                probe = torch.zeros_like(result, requires_grad=True)
                 uses.append((layer, x.clone() if mutable else x, probe))
                 return result + probe
 
             count = len(inputs[0]) if inputs[0].ndim else 1
             with torch.enable_grad(), full_precision():
-                output = layer_table.run(self.module, inputs, self.by_node, visit)
+                output = layer_table.run(self.module, inputs, [*self.by_node, *sides], visit)
                 loss = self._loss(output, targets, count, generator)
-                probes = [probe for _, _, probe in uses]
+                probes = [*(probe for _, _, probe in uses), *(probe for _, probe in sums.values())]
                 found = torch.autograd.grad(loss, probes, allow_unused=True) if loss.requires_grad else [None] * len(probes)
-            examples += count
+            seen += count
             # A layer that is used several times gets the sum of its uses' gradients.
             parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-            for (layer, x, _), gradient in zip(uses, found, strict=True):
+            for (layer, x, _), gradient in zip(uses, found, strict=False):
                 if gradient is not None:
                     parts.setdefault(layer.name, []).append((layer.by_example(x), layer.outputs_by_example(gradient)))
-            for name, pairs in parts.items():
+            tails = {
+                name: (value, gradient)
+                for (name, (value, _)), gradient in zip(sums.items(), found[len(uses) :], strict=True)
+                if gradient is not None
+            }
+            yield Backward(count, parts, tails)
+
+    def gradients(self) -> Calibration:
+        """One pass with gradients of every example's loss."""
+        weights = dict(self.module.named_parameters(remove_duplicate=False))
+        absolute: dict[str, torch.Tensor] = {}
+        squares: dict[str, torch.Tensor] = {}
+        taylor: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        examples = 0
+        for batch in self.backward():
+            count = batch.examples
+            examples += count
+            for name, pairs in batch.layers.items():
                 layer = self.layers[name]
                 w = layer.matrix.rows(weights[name].detach())
                 sums = _weight_gradients(pairs, w, layer.matrix.groups, count)
@@ -373,7 +445,13 @@ class _Run:
         if self.workload.scoring.name in ("psnr",) or logits.ndim < 2 or logits.shape[classes] < 2:
             noise = torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
             return (logits * noise).sum()
-        scores = logits.movedim(classes, -1).reshape(-1, logits.shape[classes]).log_softmax(dim=-1)
+        scores = logits.movedim(classes, -1).reshape(-1, logits.shape[classes])
+        if self.softened:
+            # z with E[z z^T] = T^2 * Fisher information of the softened logits, from one pass and without rare events.
+            scores = (scores / TEMPERATURE).log_softmax(dim=-1)
+            signs = torch.randint(0, 2, scores.shape, generator=generator, device=scores.device) * 2 - 1
+            return TEMPERATURE * (scores * scores.detach().mul(0.5).exp() * signs).sum()
+        scores = scores.log_softmax(dim=-1)
         drawn = torch.multinomial(scores.detach().exp(), 1, generator=generator)
         return -scores.gather(1, drawn).sum()
 
@@ -423,6 +501,18 @@ def _weight_gradients(
     rows = w.reshape(groups, out // groups, -1).float()
     absolute, square = torch.zeros_like(rows), torch.zeros_like(rows)
     by_in, by_out = [], []
+    for gradient in example_gradients(pairs, count, rows.numel()):
+        absolute += gradient.abs().sum(dim=0)
+        square += gradient.square().sum(dim=0)
+        product = gradient * rows
+        n = len(product)
+        by_out.append(product.sum(dim=3).reshape(n, out))
+        by_in.append(product.sum(dim=2).reshape(n, groups * inner, -1).sum(dim=2))
+    return absolute.reshape(w.shape), square.reshape(w.shape), torch.cat(by_in), torch.cat(by_out)
+
+
+def example_gradients(pairs: list[tuple[torch.Tensor, torch.Tensor]], count: int, size: int) -> Iterator[torch.Tensor]:
+    """A weight's gradient of each example, (n, G, out / G, d), some examples at a time; ``size``: elements of the weight."""
     # The batch may be folded into more rows (windows of a shifted-window transformer): they follow one another, example by
     # example.
     folded = [
@@ -432,19 +522,13 @@ def _weight_gradients(
         for pair in pairs
         if len(pair[0]) % count == 0
     ]
-    step = max(1, TEMPORARY_BYTES // (4 * rows.numel()))
-    for start in range(0, count, step):
+    step = max(1, TEMPORARY_BYTES // (4 * size))
+    for start in range(0, count if folded else 0, step):
         part = slice(start, start + step)
         gradient: Any = 0.0
         for x, g in folded:
-            gradient = gradient + g[part].float().mT @ x[part].float()  # (n, G, out / G, d)
-        absolute += gradient.abs().sum(dim=0)
-        square += gradient.square().sum(dim=0)
-        product = gradient * rows
-        n = len(product)
-        by_out.append(product.sum(dim=3).reshape(n, out))
-        by_in.append(product.sum(dim=2).reshape(n, groups * inner, -1).sum(dim=2))
-    return absolute.reshape(w.shape), square.reshape(w.shape), torch.cat(by_in), torch.cat(by_out)
+            gradient = gradient + g[part].float().mT @ x[part].float()
+        yield gradient
 
 
 def _cosines(skip: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
