@@ -1,0 +1,560 @@
+"""The knapsack sampler: an Optuna sampler that proposes optima of a knapsack over measured time and predicted divergence.
+
+Every choice has a price (share of the dense time that it saves, from a table) and a prior error (what it does to the outputs,
+to second order). A proposal is the optimum of a multiple-choice knapsack for some budget of time, under what the finished
+trials have taught about prices and errors, and is chosen for the hypervolume that it is expected to add. What does not
+add up (branches, neighbours, errors that cancel) is looked for around the front, a few options at a time.
+
+Everything is rebuilt from the study at each proposal, so any storage and any number of processes work; the draws of a trial
+follow from (seed, trial number) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, final
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from hwprune.searching.allocation import Allocation, solve_limits, undominated
+from hwprune.searching.surrogate import TRUSTED, DropModel, ErrorModel, RatioModel, improvement
+
+Array = np.ndarray[Any, Any]
+
+DIVERGENCE = "divergence"
+"""User attribute of a trial: its mean KL to the dense outputs; without it the first objective stands in."""
+DIVERGENCE_WEIGHT = "divergence_weight"
+"""User attribute: examples that the divergence was computed on, over those of the whole split."""
+PROPOSAL = "hwprune:proposal"
+"""System attribute of a trial: why it was proposed, and what was predicted."""
+
+SWEEP = 6
+"""First proposals where errors have no responses, and so no common scale: optima at budgets that bisect the times of interest."""
+DRAWS = 4
+"""Thompson samples of the sensitivities whose optima are candidates beside the posterior mean's."""
+BUDGETS = 64
+"""Budgets between the fastest and the dense model."""
+SAMPLES = 24
+"""Posterior samples over which the expected improvement is averaged."""
+MOVES = 96
+"""Changes of front members that are looked at for each proposal."""
+RADIUS = 3
+"""Largest number of pairs of items that one move changes."""
+PATIENCE, REWARD = 5, 2
+"""Moves without success after which the radius halves, and successes after which it grows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """One option of an item.
+
+    Attributes:
+        parameters: Optuna parameters that say it.
+        error: divergence that it alone is expected to cause, >= 0 in any common scale; 0 for the dense option.
+        saved: share of the dense model's time that it saves; negative if it is slower.
+        bytes_saved: of the file.
+        response: (examples,) signed responses whose mean square over two is ``error``, for interactions; or None.
+        levels: (unit, level) that it stands for, for couplings.
+    """
+
+    parameters: Mapping[str, Any]
+    error: float
+    saved: float
+    bytes_saved: float = 0.0
+    response: Array | None = None
+    levels: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.error) and self.error >= 0 and np.isfinite(self.saved) and np.isfinite(self.bytes_saved)):
+            raise ValueError(
+                f"an option needs a finite error >= 0 and finite savings, got {self.error}, {self.saved}, {self.bytes_saved}"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """Things that are decided on together: exactly one choice is taken. The first choice is the dense one."""
+
+    name: str
+    choices: tuple[Choice, ...]
+
+    def __post_init__(self) -> None:
+        if not self.choices:
+            raise ValueError(f"item {self.name} has no choice")
+        names = set(self.choices[0].parameters)
+        if any(set(choice.parameters) != names for choice in self.choices):
+            raise ValueError(f"every choice of item {self.name} must set the same parameters: {', '.join(sorted(names))}")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a candidate must keep to be of use; None: no limit.
+
+    Attributes:
+        max_drop: of the first objective.
+        max_ratio: of the latency as a share of dense.
+        min_bytes_saved: of the file.
+        reference_drop: the worst drop that still counts where there is no ``max_drop``.
+    """
+
+    max_drop: float | None = None
+    max_ratio: float | None = None
+    min_bytes_saved: float | None = None
+    reference_drop: float = 0.1
+
+    @property
+    def reference(self) -> tuple[float, float]:
+        """Worst corner of the hypervolume. A little beyond the limit on the drop: validation decides it only roughly."""
+        drop = self.reference_drop if self.max_drop is None else 1.25 * self.max_drop + 0.002
+        return drop, 1.0 if self.max_ratio is None else min(1.0, 1.02 * self.max_ratio)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Finished trials as arrays, in order."""
+
+    chosen: list[Array] = field(default_factory=list)
+    divergence: list[float] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+    drop: list[float] = field(default_factory=list)
+    ratio: list[float] = field(default_factory=list)
+    ratio_sd: list[float] = field(default_factory=list)
+    kind: list[str] = field(default_factory=list)
+    keys: set[bytes] = field(default_factory=set)
+    running: list[Array] = field(default_factory=list)
+
+
+@final
+class KnapsackSampler(optuna.samplers.BaseSampler):
+    """Proposes allocations of one choice for each item, for two objectives: drop (minimise) and speedup (maximise).
+
+    On its own in any Optuna study::
+
+        items = [Item("layer1", (Choice({"layer1": 0}, 0, 0), Choice({"layer1": 1}, 0.02, 0.11), ...)), ...]
+        sampler = hwprune.KnapsackSampler(items)
+        study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+
+    The objective calls ``suggest_int`` or ``suggest_categorical`` with the names and ranges of `distributions`. If it sets the
+    user attribute ``divergence`` (mean KL to the dense outputs), that guides the search instead of the drop, which is coarse.
+
+    Args:
+        items: what is decided on; see `Item`. Dominated choices are left out of the knapsack.
+        coupled: ((unit, unit) -> (level, level) -> share of the time saved beyond the sum), for units named in `Choice.levels`.
+        limits: see `Limits`.
+        seed: draws follow from it and the trial's number.
+        explore: False: only the sweep of optima under the prior, as often as there are trials (the plain knapsack).
+        trials: how many trials are planned; only the plain sweep needs to know.
+        space: Optuna's distributions, if they allow more values than the choices name.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        coupled: Mapping[tuple[str, str], Array] | None = None,
+        limits: Limits | None = None,
+        seed: int = 0,
+        explore: bool = True,
+        trials: int = 40,
+        space: Mapping[str, BaseDistribution] | None = None,
+    ) -> None:
+        if not items:
+            raise ValueError("a knapsack needs at least one item")
+        self.items = tuple(items)
+        self.limits = limits or Limits()
+        self.seed, self.explore, self.trials = seed, explore, trials
+        self._space = dict(space or {})
+        self._errors = [np.array([c.error for c in item.choices]) for item in self.items]
+        self._saved = [np.array([c.saved for c in item.choices]) for item in self.items]
+        self._bytes = [np.array([c.bytes_saved for c in item.choices]) for item in self.items]
+        self._gram = _gram(self.items)
+        self._pairs = _pairs(self.items, coupled or {})
+        self._useful = [
+            undominated((-saved).tolist(), errors.tolist()) for saved, errors in zip(self._saved, self._errors, strict=True)
+        ]
+        self._keys = [tuple(sorted(item.choices[0].parameters)) for item in self.items]
+        self._places = [
+            {tuple(c.parameters[k] for k in keys): i for i, c in reversed(list(enumerate(item.choices)))}
+            for item, keys in zip(self.items, self._keys, strict=True)
+        ]
+        self._independent = optuna.samplers.RandomSampler(seed=seed)
+        self._read: dict[int, tuple[Any, ...]] = {}
+        self.divergence_model = ErrorModel(self._errors, self._gram)
+        self.ratio_model = RatioModel(self._saved)
+        # Of classifiers ten points are lost at some 0.4 nats; only the first proposals depend on it.
+        self.drop_model = DropModel(1.5 * self.limits.reference_drop)
+
+    # -- Optuna's side -----------------------------------------------------------------------
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distribution of every parameter that the choices name."""
+        if self._space:
+            return dict(self._space)
+        values: dict[str, list[Any]] = {}
+        for item in self.items:
+            for choice in item.choices:
+                for name, value in choice.parameters.items():
+                    known = values.setdefault(name, [])
+                    if value not in known:
+                        known.append(value)
+        found: dict[str, BaseDistribution] = {}
+        for name, known in values.items():
+            whole = all(isinstance(v, int) and not isinstance(v, bool) for v in known)
+            found[name] = IntDistribution(min(known), max(known)) if whole else CategoricalDistribution(tuple(known))
+        return found
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        return self.distributions()
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The proposal; where the user asks for fewer parameters than the items name, the others are ignored."""
+        chosen, why = self.propose(study, trial.number)
+        study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, why)
+        parameters: dict[str, Any] = {}
+        for item, option in zip(self.items, chosen, strict=True):
+            parameters |= dict(item.choices[option].parameters)
+        return {name: value for name, value in parameters.items() if name in search_space or not search_space}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        self._independent.reseed_rng()
+
+    # -- what was evaluated ------------------------------------------------------------------
+
+    def _allocation(self, parameters: Mapping[str, Any]) -> Array | None:
+        """The choices that a trial's parameters say; None if they say none of ours."""
+        found = []
+        for keys, places in zip(self._keys, self._places, strict=True):
+            place = places.get(tuple(parameters.get(key) for key in keys))
+            if place is None:
+                return None
+            found.append(place)
+        return np.array(found, dtype=int)
+
+    def _history(self, study: optuna.Study, number: int) -> _Seen:
+        seen = _Seen()
+        # `Study.get_trials` would give each thread's own older snapshot.
+        for trial in study._storage.get_all_trials(study._study_id, deepcopy=False):
+            if trial.number == number:
+                continue
+            if trial.state in (TrialState.RUNNING, TrialState.WAITING):
+                chosen = self._allocation(_planned(trial))
+                if chosen is not None and trial.number < number:
+                    seen.running.append(chosen)
+                    seen.keys.add(chosen.tobytes())
+                continue
+            if trial._trial_id not in self._read:
+                self._read[trial._trial_id] = self._facts(trial)
+            chosen, divergence, weight, drop, ratio, sd, kind = self._read[trial._trial_id]
+            if chosen is None:
+                continue
+            seen.keys.add(chosen.tobytes())
+            if divergence is None and drop is None:
+                continue
+            for name, value in zip(
+                ("chosen", "divergence", "weight", "drop", "ratio", "ratio_sd", "kind"),
+                (chosen, divergence, weight, np.nan if drop is None else drop, np.nan if ratio is None else ratio, sd, kind),
+                strict=True,
+            ):
+                getattr(seen, name).append(value)
+        return seen
+
+    def _facts(self, trial: FrozenTrial) -> tuple[Any, ...]:
+        chosen = self._allocation(trial.params)
+        values = trial.values if trial.state == TrialState.COMPLETE else None
+        drop = float(values[0]) if values else None
+        ratio = 1 / float(values[1]) if values and values[1] > 0 else None
+        given = trial.user_attrs.get(DIVERGENCE)
+        divergence = max(float(given), 0.0) if given is not None else (None if drop is None else max(drop, 0.0))
+        weight = float(trial.user_attrs.get(DIVERGENCE_WEIGHT, 1.0))
+        sd = float(trial.user_attrs.get("ratio_sd", 0.0))
+        kind = str(trial.system_attrs.get(PROPOSAL, {}).get("kind", ""))
+        return chosen, divergence, weight, drop, ratio, sd, kind
+
+    def refit(self, study: optuna.Study, number: int) -> _Seen:
+        """Fit the three models to what is finished (trials other than ``number``)."""
+        seen = self._history(study, number)
+        count = len(self.items)
+        chosen = np.array(seen.chosen, dtype=int).reshape(len(seen.chosen), count)
+        divergence = np.array(seen.divergence)
+        drop, ratio = np.array(seen.drop), np.array(seen.ratio)
+        self.divergence_model.fit(chosen, divergence, np.array(seen.weight))
+        timed = np.isfinite(ratio)
+        self.ratio_model.fit(chosen[timed], ratio[timed], self.coupling(chosen[timed]), np.array(seen.ratio_sd)[timed])
+        scored = np.isfinite(drop)
+        self.drop_model.fit(divergence[scored], drop[scored])
+        return seen
+
+    def coupling(self, chosen: Array) -> Array:
+        """Share of the time that couplings save, for each allocation."""
+        found = np.zeros(len(chosen))
+        for (u, v), table in self._pairs.items():
+            found += table[chosen[:, u], chosen[:, v]]
+        return found
+
+    def predict(self, parameters: Mapping[str, Any]) -> dict[str, float] | None:
+        """What is believed of a candidate: divergence, drop, ratio and its standard deviation. `refit` comes first."""
+        chosen = self._allocation(parameters)
+        if chosen is None:
+            return None
+        one = chosen[None]
+        logs = self.divergence_model.samples(one, np.random.default_rng(0), 2)[0]
+        ratio, sd = self.ratio_model.predict(one, self.coupling(one))
+        divergence = float(np.exp(logs[0])) if chosen.any() else 0.0
+        return {
+            "divergence": divergence, "drop": float(self.drop_model(np.array([divergence]))[0]), "ratio": float(ratio[0]),
+            "ratio_sd": float(sd[0]),
+        }  # fmt: skip
+
+    # -- proposals ---------------------------------------------------------------------------
+
+    def propose(self, study: optuna.Study, number: int) -> tuple[list[int], dict[str, Any]]:
+        """The next allocation, and why."""
+        draw = np.random.default_rng([self.seed, number])
+        seen = self.refit(study, number)
+        if not self.explore:
+            return self._plain(seen, number, draw)
+        done = len(seen.chosen)
+        if self._gram is None and done < SWEEP and (first := self._sweep(seen, done)) is not None:
+            return first
+        pool, kinds = self._pool(seen, draw)
+        if not len(pool):
+            return self._anything(seen, draw)
+        gain, ratio, sd, logs = self._value(pool, seen, draw)
+        best = int(np.argmax(gain))
+        return pool[best].tolist(), {
+            "kind": kinds[best], "gain": float(gain[best]), "ratio": float(ratio[best]), "ratio_sd": float(sd[best]),
+            "divergence": float(np.exp(logs[best])),
+        }  # fmt: skip
+
+    def _optima(self, errors: Sequence[Array], budgets: Array) -> list[list[int]]:
+        """Optimal allocations for budgets (shares of dense), under the corrected prices; those that fit, each once."""
+        corrected = self.ratio_model.corrected()
+        times = [-saved[useful] for saved, useful in zip(corrected, self._useful, strict=True)]
+        costs = [error[useful] for error, useful in zip(errors, self._useful, strict=True)]
+        pairs = {(u, v): -table[np.ix_(self._useful[u], self._useful[v])] for (u, v), table in self._pairs.items()}
+        needed = self.limits.min_bytes_saved
+        found: list[list[int] | None]
+        if needed is None:
+            found = Allocation(times, costs, pairs).solve(budgets - 1)
+        else:
+            sizes = [-saved[useful] for saved, useful in zip(self._bytes, self._useful, strict=True)]
+            found = [
+                solve_limits(costs, [times, sizes], [budget - 1, -needed]) for budget in budgets[:: max(1, len(budgets) // 12)]
+            ]
+        unique: dict[tuple[int, ...], None] = {}
+        for chosen in found:
+            if chosen is not None:
+                unique[tuple(useful[o] for useful, o in zip(self._useful, chosen, strict=True))] = None
+        return [list(one) for one in unique]
+
+    def _range(self) -> tuple[float, float]:
+        """Ratios that can be reached."""
+        corrected = self.ratio_model.corrected()
+        low = 1 - sum(float(saved.max()) for saved in corrected) - sum(max(0.0, float(t.max())) for t in self._pairs.values())
+        return max(low, 0.02), self.limits.reference[1]
+
+    def _sweep(self, seen: _Seen, done: int) -> tuple[list[int], dict[str, Any]] | None:
+        """Until the scale of the divergence is known: bisect the ratios for the drop that is still of interest."""
+        low, high = self._range()
+        wanted = self.limits.reference[0]
+        ratios = [r for r in seen.ratio if np.isfinite(r)]
+        bad = [r for r, d in zip(seen.ratio, seen.drop, strict=True) if np.isfinite(r) and d >= wanted]
+        good = [r for r, d in zip(seen.ratio, seen.drop, strict=True) if np.isfinite(r) and d < wanted]
+        floor = max(bad, default=low)
+        if done == 0:
+            target = 0.45 * low + 0.55 * high
+        elif not good:
+            target = (floor + high) / 2
+        else:  # the widest gap between what is too bad and dense
+            edges = sorted([floor, *[r for r in ratios if r > floor], high])
+            gaps = [(b - a, (a + b) / 2) for a, b in pairwise(edges)]
+            target = max(gaps)[1]
+        for allocation in self._optima(self._sensible(), np.linspace(target, high, 12)):
+            if np.array(allocation).tobytes() not in seen.keys and any(allocation):
+                return allocation, {"kind": "sweep", "ratio": target}
+        return None
+
+    def _sensible(self, draw: np.random.Generator | None = None) -> list[Array]:
+        """Errors of the options under the sensitivities that are believed (or drawn)."""
+        factors = self.divergence_model.sensitivities(draw)
+        return [errors * factor for errors, factor in zip(self._errors, factors, strict=True)]
+
+    def _plain(self, seen: _Seen, number: int, draw: np.random.Generator) -> tuple[list[int], dict[str, Any]]:
+        """Evenly spaced budgets, the prior's optima, nothing learned."""
+        low, high = self._range()
+        budgets = np.linspace(high, low, self.trials + 2)[1:-1]
+        place = number % len(budgets)
+        order = np.argsort(np.abs(np.arange(len(budgets)) - place))
+        for at in order:
+            for allocation in self._optima(self._errors, budgets[at : at + 1]):
+                if any(allocation) and np.array(allocation).tobytes() not in seen.keys:
+                    return allocation, {"kind": "plain", "ratio": float(budgets[at])}
+        return self._anything(seen, draw)
+
+    def _pool(self, seen: _Seen, draw: np.random.Generator) -> tuple[Array, list[str]]:
+        """Allocations that were not proposed yet: optima under several beliefs, and moves around the front."""
+        low, high = self._range()
+        budgets = np.linspace(low, high, BUDGETS)
+        pool: dict[bytes, tuple[Array, str]] = {}
+
+        def add(allocation: Sequence[int], kind: str) -> None:
+            one = np.array(allocation, dtype=int)
+            key = one.tobytes()
+            if key not in seen.keys and one.any():
+                pool.setdefault(key, (one, kind))
+
+        for allocation in self._optima(self._sensible(), budgets):
+            add(allocation, "mean")
+        drawn = DRAWS if self.divergence_model.correlation < TRUSTED else max(1, DRAWS // 2)
+        for _ in range(drawn):
+            for allocation in self._optima(self._sensible(draw), budgets):
+                add(allocation, "thompson")
+        for origin, kind, allocation in self._moves(seen, draw):
+            del origin
+            add(allocation, kind)
+        if not pool:
+            return np.zeros((0, len(self.items)), dtype=int), []
+        rows = np.stack([one for one, _ in pool.values()])
+        kinds = [kind for _, kind in pool.values()]
+        if (needed := self.limits.min_bytes_saved) is not None:
+            saved = sum(self._bytes[u][rows[:, u]] for u in range(len(self.items)))
+            fits = np.asarray(saved) >= needed
+            rows, kinds = rows[fits], [kind for kind, fit in zip(kinds, fits, strict=True) if fit]
+        return rows, kinds
+
+    def _moves(self, seen: _Seen, draw: np.random.Generator) -> list[tuple[int, str, list[int]]]:
+        """Front members with up to `RADIUS` pairs of items changed: one takes a slower option, another a faster one."""
+        members = self._front_members(seen)
+        if not members:
+            return []
+        radius = self._radius(seen)
+        found = []
+        for step in range(MOVES):
+            origin = members[step % len(members)]
+            chosen = seen.chosen[origin].tolist()
+            for _ in range(int(draw.integers(1, radius + 1))):
+                u, v = draw.choice(len(self.items), 2, replace=len(self.items) < 2)
+                for item, faster in ((int(u), True), (int(v), False)):
+                    options = self._useful[item]  # fastest first
+                    at = options.index(chosen[item]) if chosen[item] in options else len(options) - 1
+                    to = at - 1 if faster else at + 1
+                    if 0 <= to < len(options) and (faster or draw.random() < 0.7):
+                        chosen[item] = options[to]
+            found.append((origin, "move", chosen))
+        return found
+
+    def _front_members(self, seen: _Seen) -> list[int]:
+        scored = [i for i, (d, r) in enumerate(zip(seen.drop, seen.ratio, strict=True)) if np.isfinite(d) and np.isfinite(r)]
+        smooth = self.drop_model(np.array([seen.divergence[i] for i in scored])).tolist()
+        order = sorted(zip(scored, smooth, strict=True), key=lambda pair: (pair[1], seen.ratio[pair[0]]))
+        members, best = [], np.inf
+        for i, drop in order:
+            if seen.ratio[i] < best and drop < self.limits.reference[0]:
+                best = seen.ratio[i]
+                members.append(i)
+        return members
+
+    def _radius(self, seen: _Seen) -> int:
+        """Shrinks while moves fail, grows while they succeed (a trust region)."""
+        front = set(self._front_members(seen))
+        radius, failures, successes = float(RADIUS), 0, 0
+        for i, kind in enumerate(seen.kind):
+            if kind != "move":
+                continue
+            if i in front:
+                successes, failures = successes + 1, 0
+            else:
+                successes, failures = 0, failures + 1
+            if failures >= PATIENCE:
+                radius, failures = max(1.0, radius / 2), 0
+            if successes >= REWARD:
+                radius, successes = min(2.0 * RADIUS, radius * 1.5), 0
+        return max(1, round(radius))
+
+    def _value(self, pool: Array, seen: _Seen, draw: np.random.Generator) -> tuple[Array, Array, Array, Array]:
+        """Expected hypervolume gain of each allocation, with its predicted ratio, deviation and ln KL."""
+        logs = self.divergence_model.samples(pool, draw, SAMPLES)
+        ratio, sd = self.ratio_model.predict(pool, self.coupling(pool))
+        ratios = ratio[None] + sd[None] * draw.standard_normal((SAMPLES, len(pool)))
+        drops = self.drop_model(np.exp(logs))
+        front = self._beliefs(seen)
+        gain = improvement(drops, np.maximum(ratios, 0.01), front, self.limits.reference).mean(axis=0)
+        return gain, ratio, sd, logs[0]
+
+    def _beliefs(self, seen: _Seen) -> Array:
+        """(drop, ratio) of what was evaluated, drops smoothed; of what is running, as predicted."""
+        points = [
+            (float(self.drop_model(np.array([k]))[0]), r)
+            for k, d, r in zip(seen.divergence, seen.drop, seen.ratio, strict=True)
+            if np.isfinite(d) and np.isfinite(r)
+        ]
+        if seen.running:
+            rows = np.stack(seen.running)
+            logs = self.divergence_model.samples(rows, np.random.default_rng(0), 2)[0]
+            ratio, _ = self.ratio_model.predict(rows, self.coupling(rows))
+            points += list(zip(self.drop_model(np.exp(logs)).tolist(), ratio.tolist(), strict=True))
+        return np.array(points, dtype=float).reshape(-1, 2)
+
+    def _anything(self, seen: _Seen, draw: np.random.Generator) -> tuple[list[int], dict[str, Any]]:
+        """Something that was not proposed yet, near the front if possible; the space may be exhausted."""
+        chosen = [0] * len(self.items)
+        for attempt in range(400):
+            start = seen.chosen[int(draw.integers(len(seen.chosen)))].tolist() if seen.chosen and attempt < 200 else None
+            chosen = start or [int(draw.integers(len(item.choices))) for item in self.items]
+            item = int(draw.integers(len(self.items)))
+            chosen[item] = int(draw.integers(len(self.items[item].choices)))
+            if np.array(chosen, dtype=int).tobytes() not in seen.keys and any(chosen):
+                break
+        return chosen, {"kind": "anything"}
+
+
+def _planned(trial: FrozenTrial) -> Mapping[str, Any]:
+    """Parameters of a trial that is not finished, as far as they are known."""
+    fixed = trial.system_attrs.get("fixed_params")
+    return trial.params or (fixed if isinstance(fixed, dict) else {})
+
+
+def _gram(items: Sequence[Item]) -> Array | None:
+    """(all options, all options): inner products of responses over 2; None if too many, or an item has none."""
+    choices = [choice for item in items for choice in item.choices]
+    if len(choices) > 4000 or not any(choice.response is not None for choice in choices):
+        return None
+    count = max(len(c.response) for c in choices if c.response is not None)
+    rows = np.stack([np.zeros(count) if c.response is None else c.response for c in choices])
+    found: Array = rows @ rows.T / (2 * count)
+    # What has an error but no response stands alone.
+    alone = np.array([c.error if c.response is None else 0.0 for c in choices])
+    found[np.diag_indices_from(found)] += alone
+    return found
+
+
+def _pairs(items: Sequence[Item], coupled: Mapping[tuple[str, str], Array]) -> dict[tuple[int, int], Array]:
+    """Couplings between units as couplings between items (or, inside one item, left to its choices' own savings)."""
+    where = {unit: place for place, item in enumerate(items) for choice in item.choices for unit, _ in choice.levels}
+    found: dict[tuple[int, int], Array] = {}
+    for (one, other), given in coupled.items():
+        if where.get(one, 0) == where.get(other, 0) or one not in where or other not in where:
+            continue
+        turned = where[one] > where[other]
+        a, b, table = (other, one, given.T) if turned else (one, other, given)
+        u, v = where[a], where[b]
+        own = found.setdefault((u, v), np.zeros((len(items[u].choices), len(items[v].choices))))
+        for i, first in enumerate(items[u].choices):
+            for j, second in enumerate(items[v].choices):
+                level_a, level_b = dict(first.levels).get(a, 0), dict(second.levels).get(b, 0)
+                own[i, j] += table[level_a, level_b]
+    return found
+
+
+Make = Callable[[int], optuna.samplers.BaseSampler]

@@ -1,0 +1,277 @@
+"""What the search believes of candidates that it has not evaluated: divergence, latency ratio and drop, with uncertainty.
+
+Three small models, each refitted from all finished trials in milliseconds.
+
+* Divergence: ln KL = alpha + beta ln(sum over items e^theta_u phi_u(x)); phi_u is the item's share of the Fisher
+  quadratic (with its interactions, see `hwprune.sensitivity`). Gaussian posterior of (alpha, beta, theta) by Gauss-Newton; the
+  prior theta ~ N(0, 0.35) trusts the quadratic, and is widened where its ranking of the evaluated candidates turns out poor
+  (methods 5.5).
+* Latency ratio: 1 - sum over items of savings, times (1 + global + item + option), Bayesian linear regression with priors of 30,
+  15 and 10 %: every whole-model measurement corrects the table.
+* Drop: a monotone function of the divergence (isotonic regression), because the metric of a thousand examples moves in steps and
+  the divergence does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+TIGHT, WIDE = 0.35, 1.0
+"""Prior standard deviations of theta."""
+TRUSTED = 0.95
+"""Rank correlation of predicted and evaluated divergence from which the prior is trusted."""
+FISHER_SCALE = 0.4
+"""True KL over the Fisher quadratic, as far as it is the same from network to network (methods 9.3)."""
+KL_NOISE = 0.12
+"""Of ln KL: what the model can't express, beside sampling."""
+KL_FLOOR = 1e-6
+RATIO_NOISE = 0.01
+"""Of a measured ratio: session effects (`hwprune.latency.paired`)."""
+MOST_OPTIONS = 800
+"""Options up to which each has a correction of its own."""
+
+
+@dataclass(slots=True)
+class ErrorModel:
+    """Divergence of allocations.
+
+    Args:
+        errors: item -> (options,), prior divergence (any common scale) of each option alone.
+        gram: (all options, all options), the Fisher quadratic's inner products; its diagonal equals the errors. None: no
+            interactions are known.
+    """
+
+    errors: Sequence[Array]
+    gram: Array | None = None
+    correlation: float = field(init=False, default=1.0)
+    """Rank correlation of the prior with what was evaluated."""
+    noise: float = field(init=False, default=KL_NOISE)
+    _mean: Array = field(init=False, default_factory=lambda: np.zeros(0))
+    _covariance: Array = field(init=False, default_factory=lambda: np.zeros((0, 0)))
+    _starts: Array = field(init=False, default_factory=lambda: np.zeros(0, dtype=int))
+
+    def __post_init__(self) -> None:
+        sizes = [len(e) for e in self.errors]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
+        self._mean, self._covariance = self._prior(TIGHT)
+
+    def _prior(self, sd: float) -> tuple[Array, Array]:
+        count = len(self.errors)
+        scale, scale_sd = (np.log(FISHER_SCALE), 0.7) if self.gram is not None else (0.0, 2.0)
+        return np.concatenate([[scale, 1.0], np.zeros(count)]), np.diag([scale_sd**2, 0.15**2, *[sd**2] * count])
+
+    def contributions(self, chosen: Array) -> Array:
+        """phi: (allocations, items), the items' shares of the predicted divergence; never negative."""
+        count, items = chosen.shape
+        own = np.stack([self.errors[u][chosen[:, u]] for u in range(items)], axis=1) if items else np.zeros((count, 0))
+        if self.gram is None:
+            return own
+        places = chosen + self._starts
+        found = np.empty_like(own)
+        for row in range(0, count, 256):
+            part = places[row : row + 256]
+            inner = self.gram[part[:, :, None], part[:, None, :]]
+            found[row : row + 256] = inner.sum(axis=2)
+        # What others cancel of an option is believed to a point only: far out the quadratic is wrong.
+        return np.maximum(found, 0.2 * own)
+
+    def fit(self, chosen: Array, divergence: Array, weights: Array) -> None:
+        """Update with evaluated candidates; ``weights``: how much each counts against one on the whole split."""
+        prior_mean, prior = self._prior(TIGHT)
+        used = divergence > 0
+        if not used.any():
+            self._mean, self._covariance = prior_mean, prior
+            return
+        phi = self.contributions(chosen[used])
+        y = np.log(np.maximum(divergence[used], KL_FLOOR))
+        w = weights[used]
+        some = phi.sum(axis=1) > 0
+        phi, y, w = phi[some], y[some], w[some]
+        if not len(y):
+            return
+        self.correlation = _ranks(phi.sum(axis=1), y) if len(y) >= 8 else 1.0
+        prior_mean, prior = self._prior(TIGHT if self.correlation >= TRUSTED else WIDE)
+        precision = np.diag(1 / np.diag(prior))
+        mean = prior_mean.copy()
+        mean[0] = float(np.median(y - np.log(phi.sum(axis=1))))
+        self.noise = KL_NOISE  # nothing is carried over: a resumed search must come to the same
+        for _ in range(8):
+            scaled = phi * np.exp(mean[2:])
+            total = scaled.sum(axis=1)
+            logs = np.log(total)
+            jacobian = np.concatenate([np.ones((len(y), 1)), logs[:, None], mean[1] * scaled / total[:, None]], axis=1)
+            residual = y - (mean[0] + mean[1] * logs)
+            heft = w / self.noise**2
+            information = precision + jacobian.T @ (heft[:, None] * jacobian)
+            step = np.linalg.solve(information, jacobian.T @ (heft * residual) + precision @ (prior_mean - mean))
+            mean = mean + np.clip(step, -1.0, 1.0)
+            mean[1] = float(np.clip(mean[1], 0.5, 2.0))
+            if np.abs(step).max() < 1e-4:
+                break
+        if len(y) >= 8:
+            freedom = max(len(y) - np.trace(np.linalg.solve(information, information - precision)), len(y) / 3)
+            self.noise = float(np.clip(np.sqrt((w * residual**2).sum() / freedom), 0.05, 1.0))
+        self._mean, self._covariance = mean, np.linalg.inv(information)
+
+    def sensitivities(self, draw: np.random.Generator | None = None) -> Array:
+        """e^theta of the items: the posterior mean's, or of one draw (Thompson sampling)."""
+        theta = self._mean if draw is None else self._draw(draw, 1)[0]
+        found: Array = np.exp(np.clip(theta[2:], -3, 3))
+        return found
+
+    def samples(self, chosen: Array, draw: np.random.Generator, count: int) -> Array:
+        """(count, allocations) of ln KL from the posterior; the first row is its mean."""
+        phi = np.maximum(self.contributions(chosen), 1e-12)
+        thetas = np.concatenate([self._mean[None], self._draw(draw, count - 1)])
+        total = phi @ np.exp(np.clip(thetas[:, 2:], -3, 3)).T  # (allocations, count)
+        found: Array = thetas[:, :1] + thetas[:, 1:2] * np.log(total.T)
+        found[1:] += self.noise * draw.standard_normal((count - 1, len(chosen)))
+        return found
+
+    def _draw(self, draw: np.random.Generator, count: int) -> Array:
+        root = np.linalg.cholesky(self._covariance + 1e-10 * np.eye(len(self._mean)))
+        found: Array = self._mean + draw.standard_normal((count, len(self._mean))) @ root.T
+        return found
+
+
+@dataclass(slots=True)
+class RatioModel:
+    """Latency of allocations as a share of the dense model's.
+
+    Args:
+        saved: item -> (options,), the share that each option saves by the table.
+    """
+
+    saved: Sequence[Array]
+    _mean: Array = field(init=False, default_factory=lambda: np.zeros(0))
+    _root: Array = field(init=False, default_factory=lambda: np.zeros((0, 0)))
+    _starts: Array = field(init=False, default_factory=lambda: np.zeros(0, dtype=int))
+    _own: bool = field(init=False, default=True)
+
+    def __post_init__(self) -> None:
+        sizes = [len(s) for s in self.saved]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
+        self._own = sum(sizes) <= MOST_OPTIONS
+        self.fit(np.zeros((0, len(sizes)), dtype=int), np.zeros(0), np.zeros(0), np.zeros(0))
+
+    def _features(self, chosen: Array) -> Array:
+        count, items = chosen.shape
+        own = np.stack([self.saved[u][chosen[:, u]] for u in range(items)], axis=1) if items else np.zeros((count, 0))
+        parts = [own.sum(axis=1, keepdims=True), own]
+        if self._own:
+            single = np.zeros((count, sum(len(s) for s in self.saved)))
+            np.put_along_axis(single, chosen + self._starts, own, axis=1)
+            parts.append(single)
+        return np.concatenate(parts, axis=1)
+
+    def fit(self, chosen: Array, ratios: Array, coupled: Array, sd: Array) -> None:
+        """Update with measured ratios; ``coupled``: what couplings save; ``sd``: of each measurement."""
+        items, options = len(self.saved), sum(len(s) for s in self.saved)
+        spread = np.array([0.3, *[0.15] * items, *([0.1] * options if self._own else [])])
+        information = np.diag(spread**-2.0)
+        right = np.zeros(len(spread))
+        if len(chosen):
+            features = self._features(chosen)
+            heft = 1 / (RATIO_NOISE**2 * ratios**2 + sd**2)
+            # Residuals beside the table's own word; what is fitted is the correction.
+            residual = (1 - ratios) - features[:, 0] - coupled
+            information = information + features.T @ (heft[:, None] * features)
+            right = features.T @ (heft * residual)
+        factor = np.linalg.cholesky(information)
+        self._mean = np.linalg.solve(information, right)
+        self._root = np.linalg.inv(factor)
+
+    def predict(self, chosen: Array, coupled: Array) -> tuple[Array, Array]:
+        """(ratios, standard deviations) of a new measurement."""
+        features = self._features(chosen)
+        mean = 1 - features[:, 0] - coupled - features @ self._mean
+        sd = np.sqrt(((features @ self._root.T) ** 2).sum(axis=1))
+        ratio = np.maximum(mean, 0.01)
+        return ratio, np.hypot(sd, RATIO_NOISE * ratio)
+
+    def corrected(self) -> list[Array]:
+        """What each option saves by now, item by item: for the knapsack."""
+        found = []
+        for u, saved in enumerate(self.saved):
+            factor = 1 + self._mean[0] + self._mean[1 + u]
+            own = self._mean[1 + len(self.saved) + self._starts[u] :][: len(saved)] if self._own else 0.0
+            found.append(saved * (factor + own))
+        return found
+
+
+@dataclass(slots=True)
+class DropModel:
+    """Drop of the metric as a monotone function of the divergence, through (0, 0).
+
+    Args:
+        scale: drop at a divergence of 1, as long as nothing is known; beyond what is known, the last slope goes on.
+    """
+
+    scale: float = 0.15
+    _x: Array = field(init=False, default_factory=lambda: np.zeros(1))
+    _y: Array = field(init=False, default_factory=lambda: np.zeros(1))
+
+    def fit(self, divergence: Array, drop: Array) -> None:
+        """Pool adjacent violators over sqrt(KL), then straight lines between the means of the pools."""
+        order = np.argsort(divergence)
+        x, y = np.sqrt(np.maximum(divergence[order], 0)), drop[order]
+        pools: list[list[float]] = [[0.0, 0.0, 3.0]]  # (sum of x, sum of y, weight): the dense model counts thrice
+        for a, b in zip(x.tolist(), y.tolist(), strict=True):
+            pools.append([a, b, 1.0])
+            while len(pools) > 1 and pools[-2][1] / pools[-2][2] >= pools[-1][1] / pools[-1][2]:
+                last = pools.pop()
+                pools[-1] = [p + q for p, q in zip(pools[-1], last, strict=True)]
+        # Every pool is a flat piece; its middle is a knot, so that more divergence always costs a little more.
+        self._x = np.array([p[0] / p[2] for p in pools])
+        self._y = np.array([p[1] / p[2] for p in pools])
+
+    def __call__(self, divergence: Array) -> Array:
+        x = np.sqrt(np.maximum(divergence, 0))
+        found: Array = np.interp(x, self._x, self._y)
+        if len(self._x) > 1 and self._x[-1] > 0:
+            slope = max(float(self._y[-1]) / float(self._x[-1]), 0.0)
+            found = np.where(x > self._x[-1], self._y[-1] + slope * (x - self._x[-1]), found)
+        else:
+            found = self.scale * x
+        return found
+
+
+def _ranks(a: Array, b: Array) -> float:
+    from scipy.stats import rankdata
+
+    x, y = rankdata(a), rankdata(b)
+    if x.std() == 0 or y.std() == 0:
+        return 1.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def improvement(drops: Array, ratios: Array, front: Array, reference: tuple[float, float]) -> Array:
+    """Area that single points add to a front; both objectives are minimised.
+
+    Args:
+        drops, ratios: of the same shape.
+        front: (points, 2) of (drop, ratio).
+        reference: the worst corner.
+    """
+    inside = front[(front[:, 0] < reference[0]) & (front[:, 1] < reference[1])] if len(front) else front
+    order = np.argsort(inside[:, 0]) if len(inside) else np.zeros(0, dtype=int)
+    inside = inside[order]
+    if len(inside):  # what is not dominated: falling ratio with rising drop
+        falling = np.minimum.accumulate(inside[:, 1])
+        inside = inside[np.concatenate([[True], inside[1:, 1] < falling[:-1]])]
+    # Between two neighbours on the front the old boundary is the ratio of the left one.
+    left = np.concatenate([[-np.inf], inside[:, 0]]) if len(inside) else np.array([-np.inf])
+    right = np.concatenate([inside[:, 0], [reference[0]]]) if len(inside) else np.array([reference[0]])
+    height = np.concatenate([[reference[1]], inside[:, 1]]) if len(inside) else np.array([reference[1]])
+    shape = drops.shape
+    d, r = drops.reshape(-1, 1), ratios.reshape(-1, 1)
+    width = np.maximum(right[None] - np.maximum(left[None], d), 0)
+    gain = np.maximum(height[None] - r, 0)
+    found: Array = (width * gain).sum(axis=1).reshape(shape)
+    return found

@@ -1,0 +1,141 @@
+"""Prices and items on models small enough to know what must come out. Times are made up, so that sums can be checked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hwprune
+from hwprune import target as targets
+from hwprune.probe.pieces import Pieces
+from hwprune.pruning import Pruner
+from hwprune.searching import items
+from hwprune.searching import space as spaces
+from hwprune.searching.pricing import Prices, Pricing, axis_level, by_work
+from tests.conftest import randomise, tiny_workload
+
+
+class Plain(nn.Module):
+    """Three convolutions in a row: each inner layer's time depends on two axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 64, 3, 1, 1)
+        self.b = nn.Conv2d(64, 64, 3, 1, 1)
+        self.c = nn.Conv2d(64, 64, 3, 1, 1)
+        self.fc = nn.Linear(64, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x))))))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def plain():
+    data = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return hwprune.Workload("plain", randomise(Plain()), (data[:1],), [(data, None)], [(data, None)], metric="agreement")
+
+
+def by_macs(segments):
+    return {s.signature: 1e-9 * s.macs + 1e-6 for s in segments}
+
+
+def priced(workload, name="structured"):
+    pruner = Pruner(workload)
+    space = spaces.build(spaces.load(name), pruner, targets.load("cpu"), "avx512")
+    return pruner, space, Pricing(pruner, space, Pieces(pruner), by_macs).prices()
+
+
+def test_prices_and_couplings_add_up_to_any_cut():
+    """What a combination of cuts saves is the sum of what each saves and of the pairs' couplings: MACs of a chain are bilinear."""
+    pruner, space, prices = priced(plain())
+    pieces = Pieces(pruner)
+    knobs = {knob.unit: knob for knob in space.knobs}
+    assert set(knobs) == {"a.weight:0", "b.weight:0", "c.weight:0"}
+    assert set(prices.coupled) == {("a.weight:0", "b.weight:0"), ("b.weight:0", "c.weight:0")}
+    dense = sum(by_macs([s])[s.signature] for s in pieces.segments(pieces.cut({})))
+    draw = np.random.default_rng(0)
+    for _ in range(6):
+        levels = {unit: int(draw.integers(0, knob.depth + 1)) for unit, knob in knobs.items()}
+        counts = {}
+        for unit, level in levels.items():
+            counts |= axis_level(knobs[unit], level)[0]
+        real = 1 - sum(by_macs([s])[s.signature] for s in pieces.segments(pieces.cut(counts))) / dense
+        told = sum(prices.saved[unit, level] for unit, level in levels.items() if level)
+        told += sum(float(table[levels[a], levels[b]]) for (a, b), table in prices.coupled.items())
+        assert told == pytest.approx(real, abs=1e-9)
+
+
+def test_bytes_saved_are_those_of_the_parameters():
+    pruner, space, prices = priced(plain())
+    for knob in space.knobs:
+        for level in range(1, knob.depth + 1):
+            cut = pruner.graph.cut({knob.unit: torch.arange(64) < axis_level(knob, level)[0][knob.unit]})
+            gone = sum(p.numel() for p in pruner.graph.module.parameters()) - sum(p.numel() for p in cut.parameters())
+            assert prices.bytes_saved[knob.unit, level] == 4 * gone
+
+
+def test_uncoupled_axes_share_cuts_and_still_get_their_own_price():
+    from tests.structure.test_branches import Blocks
+
+    x = torch.randn(1, 3, 9, 9)
+    data = [(torch.randn(4, 3, 9, 9), None)]
+    workload = hwprune.Workload("blocks", randomise(Blocks(False)), (x,), data, data, metric="agreement")
+    pruner, space, prices = priced(workload)
+    assert not prices.coupled
+    pieces = Pieces(pruner)
+    dense = sum(by_macs([s])[s.signature] for s in pieces.segments(pieces.cut({})))
+    for knob in space.knobs:
+        for level in range(1, knob.depth + 1):
+            alone = pieces.segments(pieces.cut(*axis_level(knob, level)))
+            assert prices.saved[knob.unit, level] == pytest.approx(
+                1 - sum(by_macs([s])[s.signature] for s in alone) / dense, abs=1e-9
+            )
+
+
+def test_by_work_where_models_cannot_be_taken_apart():
+    pruner = Pruner(plain())
+    space = spaces.build(spaces.load("structured"), pruner, targets.load("cpu"), "avx512")
+    prices = by_work(pruner, space)
+    for (unit, level), saved in prices.saved.items():
+        counts = axis_level(next(k for k in space.knobs if k.unit == unit), level)[0]
+        assert saved == pytest.approx(1 - pruner.macs(counts) / pruner.macs({}))
+
+
+def test_a_branch_and_what_is_inside_it_are_one_item():
+    pruner = Pruner(tiny_workload())
+    space = spaces.build(spaces.load("default"), pruner, targets.load("cpu"), "avx512")
+    prices = Pricing(pruner, space, Pieces(pruner), by_macs).prices()
+    (item,) = items.build(pruner, space, prices)
+    axis, branch = "level:conv1.weight:0", next(f"level:{k.unit}" for k in space.knobs if k.role == "branch")
+    combos = [(c.parameters[axis], c.parameters[branch]) for c in item.choices]
+    assert combos[0] == (0, 0)
+    assert sorted(combos) == [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
+    dropped = item.choices[combos.index((0, 1))]
+    assert dropped.saved > max(c.saved for c, combo in zip(item.choices, combos, strict=True) if combo != (0, 1))
+    for choice in item.choices:
+        if choice.response is not None:
+            assert choice.error == pytest.approx(float(np.square(choice.response).mean()) / 2)
+    errors = [item.choices[combos.index((level, 0))].error for level in range(4)]
+    assert errors[0] == 0 and errors[1] < errors[3]
+
+
+def test_a_mask_saves_its_layers_share_of_what_was_measured_for_the_pattern():
+    pruner = Pruner(plain())
+    target = targets.load("cpu")
+    space = spaces.build(spaces.load("two-four"), pruner, target, "avx512", refused={"2:4": None})
+    pieces = Pieces(pruner)
+    prices = Pricing(pruner, space, pieces, by_macs).prices()
+    made = items.build(pruner, space, prices, {"2:4": 0.3})
+    total = sum(item.choices[1].saved for item in made)
+    covered = sum(prices.share[item.name] for item in made)
+    assert total == pytest.approx(0.3 * covered)
+    assert 0.9 < covered <= 1.0 + 1e-9
+
+
+def test_a_space_without_prices_has_no_savings():
+    pruner = Pruner(tiny_workload())
+    space = spaces.build(spaces.load("structured"), pruner, targets.load("cpu"), "avx512")
+    (item,) = items.build(pruner, space, Prices())
+    assert all(choice.saved == 0 for choice in item.choices)
