@@ -19,6 +19,8 @@ from hwprune.files import cache_folder
 
 DATA = Path(os.environ.get("HWPRUNE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 CALIBRATION = 1024
+VALIDATION = 1000
+"""Images on which candidates are scored; the rest of the split is left, so that searches take minutes."""
 
 
 class Padded(nn.Module):
@@ -119,7 +121,7 @@ def _cifar(
         model=model.eval(),
         example_inputs=(torch.zeros(1, 3, 32, 32),),
         calibration=split("train", drawn, 128),
-        validation=split("valid"),
+        validation=split("valid", slice(VALIDATION)),
         test=split("test"),
         train=split("train", size=128),
         metric="top1",

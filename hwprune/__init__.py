@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from hwprune.own_class import apply_to_module
     from hwprune.pruning import Candidate, Pruner, prune, uniform_recipe
     from hwprune.recipe import Recipe, UnitChoice
-    from hwprune.searching.loop import search
+    from hwprune.searching.knapsack import Choice, Item, KnapsackSampler
+    from hwprune.searching.loop import join, search
     from hwprune.searching.result import FrontPoint, Result
     from hwprune.statistics import LayerStatistics, Part
     from hwprune.structure.axes import Axis
@@ -35,8 +36,11 @@ _HOMES = {
     "Axis": "structure.axes",
     "AxisGraph": "structure.graph",
     "Candidate": "pruning",
+    "Choice": "searching.knapsack",
     "FrontPoint": "searching.result",
     "HwpruneError": "errors",
+    "Item": "searching.knapsack",
+    "KnapsackSampler": "searching.knapsack",
     "LayerStatistics": "statistics",
     "Method": "method",
     "Metric": "metrics",
@@ -51,6 +55,7 @@ _HOMES = {
     "UnitChoice": "recipe",
     "Workload": "workload",
     "apply_to_module": "own_class",
+    "join": "searching.loop",
     "prune": "pruning",
     "search": "searching.loop",
     "solve": "method",
@@ -62,8 +67,11 @@ __all__ = [
     "Axis",
     "AxisGraph",
     "Candidate",
+    "Choice",
     "FrontPoint",
     "HwpruneError",
+    "Item",
+    "KnapsackSampler",
     "LayerStatistics",
     "Method",
     "Metric",
@@ -79,6 +87,7 @@ __all__ = [
     "Workload",
     "apply_to_module",
     "criteria",
+    "join",
     "patterns",
     "prune",
     "search",

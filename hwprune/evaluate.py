@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,13 +20,18 @@ Outputs = list[tuple[torch.Tensor, ...]]
 """One tuple of output tensors a batch."""
 
 
-def write_samples(workload: Workload, split: str, path: Path) -> list[Any]:
-    """Store the inputs of a split as an .npz (one member a batch and input, no pickle); returns the targets."""
+def write_samples(workload: Workload, split: str, path: Path, part: slice | None = None) -> list[Any]:
+    """Store the inputs of a split as an .npz (one member a batch and input, no pickle); returns the targets.
+
+    Args:
+        part: only these batches.
+    """
     targets: list[Any] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
+    chosen = part or slice(None)
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for number, (inputs, target) in enumerate(workload.batches(split)):
+        for number, (inputs, target) in enumerate(itertools.islice(workload.batches(split), chosen.start, chosen.stop)):
             for position, tensor in enumerate(inputs):
                 _write_member(archive, f"{number:05d}.input{position}", tensor)
             if isinstance(target, torch.Tensor):
@@ -81,6 +87,40 @@ def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outpu
     if not bool(torch.isfinite(scores).all()):
         raise CandidateFailure("evaluate", f"metric {metric.name} gives NaN or infinity")
     return metric.reduce(scores)
+
+
+def divergence(metric: Metric, outputs: Outputs, dense: Outputs, classes: bool | None = None) -> Measurement:
+    """How far the outputs are from the dense model's, an example at a time; smoother than any metric of answers.
+
+    Of classifiers the KL divergence in nats, KL(dense || outputs), averaged over positions; of everything else the squared
+    difference of the first output as a share of the dense output's variance.
+
+    Args:
+        classes: do the outputs hold logits? Default: by the metric.
+
+    Raises:
+        CandidateFailure: it is not finite.
+    """
+    is_classifier = metric.name in CLASSIFIERS if classes is None else classes
+    parts = []
+    for batch, reference in zip(outputs, dense, strict=True):
+        found, wanted = batch[0].double(), reference[0].double()
+        if is_classifier and wanted.ndim >= 2:
+            dim = -1 if metric.name == "perplexity" else 1
+            expected = wanted.log_softmax(dim=dim)
+            each = (expected.exp() * (expected - found.log_softmax(dim=dim))).sum(dim=dim)
+        else:
+            each = (found - wanted).square() / wanted.var(unbiased=False).clamp(min=1e-30)
+        parts.append(each.reshape(len(each), -1).mean(dim=1) if each.ndim else each.reshape(1))
+    values = torch.cat(parts)
+    if not bool(torch.isfinite(values).all()):
+        raise CandidateFailure("evaluate", "the divergence from the dense outputs is not finite")
+    half = 1.96 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    mean = max(float(values.mean()), 0.0)  # rounding may leave less than nothing
+    return Measurement(mean, "nats" if is_classifier else "variance", max(0.0, mean - half), mean + half, len(values))
+
+
+CLASSIFIERS = ("top1", "top5", "agreement", "perplexity")
 
 
 def _scores(metric: Metric, output: Any, target: Any, examples: int) -> torch.Tensor:

@@ -25,11 +25,11 @@ def non_dominated(items: Sequence[T], objectives: Callable[[T], Objectives]) -> 
     return front[::-1]
 
 
-def layers(items: Sequence[T], objectives: Callable[[T], Objectives]) -> list[list[T]]:
-    """Non-dominated sorting: the front, then the front of the rest, and so on."""
+def layers(items: Sequence[T], objectives: Callable[[T], Objectives], most: int | None = None) -> list[list[T]]:
+    """Non-dominated sorting: the front, then the front of the rest, and so on; at most ``most`` of them."""
     rest = list(items)
-    result = []
-    while rest:
+    result: list[list[T]] = []
+    while rest and (most is None or len(result) < most):
         front = non_dominated(rest, objectives)
         chosen = {id(item) for item in front}
         rest = [item for item in rest if id(item) not in chosen]

@@ -26,6 +26,7 @@ class Template:
 
     Attributes:
         reason: why candidates are exported one by one, or None.
+        names: tensor name -> initializer name.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Template:
         """
         self._given = names or {}
         self.reason: str | None = None
+        self.names: dict[str, str] = {}
         self._graph = graph
         self._inputs = tuple(example_inputs)
         if isinstance(graph, OpaqueGraph):
@@ -55,7 +57,7 @@ class Template:
             model = onnx_tidy.prepare(export.exported(graph.module, self._inputs))
             dense = OnnxGraph(model, named=set(_tensors(graph.module)))
         self.dense = dense
-        self._names, missing = self._find()
+        self.names, missing = self._find()
         if missing:
             self.reason = f"{missing} is not among the initializers of the ONNX model"
 
@@ -79,13 +81,13 @@ class Template:
         if self.reason is not None:
             return None
         selected = self._graph.selected(keeps)
-        if not set(selected) <= set(self._names):
+        if not set(selected) <= set(self.names):
             return None
-        shapes: dict[str, list[BoolArray]] = {self._names[name]: masks for name, masks in selected.items()}
+        shapes: dict[str, list[BoolArray]] = {self.names[name]: masks for name, masks in selected.items()}
         masks = self.dense.masks_for(shapes)
         if masks is None:
             return None
-        tensors = {self._names[name]: _array(tensor) for name, tensor in _tensors(module).items() if name in self._names}
+        tensors = {self.names[name]: _array(tensor) for name, tensor in _tensors(module).items() if name in self.names}
         branches = [self._branch(name) for name in drop]
         found = [branch for branch in branches if branch is not None]
         if len(found) < len(branches):
@@ -97,10 +99,10 @@ class Template:
 
         Sums that lie inside one another may leave the same ones: then both graphs must have as many, in the same order.
         """
-        known = set(self._names.values())
+        known = set(self.names.values())
 
         def mine(branch: Branch) -> frozenset[str]:
-            return frozenset(self._names[one] for one in branch.parameters if one in self._names)
+            return frozenset(self.names[one] for one in branch.parameters if one in self.names)
 
         wanted = mine(self._graph.branch(name))
         here = [branch.name for branch in self._graph.branches if mine(branch) == wanted]
@@ -112,7 +114,7 @@ class Template:
         found = []
         for name, keep in keeps.items():
             selected = self._graph.selected({name: keep})
-            shapes = {self._names[one]: masks for one, masks in selected.items() if one in self._names}
+            shapes = {self.names[one]: masks for one, masks in selected.items() if one in self.names}
             if self.dense.masks_for(shapes) is None:
                 frozen = [
                     a.frozen for a in self.dense.axes if a.frozen and any((m[0], m[1]) in a.members for m in self._members(name))
@@ -121,7 +123,7 @@ class Template:
         return found
 
     def _members(self, axis: str) -> list[tuple[str, int]]:
-        return [(self._names.get(name, name), dim) for name, dim in self._graph.axis(axis).members]
+        return [(self.names.get(name, name), dim) for name, dim in self._graph.axis(axis).members]
 
     def _find(self) -> tuple[dict[str, str], str | None]:
         """Tensor name -> initializer name, and the first tensor that has none."""

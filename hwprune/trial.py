@@ -10,12 +10,12 @@ from hwprune.files import Table
 from hwprune.measurement import Measurement
 from hwprune.recipe import Recipe
 
-MEASURED, FAILED = "measured", "failed"
+MEASURED, FAILED, STOPPED = "measured", "failed", "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a candidate failed; ``stage`` as in `hwprune.errors.CandidateFailure`."""
+    """Why a candidate failed or was stopped early; ``stage`` as in `hwprune.errors.CandidateFailure`."""
 
     stage: str
     reason: str
@@ -26,12 +26,15 @@ class Trial:
     """One finished trial.
 
     Attributes:
-        state: ``measured`` (then metric, drop, latency, speedup, params, macs, size_bytes are there) or ``failed``.
+        state: ``measured`` (then metric, drop, latency, speedup, params, macs, size_bytes are there), ``failed``, or ``stopped``
+            early, because others are better already (then the divergence on a part of the split is there).
         metric: on the validation split, in the metric's own unit.
         drop: dense metric minus this one, in the metric's own unit and signed so that positive is worse.
         latency: seconds for one batch of the example inputs.
         speedup: dense latency / this latency, from paired measurement.
         seconds: wall time by stage.
+        divergence: from the dense outputs, see `hwprune.evaluate.divergence`; it guides the search, the metric reports.
+        predicted: what the search expected: divergence, drop, ratio of latencies.
     """
 
     number: int
@@ -47,14 +50,16 @@ class Trial:
     failure: Failure | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     origin: str = "sampler"
+    divergence: Measurement | None = None
+    predicted: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         whole = all(v is not None for v in (self.metric, self.drop, self.latency, self.speedup, self.params, self.size_bytes))
         if self.state == MEASURED and not whole:
             raise ValueError(f"trial {self.number} is called measured but lacks numbers")
-        if self.state == FAILED and self.failure is None:
-            raise ValueError(f"trial {self.number} failed without a reason")
-        if self.state not in (MEASURED, FAILED):
+        if self.state in (FAILED, STOPPED) and self.failure is None:
+            raise ValueError(f"trial {self.number} {self.state} without a reason")
+        if self.state not in (MEASURED, FAILED, STOPPED):
             raise ValueError(f"unknown trial state {self.state!r}")
 
     @property
@@ -70,10 +75,12 @@ class Trial:
             "recipe": self.recipe.to_json(),
             "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
         }
-        for name in ("metric", "latency", "speedup"):
+        for name in ("metric", "latency", "speedup", "divergence"):
             value = getattr(self, name)
             if value is not None:
                 data[name] = value.to_json()
+        if self.predicted:
+            data["predicted"] = dict(self.predicted)
         for name in ("drop", "params", "macs", "size_bytes"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
@@ -86,7 +93,7 @@ class Trial:
         table.text("digest", "")
         measured = {
             name: Measurement.from_table(table.table(name)) if table.free(name) else None
-            for name in ("metric", "latency", "speedup")
+            for name in ("metric", "latency", "speedup", "divergence")
         }
         failure = None
         if table.free("failure"):
@@ -98,7 +105,7 @@ class Trial:
         trial = cls(
             number=table.integer("number", low=0),
             recipe=Recipe.from_table(recipe),
-            state=table.text("state", choices=(MEASURED, FAILED)),
+            state=table.text("state", choices=(MEASURED, FAILED, STOPPED)),
             drop=table.optional_number("drop"),
             failure=failure,
             seconds=table.free("seconds"),
@@ -106,6 +113,8 @@ class Trial:
             metric=measured["metric"],
             latency=measured["latency"],
             speedup=measured["speedup"],
+            divergence=measured["divergence"],
+            predicted=table.free("predicted") or {},
             params=_whole(counts["params"]),
             macs=_whole(counts["macs"]),
             size_bytes=_whole(counts["size_bytes"]),

@@ -20,6 +20,17 @@ def seconds(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+_LATENCY = re.compile(r"(\d+(?:\.\d+)?)(ms|us|s)")
+
+
+def latency(text: str) -> float:
+    """2ms, 150us, 0.01s -> seconds. A bare number is refused: nobody could tell its unit."""
+    match = _LATENCY.fullmatch(text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a latency: write 2ms, 150us or 0.01s")
+    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
+
+
 def size(text: str) -> int:
     """4GB, 500MB -> bytes."""
     match = _SIZE.fullmatch(text)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from hwprune.cli import arguments as args
+
+if TYPE_CHECKING:
+    from hwprune.searching.space import SpaceFile
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +42,18 @@ def _targets() -> list[tuple[str, str]]:
 def _spaces() -> list[tuple[str, str]]:
     from hwprune.searching import space
 
-    return [(name, space.load(name).description) for name in space.names()]
+    return [(name, explained(space.load(name))) for name in space.names()]
+
+
+def explained(one: SpaceFile) -> str:
+    """What a space searches, in a sentence or two. How many recipes that is depends on the model: search and report say it."""
+    cuts = f"cuts {', '.join(one.roles)}" if one.roles else "cuts nothing"
+    masks = f"masks {', '.join(one.patterns)} where the target runs them faster" if one.patterns else "no masks"
+    levels = f"up to {one.levels} sizes an axis, at most {one.max_sparsity:.0%} of it removed" if one.roles else ""
+    more = ["repeated blocks share a decision"] if one.tie else []
+    more += [f"leaves out {', '.join(one.exclude)}"] if one.exclude else []
+    facts = "; ".join(filter(None, [cuts, levels, masks, f"by {', '.join(one.criteria)}", *more]))
+    return f"{one.description} ({facts})"
 
 
 def _criteria() -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 COMMANDS = {
     "search": "search for recipes, measure them on the target, confirm the front",
+    "worker": "join a running search, on this machine or another",
     "inspect": "what can be pruned in a model, and for what cannot, why not",
     "probe": "latency only: which sizes and patterns pay on the target, layer by layer",
     "apply": "apply one recipe, no search",

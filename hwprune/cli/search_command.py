@@ -20,6 +20,7 @@ DEFAULT = "demo:digits"
 EPILOG = """examples:
   hwprune search demo:digits --trials 40 --seed 0 --out runs/demo
   hwprune search model.py:workload width=64 --max-drop 0.01 --time 30m
+  hwprune search model.onnx --data data.npz --max-latency 2ms --max-size 20MB
   hwprune search --resume --out runs/demo --trials 80
 """
 
@@ -30,10 +31,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--space", metavar="S", help="a name of `hwprune spaces`, or the path of one (default: default)")
     parser.add_argument("--trials", type=int, metavar="N", help="different recipes to evaluate (default: 60)")
     parser.add_argument("--time", type=args.seconds, metavar="30m", help="start no trial later than this")
-    parser.add_argument("--sampler", metavar="NAME", help="a name of `hwprune samplers` (default: tpe)")
+    parser.add_argument("--sampler", metavar="NAME", help="a name of `hwprune samplers` (default: knapsack)")
     parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
     parser.add_argument("--max-drop", type=float, metavar="0.01", help="largest drop, in the metric's own unit")
     parser.add_argument("--min-speedup", type=float, metavar="1.5", help="smallest speedup")
+    parser.add_argument("--max-latency", type=args.latency, metavar="2ms", help="longest latency of one batch: 2ms, 150us, 0.01s")
+    parser.add_argument("--max-size", type=args.size, metavar="20MB", help="largest file of the model")
     parser.add_argument(
         "--recover", metavar="MODE", help="none, or compensations such as obs+sequential (default: what the model has use for)"
     )
@@ -123,6 +126,8 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
         "seed": options.seed,
         "max_drop": options.max_drop,
         "min_speedup": options.min_speedup,
+        "max_latency_s": options.max_latency,
+        "max_size": options.max_size,
         "recover": options.recover,
         "database": options.database,
         "remote": options.remote,

@@ -81,6 +81,11 @@ class Bench:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def here(self) -> bool:
+        """Does it run on this machine?"""
+        return isinstance(self._host, Local)
+
+    @property
     def clock(self) -> str:
         """The clock that ranks on this target."""
         return self._runtime.clock(runtimes.Settings(threads=self._target.threads, options=self._target.options))
@@ -100,10 +105,17 @@ class Bench:
 
     # -- models ------------------------------------------------------------------------------
 
-    def load(self, key: str, path: Path, keep: bool = False) -> None:
-        """Load a model. Raises `CandidateFailure` (stage ``run``)."""
+    def load(self, key: str, path: Path, keep: bool = False, threads: int | None = None) -> None:
+        """Load a model. Raises `CandidateFailure` (stage ``run``).
+
+        Args:
+            keep: load it again after a crash.
+            threads: others than the target's, for outputs that are not timed.
+        """
         self._awake()
         arguments = self._load_arguments(key, path)
+        if threads is not None:
+            arguments["settings"] = {**self._settings, "threads": threads}
         self._ask("run", "load", arguments)
         before, self._places[key] = self._places.get(key), arguments["path"]
         if keep:
@@ -121,11 +133,12 @@ class Bench:
         """Load the runtime's library, so that memory measured later is the model's."""
         self._ask("run", "prepare", {"runtime": self._target.runtime})
 
-    def run(self, key: str, samples: Path, out: Path) -> None:
-        """Run every batch of ``samples``; outputs go to ``out``. Raises `CandidateFailure` (stage ``run``)."""
+    def run(self, key: str, samples: Path, out: Path, first: int = 0, last: int | None = None) -> None:
+        """Run the batches [first, last) of ``samples``; outputs go to ``out``. Raises `CandidateFailure` (stage ``run``)."""
         self._awake()
         remote = self._host.out(out)
-        self._ask("run", "run", {"key": key, "samples": self._host.put(samples), "out": remote})
+        part = {"first": first, "last": last}
+        self._ask("run", "run", {"key": key, "samples": self._host.put(samples), "out": remote, **part})
         self._host.get(remote, out)
 
     def facts(self, key: str) -> dict[str, Any]:

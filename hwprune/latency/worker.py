@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import resource
@@ -125,11 +126,11 @@ class Worker:
         self._runners.pop(key, None)
         return {}
 
-    def do_run(self, key: str, samples: str, out: str) -> dict[str, Any]:
-        """Run every batch of a samples file; outputs go to ``out``."""
+    def do_run(self, key: str, samples: str, out: str, first: int = 0, last: int | None = None) -> dict[str, Any]:
+        """Run the batches [first, last) of a samples file; outputs go to ``out``."""
         runner = self._runners[key]
         with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for number, inputs in read_batches(samples):
+            for number, inputs in itertools.islice(read_batches(samples), first, last):
                 for position, array in enumerate(runner.run(inputs)):
                     with archive.open(f"{number}.{position:03d}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)

@@ -63,7 +63,7 @@ def page_data(record: Record) -> dict[str, Any]:
         "failures": [
             [str(row["number"]), row["failure"]["stage"], row["failure"]["reason"]]
             for row in record["trials"]
-            if row["state"] == "failed"
+            if row["state"] in ("failed", "stopped")
         ],
         "left_out": [[item["name"], item["reason"]] for item in record["space"]["left_out"]],
         "quality": _quality(record),

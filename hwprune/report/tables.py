@@ -18,7 +18,7 @@ FRONT_COLUMNS = (
 TRIAL_COLUMNS = (
     "trial", "state", "origin", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low",
     "speedup_ci_high", "params", "macs", "size_bytes", "clock", "contended", "throttled", "verdict", "latency_source", "seconds",
-    "failure_stage", "failure_reason",
+    "failure_stage", "failure_reason", "divergence", "divergence_unit", "predicted_divergence", "predicted_ratio", "feasible",
     "digest", "choices",
 )  # fmt: skip
 
@@ -103,6 +103,11 @@ def trials_csv(record: Record) -> str:
                 "throttled": conditions.get("throttled"),
                 "verdict": verdict_of(speedup, source) if speedup else None,
                 "latency_source": source if speedup else None,
+                "divergence": row.get("divergence", {}).get("value"),
+                "divergence_unit": row.get("divergence", {}).get("unit"),
+                "predicted_divergence": row.get("predicted", {}).get("divergence"),
+                "predicted_ratio": row.get("predicted", {}).get("ratio"),
+                "feasible": feasible(record, row),
                 "seconds": round(sum(row["seconds"].values()), 3),
                 "failure_stage": failure.get("stage"),
                 "failure_reason": failure.get("reason"),
@@ -111,6 +116,18 @@ def trials_csv(record: Record) -> str:
             }
         )
     return _csv(TRIAL_COLUMNS, rows)
+
+
+def feasible(record: Record, row: dict[str, Any]) -> bool | None:
+    """Does a trial meet the job's constraints, by what the search measured? None if it was not measured."""
+    if row["state"] != "measured":
+        return None
+    job = record["job"]
+    limits = (
+        (job.get("max_drop"), row["drop"], 1), (job.get("min_speedup"), row["speedup"]["value"], -1),
+        (job.get("max_latency_s"), row["latency"]["value"], 1), (job.get("max_size"), row["size_bytes"], 1),
+    )  # fmt: skip
+    return all(limit is None or sign * value <= sign * limit for limit, value, sign in limits)
 
 
 def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:

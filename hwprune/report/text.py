@@ -49,9 +49,13 @@ def summary(record: Record, width: int = 100) -> str:
 
 def verdict(record: Record) -> str:
     """One sentence on what the search found."""
-    failed = sum(1 for row in record["trials"] if row["state"] == "failed")
-    failures = f", {failed} of them failed" if failed else ""
-    start = f"{record['workload']['name']} on {record['target']['name']}: {len(record['trials'])} candidates{failures}"
+    counts = {state: sum(1 for row in record["trials"] if row["state"] == state) for state in ("failed", "stopped")}
+    words = {"failed": "failed", "stopped": "stopped early"}
+    ends = " and ".join(f"{count} {words[state]}" for state, count in counts.items() if count)
+    start = (
+        f"{record['workload']['name']} on {record['target']['name']}: {len(record['trials'])} candidates of "
+        f"{recipes(record['space']['size_log10'])} recipes{f' ({ends})' if ends else ''}"
+    )
     if not record["finished"]:
         return f"{start}; the search is not finished."
     if not record["front"]:
@@ -67,6 +71,11 @@ def verdict(record: Record) -> str:
         f"{start}; a front of {len(record['front'])} from {units.speedup(low['speedup']['value'])} to "
         f"{units.speedup(high['speedup']['value'])}, scored on the {split} split and {how}. {_recommendation(record)}"
     )
+
+
+def recipes(size_log10: float) -> str:
+    """The size of a search space: 5832, or 10^16.6."""
+    return f"10^{size_log10:.1f}" if size_log10 > 6 else f"{round(10**size_log10):d}"
 
 
 def recommended(record: Record) -> int:

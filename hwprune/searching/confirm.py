@@ -12,18 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hwprune import front
+from hwprune import compensation, front, patterns, units
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency import fresh
 from hwprune.latency.bench import Bench
 from hwprune.latency.source import MEASURED
 from hwprune.measurement import Measurement
+from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluator import Evaluator
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
+from hwprune.searching.store import Store
 from hwprune.trial import Trial
 
 MOST_FINALISTS = 8
+ROUNDS = 4
+"""Rounds of measuring who moved up."""
+SEQUENTIAL = "sequential"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +66,30 @@ def objectives(trial: Trial) -> tuple[float, float]:
     return trial.drop, trial.speedup.value
 
 
-def feasible(drop: float, speedup: float, max_drop: float | None, min_speedup: float | None) -> bool:
-    return (max_drop is None or drop <= max_drop) and (min_speedup is None or speedup >= min_speedup)
+def standing(trial: Trial) -> tuple[float, float]:
+    """(divergence, speedup): what decides who is a finalist.
+
+    The drop on a thousand examples is good to half a point or so; a front by it keeps the lucky and loses the rest. The
+    divergence of the same outputs ranks candidates by something that is not noise.
+    """
+    drop, speedup = objectives(trial)
+    return drop if trial.divergence is None else trial.divergence.value, speedup
 
 
-def finalists(trials: Sequence[Trial], max_drop: float | None, min_speedup: float | None) -> list[Trial]:
-    """Who is measured again: the front, then what is just behind it, at most `MOST_FINALISTS`.
+def finalists(trials: Sequence[Trial], constraints: Constraints, most: int = MOST_FINALISTS) -> list[Trial]:
+    """Who is measured again: the front, then what is just behind it, at most ``most``.
 
     Trials that measured slower than dense are left out; a front that is too long is thinned evenly by speedup.
     The margins around the constraints let in who may meet them on the test split.
     """
-    slack_drop = None if max_drop is None else max_drop + 0.01
-    slack_speedup = None if min_speedup is None else min_speedup * 0.97
+    loose = constraints.loosened()
     good = [
         t for t in trials
-        if t.measured and objectives(t)[1] > 1.0 and t.recipe.choices and feasible(*objectives(t), slack_drop, slack_speedup)
+        if t.measured and objectives(t)[1] > 1.0 and t.recipe.choices and all(v <= 0 for v in loose.of(t).values())
     ]  # fmt: skip
     chosen: list[Trial] = []
-    for layer in front.layers(good, objectives):
-        room = MOST_FINALISTS - len(chosen)
+    for layer in front.layers(good, standing):
+        room = most - len(chosen)
         if room <= 0:
             break
         chosen += layer if len(layer) <= room else _thin(layer, room)
@@ -101,20 +111,24 @@ def _thin(layer: list[Trial], count: int) -> list[Trial]:
     return sorted(chosen, key=lambda t: objectives(t)[1])
 
 
-def final_front(points: Sequence[Confirmed], max_drop: float | None, min_speedup: float | None) -> list[Confirmed]:
+def final_front(points: Sequence[Confirmed], constraints: Constraints) -> list[Confirmed]:
     """What no other point dominates, slowest first: (drop on the final split, speedup measured again).
 
     Dense itself is a point, so one that is slower than dense, or not faster and worse, falls off.
     """
     faster = [p for p in points if p.speedup.ci_high > 1.0 and p.speedup.value > 1.0]
-    fits = [p for p in faster if feasible(p.drop, p.speedup.value, max_drop, min_speedup)]
+    fits = [p for p in faster if constraints.met(p.drop, p.speedup.value, p.latency.value, p.trial.size_bytes or 0)]
     return front.non_dominated(fits, lambda p: (p.drop, p.speedup.value))
 
 
 def confirm(
-    evaluator: Evaluator, trials: Sequence[Trial], job: Job, make: Callable[[], Bench], progress: Progress, notes: list[str]
+    evaluator: Evaluator, store: Store, job: Job, make: Callable[[], Bench], progress: Progress, notes: list[str]
 ) -> list[Confirmed]:
     """Measure and score the finalists again; returns the final front and appends what the user should know to ``notes``.
+
+    Finalists are compensated once more with the inputs that the pruned network really gives its layers, and checked: cut equals
+    masked, file equals module. Then they are measured in fresh processes. Where that changes who is on the front, those who
+    moved up are measured too, until nobody does.
 
     The evaluator's baseline is replaced by the dense model's numbers of the same measurement. Predicted and estimated latencies
     stay what they are: repeating them adds nothing.
@@ -123,12 +137,105 @@ def confirm(
         make: a bench with a process of its own.
 
     Raises:
-        RunError: the dense model can't be measured again.
+        RunError: the dense model can't be measured again, or a cut is wrong.
     """
-    chosen = finalists(trials, job.max_drop, job.min_speedup)
-    if not chosen:
-        notes.append(_nothing(trials, job.max_drop or 0.0))
-    models = {str(t.number): evaluator.ensure_files(t, weights=True) / evaluator.runtime.file for t in chosen}
+    constraints = job.constraints
+    trials = store.trials()
+    done: dict[int, Confirmed] = {}
+    tried: set[int] = set()
+    for number in range(ROUNDS):
+        chosen = [t for t in finalists(_corrected(trials, done), constraints) if t.number not in tried]
+        if not chosen or len(tried) >= 2 * MOST_FINALISTS:
+            break
+        tried |= {t.number for t in chosen}
+        if number == 0:
+            _prepare_split(evaluator, notes)
+        chosen = _refined(evaluator, store, chosen, job, progress, notes)
+        if not chosen:
+            continue
+        for point in _confirmed(evaluator, chosen, make, progress, notes):
+            done[point.trial.number] = point
+        trials = [t for t in store.trials() if t.number in done or t.number not in tried]
+    points = final_front(list(done.values()), constraints)
+    if not tried:
+        notes.append(constraints.nearest(store.trials(), _describe))
+    elif not points:
+        notes.append("No finalist held up when it was measured and scored again: the front is empty.")
+        if constraints:
+            notes.append(constraints.nearest(_corrected(store.trials(), done), _describe))
+    elif len(points) < len(tried):
+        notes.append(
+            f"{len(tried) - len(points)} of {len(tried)} finalists left the front in the final round: "
+            "dominated by another, or outside the constraints."
+        )
+    return points
+
+
+def _describe(trial: Trial) -> str:
+    drop, speedup = objectives(trial)
+    assert trial.latency is not None and trial.size_bytes is not None
+    size = f"{units.seconds(trial.latency.value)}, {units.size(trial.size_bytes)}"
+    return f"trial {trial.number} with drop {drop:.4f} at {speedup:.2f}x ({size})"
+
+
+def _corrected(trials: Sequence[Trial], done: Mapping[int, Confirmed]) -> list[Trial]:
+    """The trials with the speedups of their last measurement. Drops stay those of validation: the test split chooses nothing."""
+    return [t if t.number not in done else replace(t, speedup=done[t.number].speedup) for t in trials]
+
+
+def _refined(
+    evaluator: Evaluator, store: Store, chosen: Sequence[Trial], job: Job, progress: Progress, notes: list[str]
+) -> list[Trial]:
+    """The finalists with files, compensated with the pruned network's own inputs where that brings them closer to dense."""
+    found, gains = [], []
+    for place, trial in enumerate(chosen):
+        wanted = _thorough(evaluator, trial, job)
+        better = None
+        if wanted is not None:
+            progress.stage(f"compensating finalist {place + 1} of {len(chosen)} with its own inputs")
+            try:
+                better = evaluator.refined(trial, wanted)
+            except CandidateFailure as failure:
+                notes.append(f"Trial {trial.number} keeps its quick compensation; the thorough one failed: {failure.reason}.")
+        if better is not None and better.divergence is not None and trial.divergence is not None:
+            store.refined(better)
+            gains.append(better.divergence.value / trial.divergence.value)
+        final = better or trial
+        try:
+            evaluator.check_exact(final)
+            evaluator.ensure_files(final, weights=True)
+        except CandidateFailure as failure:
+            notes.append(f"Trial {trial.number} left the front: it can't be made again ({failure.reason}).")
+            continue
+        found.append(final)
+    if gains:
+        notes.append(
+            f"{len(gains)} of {len(chosen)} finalists were compensated with their own inputs (sequential); their divergence from "
+            f"dense fell to {100 * sorted(gains)[len(gains) // 2]:.0f} % of what it was (median)."
+        )
+    return found
+
+
+def _thorough(evaluator: Evaluator, trial: Trial, job: Job) -> str | None:
+    """The compensation of a finalist, if it is another one than the trial's; what the user has asked for is kept."""
+    names = trial.recipe.compensation.split("+")
+    if job.recover != "auto" or SEQUENTIAL in names or evaluator.pruner.untraceable:
+        return None
+    if not any(choice.pattern != patterns.BRANCH for choice in trial.recipe.choices):
+        return None  # branches alone leave no layer to solve for
+    return "+".join([*(name for name in names if name != compensation.NONE), SEQUENTIAL])
+
+
+def _prepare_split(evaluator: Evaluator, notes: list[str]) -> None:
+    if evaluator.workload.test is None:
+        notes.append("The workload has no test split: the front keeps validation scores, which selection has made optimistic.")
+
+
+def _confirmed(
+    evaluator: Evaluator, chosen: Sequence[Trial], make: Callable[[], Bench], progress: Progress, notes: list[str]
+) -> list[Confirmed]:
+    """Fresh latencies and test scores of trials whose files are there."""
+    models = {str(t.number): evaluator.folder(t.number) / evaluator.runtime.file for t in chosen}
     if evaluator.source.label == MEASURED:
         measured, footprints = _measure(evaluator, models, make, progress)
     else:
@@ -138,16 +245,7 @@ def confirm(
         measured["dense"] = (base.latency, base.self_speedup)
         footprints = {}
     progress.stage("scoring the finalists")
-    scored = _score(evaluator, chosen, measured, footprints, notes)
-    points = final_front(scored, job.max_drop, job.min_speedup)
-    if chosen and not points:
-        notes.append("No finalist held up when it was measured and scored again: the front is empty.")
-    elif len(points) < len(scored):
-        notes.append(
-            f"{len(scored) - len(points)} of {len(scored)} finalists left the front in the final round: "
-            "dominated by another, or outside the constraints."
-        )
-    return points
+    return _score(evaluator, chosen, measured, footprints, notes)
 
 
 def _measure(
@@ -185,9 +283,8 @@ def _score(
     assert base is not None
     if evaluator.workload.test is None:
         name, split = "validation", evaluator.validation
-        notes.append("The workload has no test split: the front keeps validation scores, which selection has made optimistic.")
     else:
-        name, split = "test", evaluator.add_split("test")
+        name, split = "test", evaluator.test_split()
     dense, _ = evaluator.score("dense", split)
     latency, speedup = measured["dense"]
     evaluator.baseline = replace(
@@ -207,17 +304,3 @@ def _score(
         drop = evaluator.metric.drop(dense.value, metric.value)
         scored.append(Confirmed(trial, metric, drop, latency, speedup, name, footprints.get(str(trial.number), {})))
     return scored
-
-
-def _nothing(trials: Sequence[Trial], max_drop: float) -> str:
-    """Why there are no finalists, and what came nearest."""
-    measured = [t for t in trials if t.measured]
-    if not measured:
-        return "No candidate could be measured; the reasons are in trials.csv."
-    fastest = max(measured, key=lambda t: objectives(t)[1])
-    nearest = min(measured, key=lambda t: (max(0.0, objectives(t)[0] - max_drop), -objectives(t)[1]))
-    (drop, speedup), (fast_drop, fast) = objectives(nearest), objectives(fastest)
-    return (
-        f"No candidate met the constraints. Nearest: trial {nearest.number} with drop {drop:.4f} at {speedup:.2f}x; "
-        f"fastest: trial {fastest.number} with {fast:.2f}x at drop {fast_drop:.4f}."
-    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ import torch
 from hwprune import evaluate, export, runtimes
 from hwprune.errors import CandidateFailure, RunError, WorkloadError
 from hwprune.evaluate import Outputs
+from hwprune.files import Table
 from hwprune.latency.bench import Bench
+from hwprune.latency.source import MEASURED as MEASURED_SOURCE
 from hwprune.latency.source import Source
 from hwprune.measurement import Measurement
 from hwprune.metrics import Metric
 from hwprune.pruning import Candidate, Pruner
 from hwprune.recipe import Recipe
 from hwprune.target import Target
-from hwprune.trial import FAILED, MEASURED, Failure, Trial
+from hwprune.trial import FAILED, MEASURED, STOPPED, Failure, Trial
 from hwprune.workload import Workload
 
 PARITY_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
@@ -36,6 +40,12 @@ checked for shape.
 EXAMPLE = "example.npz"
 SAMPLES = "samples.jsonl"
 PARITY_EXAMPLES = 32
+SCREEN_EXAMPLES = 100
+"""At least so many examples decide about stopping early; a split with fewer than three times as many is run at once."""
+SURE = 3.0
+"""Standard errors by which a candidate must be worse, and slower, to be stopped."""
+LIE = 3.0
+"""Standard deviations from the prediction beyond which a latency is measured again before it is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,41 @@ class Baseline:
         return data if self.test_metric is None else {**data, "test_metric": self.test_metric.to_json()}
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate of which everything but the latency is known."""
+
+    number: int
+    recipe: Recipe
+    origin: str
+    metric: Measurement
+    divergence: Measurement
+    params: int
+    macs: int
+    size_bytes: int
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.to_json(), "origin": self.origin, "metric": self.metric.to_json(),
+            "divergence": self.divergence.to_json(), "params": self.params, "macs": self.macs, "size_bytes": self.size_bytes,
+            "seconds": dict(self.seconds),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, number: int, data: Mapping[str, Any]) -> Scored:
+        table = Table({key: data[key] for key in data if key in cls.__dataclass_fields__}, f"trial {number}, scored")
+        recipe, metric, divergence = table.table("recipe"), table.table("metric"), table.table("divergence")
+        made = cls(
+            number, Recipe.from_table(recipe), table.text("origin"), Measurement.from_table(metric),
+            Measurement.from_table(divergence), table.integer("params"), table.integer("macs"), table.integer("size_bytes"),
+            table.free("seconds"),
+        )  # fmt: skip
+        recipe.close()
+        table.finish()
+        return made
+
+
 @dataclass(slots=True)
 class Split:
     """Evaluation samples in a file, their targets, and the dense model's outputs on them."""
@@ -74,6 +119,55 @@ class Split:
     file: Path
     targets: list[Any]
     dense: Outputs = field(default_factory=list)
+    screen: int = 0
+    """Leading batches on which a candidate's divergence is looked at first; 0: all at once."""
+
+    @property
+    def examples(self) -> int:
+        return sum(len(batch[0]) for batch in self.dense)
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A finished trial as a yardstick for stopping others early.
+
+    Attributes:
+        ratio: of latencies, as measured.
+        high: divergence at its upper end (three standard errors).
+    """
+
+    number: int
+    ratio: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What the search expects of a candidate and whom it competes with.
+
+    Attributes:
+        predicted: ``divergence``, ``drop``, ``ratio``, ``ratio_sd``; empty: nothing is expected.
+        rivals: the front so far.
+    """
+
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    rivals: tuple[Rival, ...] = ()
+
+    def beaten_by(self, divergence: Measurement) -> Rival | None:
+        """A rival that is surely closer to dense, and surely at least as fast; None: it may still be of use."""
+        if "ratio" not in self.predicted:
+            return None
+        low = divergence.value - SURE / 1.96 * (divergence.value - divergence.ci_low)
+        fastest = self.predicted["ratio"] - SURE * self.predicted["ratio_sd"]
+        return next((one for one in self.rivals if one.ratio <= fastest and one.high < low), None)
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: others are better already
+    """A candidate is stopped early."""
+
+    def __init__(self, stage: str, reason: str, divergence: Measurement) -> None:
+        super().__init__(reason)
+        self.stage, self.reason, self.divergence = stage, reason, divergence
 
 
 class Stopwatch:
@@ -98,8 +192,15 @@ class Evaluator:
     a failed trial, what goes wrong with the dense model is an error.
     """
 
-    def __init__(self, pruner: Pruner, bench: Bench, source: Source, target: Target, run: Path) -> None:
-        """``target`` is what the bench runs on; it differs from the search's where latencies are not measured."""
+    def __init__(
+        self, pruner: Pruner, bench: Bench, source: Source, target: Target, run: Path, scratch: Path | None = None
+    ) -> None:
+        """Nothing is run yet.
+
+        Args:
+            target: what the bench runs on; it differs from the search's where latencies are not measured.
+            scratch: folder for the dense model and the samples; default: in the run directory. A worker has its own.
+        """
         self.pruner = pruner
         self.workload: Workload = pruner.workload
         self.metric: Metric = self.workload.scoring
@@ -108,11 +209,19 @@ class Evaluator:
         self.run = run
         self.source = source
         self.runtime = runtimes.get(target.runtime)
-        self.example = run / "baseline" / EXAMPLE
-        self.dense_model = run / "baseline" / self.runtime.file
-        self.validation = Split(run / "baseline" / "validation.npz", [])
+        self.home = scratch or run / "baseline"
+        self.example = self.home / EXAMPLE
+        self.dense_model = self.home / self.runtime.file
+        self.validation = Split(self.home / "validation.npz", [])
+        self._test: Split | None = None
         self.baseline: Baseline | None = None
         self._checked_cut = False
+        # Outputs are the same with any number of threads, and nobody times them.
+        own = runtimes.get(target.runtime).device == "cpu" and self.runtime.file.endswith(".onnx") and bench.here
+        self._threads = max(target.threads, len(os.sched_getaffinity(0))) if own else None
+        # Logits by the metric, or by the loss where the metric is the user's own.
+        known = self.metric.name in evaluate.CLASSIFIERS
+        self._classes = known or (self.metric.name != "psnr" and self.workload.loss is torch.nn.functional.cross_entropy)
 
     def folder(self, number: int) -> Path:
         return self.run / "candidates" / str(number)
@@ -140,6 +249,7 @@ class Evaluator:
             self._check_integers()
             self.bench.load("dense", self.dense_model, keep=True)
             metric, self.validation.dense = self.score("dense", self.validation)
+            self.validation.screen = self._screen()
             self._check_parity(dense, self.validation.dense)
             paired = self.source.dense(self.dense_model)
         except CandidateFailure as failure:
@@ -165,28 +275,54 @@ class Evaluator:
                 "it would run in floating point. Bring a quantised model.onnx, or choose another target"
             )
 
-    def add_split(self, split: str) -> Split:
-        """Samples of another split with the dense model's outputs on them."""
-        made = Split(self.run / "baseline" / f"{split}.npz", [])
+    def test_split(self) -> Split:
+        """Samples of the test split with the dense model's outputs on them; written once."""
+        if self._test is None:
+            self._test = self._add_split("test")
+        return self._test
+
+    def _add_split(self, split: str) -> Split:
+        made = Split(self.home / f"{split}.npz", [])
         made.targets = evaluate.write_samples(self.workload, split, made.file)
         _, made.dense = self.score("dense", made)
         return made
 
     def score(self, key: str, split: Split) -> tuple[Measurement, Outputs]:
         """Metric and outputs of a loaded model on a split."""
-        out = self.run / "baseline" / f".outputs-{key}.npz"
+        outputs = self._outputs(key, split)
+        return evaluate.score(self.metric, outputs, split.targets, split.dense or None), outputs
+
+    def _outputs(self, key: str, split: Split, first: int = 0, last: int | None = None) -> Outputs:
+        """Outputs of a loaded model on the batches [first, last) of a split."""
+        out = self.home / f".outputs-{key}.npz"
         try:
-            self.bench.run(key, split.file, out)
-            outputs = evaluate.read_outputs(out)
+            self.bench.run(key, split.file, out, first, last)
+            return evaluate.read_outputs(out)
         finally:
             out.unlink(missing_ok=True)
-        return evaluate.score(self.metric, outputs, split.targets, split.dense or None), outputs
+
+    def _divergence(self, outputs: Outputs, split: Split) -> Measurement:
+        return evaluate.divergence(self.metric, outputs, split.dense[: len(outputs)], self._classes)
+
+    def _screen(self) -> int:
+        """Leading batches that hold `SCREEN_EXAMPLES`; 0 if that would be most of the split."""
+        sizes = [len(batch[0]) for batch in self.validation.dense]
+        count, batches = 0, 0
+        while batches < len(sizes) and count < SCREEN_EXAMPLES:
+            count += sizes[batches]
+            batches += 1
+        return batches if 3 * count <= sum(sizes) else 0
 
     # -- candidates --------------------------------------------------------------------------
 
-    def trial(self, number: int, recipe: Recipe, origin: str) -> Trial:
+    def trial(self, number: int, recipe: Recipe, origin: str, advice: Advice | None = None) -> Trial:
         """Evaluate one recipe; its files lie in ``folder(number)`` afterwards if it was measured."""
-        assert self.baseline is not None
+        scored = self.scored(number, recipe, origin, advice)
+        return self.timed(scored, advice) if isinstance(scored, Scored) else scored
+
+    def scored(self, number: int, recipe: Recipe, origin: str, advice: Advice | None = None) -> Scored | Trial:
+        """Everything but the latency; a trial if it failed or was stopped early."""
+        advice = advice or Advice()
         watch = Stopwatch()
         folder = self.folder(number)
         try:
@@ -195,34 +331,88 @@ class Evaluator:
                 if not self._checked_cut:
                     self.pruner.check_cut(candidate)
                     self._checked_cut = True
-            metric = self._write_and_score(candidate, folder, watch)
-            with watch.stage("measure"):
-                paired = self.source.candidate(folder / self.runtime.file)
-            self.keep_samples(number, paired)
+            metric, divergence = self._write_and_score(candidate, folder, watch, advice)
         except CandidateFailure as failure:
-            if failure.stage in ("run", "measure"):
-                self._check_device(failure)
-            shutil.rmtree(folder, ignore_errors=True)
-            reason = Failure(failure.stage, failure.reason)
-            return Trial(number, recipe, FAILED, failure=reason, seconds=watch.seconds, origin=origin)
+            return self._failed(failure, number, recipe, origin, watch.seconds)
+        except Stopped as stop:
+            self._forget(folder)
+            return Trial(
+                number, recipe, STOPPED, failure=Failure(stop.stage, stop.reason), seconds=watch.seconds, origin=origin,
+                divergence=stop.divergence, predicted=advice.predicted,
+            )  # fmt: skip
+        size = size_of(folder / self.runtime.file)
+        return Scored(number, recipe, origin, metric, divergence, candidate.parameter_count, candidate.macs, size, watch.seconds)
+
+    def timed(self, scored: Scored, advice: Advice | None = None) -> Trial:
+        """A scored candidate with its latency, whose file lies in its folder; the trial."""
+        assert self.baseline is not None
+        advice = advice or Advice()
+        watch = Stopwatch()
+        path = self.folder(scored.number) / self.runtime.file
+        try:
+            with watch.stage("measure"):
+                self.bench.load("candidate", path)
+                paired = self.source.candidate(path)
+                if self._lies(paired, advice):
+                    paired = self._again(path, paired)
+            self.keep_samples(scored.number, paired)
+        except CandidateFailure as failure:
+            return self._failed(failure, scored.number, scored.recipe, scored.origin, {**scored.seconds, **watch.seconds})
         return Trial(
-            number,
-            recipe,
+            scored.number,
+            scored.recipe,
             MEASURED,
-            metric=metric,
-            drop=self.metric.drop(self.baseline.metric.value, metric.value),
+            metric=scored.metric,
+            drop=self.metric.drop(self.baseline.metric.value, scored.metric.value),
             latency=latency_of(paired),
             speedup=speedup_of(paired),
-            params=candidate.parameter_count,
-            macs=candidate.macs,
-            size_bytes=size_of(folder / self.runtime.file),
-            seconds=watch.seconds,
-            origin=origin,
+            params=scored.params,
+            macs=scored.macs,
+            size_bytes=scored.size_bytes,
+            seconds={**scored.seconds, **watch.seconds},
+            origin=scored.origin,
+            divergence=scored.divergence,
+            predicted=advice.predicted,
         )
+
+    def _failed(self, failure: CandidateFailure, number: int, recipe: Recipe, origin: str, seconds: Mapping[str, float]) -> Trial:
+        if failure.stage in ("run", "measure"):
+            self._check_device(failure)
+        self._forget(self.folder(number))
+        return Trial(
+            number, recipe, FAILED, failure=Failure(failure.stage, failure.reason), seconds=dict(seconds), origin=origin
+        )  # fmt: skip
+
+    @staticmethod
+    def _forget(folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _lies(self, paired: Mapping[str, Any], advice: Advice) -> bool:
+        """Is a latency too far from what the table and all measurements so far say?"""
+        if self.source.label != MEASURED_SOURCE or "ratio" not in advice.predicted:
+            return False
+        ratio, expected, sd = 1 / float(paired["speedup"]), advice.predicted["ratio"], advice.predicted["ratio_sd"]
+        own = (1 / float(paired["ci_low"]) - 1 / float(paired["ci_high"])) / 2 / 1.96
+        return abs(ratio - expected) > LIE * math.hypot(sd, own)
+
+    def _again(self, path: Path, first: dict[str, Any]) -> dict[str, Any]:
+        """A second session. Where the two agree the prediction was wrong; where they don't, a third one decides."""
+        results = [first]
+        for _ in range(2):
+            self.bench.load("candidate", path)
+            results.append(self.source.candidate(path))
+            close = [
+                one for one in results[:-1]
+                if one["ci_low"] <= results[-1]["ci_high"] and results[-1]["ci_low"] <= one["ci_high"]
+            ]  # fmt: skip
+            if close:
+                break
+        results.sort(key=lambda one: float(one["speedup"]))
+        return {**results[len(results) // 2], "measured_again": len(results) - 1}
 
     def _check_device(self, failure: CandidateFailure) -> None:
         """Is it the candidate, or is the device gone? Raises `RunError` if the dense model doesn't run any more either."""
-        scratch = self.run / "baseline" / ".outputs-check.npz"
+        scratch = self.home / ".outputs-check.npz"
         try:
             self.bench.load("twin", self.dense_model)
             self.bench.run("twin", self.example, scratch)
@@ -248,13 +438,15 @@ class Evaluator:
         self.keep_samples(trial.number, paired)
         return paired
 
-    def _write_and_score(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
-        """The candidate's files, and the metric of what was written."""
+    def _write_and_score(
+        self, candidate: Candidate, folder: Path, watch: Stopwatch, advice: Advice
+    ) -> tuple[Measurement, Measurement]:
+        """The candidate's files, and metric and divergence of what was written. Raises `Stopped`."""
         with watch.stage("export"):
             cut_from_dense = self._write(candidate.module, candidate.keeps, folder / self.runtime.file, candidate.drop)
             candidate.write_recipe(folder)
         try:
-            return self._score_file(candidate, folder, watch)
+            return self._score_file(candidate, folder, watch, advice)
         except CandidateFailure as failure:
             if not cut_from_dense or failure.stage not in ("run", "parity"):
                 raise
@@ -262,14 +454,65 @@ class Evaluator:
             self.pruner.template.reason = f"a file cut from the dense one was wrong ({failure.reason})"
             with watch.stage("export"):
                 self._write(candidate.module, candidate.keeps, folder / self.runtime.file, candidate.drop)
-            return self._score_file(candidate, folder, watch)
+            return self._score_file(candidate, folder, watch, advice)
 
-    def _score_file(self, candidate: Candidate, folder: Path, watch: Stopwatch) -> Measurement:
+    def _score_file(
+        self, candidate: Candidate, folder: Path, watch: Stopwatch, advice: Advice
+    ) -> tuple[Measurement, Measurement]:
         with watch.stage("evaluate"):
-            self.bench.load("candidate", folder / self.runtime.file)
-            metric, outputs = self.score("candidate", self.validation)
+            self.bench.load("candidate", folder / self.runtime.file, threads=self._threads)
+            split = self.validation
+            outputs = self._outputs("candidate", split, 0, split.screen or None)
             self._check_parity(candidate.module, outputs)
-        return metric
+            if split.screen:
+                self._stop_early("screen", self._divergence(outputs, split), advice)
+                outputs = outputs + self._outputs("candidate", split, split.screen)
+            divergence = self._divergence(outputs, split)
+            self._stop_early("evaluate", divergence, advice)
+            metric = evaluate.score(self.metric, outputs, split.targets, split.dense)
+            self.bench.drop("candidate")
+        return metric, divergence
+
+    @staticmethod
+    def _stop_early(stage: str, divergence: Measurement, advice: Advice) -> None:
+        rival = advice.beaten_by(divergence)
+        if rival is not None:
+            raise Stopped(
+                stage,
+                f"on {divergence.samples} examples its outputs differ by {divergence.value:.3g} {divergence.unit} from dense; "
+                f"trial {rival.number} differs by less than {rival.high:.3g} and is at least as fast as this one can be expected "
+                f"to be ({1 / advice.predicted['ratio']:.2f}x)",
+                divergence,
+            )
+
+    def refined(self, trial: Trial, compensation: str) -> Trial | None:
+        """The same cut with a more thorough compensation, exported and checked; None if it is no better on validation.
+
+        Its files replace those of the trial. Shapes, and so the latency, stay what they are.
+
+        Raises:
+            CandidateFailure: it can't be made, or its file does not compute what the module computes.
+        """
+        assert self.baseline is not None
+        recipe = Recipe(trial.recipe.choices, compensation)
+        candidate = self.pruner.prune(recipe)
+        folder = self.run / "candidates" / f"{trial.number}.refined"
+        try:
+            metric, divergence = self._write_and_score(candidate, folder, Stopwatch(), Advice())
+            if trial.divergence is not None and divergence.value >= trial.divergence.value:
+                return None
+            export.to_safetensors(candidate.module, folder / "model.safetensors")
+            self._forget(self.folder(trial.number))
+            folder.rename(self.folder(trial.number))
+        finally:
+            self._forget(folder)
+        drop = self.metric.drop(self.baseline.metric.value, metric.value)
+        size = size_of(self.folder(trial.number) / self.runtime.file)
+        return replace(trial, recipe=recipe, metric=metric, drop=drop, divergence=divergence, size_bytes=size)
+
+    def check_exact(self, trial: Trial) -> float:
+        """Compare the trial's cut with the masked model: the largest relative difference. Raises `RunError`."""
+        return self.pruner.check_cut(self.pruner.prune(Recipe(trial.recipe.choices, "none")))
 
     def ensure_files(self, trial: Trial, weights: bool) -> Path:
         """The candidate's folder with model.onnx, recipe.json and, if asked for, model.safetensors.
@@ -286,6 +529,12 @@ class Evaluator:
             if weights:
                 export.to_safetensors(candidate.module, folder / "model.safetensors")
         return folder
+
+    def write(self, candidate: Candidate, folder: Path) -> Path:
+        """The candidate's file alone, for what is measured but never scored."""
+        path = folder / self.runtime.file
+        self._write(candidate.module, candidate.keeps, path, candidate.drop)
+        return path
 
     def _write(self, module: torch.nn.Module, keeps: Mapping[str, torch.Tensor], path: Path, drop: Collection[str] = ()) -> bool:
         """The file that the runtime runs, in its format and precision. Was it cut from the dense ONNX file?"""
@@ -311,8 +560,12 @@ class Evaluator:
                 "runs_a_letter": paired["runs_a_letter"],
                 **paired["samples"],
             }
-            with (self.run / SAMPLES).open("a") as handle:
-                handle.write(json.dumps(line) + "\n")
+            # One write: several workers append to one file.
+            handle = os.open(self.run / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, (json.dumps(line) + "\n").encode())
+            finally:
+                os.close(handle)
 
     def _check_parity(self, module: torch.nn.Module, outputs: Outputs) -> None:
         """The file must compute what the module computes."""

@@ -10,6 +10,8 @@ from typing import Any
 from hwprune import compensation
 from hwprune.errors import UsageError
 from hwprune.files import dump_toml, read_toml, write_atomic
+from hwprune.searching.constraints import Constraints
+from hwprune.searching.samplers import DEFAULT
 
 SCHEMA = 1
 FILE = "job.toml"
@@ -23,7 +25,7 @@ class Job:
         workload: its source; empty for a live Python object.
         trials: how many different recipes are evaluated; 0: no limit but the time.
         time_s: no trial starts later than this after the search began; 0: no limit.
-        max_drop, min_speedup: constraints, None: none.
+        max_drop, min_speedup, max_latency_s, max_size: constraints, None: none; seconds of one batch, bytes of the file.
         recover: ``none``, compensations joined by ``+``, or ``auto`` (what the model has use for).
         trial_timeout_s, memory_limit: what one candidate may take; 0 bytes: three quarters of the machine's memory.
         storage: Optuna storage URL; empty: study.db in the run directory.
@@ -38,10 +40,12 @@ class Job:
     space: str = "default"
     trials: int = 60
     time_s: float = 0.0
-    sampler: str = "tpe"
+    sampler: str = DEFAULT
     seed: int = 0
     max_drop: float | None = None
     min_speedup: float | None = None
+    max_latency_s: float | None = None
+    max_size: int | None = None
     recover: str = "auto"
     all_patterns: bool = False
     trial_timeout_s: float = 120.0
@@ -53,17 +57,13 @@ class Job:
     estimate: bool = False
 
     def __post_init__(self) -> None:
-        faults = []
+        faults = self._limits()
         if self.trials < 0 or (self.trials == 0 and self.time_s == 0):
             faults.append(f"trials must be at least 1 (or 0 with a time limit), got {self.trials}")
         if self.time_s < 0:
             faults.append(f"time must not be negative, got {self.time_s:g} s")
         if self.seed < 0:
             faults.append(f"seed must not be negative, got {self.seed}")
-        if self.max_drop is not None and not self.max_drop >= 0:
-            faults.append(f"max_drop must be >= 0 (0.01 is one point of an accuracy), got {self.max_drop}")
-        if self.min_speedup is not None and not self.min_speedup > 0:
-            faults.append(f"min_speedup must be > 0, got {self.min_speedup}")
         if self.trial_timeout_s <= 0:
             faults.append(f"trial_timeout must be > 0 s, got {self.trial_timeout_s:g}")
         if self.memory_limit < 0:
@@ -80,6 +80,15 @@ class Job:
         if faults:
             raise UsageError("this search can't be started:", faults)
 
+    def _limits(self) -> list[str]:
+        faults = []
+        if self.max_drop is not None and not self.max_drop >= 0:
+            faults.append(f"max_drop must be >= 0 (0.01 is one point of an accuracy), got {self.max_drop}")
+        for name, limit in (("min_speedup", self.min_speedup), ("max_latency", self.max_latency_s), ("max_size", self.max_size)):
+            if limit is not None and not limit > 0:
+                faults.append(f"{name} must be > 0, got {limit}")
+        return faults
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -87,6 +96,10 @@ class Job:
         values = {key: value for key, value in asdict(self).items() if value is not None}
         text = f"# written by hwprune; `hwprune search --resume --out {run.name}` goes on from it\nschema = {SCHEMA}\n"
         write_atomic(run / FILE, text + dump_toml(values))
+
+    @property
+    def constraints(self) -> Constraints:
+        return Constraints(self.max_drop, self.min_speedup, self.max_latency_s, self.max_size)
 
     @property
     def latency_source(self) -> str:
@@ -110,6 +123,8 @@ class Job:
             seed=table.integer("seed", 0),
             max_drop=table.optional_number("max_drop"),
             min_speedup=table.optional_number("min_speedup"),
+            max_latency_s=table.optional_number("max_latency_s"),
+            max_size=_whole(table.optional_number("max_size")),
             recover=table.text("recover", "auto"),
             all_patterns=table.boolean("all_patterns", False),
             trial_timeout_s=table.number("trial_timeout_s", 120.0),
@@ -122,3 +137,7 @@ class Job:
         )
         table.finish()
         return make()
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

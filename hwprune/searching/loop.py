@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from hwprune import runtimes
+from hwprune import runtimes, sources
 from hwprune import target as targets
 from hwprune.errors import UnavailableError, UsageError
 from hwprune.latency.bench import Bench
@@ -35,10 +35,12 @@ def search(
     trials: int = 60,
     out: str | Path | None = None,
     seed: int = 0,
-    sampler: str = "tpe",
+    sampler: str = samplers.DEFAULT,
     time_s: float = 0.0,
     max_drop: float | None = None,
     min_speedup: float | None = None,
+    max_latency_s: float | None = None,
+    max_size: int | None = None,
     recover: str = "auto",
     all_patterns: bool = False,
     storage: str = "",
@@ -59,7 +61,8 @@ def search(
         trials: number of different recipes to evaluate; 0 with ``time_s``: as many as fit.
         out: run directory; default ``runs/NAME-TIME``. One that holds a run is refused without ``resume``.
         time_s: no trial starts later than this; 0: no limit.
-        max_drop, min_speedup: constraints in the metric's own unit, and in times dense.
+        max_drop, min_speedup, max_latency_s, max_size: constraints in the metric's own unit, in times dense, in seconds of one
+            batch, and in bytes of the model's file.
         recover: ``none``, compensations joined by ``+`` (see `hwprune.compensation`), or ``auto``: what the model has use for.
         all_patterns: search also patterns that the target can't execute faster.
         storage: Optuna storage URL; default: SQLite in the run directory.
@@ -78,7 +81,8 @@ def search(
     """
     job = Job(
         workload=workload.source, target=target, space=space, trials=trials, time_s=time_s, sampler=sampler, seed=seed,
-        max_drop=max_drop, min_speedup=min_speedup, recover=recover, all_patterns=all_patterns,
+        max_drop=max_drop, min_speedup=min_speedup, max_latency_s=max_latency_s, max_size=max_size,
+        recover=recover, all_patterns=all_patterns,
         trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage, database=str(database),
         remote=remote, table=str(table), estimate=estimate,
     )  # fmt: skip
@@ -159,6 +163,31 @@ def locked(run: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise UsageError(f"another search is working in {run}") from error
         yield
+
+
+def join(run: Path, progress: Progress | None = None, workload: Workload | None = None) -> int:
+    """Work on a run that `search` has begun, until it has all its trials; returns how many this process did.
+
+    Any number of processes may join, on any machines that see the run directory and its storage. Those on another device than
+    the search prune and score candidates; latencies are measured by those on the study's own.
+
+    Args:
+        run: the run directory.
+        workload: of a run that was made from a live Python object; default: as the run's job says.
+
+    Raises:
+        UsageError: there is no such run, it is of another model, or it has not begun.
+    """
+    job = Job.read(run) if (run / FILE).is_file() else None
+    if job is None:
+        raise UsageError(f"{run} holds no run to work on (no {FILE}): has `hwprune search --out {run}` got to its first trial?")
+    if workload is None:
+        if not job.workload:
+            raise UsageError(f"the run in {run} was made from a live Python object: join it with hwprune.join(run, workload=...)")
+        workload = sources.load(job.workload)
+    target, space_file = targets.load(job.target), spaces.load(job.space)
+    with _writable(run):
+        return Session(job, workload, run, target, space_file, progress or Progress()).join()
 
 
 def run_job(job: Job, workload: Workload, run: Path, resume: bool, progress: Progress) -> Result:

@@ -109,9 +109,14 @@ def point_of(confirmed: Confirmed, run: Path) -> FrontPoint:
     )
 
 
-def clear_candidates(run: Path, keep: set[int]) -> None:
-    """Remove the folders of all candidates but these."""
+def clear_candidates(run: Path, keep: set[int], among: set[int] | None = None) -> None:
+    """Remove the folders of all candidates but these.
+
+    Args:
+        among: only of these; others may be in the making.
+    """
     folder = run / "candidates"
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.isdigit() and int(path.name) not in keep:
+        number = path.name.partition(".")[0]
+        if number.isdigit() and int(number) not in keep and (among is None or int(number) in among):
             shutil.rmtree(path, ignore_errors=True)

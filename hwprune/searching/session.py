@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import os
-import random
+import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,25 +19,28 @@ from hwprune import method as methods
 from hwprune import target as targets
 from hwprune.database import default_root
 from hwprune.errors import CandidateFailure, RunError, UsageError
-from hwprune.files import dump_json, sha256, write_atomic
+from hwprune.files import Table, dump_json, sha256, write_atomic
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench, Limits
 from hwprune.latency.host import Host, host
 from hwprune.latency.paired import Settings
 from hwprune.latency.source import MEASURED, Estimated, FromTable, Measured, Source
 from hwprune.latency.table import LatencyTable
+from hwprune.latency.worker import missing
+from hwprune.measurement import Measurement
 from hwprune.pruning import Pruner
-from hwprune.recipe import Recipe
 from hwprune.report.writing import write_report
-from hwprune.searching import confirm
+from hwprune.searching import advisor, confirm, filtering, samplers
 from hwprune.searching import space as spaces
-from hwprune.searching.evaluator import EXAMPLE, Evaluator, latency_of, speedup_of
+from hwprune.searching.advisor import Advisor
+from hwprune.searching.evaluator import EXAMPLE, Baseline, Evaluator, latency_of, speedup_of
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import build_record
 from hwprune.searching.result import Result, clear_candidates, point_of
 from hwprune.searching.space import SearchSpace
 from hwprune.searching.store import Store
+from hwprune.searching.work import CLOSED, Work
 from hwprune.target import Target
 from hwprune.trial import Trial
 from hwprune.workload import Workload
@@ -65,6 +69,8 @@ class Session:
         self.self_checks: list[dict[str, Any]] = []
         self.started = time.monotonic()
         self._written = 0.0
+        self._writing_s = 0.0
+        self._own_trials = 0
 
     def go(self, resume: bool) -> Result:
         machine = host(self.job.remote or None)
@@ -77,7 +83,7 @@ class Session:
         shapes = [tuple(x.shape) for x in self.workload.example_inputs]
         return Bench(self.runs_on, self.limits, machine, shapes)
 
-    def _source(self, bench: Bench, model: str) -> Source:
+    def _source(self, bench: Bench, model: str, example: Path | None = None) -> Source:
         shapes = [tuple(x.shape) for x in self.workload.example_inputs]
         if self.job.estimate:
             return Estimated(self.target, shapes)
@@ -85,7 +91,7 @@ class Session:
             precision = runtimes.get(self.target.runtime).precision_of_file(self.target.precision)
             convert = None if precision == "fp32" else partial(export.converted, precision=precision)
             return FromTable(LatencyTable.read(Path(self.job.table)), model, self.target, shapes, convert)
-        return Measured(bench, self.run / "baseline" / EXAMPLE, Settings(clock=bench.clock))
+        return Measured(bench, example or self.run / "baseline" / EXAMPLE, Settings(clock=bench.clock))
 
     def _identify(self, machine: Host) -> None:
         """Whose numbers these are."""
@@ -105,35 +111,35 @@ class Session:
 
     def _go(self, resume: bool, machine: Host) -> Result:
         self._identify(machine)
-        self.progress.stage("tracing the model")
-        pruner = Pruner(self.workload, Path(self.job.database) if self.job.database else default_root(), self.progress.calibrated)
-        if pruner.untraceable:
-            self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
-        space = spaces.build(self.space_file, pruner, self.target, self.isa, self.job.all_patterns)
-        if self.job.recover != "auto":
-            space = replace(space, compensation=self._compensation(pruner))
-        self._solve(pruner, space)
         storage = self.job.storage or Store.default_storage(self.run)
-        store = Store(storage, space, self.job.sampler, self.job.seed) if resume else None
+        store = Store(storage, None) if resume else None
+        pruner = self._pruner()
         if store is not None:
             self._check_same(store, pruner.fingerprint)
         with self._bench(machine) as bench:
             evaluator = Evaluator(pruner, bench, self._source(bench, pruner.fingerprint), self.runs_on, self.run)
             self.progress.stage("measuring the dense model")
             baseline = evaluator.prepare()
+            gains = self._gains(evaluator, store)
+            space = self._space(pruner, gains)
             # Only now, so that a workload that can't be used leaves no half-made run behind.
             self.job.write(self.run)
-            store = store or Store(storage, space, self.job.sampler, self.job.seed, create=True)
-            self._start(store, space, pruner.fingerprint, baseline.metric.value)
+            store = Store(storage, space, create=store is None)
+            self._start(store, space, pruner.fingerprint, baseline.metric.value, gains)
+            advisor = self._advisor(pruner, space, bench, baseline, gains)
             if self.measured:
                 self._self_check(baseline.self_speedup.to_json(), 0, bool(baseline.self_speedup.conditions.get("passed", True)))
             else:
                 self.notes.append(_banner(self.job, self.target))
+            work = Work(
+                self.job, store, space, evaluator, advisor, self._sampler(advisor, store), self.progress, notes=self.notes,
+                started=self.started, after=lambda done: self._after(done, store, space, evaluator),
+            )  # fmt: skip
             try:
-                self._trials(store, space, evaluator)
-                points = confirm.confirm(
-                    evaluator, store.trials(), self.job, lambda: self._bench(machine), self.progress, self.notes
-                )
+                self._clear(store.trials())
+                work.run()
+                store.write(CLOSED, True)
+                points = confirm.confirm(evaluator, store, self.job, lambda: self._bench(machine), self.progress, self.notes)
             finally:
                 self._write_record(store, space, evaluator, None)
                 self.progress.close()
@@ -141,6 +147,102 @@ class Session:
         write_report(self.run)
         clear_candidates(self.run, {point.trial.number for point in points})
         return Result(self.run, tuple(store.trials()), tuple(point_of(p, self.run) for p in points), tuple(self.notes))
+
+    def join(self) -> int:
+        """Work on a study that another process has begun, until it is finished; returns how many trials this process did.
+
+        Raises:
+            UsageError: there is no study, or it is of another model or version.
+        """
+        machine = host(self.job.remote or None)
+        try:
+            with tempfile.TemporaryDirectory(prefix="hwprune-worker-") as name:
+                return self._join(machine, Path(name))
+        finally:
+            machine.close()
+
+    def _join(self, machine: Host, scratch: Path) -> int:
+        self._identify(machine)
+        storage = self.job.storage or Store.default_storage(self.run)
+        store = Store(storage, None)
+        pruner = self._pruner()
+        can_time = self._can_time(store, pruner.fingerprint)
+        # What can't time here still runs: accuracy comes from this machine's CPU where the device is absent.
+        runs_on = self.runs_on if can_time or not missing(self.runs_on) else targets.load("cpu")
+        with Bench(runs_on, self.limits, machine, [tuple(x.shape) for x in self.workload.example_inputs]) as bench:
+            source = self._source(bench, pruner.fingerprint, scratch / EXAMPLE)
+            evaluator = Evaluator(pruner, bench, source, runs_on, self.run, scratch)
+            self.progress.stage("measuring the dense model")
+            baseline = evaluator.prepare()
+            gains = self._gains(evaluator, store)
+            space = self._space(pruner, gains)
+            store = Store(storage, space)
+            _same_metric(self.run, store.read("dense_metric"), baseline.metric.value, exact=can_time)
+            advisor = self._advisor(pruner, space, bench, baseline, gains)
+            work = Work(
+                self.job, store, space, evaluator, advisor, self._sampler(advisor, store), self.progress, chief=False,
+                can_time=can_time, started=self.started,
+            )  # fmt: skip
+            try:
+                work.run()
+            finally:
+                self.progress.close()
+        return work.evaluated
+
+    def _can_time(self, store: Store, model: str) -> bool:
+        """Is this the device of the study? Raises `UsageError` if it is another model, or not even the same versions."""
+        if store.read("started") is None:
+            raise UsageError(f"the search in {self.run} has not got to its first trial yet: start the worker a little later")
+        if store.read("model_fingerprint") != model:
+            raise UsageError(f"{self.run} was started with another model: its weights have another fingerprint")
+        before = store.read("identity")
+        if before == self.identity:
+            return True
+        self.progress.note(
+            "this is not the device of the study: latencies are left to workers on it; this one prunes and scores candidates"
+        )
+        return False
+
+    def _pruner(self) -> Pruner:
+        self.progress.stage("tracing the model")
+        root = Path(self.job.database) if self.job.database else default_root()
+        pruner = Pruner(self.workload, root, self.progress.calibrated)
+        if pruner.untraceable:
+            self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
+        return pruner
+
+    def _gains(self, evaluator: Evaluator, store: Store | None) -> dict[str, Measurement]:
+        """What each mask pattern gains on the target; measured once a study."""
+        stored = None if store is None else store.read("gains")
+        if stored is not None:
+            return {name: Measurement.from_table(Table(value, f"gain of {name}")) for name, value in stored.items()}
+        if not self.measured or self.job.all_patterns or not self.space_file.patterns:
+            return {}
+        self.progress.stage("measuring what the mask patterns gain at most")
+        most = max(self.space_file.mask_sparsities, default=0.5)
+        return filtering.gains(evaluator, self.space_file.patterns, most)
+
+    def _space(self, pruner: Pruner, gains: Mapping[str, Measurement]) -> SearchSpace:
+        refused = {name: None if filtering.pays(gain) else filtering.reason(gain) for name, gain in gains.items()}
+        space = spaces.build(self.space_file, pruner, self.target, self.isa, self.job.all_patterns, refused)
+        if self.job.recover != "auto":
+            space = replace(space, compensation=self._compensation(pruner))
+        self._solve(pruner, space)
+        return space
+
+    def _advisor(
+        self, pruner: Pruner, space: SearchSpace, bench: Bench, baseline: Baseline, gains: Mapping[str, Measurement]
+    ) -> Advisor:
+        constraints = self.job.constraints
+        made = advisor.build(
+            self.job, pruner, space, self.target, bench, self.identity, baseline, constraints, gains, self.progress.stage
+        )
+        if made.note:
+            self.notes.append(made.note)
+        return made
+
+    def _sampler(self, known: Advisor, store: Store) -> optuna.samplers.BaseSampler:
+        return samplers.make(self.job.sampler, self.job.seed, known.context(self.job.trials, store.distributions()))
 
     # -- start and resume --------------------------------------------------------------------
 
@@ -177,27 +279,24 @@ class Session:
                 changed,
             )
 
-    def _start(self, store: Store, space: SearchSpace, model: str, dense_metric: float) -> None:
+    def _start(self, store: Store, space: SearchSpace, model: str, dense_metric: float, gains: Mapping[str, Measurement]) -> None:
         """Write what a new study needs, or take up one that was interrupted, even in the middle of this."""
         if store.read("started") is None:
             store.write("model_fingerprint", model)
             store.write("identity", self.identity)
             store.write("dense_metric", dense_metric)
+            store.write("gains", {name: gain.to_json() for name, gain in gains.items()})
             store.write("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
             self._warm_start(store, space)
             store.write("started", True)
-        before = store.read("dense_metric")
-        if abs(before - dense_metric) > 1e-6 * max(1.0, abs(before)):
-            raise UsageError(
-                f"{self.run} was started with other validation data: the dense model scored {before:.6g}, now {dense_metric:.6g}"
-            )
-        again = store.recover()
-        if again:
-            self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
+        store.write(CLOSED, False)
+        _same_metric(self.run, store.read("dense_metric"), dense_metric, exact=True)
 
     def _warm_start(self, store: Store, space: SearchSpace) -> None:
-        """A uniform sweep first; for the grid sampler that is the whole search."""
-        if self.job.sampler == "grid":
+        """A uniform sweep first, for samplers that know nothing of the choices; the uniform sampler has nothing else."""
+        if self.job.sampler in samplers.KNAPSACKS:
+            return
+        if self.job.sampler == samplers.UNIFORM:
             count = max(1, (self.job.trials or 40) // len(self.space_file.criteria))
             methods: tuple[str, ...] = self.space_file.criteria
         else:
@@ -208,102 +307,20 @@ class Session:
             for method in methods:
                 store.enqueue(space.uniform(top * step / count, method), "uniform", again=False)
 
-    # -- trials ------------------------------------------------------------------------------
+    # -- after each trial --------------------------------------------------------------------
 
-    def _trials(self, store: Store, space: SearchSpace, evaluator: Evaluator) -> None:
-        done = store.trials()
-        known = {trial.recipe.digest: trial for trial in done}
-        self._prune_folders(done)
-        repeats = 0
-        while not self._finished(len(done)):
-            if self.job.sampler == "grid" and store.waiting == 0:
-                self.notes.append(f"The grid is finished after {len(done)} trials.")
-                break
-            asked = store.ask()
-            recipe = space.recipe(asked.params)
-            earlier = known.get(recipe.digest) or self._dense(recipe, evaluator, asked.number)
-            if earlier is not None:
-                store.tell_duplicate(asked, earlier, self._constraints(earlier))
-                repeats += 1
-                stuck = repeats >= 10 and self.job.sampler != "grid"
-                if stuck and not self._enqueue_unseen(store, space, known):
-                    self.notes.append(f"The search space is exhausted after {len(done)} trials.")
-                    break
-                continue
-            repeats = 0
-            try:
-                trial = evaluator.trial(asked.number, recipe, store.origin(asked))
-            except BaseException:
-                store.interrupt(asked, count=False)
-                raise
-            store.tell(asked, trial, self._constraints(trial))
-            known[recipe.digest] = trial
-            done.append(trial)
-            self._prune_folders(done)
-            self.progress.trial(trial, self._best(done), len(done), self.job.trials, self._left(len(done)))
-            if len(done) % SELF_CHECK_EVERY == 0:
-                self._again_against_itself(store, evaluator, done)
-            self._snapshot(store, space, evaluator)
+    def _after(self, done: list[Trial], store: Store, space: SearchSpace, evaluator: Evaluator) -> None:
+        self._clear(done)
+        self._own_trials += 1
+        if self._own_trials % SELF_CHECK_EVERY == 0:
+            self._again_against_itself(store, evaluator, done)
+        self._snapshot(store, space, evaluator)
 
-    def _dense(self, recipe: Recipe, evaluator: Evaluator, number: int) -> Trial | None:
-        """The dense recipe needs no trial: it is the baseline."""
-        if recipe.choices:
-            return None
-        base = evaluator.baseline
-        assert base is not None
-        one = replace(base.self_speedup, value=1.0, ci_low=1.0, ci_high=1.0)
-        return Trial(number, recipe, "measured", base.metric, 0.0, base.latency, one, base.params, base.macs, base.size_bytes)
-
-    def _finished(self, done: int) -> bool:
-        if self.job.trials and done >= self.job.trials:
-            return True
-        return bool(self.job.time_s) and time.monotonic() - self.started >= self.job.time_s
-
-    def _left(self, done: int) -> float | None:
-        spent = time.monotonic() - self.started
-        by_trials = spent / done * (self.job.trials - done) if self.job.trials else None
-        by_time = self.job.time_s - spent if self.job.time_s else None
-        known = [value for value in (by_trials, by_time) if value is not None]
-        return min(known) if known else None
-
-    def _constraints(self, trial: Trial) -> dict[str, float]:
-        if not trial.measured:
-            return {}
-        drop, speedup = confirm.objectives(trial)
-        found = {}
-        if self.job.max_drop is not None:
-            found["drop"] = drop - self.job.max_drop
-        if self.job.min_speedup is not None:
-            found["speedup"] = self.job.min_speedup - speedup
-        return found
-
-    def _enqueue_unseen(self, store: Store, space: SearchSpace, known: dict[str, Trial]) -> bool:
-        """Propose a random recipe that was not evaluated yet; False if none was found in 1,000 draws."""
-        draw = random.Random(f"{self.job.seed} {len(known)}")
-        distributions = store.distributions()
-        for _ in range(1000):
-            parameters: dict[str, Any] = {}
-            for name, distribution in distributions.items():
-                if isinstance(distribution, optuna.distributions.IntDistribution):
-                    parameters[name] = draw.randint(distribution.low, distribution.high)
-                elif isinstance(distribution, optuna.distributions.CategoricalDistribution):
-                    parameters[name] = draw.choice(distribution.choices)
-            recipe = space.recipe(parameters)
-            if recipe.choices and recipe.digest not in known:
-                store.enqueue(parameters, "random")
-                return True
-        return False
-
-    def _best(self, done: list[Trial]) -> Trial | None:
-        """The fastest trial within ``max_drop`` (or one point), for the progress line."""
-        limit = self.job.max_drop if self.job.max_drop is not None else 0.01
-        good = [t for t in done if t.measured and confirm.objectives(t)[0] <= limit]
-        return max(good, key=lambda t: confirm.objectives(t)[1], default=None)
-
-    def _prune_folders(self, done: list[Trial]) -> None:
-        """Keep the files of trials that may be finalists."""
-        layers = front.layers([t for t in done if t.measured], confirm.objectives)[:2]
-        clear_candidates(self.run, {t.number for layer in layers for t in layer})
+    def _clear(self, done: list[Trial]) -> None:
+        """Keep the files of trials that may be finalists; those of trials that are not finished are not touched."""
+        layers = front.layers([t for t in done if t.measured], confirm.standing, most=2)
+        kept = {t.number for layer in layers for t in layer}
+        clear_candidates(self.run, kept, {t.number for t in done})
 
     # -- the dense model against itself ------------------------------------------------------
 
@@ -340,11 +357,12 @@ class Session:
     # -- the record -------------------------------------------------------------------------
 
     def _snapshot(self, store: Store, space: SearchSpace, evaluator: Evaluator) -> None:
-        """record.json while the search runs: every few seconds, because it holds all trials."""
+        """record.json while the search runs: every few seconds, and never for more than a twentieth of the time."""
         now = time.monotonic()
-        if now - self._written > 5:
-            self._written = now
+        if now - self._written > max(5.0, 20 * self._writing_s):
             self._write_record(store, space, evaluator, None)
+            self._written = time.monotonic()
+            self._writing_s = self._written - now
 
     def _write_record(
         self, store: Store, space: SearchSpace, evaluator: Evaluator, points: list[confirm.Confirmed] | None
@@ -368,6 +386,12 @@ class Session:
             self_checks=self.self_checks,
         )
         write_atomic(self.run / "record.json", dump_json(record))
+
+
+def _same_metric(run: Path, before: float, now: float, exact: bool) -> None:
+    """The same data give the same dense metric; on another device a few answers may flip. Raises `UsageError`."""
+    if abs(before - now) > (1e-6 if exact else 0.02) * max(1.0, abs(before)):
+        raise UsageError(f"{run} was started with other validation data: the dense model scored {before:.6g}, now {now:.6g}")
 
 
 def _banner(job: Job, target: Target) -> str:

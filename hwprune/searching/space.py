@@ -184,19 +184,27 @@ def _canonical(knob: Knob, pattern: str, chosen: str) -> str:
     return next((name for name in knob.methods if method.get(name).ranking(form) == ranking), chosen)
 
 
-def build(space: SpaceFile, pruner: Pruner, target: Target, isa: str, all_patterns: bool = False) -> SearchSpace:
+def build(
+    space: SpaceFile,
+    pruner: Pruner,
+    target: Target,
+    isa: str,
+    all_patterns: bool = False,
+    refused: Mapping[str, str | None] | None = None,
+) -> SearchSpace:
     """Knobs for every unit that the space names and the target can use.
 
     Args:
         isa: decides the channel multiple.
         all_patterns: search also what the target does not execute faster.
+        refused: mask pattern -> why it does not pay, or None if it does, as measured; it overrules the target's profile.
 
     Raises:
         UsageError: nothing is left to search; says why, unit by unit.
     """
     left_out: list[tuple[str, str]] = []
     methods = _computable(space, pruner, left_out)
-    masks, roles = (_payable(wanted, target, all_patterns, left_out) for wanted in (space.patterns, space.roles))
+    masks, roles = (_payable(wanted, target, all_patterns, left_out, refused or {}) for wanted in (space.patterns, space.roles))
     for axis in pruner.graph.axes:
         if axis.frozen and axis.role in space.roles:
             left_out.append((axis.name, axis.frozen))
@@ -247,13 +255,25 @@ def _tied(knobs: Sequence[Knob], ties: Mapping[str, str]) -> list[Knob]:
     return [replace(first, tied=tuple(knob.unit for knob in rest)) for first, *rest in groups.values()]
 
 
-def _payable(wanted: Sequence[str], target: Target, all_patterns: bool, left_out: list[tuple[str, str]]) -> list[str]:
+def _payable(
+    wanted: Sequence[str],
+    target: Target,
+    all_patterns: bool,
+    left_out: list[tuple[str, str]],
+    refused: Mapping[str, str | None],
+) -> list[str]:
     """The patterns that can pay on the target; the others go to ``left_out`` with the reason."""
     found = []
     for name in wanted:
-        reason = None if all_patterns else target.why_not(name)
+        if all_patterns:
+            reason = None
+        elif name in refused:
+            reason = refused[name]
+        else:
+            by_profile = target.why_not(name)
+            reason = by_profile and f"can't pay on {target.name}: {by_profile}"
         if reason:
-            left_out.append((name, f"can't pay on {target.name}: {reason}"))
+            left_out.append((name, reason))
         else:
             found.append(name)
     return found

@@ -1,11 +1,17 @@
-"""The study: Optuna's storage is the truth; what hwprune knows of a trial is in its user attributes."""
+"""The study: Optuna's storage is the truth; what hwprune knows of a trial is in its attributes.
+
+Any number of processes may work on one study. A trial belongs to the process that asked for it, as long as its lease lives (see
+`lease`). One whose process died is told as failed and proposed once more; each step of that can be repeated by anybody, so
+that a kill between any two of them loses nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +22,51 @@ from hwprune.errors import RunError, UsageError
 from hwprune.files import Table
 from hwprune.measurement import Measurement
 from hwprune.recipe import Recipe
-from hwprune.searching import samplers
+from hwprune.searching import lease
+from hwprune.searching.knapsack import DIVERGENCE, DIVERGENCE_WEIGHT
 from hwprune.searching.space import SearchSpace
-from hwprune.trial import FAILED, Failure, Trial
+from hwprune.trial import FAILED, STOPPED, Failure, Trial
 
 STUDY = "hwprune"
 _REMEASURED = "remeasured"
-_TRIAL, _DUPLICATE, _INTERRUPTED, _RETRY, _ORIGIN = "trial", "duplicate_of", "interrupted", "retry", "origin"
+_TRIAL, _DUPLICATE, _RETRY_OF, _PARKED = "hwprune:trial", "hwprune:duplicate_of", "hwprune:retry_of", "hwprune:parked"
+_ORIGIN = "origin"
+JOURNAL = "journal:"
+"""A journal file as storage: ``journal:PATH``."""
 
 
 @contextlib.contextmanager
 def _storage_errors(storage: str) -> Iterator[None]:
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
     try:
         yield
+    except NoSuchModuleError as error:
+        raise UsageError(f"storage {storage} needs a driver that is not installed: {error}") from error
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise RunError(f"the study's storage {storage} failed: {first}") from error
+    except ImportError as error:
+        raise UsageError(f"storage {storage} needs a driver that is not installed: {error}") from error
 
 
 def _open(storage: str) -> Any:
     """SQLite in write-ahead mode: a commit survives the process being killed and costs a tenth of a synced one."""
+    if storage.startswith(JOURNAL):
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        path = storage.removeprefix(JOURNAL)
+        if path.startswith("//"):
+            path = path[2:]
+        if not Path(path).parent.is_dir():
+            raise UsageError(f"storage {storage}: there is no folder {Path(path).parent}")
+        # Opened exclusively, not linked: a lock that survives a killed process on any file system is taken over after a while.
+        return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
     if not storage.startswith("sqlite:"):
-        return storage
+        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
     from sqlalchemy import event
 
-    opened = optuna.storages.RDBStorage(storage)
+    opened = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 60}})
 
     def configure(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -54,16 +78,27 @@ def _open(storage: str) -> Any:
 
 
 class Store:
-    """One multi-objective study (drop down, speedup up) and the trials in it."""
+    """One multi-objective study (drop down, speedup up) and the trials in it.
 
-    def __init__(self, storage: str, space: SearchSpace | None, sampler: str, seed: int, create: bool = False) -> None:
+    Args:
+        storage: Optuna storage URL, or ``journal:PATH``.
+        space: turns parameters into recipes; None: trials can be read only.
+        create: make the study; else it must be there.
+        watch: judges other workers' leases.
+
+    Raises:
+        UsageError: it is there and should not be, or the other way round.
+        RunError: the storage fails.
+    """
+
+    def __init__(self, storage: str, space: SearchSpace | None, create: bool = False, watch: lease.Watch | None = None) -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.storage = storage
         self._space = space
-        self._sampler = sampler
-        self._seed = seed
-        self._told = 0
+        self._watch = watch or lease.Watch()
+        self._parsed: dict[int, Trial] = {}
+        self._digests: dict[int, str] = {}
         with _storage_errors(storage):
             try:
                 if create:
@@ -73,17 +108,22 @@ class Store:
                     self.study.set_metric_names(["drop", "speedup"])
                 else:
                     self.study = optuna.load_study(storage=_open(storage), study_name=STUDY)
-                    self._told = sum(_TRIAL in t.user_attrs or _DUPLICATE in t.user_attrs for t in self._frozen())
             except optuna.exceptions.DuplicatedStudyError as error:
                 raise UsageError(
                     f"{storage} holds a hwprune study already: go on with --resume or use another storage"
                 ) from error
             except KeyError as error:
                 raise UsageError(f"{storage} holds no hwprune study to resume") from error
+        self._backend: Any = self.study._storage
 
     @staticmethod
     def default_storage(run: Path) -> str:
         return f"sqlite:///{(run / 'study.db').resolve()}"
+
+    @property
+    def shareable(self) -> bool:
+        """Can other machines join? A local SQLite file is for the processes of this one."""
+        return not self.storage.startswith("sqlite:")
 
     # -- attributes of the study -------------------------------------------------------------
 
@@ -92,7 +132,8 @@ class Store:
             self.study.set_user_attr(key, value)
 
     def read(self, key: str) -> Any:
-        return self.study.user_attrs.get(key)
+        with _storage_errors(self.storage):
+            return self.study.user_attrs.get(key)
 
     # -- trials ------------------------------------------------------------------------------
 
@@ -101,24 +142,46 @@ class Store:
         found = []
         newer = self.read(_REMEASURED) or {}
         for frozen in self._frozen():
-            data = frozen.user_attrs.get(_TRIAL)
-            if data is not None and frozen.state in (TrialState.COMPLETE, TrialState.FAIL):
-                table = Table(data, f"trial {frozen.number} in {self.storage}")
-                trial = Trial.from_table(table)
-                table.finish()
+            trial = self._finished(frozen)
+            if trial is not None:
                 again = newer.get(str(frozen.number))
                 found.append(trial if again is None else _overlaid(trial, again))
         return found
 
+    def _finished(self, frozen: FrozenTrial) -> Trial | None:
+        if not frozen.state.is_finished() or _TRIAL not in frozen.system_attrs:
+            return None
+        if frozen._trial_id not in self._parsed:
+            table = Table(frozen.system_attrs[_TRIAL], f"trial {frozen.number} in {self.storage}")
+            trial = Trial.from_table(table)
+            table.finish()
+            self._parsed[frozen._trial_id] = trial
+        return self._parsed[frozen._trial_id]
+
     def remeasured(self, number: int, speedup: Measurement, latency: Measurement) -> None:
         """Keep a newer measurement of a finished trial. Optuna's values of it stay; `trials` gives the newer ones."""
+        self._newer(number, {"speedup": speedup.to_json(), "latency": latency.to_json()})
+
+    def refined(self, trial: Trial) -> None:
+        """Keep a finished trial's more thorough compensation, and what it was before."""
+        assert trial.metric is not None and trial.divergence is not None
+        self._newer(
+            trial.number,
+            {
+                "compensation": trial.recipe.compensation, "metric": trial.metric.to_json(), "drop": trial.drop,
+                "divergence": trial.divergence.to_json(), "size_bytes": trial.size_bytes,
+            },
+        )  # fmt: skip
+
+    def _newer(self, number: int, values: Mapping[str, Any]) -> None:
         newer = dict(self.read(_REMEASURED) or {})
-        newer[str(number)] = {"speedup": speedup.to_json(), "latency": latency.to_json()}
+        newer[str(number)] = {**newer.get(str(number), {}), **values}
         self.write(_REMEASURED, newer)
 
-    def _frozen(self, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
+    def _frozen(self) -> list[FrozenTrial]:
         with _storage_errors(self.storage):
-            return self.study.get_trials(deepcopy=False, states=states)
+            found: list[FrozenTrial] = self._backend.get_all_trials(self.study._study_id, deepcopy=False)
+            return found
 
     def enqueue(self, parameters: Mapping[str, Any], origin: str, again: bool = True) -> None:
         """Propose this before anything that a sampler proposes; ``again`` False: not if it was proposed before."""
@@ -127,7 +190,15 @@ class Store:
 
     @property
     def waiting(self) -> int:
-        return len(self._frozen((TrialState.WAITING,)))
+        return sum(frozen.state == TrialState.WAITING for frozen in self._frozen())
+
+    def busy(self) -> int:
+        """Trials that other living workers are at, or that wait for being timed."""
+        return sum(
+            _PARKED in frozen.system_attrs or self._watch.alive(frozen._trial_id, frozen.system_attrs.get(lease.LEASE))
+            for frozen in self._frozen()
+            if frozen.state == TrialState.RUNNING
+        )
 
     def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
         """Per unit an ordered whole number; a category only where there is more than one."""
@@ -141,76 +212,232 @@ class Store:
                 found[f"method:{knob.unit}"] = optuna.distributions.CategoricalDistribution(knob.methods)
         return found
 
-    def ask(self) -> optuna.Trial:
+    def ask(self, sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
+        """The next trial, leased by this process."""
         with _storage_errors(self.storage):
-            self.study.sampler = samplers.make(self._sampler, self._seed, self._told)
-            return self.study.ask(self.distributions())
+            self.study.sampler = sampler
+            distributions = self.distributions()
+            asked = self.study.ask()
+            self.renew(asked, lease.own())
+            # Suggested one by one only after the lease is there: a kill in between leaves a trial that anybody may take over.
+            for name, distribution in distributions.items():
+                if isinstance(distribution, optuna.distributions.IntDistribution):
+                    asked.suggest_int(name, distribution.low, distribution.high)
+                elif isinstance(distribution, optuna.distributions.CategoricalDistribution):
+                    asked.suggest_categorical(name, distribution.choices)
+            return asked
 
-    def origin(self, asked: optuna.Trial) -> str:
-        return str(asked.user_attrs.get(_ORIGIN, self._sampler))
+    def renew(self, asked: optuna.Trial, value: dict[str, Any]) -> None:
+        self._backend.set_trial_system_attr(asked._trial_id, lease.LEASE, value)
 
-    def tell(self, asked: optuna.Trial, trial: Trial, constraints: Mapping[str, float]) -> None:
-        """Store a finished trial; the numbers are there before its state says that it is finished."""
-        with _storage_errors(self.storage):
-            asked.set_user_attr(_TRIAL, trial.to_json())
-            self._told += 1
-            if trial.measured:
-                assert trial.drop is not None and trial.speedup is not None
-                for key, value in constraints.items():
-                    asked.set_constraint(key, value)
-                self.study.tell(asked, (trial.drop, trial.speedup.value))
-            else:
-                self.study.tell(asked, state=TrialState.FAIL)
+    def holding(self, asked: optuna.Trial) -> contextlib.AbstractContextManager[None]:
+        """Keep the lease alive meanwhile."""
+        return lease.beating(partial(self.renew, asked))
 
-    def tell_duplicate(self, asked: optuna.Trial, earlier: Trial, constraints: Mapping[str, float]) -> None:
+    def origin(self, asked: optuna.Trial, sampler: str) -> str:
+        return str(asked.user_attrs.get(_ORIGIN, sampler))
+
+    def known(self, asked: optuna.Trial, recipe: Recipe) -> Trial | int | None:
+        """An evaluated trial with the same recipe, or the number of one that another worker is at; None: it is new.
+
+        A retry of a trial counts as new once: of several the one with the lowest number.
+        """
+        for frozen in self._frozen():
+            if frozen._trial_id == asked._trial_id or frozen.state == TrialState.WAITING:
+                continue
+            finished = self._finished(frozen)
+            if finished is not None:
+                if finished.recipe.digest == recipe.digest:
+                    return finished
+            elif frozen.state == TrialState.RUNNING and frozen.number < asked.number and self._digest(frozen) == recipe.digest:
+                return int(frozen.number)
+        return None
+
+    def _digest(self, frozen: FrozenTrial) -> str | None:
+        assert self._space is not None
+        if len(frozen.params) < len(self.distributions()):
+            return None
+        if frozen._trial_id not in self._digests:
+            self._digests[frozen._trial_id] = self._space.recipe(frozen.params).digest
+        return self._digests[frozen._trial_id]
+
+    def tell(self, asked: optuna.Trial, trial: Trial, constraints: Mapping[str, float], share: float = 1.0) -> bool:
+        """Store a finished trial; the numbers are there before its state says that it is finished.
+
+        Args:
+            share: of the validation examples that the divergence was computed on.
+
+        Returns:
+            False: another worker has finished it meanwhile, because this one's lease ran out; nothing is stored.
+        """
+        try:
+            with _storage_errors(self.storage):
+                self._backend.set_trial_system_attr(asked._trial_id, _TRIAL, trial.to_json())
+                for key, value in _readable(trial).items():
+                    asked.set_user_attr(key, value)
+                if trial.divergence is not None:
+                    asked.set_user_attr(DIVERGENCE_WEIGHT, share)
+                if trial.measured:
+                    assert trial.drop is not None and trial.speedup is not None
+                    for key, value in constraints.items():
+                        asked.set_constraint(key, value)
+                    self._end(asked, TrialState.COMPLETE, (trial.drop, trial.speedup.value))
+                else:
+                    self._end(asked, TrialState.PRUNED if trial.state == STOPPED else TrialState.FAIL)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False
+        return True
+
+    def _end(self, asked: optuna.Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
+        """As `Study.tell`, which hides that a trial was finished by another behind warnings."""
+        self._backend.set_trial_state_values(asked._trial_id, state=state, values=values)
+
+    def tell_duplicate(self, asked: optuna.Trial, earlier: Trial | int, constraints: Mapping[str, float]) -> None:
         """The recipe was evaluated before: the sampler learns the known numbers, nothing is measured."""
-        with _storage_errors(self.storage):
-            asked.set_user_attr(_DUPLICATE, earlier.number)
-            self._told += 1
-            if earlier.measured:
+        number = earlier if isinstance(earlier, int) else earlier.number
+        with _storage_errors(self.storage), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._backend.set_trial_system_attr(asked._trial_id, _DUPLICATE, number)
+            asked.set_user_attr("duplicate of", number)
+            if isinstance(earlier, Trial) and earlier.measured:
                 assert earlier.drop is not None and earlier.speedup is not None
+                if earlier.divergence is not None:
+                    asked.set_user_attr(DIVERGENCE, earlier.divergence.value)
                 for key, value in constraints.items():
                     asked.set_constraint(key, value)
-                self.study.tell(asked, (earlier.drop, earlier.speedup.value))
+                self._end(asked, TrialState.COMPLETE, (earlier.drop, earlier.speedup.value))
             else:
-                self.study.tell(asked, state=TrialState.FAIL)
+                self._end(asked, TrialState.FAIL)
 
-    def recover(self) -> int:
-        """After a kill: trials that were running are proposed once more; returns how many.
+    # -- trials that only a device can finish ---------------------------------------------------
 
-        One that was running for the second time when the process died is a failed trial: it may be what kills it.
+    def park(self, asked: optuna.Trial, scored: dict[str, Any]) -> None:
+        """Everything but the latency is known; a worker on the device goes on."""
+        with _storage_errors(self.storage):
+            self._backend.set_trial_system_attr(asked._trial_id, _PARKED, scored)
+
+    def unpark(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
+        """A trial that waits for its latency, now leased by this process."""
+        for frozen in self._frozen():
+            if frozen.state != TrialState.RUNNING or _PARKED not in frozen.system_attrs:
+                continue
+            scored = frozen.system_attrs[_PARKED]
+            holder = frozen.system_attrs.get(lease.LEASE)
+            by_other = scored.get("by") != holder and self._watch.alive(frozen._trial_id, holder)
+            if by_other:
+                continue  # another one on the device is timing it
+            asked = optuna.Trial(self.study, frozen._trial_id)
+            with _storage_errors(self.storage):
+                self.renew(asked, lease.own())
+            return asked, scored
+        return None
+
+    # -- what died -------------------------------------------------------------------------------
+
+    def recover(self, constraints: Callable[[Trial], Mapping[str, float]]) -> int:
+        """Give back what dead workers left; returns how many trials are proposed once more.
+
+        A trial whose second worker died is a failed trial: it may be what kills them.
         """
         again = 0
-        for frozen in self._frozen((TrialState.RUNNING,)):
-            asked = optuna.Trial(self.study, frozen._trial_id)
-            retried = int(frozen.user_attrs.get(_RETRY, 0))
-            if retried and self._space is not None:
-                reason = "the search died twice while it evaluated this candidate"
-                trial = Trial(frozen.number, self._recipe(frozen), FAILED, failure=Failure("run", reason))
-                self.tell(asked, trial, {})
+        frozen_trials = self._frozen()
+        retried = {t.user_attrs[_RETRY_OF] for t in frozen_trials if _RETRY_OF in t.user_attrs and not self._lost(t)}
+        for frozen in frozen_trials:
+            if frozen.state == TrialState.RUNNING:
+                if _PARKED in frozen.system_attrs:
+                    continue  # its worker is done with it; `unpark` looks at who times it
+                if self._watch.alive(frozen._trial_id, frozen.system_attrs.get(lease.LEASE)):
+                    continue
+                if self._bury(frozen, constraints):
+                    continue
+            elif not self._lost(frozen):
                 continue
-            self.interrupt(asked, count=True)
+            of = frozen.user_attrs.get(_RETRY_OF, frozen.number)
+            if of in retried:
+                continue
+            # Without parameters (killed while they were being drawn) a sampler draws them anew.
+            fixed = frozen.params or dict(frozen.system_attrs.get("fixed_params") or {})
+            attributes = {_RETRY_OF: of, **({_ORIGIN: frozen.user_attrs[_ORIGIN]} if _ORIGIN in frozen.user_attrs else {})}
+            with _storage_errors(self.storage):
+                self.study.enqueue_trial(fixed, user_attrs=attributes)
+            retried.add(of)
             again += 1
         return again
 
-    def interrupt(self, asked: optuna.Trial, count: bool) -> None:
-        """Give a trial back: it is not finished, and is proposed again first. ``count``: as its one retry."""
-        frozen = next(t for t in self._frozen() if t.number == asked.number)
-        with _storage_errors(self.storage):
-            asked.set_user_attr(_INTERRUPTED, True)
-            self.study.tell(asked, state=TrialState.FAIL)
-            attributes = {_ORIGIN: frozen.user_attrs.get(_ORIGIN, self._sampler)}
-            if count:
-                attributes[_RETRY] = 1
-            self.study.enqueue_trial(frozen.params, user_attrs=attributes)
+    def _lost(self, frozen: FrozenTrial) -> bool:
+        """Did it end without anything being known of it?"""
+        told = _TRIAL in frozen.system_attrs or _DUPLICATE in frozen.system_attrs
+        return frozen.state == TrialState.FAIL and not told
 
-    def _recipe(self, frozen: FrozenTrial) -> Recipe:
-        assert self._space is not None
-        return self._space.recipe(frozen.params)
+    def _bury(self, frozen: FrozenTrial, constraints: Callable[[Trial], Mapping[str, float]]) -> bool:
+        """End a dead worker's trial. True if nothing is left to do for it."""
+        asked = optuna.Trial(self.study, frozen._trial_id)
+        if _TRIAL in frozen.system_attrs:  # it died between the numbers and the word that they are there
+            table = Table(frozen.system_attrs[_TRIAL], f"trial {frozen.number} in {self.storage}")
+            trial = Trial.from_table(table)
+            table.finish()
+            self.tell(asked, trial, constraints(trial))
+            return True
+        if _RETRY_OF in frozen.user_attrs and self._space is not None and self._complete(frozen):
+            reason = "the search died twice while it evaluated this candidate"
+            recipe = self._space.recipe(frozen.params)
+            self.tell(asked, Trial(frozen.number, recipe, FAILED, failure=Failure("run", reason)), {})
+            return True
+        with _storage_errors(self.storage):
+            try:
+                self._end(asked, TrialState.FAIL)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return True  # another one was quicker
+        return _DUPLICATE in frozen.system_attrs
+
+    def superseded(self, asked: optuna.Trial) -> int | None:
+        """Of several retries of one trial, which two workers may both have enqueued, only the first counts: its number."""
+        of = asked.user_attrs.get(_RETRY_OF)
+        if of is None:
+            return None
+        numbers = [t.number for t in self._frozen() if t.user_attrs.get(_RETRY_OF) == of and not self._lost(t)]
+        return min(numbers) if min(numbers) < asked.number else None
+
+    def _complete(self, frozen: FrozenTrial) -> bool:
+        return len(frozen.params) >= len(self.distributions())
+
+    def interrupt(self, asked: optuna.Trial) -> None:
+        """Give a trial back: it is not finished, and is proposed again first. This is not counted as its one retry."""
+        frozen = next(t for t in self._frozen() if t._trial_id == asked._trial_id)
+        with _storage_errors(self.storage), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            attributes = {k: v for k, v in frozen.user_attrs.items() if k in (_ORIGIN, _RETRY_OF)}
+            self._backend.set_trial_system_attr(asked._trial_id, _DUPLICATE, asked.number)  # nothing is missing of it
+            self.study.enqueue_trial(frozen.params, user_attrs=attributes)
+            self._end(asked, TrialState.FAIL)
+
+
+def _readable(trial: Trial) -> dict[str, Any]:
+    """What a dashboard shows in a column each."""
+    found: dict[str, Any] = {"state": trial.state, "recipe": trial.recipe.digest}
+    if trial.divergence is not None:
+        found[DIVERGENCE] = trial.divergence.value
+    if trial.metric is not None:
+        found["metric"] = trial.metric.value
+    if trial.latency is not None:
+        found["latency_ms"] = 1000 * trial.latency.value
+    if trial.speedup is not None:
+        half = (trial.speedup.ci_high - trial.speedup.ci_low) / 2
+        found["ratio_sd"] = half / 1.96 / trial.speedup.value**2
+    if trial.size_bytes is not None:
+        found["size_mb"] = trial.size_bytes / 1e6
+    if trial.failure is not None:
+        found["reason"] = f"{trial.failure.stage}: {trial.failure.reason}"
+    return found
 
 
 def _overlaid(trial: Trial, newer: Mapping[str, Any]) -> Trial:
     table = Table(newer, f"trial {trial.number}, measured again")
-    speedup, latency = (Measurement.from_table(table.table(name)) for name in ("speedup", "latency"))
+    changes: dict[str, Any] = {}
+    for name in ("speedup", "latency", "metric", "divergence"):
+        if name in newer:
+            changes[name] = Measurement.from_table(table.table(name))
+    if "compensation" in newer:
+        changes["recipe"] = Recipe(trial.recipe.choices, table.text("compensation"))
+        changes["drop"] = table.number("drop")
+        changes["size_bytes"] = table.integer("size_bytes")
     table.finish()
-    return replace(trial, speedup=speedup, latency=latency)
+    return replace(trial, **changes)

@@ -1,0 +1,418 @@
+"""All samplers on the same choices and the same evaluator, at equal numbers of evaluations and against wall-clock time.
+
+    python benchmarks/samplers.py --workload resnet20 [--seeds 5] [--most 80] [--cache FILE] [--out FILE]
+
+Every candidate that any sampler proposes is pruned, exported, scored on the validation split and timed once (what several
+propose is evaluated once, and counts for each). Each sampler's front, as it saw it, is then scored on held-out images and
+measured again in new sessions; nothing that a sampler saw counts. Hypervolume of (drop, latency ratio) with reference
+(10 points, 1.0), divided by that of the union of all samplers' points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import workloads
+from common import heading
+
+from hwprune import front as fronts
+from hwprune import target as targets
+from hwprune.errors import CandidateFailure
+from hwprune.latency import fingerprint
+from hwprune.latency.bench import Bench
+from hwprune.latency.paired import Settings
+from hwprune.latency.source import Measured
+from hwprune.pruning import Pruner
+from hwprune.searching import advisor as advisors
+from hwprune.searching import filtering, samplers
+from hwprune.searching import space as spaces
+from hwprune.searching.constraints import Constraints
+from hwprune.searching.evaluator import EXAMPLE, Evaluator
+from hwprune.searching.job import Job
+from hwprune.searching.knapsack import DIVERGENCE
+
+BUDGETS = (10, 20, 40, 80)
+REFERENCE = (0.10, 1.0)
+WARM = 10
+TIMES = (60, 120, 240)
+"""Seconds of search at which the wall-clock table looks."""
+
+
+@dataclass
+class Known:
+    """One evaluated recipe; ``test_*`` once it was on somebody's front."""
+
+    drop: float | None
+    ratio: float | None
+    divergence: float | None
+    seconds: float
+    test_drop: float | None = None
+    test_ratio: float | None = None
+
+
+@dataclass
+class Ground:
+    """One workload, its choices, and everything that was evaluated."""
+
+    name: str
+    evaluator: Evaluator
+    space: spaces.SearchSpace
+    advisor: advisors.Advisor
+    cache: Path
+    costs: dict[str, float]
+    known: dict[str, Known] = field(default_factory=dict)
+    recipes: dict[str, Any] = field(default_factory=dict)
+    number: int = 0
+
+    def evaluate(self, parameters: dict[str, Any]) -> tuple[str, Known]:
+        recipe = self.space.recipe(parameters)
+        digest = recipe.digest
+        if not recipe.choices:
+            return digest, Known(0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+        self.recipes[digest] = recipe
+        if digest not in self.known:
+            self.number += 1
+            start = time.perf_counter()
+            trial = self.evaluator.trial(self.number, recipe, "bench")
+            spent = time.perf_counter() - start
+            folder = self.evaluator.folder(self.number)
+            self.evaluator._forget(folder)
+            ok = trial.measured
+            self.known[digest] = Known(
+                trial.drop if ok else None, 1 / trial.speedup.value if ok else None, trial.divergence.value if ok else None, spent
+            )
+            if self.number % 50 == 0:
+                self.store()
+        return digest, self.known[digest]
+
+    def confirm(self, digest: str) -> Known:
+        """Held-out drop and latency in new sessions."""
+        known = self.known[digest]
+        if known.test_ratio is None and known.drop is not None:
+            evaluator = self.evaluator
+            candidate = evaluator.pruner.prune(self.recipes[digest])
+            folder = evaluator.folder(10**6)
+            try:
+                path = evaluator.write(candidate, folder)
+                evaluator.bench.load("candidate", path, threads=evaluator._threads)
+                metric, _ = evaluator.score("candidate", evaluator.test_split())
+                ratios = []
+                for _ in range(3):
+                    evaluator.bench.load("candidate", path)
+                    ratios.append(1 / evaluator.source.candidate(path)["speedup"])
+                dense, _ = self.dense_test
+                known.test_drop = evaluator.metric.drop(dense, metric.value)
+                known.test_ratio = statistics.median(ratios)
+            except CandidateFailure:
+                known.test_drop, known.test_ratio = 1.0, 1.0
+            finally:
+                evaluator._forget(folder)
+        return known
+
+    dense_test: tuple[float, int] = (0.0, 0)
+
+    def store(self) -> None:
+        data = {d: [k.drop, k.ratio, k.divergence, k.seconds, k.test_drop, k.test_ratio] for d, k in self.known.items()}
+        recipes = {d: r.to_json() for d, r in self.recipes.items()}
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        self.cache.write_text(json.dumps({"costs": self.costs, "known": data, "recipes": recipes}))
+
+
+@dataclass
+class Course:
+    """What one sampler evaluated, in order, and when by its own clock."""
+
+    arm: str
+    seed: int
+    digests: list[str] = field(default_factory=list)
+    clock: list[float] = field(default_factory=list)
+
+
+def course(ground: Ground, arm: str, seed: int, count: int, warm: bool, planned: int) -> Course:
+    """Let one sampler propose ``count`` different recipes."""
+    space = store_distributions(ground.space)
+    context = ground.advisor.context(planned, space)
+    sampler = samplers.make(arm, seed, context)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+    made = Course(arm + ("+warm" if warm else ""), seed)
+    spent = ground.costs["database"] + (ground.costs["prices"] if arm in samplers.KNAPSACKS else 0.0)
+    queue: list[dict[str, Any]] = []
+    file = ground.space.file
+    top = max(file.max_sparsity, *file.mask_sparsities)
+    if warm:
+        queue = [ground.space.uniform(top * (i + 1) / WARM, file.criteria[0]) for i in range(WARM)]
+    if arm == samplers.UNIFORM:
+        steps = max(1, planned // len(file.criteria))
+        queue = [ground.space.uniform(top * (i + 1) / steps, m) for i in range(steps) for m in file.criteria]
+    for parameters in queue:
+        study.enqueue_trial(parameters)
+    draw = random.Random(seed)
+    repeats = 0
+    while len(made.digests) < count and repeats < 60:
+        if arm == samplers.UNIFORM and not any(t.state.name == "WAITING" for t in study.get_trials(deepcopy=False)):
+            break
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            asked = study.ask(space)
+        spent += time.perf_counter() - start
+        digest, known = ground.evaluate(asked.params)
+        if known.drop is None:
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        else:
+            asked.set_user_attr(DIVERGENCE, known.divergence)
+            study.tell(asked, (known.drop, 1 / known.ratio))
+        if digest in made.digests or not ground.recipes.get(digest):
+            repeats += 1
+            if repeats % 10 == 0:  # as the product does when a sampler repeats itself
+                study.enqueue_trial({n: pick(d, draw) for n, d in space.items()})
+            continue
+        repeats = 0
+        spent += known.seconds
+        made.digests.append(digest)
+        made.clock.append(spent)
+    return made
+
+
+def pick(distribution: Any, draw: random.Random) -> Any:
+    if hasattr(distribution, "choices"):
+        return draw.choice(distribution.choices)
+    return draw.randint(distribution.low, distribution.high)
+
+
+def store_distributions(space: spaces.SearchSpace) -> dict[str, Any]:
+    from hwprune.searching.store import Store
+
+    made = Store.__new__(Store)
+    made._space = space
+    return made.distributions()
+
+
+def chosen(ground: Ground, digests: list[str]) -> list[str]:
+    """The front as the search saw it, by divergence on the validation split and latency: what it would confirm."""
+    seen = [(d, ground.known[d]) for d in digests if ground.known[d].drop is not None]
+    inside = [(d, k) for d, k in seen if k.drop < REFERENCE[0] and k.ratio < REFERENCE[1]]
+    return [d for d, _ in fronts.non_dominated(inside, lambda p: (p[1].divergence, 1 / p[1].ratio))]
+
+
+def hypervolume(points: list[tuple[float, float]]) -> float:
+    """Of (drop, ratio), both minimised."""
+    area, best = 0.0, REFERENCE[1]
+    inside = sorted(p for p in points if p[0] < REFERENCE[0] and p[1] < REFERENCE[1])
+    for drop, ratio in inside:
+        if ratio < best:
+            area += (REFERENCE[0] - max(drop, -0.05)) * (best - ratio)
+            best = ratio
+    return area
+
+
+def held_out(ground: Ground, digests: list[str]) -> list[tuple[float, float]]:
+    points = [ground.confirm(d) for d in chosen(ground, digests)]
+    return [(p.test_drop, p.test_ratio) for p in points if p.test_ratio is not None]
+
+
+def speedup_at(points: list[tuple[float, float]], limit: float) -> float:
+    return max((1 / r for d, r in points if d <= limit), default=1.0)
+
+
+def interval(values: list[float], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean."""
+    draw = np.random.default_rng(seed)
+    means = draw.choice(np.array(values), (4000, len(values))).mean(axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def ground_of(name: str, options: argparse.Namespace, folder: Path, bench: Bench, database: Path) -> Ground:
+    """Trace, prepare, price; with what each costs."""
+    costs: dict[str, float] = {}
+    target = targets.load("cpu")
+    pruner = Pruner(getattr(workloads, name)(), database)
+    run = folder / "run"
+    source = Measured(bench, run / "baseline" / EXAMPLE, Settings(clock=bench.clock, limit_s=0.2))
+    evaluator = Evaluator(pruner, bench, source, target, run)
+    baseline = evaluator.prepare()
+    file = spaces.load(options.space)
+    if options.tied:
+        file = replace(file, tie=True)
+    gains = filtering.gains(evaluator, file.patterns, max(file.mask_sparsities))
+    for pattern, gain in gains.items():
+        print(f"{pattern}: {'pays' if filtering.pays(gain) else filtering.reason(gain)}")
+    refused = {n: None if filtering.pays(g) else filtering.reason(g) for n, g in gains.items()}
+    space = spaces.build(file, pruner, target, fingerprint.isa(), refused=refused)
+    start = time.perf_counter()
+    from hwprune import compensation
+    from hwprune.patterns import BRANCH
+
+    inside = next((c.name for c in compensation.parse(space.compensation) if c.local), "none")
+    for knob in space.knobs:
+        for unit in (knob.unit, *knob.tied):
+            for pattern, levels in knob.levels.items():
+                if pattern != BRANCH:
+                    for method in knob.methods:
+                        pruner.options(unit, pattern, method, levels, inside)
+    costs["database"] = time.perf_counter() - start
+    start = time.perf_counter()
+    job = Job("", trials=80)
+    # A table of its own, so that its cost is counted.
+    advisors.cache_folder = lambda: folder / "cache"  # type: ignore[attr-defined]
+    advisor = advisors.build(job, pruner, space, target, bench, bench.identity(), baseline, Constraints(), gains, lambda _: None)
+    costs["prices"] = time.perf_counter() - start
+    if advisor.note:
+        print(advisor.note)
+    cache = Path(options.cache or folder / "cache") / f"samplers-{name}.json"
+    made = Ground(name, evaluator, space, advisor, cache, costs)
+    dense, _ = evaluator.score("dense", evaluator.test_split())
+    made.dense_test = (dense.value, dense.samples)
+    if cache.is_file():
+        from hwprune.files import Table
+        from hwprune.recipe import Recipe
+
+        data = json.loads(cache.read_text())
+        made.costs = data["costs"]
+        made.known = {d: Known(*row) for d, row in data["known"].items()}
+        made.recipes = {d: Recipe.from_table(Table(r, "cache")) for d, r in data["recipes"].items()}
+        made.number = len(made.known)
+    units = len(space.knobs)
+    print(
+        f"{name}: dense {dense.value:.4f} on {dense.samples} held-out examples, {1e3 * baseline.latency.value:.3f} ms; "
+        f"{units} units, {len(advisor.items)} items, 10^{space.size_log10:.1f} recipes; database {made.costs['database']:.1f} s, "
+        f"table and predictions {made.costs['prices']:.1f} s"
+    )
+    return made
+
+
+COLD = ("random", "tpe")
+WARMED = ("tpe", "nsga2", "nsga3", "gp")
+SWEEPS = ("uniform", "threshold", "knapsack-sweep")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workload", default="resnet20", choices=["resnet20", "wide_cnn", "minilm"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--most", type=int, default=80)
+    parser.add_argument("--arms", default="", help="comma-separated; default: all")
+    parser.add_argument("--space", default="default")
+    parser.add_argument("--tied", action="store_true")
+    parser.add_argument("--cache", help="folder that keeps what was evaluated")
+    parser.add_argument("--out", type=Path, help="write the tables there too")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    heading(f"samplers on {options.workload}")
+    budgets = [n for n in BUDGETS if n <= options.most]
+    wanted = set(filter(None, options.arms.split(",")))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        target = targets.load("cpu")
+        database = Path(options.cache) / "database" if options.cache else folder / "database"
+        with Bench(target) as bench:
+            ground = ground_of(options.workload, options, folder, bench, database)
+            results = run(ground, options, budgets, wanted)
+            tables(ground, results, budgets)
+            ground.store()
+
+
+def run(ground: Ground, options: argparse.Namespace, budgets: list[int], wanted: set[str]) -> dict[str, dict[int, list[Course]]]:
+    """arm -> budget -> its courses, one a seed."""
+    results: dict[str, dict[int, list[Course]]] = {}
+
+    def add(arm: str, warm: bool, sweep: bool, seeds: int) -> None:
+        label = arm + ("+warm" if warm else "")
+        if wanted and label not in wanted:
+            return
+        start = time.perf_counter()
+        for seed in range(seeds):
+            if sweep:  # planned for its budget
+                for n in budgets:
+                    results.setdefault(label, {}).setdefault(n, []).append(course(ground, arm, seed, n, warm, n))
+                continue
+            whole = course(ground, arm, seed, budgets[-1], warm, budgets[-1])
+            for n in budgets:
+                part = Course(label, seed, whole.digests[:n], whole.clock[:n])
+                results.setdefault(label, {}).setdefault(n, []).append(part)
+        print(f"  {label}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        ground.store()
+
+    add("knapsack", False, False, options.seeds)
+    for arm in SWEEPS:
+        add(arm, False, True, 1)
+    for arm in WARMED:
+        add(arm, True, False, options.seeds)
+    for arm in COLD:
+        add(arm, False, False, options.seeds)
+    return results
+
+
+def tables(ground: Ground, results: dict[str, dict[int, list[Course]]], budgets: list[int]) -> None:
+    start = time.perf_counter()
+    union = hypervolume([p for arm in results.values() for c in arm.values() for one in c for p in held_out(ground, one.digests)])
+    share = {
+        label: {n: [hypervolume(held_out(ground, c.digests)) / union for c in found] for n, found in by.items()}
+        for label, by in results.items()
+    }
+    print(f"  confirming: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    print(f"\n## {ground.name}: hypervolume over the union's, held out, mean over seeds [95 % bootstrap]")
+    print("| sampler | " + " | ".join(f"N = {n}" for n in budgets) + " | best at 1 point | best at 3 points |")
+    print("| --- |" + " --- |" * (len(budgets) + 2))
+    last = budgets[-2] if len(budgets) > 1 else budgets[-1]
+    for label, by in sorted(share.items(), key=lambda pair: -statistics.fmean(pair[1][last])):
+        cells = []
+        for n in budgets:
+            values = by[n]
+            low, high = interval(values)
+            count = len(results[label][n][0].digests)
+            note = f" ({count} distinct)" if count < n else ""
+            cells.append(
+                f"{statistics.fmean(values):.3f} [{low:.3f}, {high:.3f}]{note}" if len(values) > 1 else f"{values[0]:.3f}{note}"
+            )
+        points = [held_out(ground, c.digests) for c in results[label][last]]
+        best = [statistics.median(speedup_at(p, limit) for p in points) for limit in (0.01, 0.03)]
+        print(f"| {label} | " + " | ".join(cells) + f" | {best[0]:.2f}x | {best[1]:.2f}x |")
+    if "knapsack" in share:
+        print(f"\n### {ground.name}: the knapsack's hypervolume over another's, paired by seed [95 % bootstrap]")
+        first = budgets[0]
+        print(f"| against | N = {first} against its N = {last} | both N = {last} |")
+        print("| --- | --- | --- |")
+        for label, by in share.items():
+            if label == "knapsack":
+                continue
+            cells = []
+            for a in (first, last):
+                other = by[last] * len(share["knapsack"][a]) if len(by[last]) == 1 else by[last]
+                ratios = [x / max(y, 1e-9) for x, y in zip(share["knapsack"][a], other, strict=False)]
+                low, high = interval(ratios)
+                cells.append(f"{statistics.fmean(ratios):.3f} [{low:.3f}, {high:.3f}]")
+            print(f"| {label} | {cells[0]} | {cells[1]} |")
+    print(f"\n### {ground.name}: hypervolume over the union's against seconds, database, table and predictions included")
+    print("| sampler | " + " | ".join(f"{s} s" for s in TIMES) + " |")
+    print("| --- |" + " --- |" * len(TIMES))
+    for label, by in results.items():
+        cells = []
+        for limit in TIMES:
+            values = []
+            for one in by[budgets[-1]]:
+                count = sum(moment <= limit for moment in one.clock)
+                values.append(hypervolume(held_out(ground, one.digests[:count])) / union)
+            cells.append(f"{statistics.fmean(values):.3f}")
+        print(f"| {label} | " + " | ".join(cells) + " |")
+    print()
+    assert math.isfinite(union)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What the search knows before it evaluates a candidate: prices of all choices, and what the trials so far have taught.
+
+All samplers share it: the knapsack proposes from it, and whatever proposed a candidate, it says when to stop early and when a
+measured latency is too good to be believed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+
+from hwprune import runtimes
+from hwprune.errors import CandidateFailure, RunError, UsageError
+from hwprune.files import cache_folder
+from hwprune.latency.bench import Bench
+from hwprune.latency.predictor import LatencyModel
+from hwprune.latency.roofline import Roofline
+from hwprune.latency.segments import Segment
+from hwprune.latency.table import LatencyTable
+from hwprune.measurement import Measurement
+from hwprune.probe.pieces import Pieces
+from hwprune.pruning import Pruner
+from hwprune.searching import items
+from hwprune.searching.constraints import Constraints
+from hwprune.searching.evaluator import SURE, Advice, Baseline, Rival
+from hwprune.searching.job import Job
+from hwprune.searching.knapsack import Item, KnapsackSampler, Limits
+from hwprune.searching.pricing import Prices, Pricing, by_work
+from hwprune.searching.samplers import Context
+from hwprune.searching.space import SearchSpace
+from hwprune.target import Target
+from hwprune.trial import Trial
+
+Array = np.ndarray[Any, Any]
+
+ENOUGH = 8
+"""Evaluated candidates before anything is stopped early or measured twice: until then the predictions have not been tested."""
+REFERENCE = 0.1
+"""Worst drop that counts where the user gives none: ten points of a metric between 0 and 1, a tenth of any other."""
+
+
+@dataclass(slots=True)
+class Advisor:
+    """Items and models of one search."""
+
+    items: tuple[Item, ...]
+    coupled: Mapping[tuple[str, str], Array]
+    limits: Limits
+    note: str = ""
+    """Why prices are rougher than they could be; empty: they are not."""
+    _model: KnapsackSampler | None = field(init=False, default=None)
+
+    def context(self, trials: int, space: Mapping[str, BaseDistribution]) -> Context:
+        return Context(self.items, self.coupled, self.limits, trials, space)
+
+    def advice(self, study: optuna.Study, asked: optuna.Trial, trials: Sequence[Trial]) -> Advice:
+        """What is expected of a candidate, and the front that it competes with."""
+        if self._model is None:
+            self._model = KnapsackSampler(self.items, self.coupled, self.limits)
+        done = [t for t in trials if t.measured and t.divergence is not None]
+        if len(done) < ENOUGH:
+            return Advice()
+        self._model.refit(study, asked.number)
+        predicted = self._model.predict(asked.params)
+        return Advice(predicted or {}, rivals(done))
+
+
+def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
+    """The trials that no other beats in (divergence, ratio)."""
+    found: list[Rival] = []
+    for trial in sorted(trials, key=lambda t: 1 / t.speedup.value if t.speedup else math.inf):
+        assert trial.speedup is not None and trial.divergence is not None
+        half = (trial.divergence.ci_high - trial.divergence.value) / 1.96
+        one = Rival(trial.number, 1 / trial.speedup.value, trial.divergence.value + SURE * half)
+        if not found or one.high < found[-1].high:
+            found.append(one)
+    return tuple(found)
+
+
+def limits_of(constraints: Constraints, baseline: Baseline) -> Limits:
+    """The user's constraints as the sampler wants them."""
+    dense = baseline.metric.value
+    ratios = []
+    if constraints.min_speedup is not None:
+        ratios.append(1 / constraints.min_speedup)
+    if constraints.max_latency_s is not None:
+        ratios.append(constraints.max_latency_s / baseline.latency.value)
+    smaller = None if constraints.max_size is None else float(max(0, baseline.size_bytes - constraints.max_size))
+    reference = REFERENCE if 0 <= dense <= 1 else REFERENCE * abs(dense)
+    return Limits(constraints.max_drop, min(ratios) if ratios else None, smaller, reference)
+
+
+def build(
+    job: Job,
+    pruner: Pruner,
+    space: SearchSpace,
+    target: Target,
+    bench: Bench,
+    identity: Mapping[str, Any],
+    baseline: Baseline,
+    constraints: Constraints,
+    gains: Mapping[str, Measurement],
+    step: Callable[[str], None],
+) -> Advisor:
+    """Price every choice. Segments that were never measured on this device are measured now, and kept for other searches."""
+    note = ""
+    try:
+        prices = _priced(job, pruner, space, target, bench, identity, step)
+    except (CandidateFailure, UsageError, RunError) as error:
+        note = f"Prices of the choices come from multiply-accumulates, not from measured layers: {error}"
+        prices = by_work(pruner, space)
+    shares = {name: 1 - 1 / gain.value for name, gain in gains.items() if gain.value > 0}
+    found = items.build(pruner, space, prices, shares, step)
+    return Advisor(tuple(found), prices.coupled, limits_of(constraints, baseline), note)
+
+
+def _priced(
+    job: Job,
+    pruner: Pruner,
+    space: SearchSpace,
+    target: Target,
+    bench: Bench,
+    identity: Mapping[str, Any],
+    step: Callable[[str], None],
+) -> Prices:
+    runtime = runtimes.get(target.runtime)
+    if not runtime.file.endswith(".onnx"):
+        raise UsageError(f"{runtime.name} runs {runtime.file} files, which can't be taken apart")
+    if job.estimate:
+        roofline = Roofline(target)
+        return Pricing(pruner, space, Pieces(pruner), lambda s: {x.signature: roofline.seconds([x], {}) for x in s}).prices()
+    stored = job.table and Path(job.table)
+    table = LatencyTable.read(stored) if stored else LatencyTable.stored(cache_folder() / "latency", identity)
+    model = LatencyModel(table, pruner.fingerprint)
+
+    def times(segments: Sequence[Segment]) -> dict[str, float]:
+        missing = [] if job.table else table.missing(segments)
+        if missing:
+            step(f"timing {len(missing)} layers of candidates")
+            table.fill(bench, segments)
+        return {segment.signature: model.segment(segment)[0] for segment in segments}
+
+    return Pricing(pruner, space, Pieces(pruner, runtime.precision_of_file(target.precision)), times).prices()

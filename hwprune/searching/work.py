@@ -1,0 +1,179 @@
+"""The loop that evaluates trials. The search itself runs it, and so does every worker that joins."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import optuna
+
+from hwprune.searching.advisor import Advisor
+from hwprune.searching.constraints import Constraints
+from hwprune.searching.evaluator import Evaluator, Scored
+from hwprune.searching.job import Job
+from hwprune.searching.lease import own
+from hwprune.searching.progress import Progress
+from hwprune.searching.samplers import UNIFORM
+from hwprune.searching.space import SearchSpace
+from hwprune.searching.store import Store
+from hwprune.trial import Trial
+
+REPEATS = 10
+"""Proposals in a row that were evaluated before, after which something random is proposed."""
+WAIT_S = 0.5
+CLOSED = "closed"
+"""Attribute of the study: no trial is started any more."""
+
+
+@dataclass(slots=True)
+class Work:
+    """Evaluates trials of one study until it is finished.
+
+    Attributes:
+        can_time: is this process on the device? If not, it leaves latencies to those that are.
+        chief: the search itself; it waits for the trials of others, and what must be done once is its own.
+        after: called after each trial of this process with all finished trials.
+    """
+
+    job: Job
+    store: Store
+    space: SearchSpace
+    evaluator: Evaluator
+    advisor: Advisor
+    sampler: optuna.samplers.BaseSampler
+    progress: Progress
+    chief: bool = True
+    can_time: bool = True
+    after: Callable[[list[Trial]], None] = lambda _trials: None
+    notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    evaluated: int = field(init=False, default=0)
+    _repeats: int = field(init=False, default=0)
+
+    @property
+    def constraints(self) -> Constraints:
+        return self.job.constraints
+
+    def run(self) -> list[Trial]:
+        """Work until there is nothing left to do; all finished trials."""
+        while True:
+            if again := self.store.recover(self.constraints.of):
+                self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
+            trials = self.store.trials()
+            if self.can_time and (parked := self.store.unpark()) is not None:
+                self._time(*parked, trials)
+                continue
+            if self._finished(trials) or self.store.read(CLOSED):
+                if self.chief and self.store.busy():
+                    time.sleep(WAIT_S)  # others are still at it
+                    continue
+                return trials
+            if self.job.trials and len(trials) + self.store.busy() >= self.job.trials:
+                time.sleep(WAIT_S)  # all that are wanted are being evaluated; one may die
+                continue
+            if self.job.sampler == UNIFORM and self.store.waiting == 0:
+                self.notes.append(f"The uniform sweep is finished after {len(trials)} trials.")
+                return trials
+            if not self._next(trials):
+                self.notes.append(f"The search space is exhausted after {len(trials)} trials.")
+                return trials
+
+    def _finished(self, trials: list[Trial]) -> bool:
+        if self.job.trials and len(trials) >= self.job.trials:
+            return True
+        return bool(self.job.time_s) and time.monotonic() - self.started >= self.job.time_s
+
+    def _next(self, trials: list[Trial]) -> bool:
+        """One proposal; False if nothing new can be proposed."""
+        asked = self.store.ask(self.sampler)
+        recipe = self.space.recipe(asked.params)
+        other = self.store.superseded(asked)
+        earlier = other if other is not None else self.store.known(asked, recipe) or self._dense(recipe, asked.number)
+        if earlier is not None:
+            known = earlier if isinstance(earlier, Trial) else None
+            self.store.tell_duplicate(asked, earlier, self.constraints.of(known) if known else {})
+            self._repeats += 1
+            if self._repeats >= REPEATS and self.job.sampler != UNIFORM:
+                return self._enqueue_unseen({trial.recipe.digest for trial in trials})
+            return True
+        self._repeats = 0
+        advice = self.advisor.advice(self.store.study, asked, trials)
+        origin = self.store.origin(asked, self.job.sampler)
+        try:
+            with self.store.holding(asked):
+                scored = self.evaluator.scored(asked.number, recipe, origin, advice)
+                if isinstance(scored, Scored) and not self.can_time:
+                    self.store.park(asked, {**scored.to_json(), "by": own()})
+                    self.evaluated += 1
+                    return True
+                trial = self.evaluator.timed(scored, advice) if isinstance(scored, Scored) else scored
+        except BaseException:
+            self.store.interrupt(asked)
+            raise
+        self._tell(asked, trial, trials)
+        return True
+
+    def _time(self, asked: optuna.Trial, data: Mapping[str, Any], trials: list[Trial]) -> None:
+        """Measure the latency of a candidate that another worker has made and scored."""
+        scored = Scored.from_json(asked.number, data)
+        try:
+            with self.store.holding(asked):
+                trial = self.evaluator.timed(scored, self.advisor.advice(self.store.study, asked, trials))
+        except BaseException:
+            self.store.park(asked, {**data, "by": own()})  # whoever comes next times it
+            raise
+        self._tell(asked, trial, trials)
+
+    def _tell(self, asked: optuna.Trial, trial: Trial, trials: list[Trial]) -> None:
+        whole = max(1, self.evaluator.validation.examples)
+        share = min(1.0, trial.divergence.samples / whole) if trial.divergence is not None else 1.0
+        if not self.store.tell(asked, trial, self.constraints.of(trial), share):
+            self.progress.note(f"trial {asked.number}: another worker has finished it meanwhile")
+            return
+        self.evaluated += 1
+        done = [*trials, trial]
+        self.progress.trial(trial, self._best(done), len(done), self.job.trials, self._left(len(done)))
+        self.after(done)
+
+    def _dense(self, recipe: Any, number: int) -> Trial | None:
+        """The dense recipe needs no trial: it is the baseline."""
+        if recipe.choices:
+            return None
+        base = self.evaluator.baseline
+        assert base is not None
+        one = replace(base.self_speedup, value=1.0, ci_low=1.0, ci_high=1.0)
+        return Trial(number, recipe, "measured", base.metric, 0.0, base.latency, one, base.params, base.macs, base.size_bytes)
+
+    def _left(self, done: int) -> float | None:
+        spent = time.monotonic() - self.started
+        by_trials = spent / max(1, self.evaluated) * (self.job.trials - done) if self.job.trials else None
+        by_time = self.job.time_s - spent if self.job.time_s else None
+        known = [max(0.0, value) for value in (by_trials, by_time) if value is not None]
+        return min(known) if known else None
+
+    def _enqueue_unseen(self, known: set[str]) -> bool:
+        """Propose a random recipe that was not evaluated yet; False if none was found in 1,000 draws."""
+        self._repeats = 0
+        draw = random.Random(f"{self.job.seed} {len(known)}")
+        distributions = self.store.distributions()
+        for _ in range(1000):
+            parameters: dict[str, Any] = {}
+            for name, distribution in distributions.items():
+                if isinstance(distribution, optuna.distributions.IntDistribution):
+                    parameters[name] = draw.randint(distribution.low, distribution.high)
+                elif isinstance(distribution, optuna.distributions.CategoricalDistribution):
+                    parameters[name] = draw.choice(distribution.choices)
+            recipe = self.space.recipe(parameters)
+            if recipe.choices and recipe.digest not in known:
+                self.store.enqueue(parameters, "random")
+                return True
+        return False
+
+    def _best(self, done: list[Trial]) -> Trial | None:
+        """The fastest trial within ``max_drop`` (or one point), for the progress line."""
+        limit = self.job.max_drop if self.job.max_drop is not None else 0.01
+        good = [t for t in done if t.measured and t.drop is not None and t.drop <= limit]
+        return max(good, key=lambda t: t.speedup.value if t.speedup else 0.0, default=None)
