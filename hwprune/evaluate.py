@@ -13,7 +13,7 @@ import torch
 
 from hwprune.errors import CandidateFailure, UsageError, WorkloadError
 from hwprune.measurement import Measurement
-from hwprune.metrics import Metric
+from hwprune.metrics import Metric, class_axis
 from hwprune.workload import Workload, first_tensor
 
 Outputs = list[tuple[torch.Tensor, ...]]
@@ -89,38 +89,56 @@ def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outpu
     return metric.reduce(scores)
 
 
-def divergence(metric: Metric, outputs: Outputs, dense: Outputs, classes: bool | None = None) -> Measurement:
+def divergence(metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequence[Any]) -> Measurement:
     """How far the outputs are from the dense model's, an example at a time; smoother than any metric of answers.
 
-    Of classifiers the KL divergence in nats, KL(dense || outputs), averaged over positions; of everything else the squared
-    difference of the first output as a share of the dense output's variance.
-
-    Args:
-        classes: do the outputs hold logits? Default: by the metric.
+    Of classifiers (see `hwprune.metrics.class_axis`) the KL divergence in nats, KL(dense || outputs), averaged over the positions
+    that the metric looks at; of everything else the squared difference of the first output as a share of the dense output's
+    variance.
 
     Raises:
         CandidateFailure: it is not finite.
     """
-    is_classifier = metric.name in CLASSIFIERS if classes is None else classes
-    parts = []
-    for batch, reference in zip(outputs, dense, strict=True):
-        found, wanted = batch[0].double(), reference[0].double()
-        if is_classifier and wanted.ndim >= 2:
-            dim = -1 if metric.name == "perplexity" else 1
-            expected = wanted.log_softmax(dim=dim)
-            each = (expected.exp() * (expected - found.log_softmax(dim=dim))).sum(dim=dim)
+    parts, unit = [], "variance"
+    variance = None
+    for batch, reference, target in zip(outputs, dense, targets, strict=True):
+        axis = class_axis(metric, reference[0].shape, target)
+        if axis is not None:
+            unit = "nats"
+            parts.append(_kl(batch[0], reference[0], axis, target if metric.name == "perplexity" else None))
         else:
-            each = (found - wanted).square() / wanted.var(unbiased=False).clamp(min=1e-30)
-        parts.append(each.reshape(len(each), -1).mean(dim=1) if each.ndim else each.reshape(1))
+            if variance is None:  # of all batches, so that a batch of equal examples does not count for more
+                whole = torch.cat([one[0].reshape(-1).double() for one in dense])
+                variance = whole.var(unbiased=False).clamp(min=1e-30)
+            each = (batch[0].double() - reference[0].double()).square() / variance
+            parts.append(each.reshape(len(each), -1).mean(dim=1) if each.ndim else each.reshape(1))
     values = torch.cat(parts)
     if not bool(torch.isfinite(values).all()):
         raise CandidateFailure("evaluate", "the divergence from the dense outputs is not finite")
     half = 1.96 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
     mean = max(float(values.mean()), 0.0)  # rounding may leave less than nothing
-    return Measurement(mean, "nats" if is_classifier else "variance", max(0.0, mean - half), mean + half, len(values))
+    return Measurement(mean, unit, max(0.0, mean - half), mean + half, len(values))
 
 
-CLASSIFIERS = ("top1", "top5", "agreement", "perplexity")
+def _kl(found: torch.Tensor, wanted: torch.Tensor, axis: int, labels: Any) -> torch.Tensor:
+    """One number an example; a few examples at a time, because distributions over words are large."""
+    step = max(1, CHUNK // max(1, wanted[0].numel()))
+    parts = []
+    for start in range(0, len(wanted), step):
+        part = slice(start, start + step)
+        expected = wanted[part].double().log_softmax(dim=axis)
+        each = (expected.exp() * (expected - found[part].double().log_softmax(dim=axis))).sum(dim=axis)
+        each = each.reshape(len(each), -1)
+        if isinstance(labels, torch.Tensor) and labels[part].numel() == each.numel():
+            used = (labels[part] != -100).reshape(each.shape)
+            parts.append((each * used).sum(dim=1) / used.sum(dim=1).clamp(min=1))
+        else:
+            parts.append(each.mean(dim=1))
+    return torch.cat(parts)
+
+
+CHUNK = 8_000_000
+"""Elements that are converted to 64 bits at once."""
 
 
 def _scores(metric: Metric, output: Any, target: Any, examples: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,22 @@ class Metric:
     def drop(self, dense: float, value: float) -> float:
         """Positive when ``value`` is worse than ``dense``."""
         return dense - value if self.higher_is_better else value - dense
+
+
+def class_axis(metric: Metric, shape: Sequence[int], targets: object = None) -> int | None:
+    """The axis of the first output that holds one score a class, or None: the outputs are no distribution over classes.
+
+    By the metric where it is a known one. With a metric of the user's own, outputs (batch, classes) with one whole number an
+    example as target are scores of classes, and nothing else is taken for them.
+    """
+    if metric.name == "perplexity":
+        axis: int | None = -1
+    elif metric.name in ("top1", "top5", "agreement"):
+        axis = 1
+    else:
+        labels = isinstance(targets, torch.Tensor) and targets.ndim == 1 and not targets.is_floating_point()
+        axis = 1 if labels and len(shape) == 2 else None
+    return axis if axis is not None and len(shape) >= 2 and shape[axis] > 1 else None
 
 
 def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import time
 
 import torch
 
@@ -51,3 +52,31 @@ class _Killer:
 def killed(counter, reads):
     workload = tiny_workload()
     return dataclasses.replace(workload, validation=_Killer(workload.validation, counter, reads))
+
+
+class _Slow:
+    """A loader that takes its time, so that others get a share."""
+
+    def __init__(self, batches, seconds):
+        self.batches, self.seconds = batches, seconds
+
+    def __iter__(self):
+        time.sleep(self.seconds)
+        return iter(self.batches)
+
+
+def slow(seconds):
+    """Several units, so that there are many recipes."""
+    import hwprune
+    from tests.conftest import randomise
+    from tests.structure.test_branches import Blocks
+
+    model = randomise(Blocks(False))
+    data = torch.randn(60, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        labels = model(data).argmax(1)
+    batches = list(zip(data.split(20), labels.split(20), strict=True))
+    return hwprune.Workload(
+        name="slow", model=model, example_inputs=(data[:1],), calibration=batches[:1], validation=_Slow(batches, seconds),
+        test=batches, metric="top1",
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from hwprune import units
 from hwprune.searching.progress import Progress
-from hwprune.trial import Trial
+from hwprune.trial import FAILED, STOPPED, Trial
 
 
 def make_progress(quiet: bool) -> Progress:
@@ -20,7 +20,8 @@ def make_progress(quiet: bool) -> Progress:
 def describe(trial: Trial) -> str:
     """One line on a trial."""
     if trial.failure is not None:
-        return f"failed ({trial.failure.stage}): {trial.failure.reason}"
+        word = "stopped early" if trial.state == STOPPED else f"failed ({trial.failure.stage})"
+        return f"{word}: {trial.failure.reason}"
     assert trial.speedup is not None and trial.drop is not None
     return f"{units.speedup(trial.speedup.value)} at drop {trial.drop:+.4f}"
 
@@ -83,7 +84,7 @@ class Bar(Progress):
 
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int, left_s: float | None) -> None:
         self._show("searching", total)
-        if trial.failure is not None:
+        if trial.state == FAILED:
             self.note(f"trial {trial.number} {describe(trial)}")
         left = f"{units.duration(left_s)} left" if left_s is not None else ""
         found = f"best {describe(best)}" if best is not None else ""

@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 
-from hwprune import runtimes
+from hwprune import runtimes, units
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.files import cache_folder
 from hwprune.latency.bench import Bench
@@ -53,23 +53,30 @@ class Advisor:
     items: tuple[Item, ...]
     coupled: Mapping[tuple[str, str], Array]
     limits: Limits
+    canonical: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    prices: Prices
     note: str = ""
     """Why prices are rougher than they could be; empty: they are not."""
     _model: KnapsackSampler | None = field(init=False, default=None)
 
     def context(self, trials: int, space: Mapping[str, BaseDistribution]) -> Context:
-        return Context(self.items, self.coupled, self.limits, trials, space)
+        return Context(self.items, self.coupled, self.limits, trials, space, self.canonical)
 
-    def advice(self, study: optuna.Study, asked: optuna.Trial, trials: Sequence[Trial]) -> Advice:
-        """What is expected of a candidate, and the front that it competes with."""
+    def advice(self, study: optuna.Study, asked: optuna.Trial, trials: Sequence[Trial], max_size: int | None = None) -> Advice:
+        """What is expected of a candidate, and the front that it competes with.
+
+        Args:
+            trials: as they were searched; a finalist's thorough compensation is no yardstick for a quick one.
+            max_size: what is larger is no rival.
+        """
         if self._model is None:
-            self._model = KnapsackSampler(self.items, self.coupled, self.limits)
+            self._model = KnapsackSampler(self.items, self.coupled, self.limits, canonical=self.canonical)
         done = [t for t in trials if t.measured and t.divergence is not None]
         if len(done) < ENOUGH:
             return Advice()
         self._model.refit(study, asked.number)
         predicted = self._model.predict(asked.params)
-        return Advice(predicted or {}, rivals(done))
+        return Advice(predicted or {}, rivals([t for t in done if max_size is None or (t.size_bytes or 0) <= max_size]))
 
 
 def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
@@ -92,7 +99,9 @@ def limits_of(constraints: Constraints, baseline: Baseline) -> Limits:
         ratios.append(1 / constraints.min_speedup)
     if constraints.max_latency_s is not None:
         ratios.append(constraints.max_latency_s / baseline.latency.value)
-    smaller = None if constraints.max_size is None else float(max(0, baseline.size_bytes - constraints.max_size))
+    smaller = None
+    if constraints.max_size is not None and constraints.max_size < baseline.size_bytes:
+        smaller = float(baseline.size_bytes - constraints.max_size)
     reference = REFERENCE if 0 <= dense <= 1 else REFERENCE * abs(dense)
     return Limits(constraints.max_drop, min(ratios) if ratios else None, smaller, reference)
 
@@ -108,17 +117,34 @@ def build(
     constraints: Constraints,
     gains: Mapping[str, Measurement],
     step: Callable[[str], None],
+    prices: Prices | None = None,
 ) -> Advisor:
-    """Price every choice. Segments that were never measured on this device are measured now, and kept for other searches."""
+    """Price every choice. Segments that were never measured on this device are measured now, and kept for other searches.
+
+    Args:
+        prices: those of the study, where it has begun: all its workers use the same.
+    """
     note = ""
-    try:
-        prices = _priced(job, pruner, space, target, bench, identity, step)
-    except (CandidateFailure, UsageError, RunError) as error:
-        note = f"Prices of the choices come from multiply-accumulates, not from measured layers: {error}"
-        prices = by_work(pruner, space)
+    if prices is None:
+        try:
+            prices = _priced(job, pruner, space, target, bench, identity, step)
+        except (CandidateFailure, UsageError, RunError) as error:
+            note = f"Prices of the choices come from multiply-accumulates, not from measured layers: {error}"
+            prices = by_work(pruner, space)
+        # Files hold a weight in as many bytes as the dense one does.
+        factor = baseline.size_bytes / max(1, 4 * baseline.params)
+        prices.bytes_saved = {key: round(value * factor) for key, value in prices.bytes_saved.items()}
     shares = {name: 1 - 1 / gain.value for name, gain in gains.items() if gain.value > 0}
     found = items.build(pruner, space, prices, shares, step)
-    return Advisor(tuple(found), prices.coupled, limits_of(constraints, baseline), note)
+    limits = limits_of(constraints, baseline)
+    if limits.min_bytes_saved is not None:
+        most = sum(max(choice.bytes_saved for choice in item.choices) for item in found)
+        if most < limits.min_bytes_saved:
+            note += (
+                f" The smallest file that this space can give is about {units.size(baseline.size_bytes - most)}: "
+                f"{units.size(constraints.max_size or 0)} can't be reached."
+            )
+    return Advisor(tuple(found), prices.coupled, limits, items.canonical(space, found), prices, note.strip())
 
 
 def _priced(

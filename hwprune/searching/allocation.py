@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ Pairs = Mapping[tuple[int, int], Array]
 BUCKETS = 4000
 ROUNDS = 5
 """Of fixing neighbours in turn, where couplings form no chain."""
+MOST_FIXED = 64
+"""Combinations of options of a few items that are tried one by one, so that the rest falls apart into chains."""
+LIMITS = {"time_limit": 2.0, "mip_rel_gap": 1e-4}
+"""Of the integer program; what it has found by then is taken."""
 
 
 @dataclass(slots=True)
@@ -76,7 +81,9 @@ class Allocation:
 
     def _prepare(self) -> None:
         # Where all allocations take the same time, any width will do that is not zero.
-        self._unit = max((self.slowest - self.fastest) / self.buckets, 1e-12 * abs(self.slowest), 1e-30)
+        # Rounding up may take each item one bucket more: the slowest allocation must still fit.
+        steps = max(1, self.buckets - len(self.times))
+        self._unit = max((self.slowest - self.fastest) / steps, 1e-12 * abs(self.slowest), 1e-30)
         if self.pairs:
             return  # solved chain by chain, or round by round, when it is asked for
         self._weights = [
@@ -105,7 +112,52 @@ class Allocation:
     def _coupled(self, budgets: Sequence[float] | Array) -> list[list[int] | None]:
         if self._chains is not None:
             return self._along_chains(self._chains, budgets)
+        hubs = self._hubs()
+        if hubs:
+            return self._around_hubs(hubs, budgets)
         return [self._in_turn(budget) for budget in budgets]
+
+    def _hubs(self) -> list[int]:
+        """Items without which the couplings form chains, if their options can be tried one by one; else none."""
+        edges, found, combinations = list(self.pairs), [], 1
+        while _paths(len(self.times), edges) is None:
+            degree = [sum(item in edge for edge in edges) for item in range(len(self.times))]
+            hub = int(np.argmax(degree))
+            combinations *= len(self.times[hub])
+            if combinations > MOST_FIXED:
+                return []
+            found.append(hub)
+            edges = [edge for edge in edges if hub not in edge]
+        return found
+
+    def _around_hubs(self, hubs: Sequence[int], budgets: Sequence[float] | Array) -> list[list[int] | None]:
+        """Exact: every combination of the hubs' options, with the rest along its chains."""
+        best: list[list[int] | None] = [None] * len(budgets)
+        rest = [item for item in range(len(self.times)) if item not in hubs]
+        place = {item: number for number, item in enumerate(rest)}
+        for options in product(*[range(len(self.times[hub])) for hub in hubs]):
+            fixed = dict(zip(hubs, options, strict=True))
+            times = [self.times[item].astype(float) for item in rest]
+            own = sum(float(self.times[hub][option]) for hub, option in fixed.items())
+            left: dict[tuple[int, int], Array] = {}
+            for (u, v), table in self.pairs.items():
+                if u in fixed and v in fixed:
+                    own += float(table[fixed[u], fixed[v]])
+                elif u in fixed:
+                    times[place[v]] = times[place[v]] + table[fixed[u], :]
+                elif v in fixed:
+                    times[place[u]] = times[place[u]] + table[:, fixed[v]]
+                else:
+                    left[place[u], place[v]] = table
+            part = Allocation(times, [self.errors[item] for item in rest], left, self.buckets)
+            for number, chosen in enumerate(part.solve(np.asarray(budgets, dtype=float) - own)):
+                if chosen is None:
+                    continue
+                whole = [fixed[item] if item in fixed else chosen[place[item]] for item in range(len(self.times))]
+                known = best[number]
+                if known is None or self.error(whole) < self.error(known):
+                    best[number] = whole
+        return best
 
     def _along_chains(self, chains: Sequence[Sequence[int]], budgets: Sequence[float] | Array) -> list[list[int] | None]:
         """Exact: the state is the option of the item before."""
@@ -161,16 +213,17 @@ class Allocation:
         return found
 
     def _place(self, budgets: Array, floor: float) -> Array:
-        """Buckets of budgets; -1: below the fastest."""
-        return np.clip(np.floor((budgets - floor) / self._unit + 1e-9), -1, self.buckets).astype(int)
+        """Buckets of budgets; -1: below the fastest. What is enough for everything is all of them, whatever rounding takes."""
+        places = np.clip(np.floor((budgets - floor) / self._unit + 1e-9), -1, self.buckets).astype(int)
+        return np.where(budgets >= self.slowest * (1 - 1e-12 * np.sign(self.slowest)), self.buckets, places)
 
     def _pair(self, u: int, v: int) -> Array:
         return self.pairs[u, v] if (u, v) in self.pairs else self.pairs[v, u].T
 
     def _in_turn(self, budget: float) -> list[int] | None:
         """Fix the neighbours, solve, and again; the best that fits, or None."""
-        chosen = [int(np.argmax(t)) for t in self.times]
-        best: list[int] | None = None
+        chosen = [int(np.argmin(t)) for t in self.times]  # likely to fit, whatever the neighbours add
+        best: list[int] | None = chosen if self.time(chosen) <= budget else None
         for _ in range(ROUNDS):
             times = [t.astype(float).copy() for t in self.times]
             for (u, v), pair in self.pairs.items():  # half to each: together they count the pair once
@@ -269,8 +322,8 @@ def solve_limits(errors: Sequence[Array], uses: Sequence[Sequence[Array]], limit
     ]
     cost = np.concatenate(list(errors))
     scaled = cost / max(float(np.abs(cost).max(initial=0.0)), 1e-300)
-    found = milp(scaled, constraints=constraints, integrality=np.ones(total), bounds=Bounds(0, 1))
-    if not found.success:
+    found = milp(scaled, constraints=constraints, integrality=np.ones(total), bounds=Bounds(0, 1), options=LIMITS)
+    if found.x is None:
         return None
     chosen, start = [], 0
     for size in sizes:

@@ -76,13 +76,13 @@ def standing(trial: Trial) -> tuple[float, float]:
     return drop if trial.divergence is None else trial.divergence.value, speedup
 
 
-def finalists(trials: Sequence[Trial], constraints: Constraints, most: int = MOST_FINALISTS) -> list[Trial]:
+def finalists(trials: Sequence[Trial], constraints: Constraints, most: int = MOST_FINALISTS, dense: float = 1.0) -> list[Trial]:
     """Who is measured again: the front, then what is just behind it, at most ``most``.
 
     Trials that measured slower than dense are left out; a front that is too long is thinned evenly by speedup.
     The margins around the constraints let in who may meet them on the test split.
     """
-    loose = constraints.loosened()
+    loose = constraints.loosened(dense)
     good = [
         t for t in trials
         if t.measured and objectives(t)[1] > 1.0 and t.recipe.choices and all(v <= 0 for v in loose.of(t).values())
@@ -140,11 +140,13 @@ def confirm(
         RunError: the dense model can't be measured again, or a cut is wrong.
     """
     constraints = job.constraints
+    assert evaluator.baseline is not None
+    dense = evaluator.baseline.metric.value
     trials = store.trials()
     done: dict[int, Confirmed] = {}
     tried: set[int] = set()
     for number in range(ROUNDS):
-        chosen = [t for t in finalists(_corrected(trials, done), constraints) if t.number not in tried]
+        chosen = [t for t in finalists(_corrected(trials, done), constraints, dense=dense) if t.number not in tried]
         if not chosen or len(tried) >= 2 * MOST_FINALISTS:
             break
         tried |= {t.number for t in chosen}
@@ -162,7 +164,8 @@ def confirm(
     elif not points:
         notes.append("No finalist held up when it was measured and scored again: the front is empty.")
         if constraints:
-            notes.append(constraints.nearest(_corrected(store.trials(), done), _describe))
+            known = [replace(t, drop=done[t.number].drop, speedup=done[t.number].speedup) for t in trials if t.number in done]
+            notes.append(constraints.nearest(known or store.trials(), _describe))
     elif len(points) < len(tried):
         notes.append(
             f"{len(tried) - len(points)} of {len(tried)} finalists left the front in the final round: "

@@ -9,7 +9,8 @@ from hwprune import units
 from hwprune.trial import Trial
 
 DROP_SLACK, SPEED_SLACK = 0.01, 0.97
-"""How far validation and a single session may be off: who misses a constraint by less may still meet it when confirmed."""
+"""How far validation (a point; of metrics beyond 1 a hundredth of the dense value) and a single session may be off: who misses a
+constraint by less may still meet it when confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,11 @@ class Constraints:
     def met(self, drop: float, speedup: float, latency_s: float, size: int) -> bool:
         return all(value <= 0 for value in self.excess(drop, speedup, latency_s, size).values())
 
-    def loosened(self) -> Constraints:
-        """With room for what validation and one session can't tell."""
+    def loosened(self, dense: float = 1.0) -> Constraints:
+        """With room for what validation and one session can't tell; ``dense``: the dense metric."""
+        slack = DROP_SLACK * max(1.0, abs(dense))
         return Constraints(
-            None if self.max_drop is None else self.max_drop + DROP_SLACK,
+            None if self.max_drop is None else self.max_drop + slack,
             None if self.min_speedup is None else self.min_speedup * SPEED_SLACK,
             None if self.max_latency_s is None else self.max_latency_s / SPEED_SLACK,
             self.max_size,
@@ -91,9 +93,11 @@ class Constraints:
         if not measured:
             return "No candidate could be measured; the reasons are in trials.csv."
         best = min(measured, key=lambda t: (self.miss(t), t.drop or 0.0))
-        if not self or self.miss(best) == 0:
-            fastest = max(measured, key=lambda t: t.speedup.value if t.speedup else 0.0)
+        fastest = max(measured, key=lambda t: t.speedup.value if t.speedup else 0.0)
+        if fastest.speedup is None or fastest.speedup.value <= 1:
             return f"No candidate is faster than the dense model. Fastest: {describe(fastest)}."
+        if self.miss(best) == 0:
+            return f"Nearest: {describe(best)}."
         missed = ", ".join(name for name, value in self.of(best).items() if value > 0)
         return (
             f"No candidate meets {self.text()}. Nearest: {describe(best)}; it misses {missed}. "

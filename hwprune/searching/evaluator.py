@@ -219,9 +219,6 @@ class Evaluator:
         # Outputs are the same with any number of threads, and nobody times them.
         own = runtimes.get(target.runtime).device == "cpu" and self.runtime.file.endswith(".onnx") and bench.here
         self._threads = max(target.threads, len(os.sched_getaffinity(0))) if own else None
-        # Logits by the metric, or by the loss where the metric is the user's own.
-        known = self.metric.name in evaluate.CLASSIFIERS
-        self._classes = known or (self.metric.name != "psnr" and self.workload.loss is torch.nn.functional.cross_entropy)
 
     def folder(self, number: int) -> Path:
         return self.run / "candidates" / str(number)
@@ -302,7 +299,8 @@ class Evaluator:
             out.unlink(missing_ok=True)
 
     def _divergence(self, outputs: Outputs, split: Split) -> Measurement:
-        return evaluate.divergence(self.metric, outputs, split.dense[: len(outputs)], self._classes)
+        count = len(outputs)
+        return evaluate.divergence(self.metric, outputs, split.dense[:count], split.targets[:count])
 
     def _screen(self) -> int:
         """Leading batches that hold `SCREEN_EXAMPLES`; 0 if that would be most of the split."""

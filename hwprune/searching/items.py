@@ -24,6 +24,9 @@ from hwprune.searching.space import Knob, SearchSpace
 
 Array = np.ndarray[Any, Any]
 
+UNKNOWN_GAIN = 0.02
+"""Share of a layer's time that a mask is taken to save where nothing was measured, or no gain was found and it is searched all
+the same: enough to be tried."""
 MOST_CHOICES = 64
 """Of one item; beyond, its joint choices are thinned to those that no other dominates."""
 
@@ -65,9 +68,46 @@ def build(
     inside = next((one.name for one in compensation.parse(space.compensation) if one.local), compensation.NONE)
     step("predicting what each choice does to the outputs")
     responses = _responses(pruner, space, inside)
-    ways = {knob.unit: _ways(pruner, knob, prices, responses, inside, gains or {}) for knob in space.knobs}
+    scale = _scale(pruner, space, responses, inside)
+    ways = {knob.unit: _ways(pruner, knob, prices, responses, inside, gains or {}, scale) for knob in space.knobs}
     groups = _groups(space)
     return [_item(group, ways, space, prices) for group in groups]
+
+
+def canonical(space: SearchSpace, items: Sequence[Item]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Turns any parameters of the space into those of the choice that stands for them: its method, dense spelled one way."""
+    methods: dict[tuple[str, Any, Any], Any] = {}
+    for item in items:
+        for choice in item.choices:
+            for knob_unit, level in choice.levels:
+                pattern = choice.parameters.get(f"pattern:{knob_unit}")
+                methods[knob_unit, pattern, level] = choice.parameters.get(f"method:{knob_unit}")
+
+    def turn(parameters: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(parameters)
+        dropped = [
+            unit
+            for knob in space.knobs
+            if patterns.BRANCH in knob.levels and parameters.get(f"level:{knob.unit}")
+            for unit in (knob.unit, *knob.tied)
+        ]
+        gone = space.dead(dropped) if dropped else frozenset()
+        for knob in space.knobs:
+            unit, name = knob.unit, f"level:{knob.unit}"
+            if name not in found:
+                continue
+            if not gone.isdisjoint((unit, *knob.tied)) and patterns.BRANCH not in knob.levels:
+                found[name] = 0
+            pattern = found.get(f"pattern:{unit}")
+            if found[name] and pattern is not None:
+                found[name] = min(found[name], len(knob.levels[pattern]))
+            if not found[name] and pattern is not None:
+                found[f"pattern:{unit}"] = pattern = next(iter(knob.levels))
+            if f"method:{unit}" in found:
+                found[f"method:{unit}"] = methods.get((unit, pattern, found[name]), found[f"method:{unit}"])
+        return found
+
+    return turn
 
 
 def _responses(pruner: Pruner, space: SearchSpace, inside: str) -> dict[tuple[str, str, str], Array]:
@@ -92,7 +132,8 @@ def _responses(pruner: Pruner, space: SearchSpace, inside: str) -> dict[tuple[st
     counts = {key: (keys[key][0], len(levels)) for key, levels in levels_of.items()}
     try:
         found = sensitivity.responses(pruner.graph, pruner.workload, pruner.units, counts, options, branches)
-    except UsageError:
+    except (UsageError, RuntimeError, NotImplementedError):
+        # The outputs have no gradient, an operator has no derivative, or memory does not suffice: local errors have to do.
         return {}
     keys |= {branch: (branch, patterns.BRANCH, "drop") for branch in branches}
     return {keys[key]: value.numpy().astype(np.float64) for key, value in found.items()}
@@ -105,6 +146,7 @@ def _ways(
     responses: Mapping[tuple[str, str, str], Array],
     inside: str,
     gains: Mapping[str, float],
+    scale: float,
 ) -> list[_Way]:
     """Every level of every pattern, each by its best method; the dense one first."""
     first = next(iter(knob.levels))
@@ -113,14 +155,17 @@ def _ways(
         for level in range(1, len(levels) + 1):
             best: tuple[float, str, Array | None] | None = None
             for method in knob.methods:
-                error, response = _error(pruner, knob, pattern, level, method, responses, inside)
+                error, response = _error(pruner, knob, pattern, level, method, responses, inside, scale)
                 if best is None or error < best[0]:
                     best = (error, method, response)
             assert best is not None
-            if (knob.unit, level) in prices.saved and (pattern == patterns.BRANCH or patterns.is_axis(pattern)):
-                saved, smaller = prices.saved[knob.unit, level], prices.bytes_saved.get((knob.unit, level), 0)
+            smaller = 0
+            if pattern == patterns.BRANCH or patterns.is_axis(pattern):
+                saved, smaller = prices.saved.get((knob.unit, level), 0.0), prices.bytes_saved.get((knob.unit, level), 0)
             else:
-                saved, smaller = gains.get(pattern, 0.0) * prices.share.get(knob.unit, 0.0) * levels[level - 1] / max(levels), 0
+                share = sum(prices.share.get(unit, 0.0) for unit in (knob.unit, *knob.tied))
+                masked = sum(prices.share.values()) or 1.0  # what the whole-model measurement had masked
+                saved = max(gains.get(pattern, 0.0) / masked, UNKNOWN_GAIN) * share * levels[level - 1] / max(levels)
             found.append(_Way(knob, level, pattern, best[1], best[0], saved, smaller, best[2]))
     return found
 
@@ -133,6 +178,7 @@ def _error(
     method: str,
     responses: Mapping[tuple[str, str, str], Array],
     inside: str,
+    scale: float,
 ) -> tuple[float, Array | None]:
     """Predicted divergence of a level, with its response; from the local error where no gradient is to be had."""
     total: Array | None = None
@@ -145,11 +191,34 @@ def _error(
         return float(np.square(total).mean()) / 2, total
     if pattern == patterns.BRANCH:
         influence = pruner.statistics(["influence"]).influence
-        return sum(influence.get(unit, 1.0) for unit in (knob.unit, *knob.tied)), None
+        return scale * sum(influence.get(unit, 1.0) for unit in (knob.unit, *knob.tied)), None
     options: list[Option] = [
         pruner.options(unit, pattern, method, knob.levels[pattern], inside)[level - 1] for unit in (knob.unit, *knob.tied)
     ]
-    return sum(max(option.error, 0.0) for option in options), None
+    return scale * sum(max(option.error, 0.0) for option in options), None
+
+
+def _scale(pruner: Pruner, space: SearchSpace, responses: Mapping[tuple[str, str, str], Array], inside: str) -> float:
+    """Predicted divergence over local error, for units that have no response where others have one."""
+    wanted = [
+        (unit, pattern, method)
+        for knob in space.knobs
+        for unit in (knob.unit, *knob.tied)
+        for pattern in knob.levels
+        for method in knob.methods
+        if pattern != patterns.BRANCH
+    ]
+    if not responses or all(key in responses for key in wanted):
+        return 1.0
+    levels = {unit: knob.levels for knob in space.knobs for unit in (knob.unit, *knob.tied)}
+    ratios = []
+    for unit, pattern, method in wanted:
+        rows = responses.get((unit, pattern, method))
+        if rows is not None:
+            local = [option.error for option in pruner.options(unit, pattern, method, levels[unit][pattern], inside)]
+            told = np.square(rows).mean(axis=0) / 2
+            ratios += [t / e for t, e in zip(told.tolist(), local, strict=True) if e > 0 and t > 0]
+    return float(np.median(ratios)) if ratios else 1.0
 
 
 def _groups(space: SearchSpace) -> list[list[Knob]]:

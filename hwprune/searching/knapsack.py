@@ -30,6 +30,12 @@ DIVERGENCE = "divergence"
 """User attribute of a trial: its mean KL to the dense outputs; without it the first objective stands in."""
 DIVERGENCE_WEIGHT = "divergence_weight"
 """User attribute: examples that the divergence was computed on, over those of the whole split."""
+BYTES_SAVED = "bytes_saved"
+"""User attribute of a trial: what its file is smaller than the dense one's."""
+TOLD, DUPLICATE = "hwprune:trial", "hwprune:duplicate_of"
+"""System attributes: what came of a trial; the number of one that has the same recipe."""
+REMEASURED = "remeasured"
+"""User attribute of the study: trial number -> newer measurements."""
 PROPOSAL = "hwprune:proposal"
 """System attribute of a trial: why it was proposed, and what was predicted."""
 
@@ -126,7 +132,14 @@ class _Seen:
     ratio_sd: list[float] = field(default_factory=list)
     kind: list[str] = field(default_factory=list)
     keys: set[bytes] = field(default_factory=set)
+    bytes_saved: list[float] = field(default_factory=list)
     running: list[Array] = field(default_factory=list)
+    duplicates: int = 0
+
+    @property
+    def position(self) -> int:
+        """How many proposals came before, those that were lost and proposed again counted once: what draws follow from."""
+        return len(self.keys) + self.duplicates
 
 
 @final
@@ -150,6 +163,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         explore: False: only the sweep of optima under the prior, as often as there are trials (the plain knapsack).
         trials: how many trials are planned; only the plain sweep needs to know.
         space: Optuna's distributions, if they allow more values than the choices name.
+        canonical: turns parameters that another sampler chose into those of the choice that stands for them.
     """
 
     def __init__(
@@ -161,6 +175,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         explore: bool = True,
         trials: int = 40,
         space: Mapping[str, BaseDistribution] | None = None,
+        canonical: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
         if not items:
             raise ValueError("a knapsack needs at least one item")
@@ -168,6 +183,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         self.limits = limits or Limits()
         self.seed, self.explore, self.trials = seed, explore, trials
         self._space = dict(space or {})
+        self._canonical = canonical
         self._errors = [np.array([c.error for c in item.choices]) for item in self.items]
         self._saved = [np.array([c.saved for c in item.choices]) for item in self.items]
         self._bytes = [np.array([c.bytes_saved for c in item.choices]) for item in self.items]
@@ -181,6 +197,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
             {tuple(c.parameters[k] for k in keys): i for i, c in reversed(list(enumerate(item.choices)))}
             for item, keys in zip(self.items, self._keys, strict=True)
         ]
+        self._bytes_factor = 1.0
         self._independent = optuna.samplers.RandomSampler(seed=seed)
         self._read: dict[int, tuple[Any, ...]] = {}
         self.divergence_model = ErrorModel(self._errors, self._gram)
@@ -214,6 +231,9 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The proposal; where the user asks for fewer parameters than the items name, the others are ignored."""
+        fixed = trial.system_attrs.get("fixed_params")
+        if isinstance(fixed, dict) and set(search_space) <= set(fixed):
+            return {}  # it was enqueued whole: a retry, or the user's own idea
         chosen, why = self.propose(study, trial.number)
         study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, why)
         parameters: dict[str, Any] = {}
@@ -234,6 +254,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
     def _allocation(self, parameters: Mapping[str, Any]) -> Array | None:
         """The choices that a trial's parameters say; None if they say none of ours."""
         found = []
+        if self._canonical is not None and parameters:
+            parameters = self._canonical(parameters)
         for keys, places in zip(self._keys, self._places, strict=True):
             place = places.get(tuple(parameters.get(key) for key in keys))
             if place is None:
@@ -243,6 +265,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
 
     def _history(self, study: optuna.Study, number: int) -> _Seen:
         seen = _Seen()
+        newer = study._storage.get_study_user_attrs(study._study_id).get(REMEASURED) or {}
         # `Study.get_trials` would give each thread's own older snapshot.
         for trial in study._storage.get_all_trials(study._study_id, deepcopy=False):
             if trial.number == number:
@@ -255,19 +278,33 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
                 continue
             if trial._trial_id not in self._read:
                 self._read[trial._trial_id] = self._facts(trial)
-            chosen, divergence, weight, drop, ratio, sd, kind = self._read[trial._trial_id]
+            chosen, divergence, weight, drop, ratio, sd, kind, smaller = self._read[trial._trial_id]
             if chosen is None:
+                continue
+            if DUPLICATE in trial.system_attrs:  # nothing new is known by it
+                seen.duplicates += trial.system_attrs[DUPLICATE] != trial.number
+                continue
+            if trial.state == TrialState.FAIL and self._lost(trial):
                 continue
             seen.keys.add(chosen.tobytes())
             if divergence is None and drop is None:
                 continue
+            if ratio is not None and "speedup" in newer.get(str(trial.number), {}):
+                again = newer[str(trial.number)]["speedup"]
+                ratio, sd = 1 / again["value"], (again["ci_high"] - again["ci_low"]) / 2 / 1.96 / again["value"] ** 2
             for name, value in zip(
-                ("chosen", "divergence", "weight", "drop", "ratio", "ratio_sd", "kind"),
-                (chosen, divergence, weight, np.nan if drop is None else drop, np.nan if ratio is None else ratio, sd, kind),
+                ("chosen", "divergence", "weight", "drop", "ratio", "ratio_sd", "kind", "bytes_saved"),
+                (chosen, divergence, weight, _nan(drop), _nan(ratio), sd, kind, _nan(smaller)),
                 strict=True,
             ):
                 getattr(seen, name).append(value)
         return seen
+
+    @staticmethod
+    def _lost(trial: FrozenTrial) -> bool:
+        """Of a search of hwprune: did its process die? It is proposed again, as if it had not been."""
+        leased = any(key.startswith("hwprune:") and key != PROPOSAL for key in trial.system_attrs)
+        return leased and TOLD not in trial.system_attrs
 
     def _facts(self, trial: FrozenTrial) -> tuple[Any, ...]:
         chosen = self._allocation(trial.params)
@@ -279,7 +316,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         weight = float(trial.user_attrs.get(DIVERGENCE_WEIGHT, 1.0))
         sd = float(trial.user_attrs.get("ratio_sd", 0.0))
         kind = str(trial.system_attrs.get(PROPOSAL, {}).get("kind", ""))
-        return chosen, divergence, weight, drop, ratio, sd, kind
+        return chosen, divergence, weight, drop, ratio, sd, kind, trial.user_attrs.get(BYTES_SAVED)
 
     def refit(self, study: optuna.Study, number: int) -> _Seen:
         """Fit the three models to what is finished (trials other than ``number``)."""
@@ -293,6 +330,11 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         self.ratio_model.fit(chosen[timed], ratio[timed], self.coupling(chosen[timed]), np.array(seen.ratio_sd)[timed])
         scored = np.isfinite(drop)
         self.drop_model.fit(divergence[scored], drop[scored])
+        # Two axes of one layer save less together than the sum of what each saves; files hold more than weights.
+        told = sum(bytes_[chosen[:, u]] for u, bytes_ in enumerate(self._bytes)) if len(chosen) else np.zeros(0)
+        real = np.array(seen.bytes_saved)
+        both = np.isfinite(real) & (np.asarray(told) > 0)
+        self._bytes_factor = float(np.median(real[both] / np.asarray(told)[both])) if both.any() else 1.0
         return seen
 
     def coupling(self, chosen: Array) -> Array:
@@ -320,10 +362,10 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
 
     def propose(self, study: optuna.Study, number: int) -> tuple[list[int], dict[str, Any]]:
         """The next allocation, and why."""
-        draw = np.random.default_rng([self.seed, number])
         seen = self.refit(study, number)
+        draw = np.random.default_rng([self.seed, seen.position])
         if not self.explore:
-            return self._plain(seen, number, draw)
+            return self._plain(seen, draw)
         done = len(seen.chosen)
         if self._gram is None and done < SWEEP and (first := self._sweep(seen, done)) is not None:
             return first
@@ -332,14 +374,26 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
             return self._anything(seen, draw)
         gain, ratio, sd, logs = self._value(pool, seen, draw)
         best = int(np.argmax(gain))
+        if gain[best] <= 0:  # nothing can be expected to be of use: what misses the limits least
+            best = int(np.argmin(self._excess(self.drop_model(np.exp(logs)), ratio)))
         return pool[best].tolist(), {
             "kind": kinds[best], "gain": float(gain[best]), "ratio": float(ratio[best]), "ratio_sd": float(sd[best]),
             "divergence": float(np.exp(logs[best])),
         }  # fmt: skip
 
-    def _optima(self, errors: Sequence[Array], budgets: Array) -> list[list[int]]:
-        """Optimal allocations for budgets (shares of dense), under the corrected prices; those that fit, each once."""
-        corrected = self.ratio_model.corrected()
+    def _excess(self, drops: Array, ratios: Array) -> Array:
+        """How far allocations are outside of what counts, relative to it."""
+        drop, ratio = self.limits.reference
+        found: Array = np.maximum(drops - drop, 0) / drop + np.maximum(ratios - ratio, 0) / ratio
+        return found
+
+    def _optima(self, errors: Sequence[Array], budgets: Array, saved: Sequence[Array] | None = None) -> list[list[int]]:
+        """Optimal allocations for budgets (shares of dense); those that fit, each once.
+
+        Args:
+            saved: prices; default: as corrected by what was measured.
+        """
+        corrected = self.ratio_model.corrected() if saved is None else saved
         times = [-saved[useful] for saved, useful in zip(corrected, self._useful, strict=True)]
         costs = [error[useful] for error, useful in zip(errors, self._useful, strict=True)]
         pairs = {(u, v): -table[np.ix_(self._useful[u], self._useful[v])] for (u, v), table in self._pairs.items()}
@@ -348,9 +402,9 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         if needed is None:
             found = Allocation(times, costs, pairs).solve(budgets - 1)
         else:
-            sizes = [-saved[useful] for saved, useful in zip(self._bytes, self._useful, strict=True)]
+            sizes = [-self._bytes_factor * saved[useful] for saved, useful in zip(self._bytes, self._useful, strict=True)]
             found = [
-                solve_limits(costs, [times, sizes], [budget - 1, -needed]) for budget in budgets[:: max(1, len(budgets) // 12)]
+                solve_limits(costs, [times, sizes], [budget - 1, -needed]) for budget in budgets[:: max(1, len(budgets) // 8)]
             ]
         unique: dict[tuple[int, ...], None] = {}
         for chosen in found:
@@ -358,9 +412,9 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
                 unique[tuple(useful[o] for useful, o in zip(self._useful, chosen, strict=True))] = None
         return [list(one) for one in unique]
 
-    def _range(self) -> tuple[float, float]:
+    def _range(self, saved: Sequence[Array] | None = None) -> tuple[float, float]:
         """Ratios that can be reached."""
-        corrected = self.ratio_model.corrected()
+        corrected = self.ratio_model.corrected() if saved is None else saved
         low = 1 - sum(float(saved.max()) for saved in corrected) - sum(max(0.0, float(t.max())) for t in self._pairs.values())
         return max(low, 0.02), self.limits.reference[1]
 
@@ -390,14 +444,14 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         factors = self.divergence_model.sensitivities(draw)
         return [errors * factor for errors, factor in zip(self._errors, factors, strict=True)]
 
-    def _plain(self, seen: _Seen, number: int, draw: np.random.Generator) -> tuple[list[int], dict[str, Any]]:
+    def _plain(self, seen: _Seen, draw: np.random.Generator) -> tuple[list[int], dict[str, Any]]:
         """Evenly spaced budgets, the prior's optima, nothing learned."""
-        low, high = self._range()
+        low, high = self._range(self._saved)
         budgets = np.linspace(high, low, self.trials + 2)[1:-1]
-        place = number % len(budgets)
+        place = seen.position % len(budgets)
         order = np.argsort(np.abs(np.arange(len(budgets)) - place))
         for at in order:
-            for allocation in self._optima(self._errors, budgets[at : at + 1]):
+            for allocation in self._optima(self._errors, budgets[at : at + 1], self._saved):
                 if any(allocation) and np.array(allocation).tobytes() not in seen.keys:
                     return allocation, {"kind": "plain", "ratio": float(budgets[at])}
         return self._anything(seen, draw)
@@ -417,6 +471,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         for allocation in self._optima(self._sensible(), budgets):
             add(allocation, "mean")
         drawn = DRAWS if self.divergence_model.correlation < TRUSTED else max(1, DRAWS // 2)
+        if self.limits.min_bytes_saved is not None:
+            drawn = 1  # an integer program for each
         for _ in range(drawn):
             for allocation in self._optima(self._sensible(draw), budgets):
                 add(allocation, "thompson")
@@ -428,7 +484,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         rows = np.stack([one for one, _ in pool.values()])
         kinds = [kind for _, kind in pool.values()]
         if (needed := self.limits.min_bytes_saved) is not None:
-            saved = sum(self._bytes[u][rows[:, u]] for u in range(len(self.items)))
+            saved = self._bytes_factor * sum(self._bytes[u][rows[:, u]] for u in range(len(self.items)))
             fits = np.asarray(saved) >= needed
             rows, kinds = rows[fits], [kind for kind, fit in zip(kinds, fits, strict=True) if fit]
         return rows, kinds
@@ -494,11 +550,13 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
 
     def _beliefs(self, seen: _Seen) -> Array:
         """(drop, ratio) of what was evaluated, drops smoothed; of what is running, as predicted."""
-        points = [
-            (float(self.drop_model(np.array([k]))[0]), r)
-            for k, d, r in zip(seen.divergence, seen.drop, seen.ratio, strict=True)
-            if np.isfinite(d) and np.isfinite(r)
-        ]
+        drop, ratio_seen = np.array(seen.drop), np.array(seen.ratio)
+        known = np.isfinite(drop) & np.isfinite(ratio_seen)
+        if self.limits.min_bytes_saved is not None:  # what is too large is on no front
+            smaller = np.array(seen.bytes_saved)
+            known &= ~(smaller < self.limits.min_bytes_saved)
+        smooth = self.drop_model(np.array(seen.divergence)[known])
+        points = list(zip(smooth.tolist(), ratio_seen[known].tolist(), strict=True))
         if seen.running:
             rows = np.stack(seen.running)
             logs = self.divergence_model.samples(rows, np.random.default_rng(0), 2)[0]
@@ -517,6 +575,10 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
             if np.array(chosen, dtype=int).tobytes() not in seen.keys and any(chosen):
                 break
         return chosen, {"kind": "anything"}
+
+
+def _nan(value: float | None) -> float:
+    return np.nan if value is None else float(value)
 
 
 def _planned(trial: FrozenTrial) -> Mapping[str, Any]:

@@ -48,6 +48,12 @@ def own(beat: int = 0) -> dict[str, Any]:
     return {"host": os.uname().nodename, "place": place(), "pid": os.getpid(), "started": started(os.getpid()), "beat": beat}
 
 
+def same(a: dict[str, Any] | None, b: dict[str, Any] | None) -> bool:
+    """Are two leases, at whatever beat, the same process's?"""
+    keys = ("place", "pid", "started")
+    return a is not None and b is not None and all(a.get(key) == b.get(key) for key in keys)
+
+
 @dataclass(slots=True)
 class Watch:
     """Judges leases.

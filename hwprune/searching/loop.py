@@ -193,7 +193,7 @@ def join(run: Path, progress: Progress | None = None, workload: Workload | None 
 def run_job(job: Job, workload: Workload, run: Path, resume: bool, progress: Progress) -> Result:
     """The search itself, with everything resolved."""
     target, space_file = check_job(job)
-    held = (run / FILE).exists() or (run / "study.db").exists()
+    held = (run / FILE).exists()
     if held and not resume:
         raise UsageError(f"{run} holds a run already: go on with it (--resume) or choose another --out")
     if resume and not held:

@@ -36,7 +36,7 @@ MOST_COUPLED = 400
 class Prices:
     """Savings as shares of the dense model's time, and in bytes.
 
-    Attributes:
+    Attributes (JSON keys are the tuples' parts, joined by tabs):
         saved: (unit, level) -> share of the dense time, for axes and branches; levels count from 1.
         bytes_saved: the same in bytes.
         coupled: (unit, unit) -> (level, level) -> share saved on top of both; levels count from 0, which is dense.
@@ -47,6 +47,29 @@ class Prices:
     bytes_saved: dict[tuple[str, int], int] = field(default_factory=dict)
     coupled: dict[tuple[str, str], Array] = field(default_factory=dict)
     share: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "saved": {f"{unit}\t{level}": value for (unit, level), value in self.saved.items()},
+            "bytes_saved": {f"{unit}\t{level}": value for (unit, level), value in self.bytes_saved.items()},
+            "coupled": {f"{a}\t{b}": table.tolist() for (a, b), table in self.coupled.items()},
+            "share": dict(self.share),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Prices:
+        def level(key: str) -> tuple[str, int]:
+            unit, number = key.rsplit("\t", 1)
+            return unit, int(number)
+
+        made = cls(
+            {level(k): float(v) for k, v in data["saved"].items()}, {level(k): int(v) for k, v in data["bytes_saved"].items()}
+        )
+        for key, table in data["coupled"].items():
+            a, b = key.split("\t")
+            made.coupled[a, b] = np.array(table, dtype=float)
+        made.share = {str(k): float(v) for k, v in data["share"].items()}
+        return made
 
 
 def axis_level(knob: Knob, level: int) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -79,6 +102,9 @@ def by_work(pruner: Pruner, space: SearchSpace) -> Prices:
                 prices.bytes_saved[knob.unit, level] = BYTES * (whole - pruner.graph.parameter_count(counts, drop))
             except (KeyError, ValueError, RuntimeError):
                 continue
+    matrices = {unit.name: unit.size for unit in pruner.units.values() if unit.matrix is not None}
+    total = max(1, sum(matrices.values()))
+    prices.share = {name: size / total for name, size in matrices.items()}
     return prices
 
 
@@ -94,29 +120,28 @@ class Pricing:
     def prices(self) -> Prices:
         """Cut, look up, and measure what is missing."""
         found = Prices()
-        dense = self._cut({}, ())
+        dense = self.pieces.segments(self.pieces.cut({}))
         wanted: list[Segment] = list(dense)
         first: dict[str, list[Segment]] = {}
         for knob in self.knobs:
-            first[knob.unit] = self._cut(*axis_level(knob, knob.depth))
-            wanted += first[knob.unit]
+            segments = self._cut(*axis_level(knob, knob.depth))
+            if segments is not None:  # else it stays without a price, and is taken for one that saves nothing
+                first[knob.unit] = segments
+                wanted += segments
+        priced = [knob for knob in self.knobs if knob.unit in first]
         names = {s.name: s.signature for s in dense}
         touched = {unit: _changed(names, segments) for unit, segments in first.items()}
         together: dict[int, list[list[Knob]]] = {}
-        for level in range(1, max((k.depth for k in self.knobs), default=0)):
-            rest = [knob for knob in self.knobs if level < knob.depth]
+        for level in range(1, max((k.depth for k in priced), default=0)):
+            rest = [knob for knob in priced if level < knob.depth]
             together[level] = _disjoint(rest, touched)
-        cuts: dict[tuple[int, int], list[Segment]] = {}
+        cuts: dict[tuple[str, int], list[Segment]] = {}
         for level, groups in together.items():
-            for number, group in enumerate(groups):
-                counts: dict[str, int] = {}
-                drop: tuple[str, ...] = ()
-                for knob in group:
-                    own, gone = axis_level(knob, level)
-                    counts |= own
-                    drop += gone
-                cuts[level, number] = self._cut(counts, drop)
-                wanted += cuts[level, number]
+            for group in groups:
+                for units, segments in self._together(group, level):
+                    for unit in units:
+                        cuts[unit, level] = segments
+                    wanted += segments
         pairs = self._pairs(touched, names)
         for segments in pairs.values():
             wanted += segments
@@ -128,14 +153,10 @@ class Pricing:
             now = sum(self._known[s.signature] for s in segments if s.name in within or s.name not in names)
             return (sum(by_name[name] for name in within if name in by_name) - now) / total
 
-        for knob in self.knobs:
+        for knob in priced:
             found.saved[knob.unit, knob.depth] = saved(first[knob.unit], touched[knob.unit])
-        for level, groups in together.items():
-            for number, group in enumerate(groups):
-                for knob in group:
-                    own_names = touched[knob.unit]
-                    here = [s for s in cuts[level, number] if s.name in own_names]
-                    found.saved[knob.unit, level] = saved(here, own_names)
+        for (unit, level), segments in cuts.items():
+            found.saved[unit, level] = saved([s for s in segments if s.name in touched[unit]], touched[unit])
         self._couple(found, pairs, touched, by_name, total)
         for knob in self.knobs:
             for level in range(1, knob.depth + 1):
@@ -144,16 +165,30 @@ class Pricing:
         found.share = self._shares(dense, total)
         return found
 
-    def _cut(self, counts: Mapping[str, int], drop: Sequence[str]) -> list[Segment]:
+    def _together(self, group: Sequence[Knob], level: int) -> list[tuple[list[str], list[Segment]]]:
+        """One cut for a group of knobs, or one for each where they can't be cut together."""
+        counts: dict[str, int] = {}
+        drop: tuple[str, ...] = ()
+        for knob in group:
+            own, gone = axis_level(knob, level)
+            counts |= own
+            drop += gone
+        segments = self._cut(counts, drop)
+        if segments is not None:
+            return [([knob.unit for knob in group], segments)]
+        return [] if len(group) == 1 else [pair for knob in group for pair in self._together([knob], level)]
+
+    def _cut(self, counts: Mapping[str, int], drop: Sequence[str]) -> list[Segment] | None:
+        """The segments of a cut; None if it can't be taken apart."""
         try:
             model: onnx.ModelProto = self.pieces.cut(counts, drop)
             return self.pieces.segments(model)
         except (CandidateFailure, UsageError):
-            return []
+            return None
 
     def _pairs(self, touched: Mapping[str, frozenset[str]], names: Mapping[str, str]) -> dict[Any, list[Segment]]:
         """Cuts of two knobs at once, for those that share a segment and are not one inside the other."""
-        axes = [knob for knob in self.knobs if patterns.BRANCH not in knob.levels]
+        axes = [knob for knob in self.knobs if patterns.BRANCH not in knob.levels and knob.unit in touched]
         coupled = [(a, b) for i, a in enumerate(axes) for b in axes[i + 1 :] if touched[a.unit] & touched[b.unit] & set(names)]
         if not coupled or sum(a.depth * b.depth for a, b in coupled) > MOST_COUPLED * 20:
             return {}
@@ -168,7 +203,8 @@ class Pricing:
                     level = min((first, second)[colours[knob.unit]], knob.depth)
                     counts |= axis_level(knob, level)[0]
                 segments = self._cut(counts, ())
-                for a, b in coupled:
+                for a, b in coupled if segments is not None else ():
+                    assert segments is not None
                     level_a = min((first, second)[colours[a.unit]], a.depth)
                     level_b = min((first, second)[colours[b.unit]], b.depth)
                     made[a.unit, b.unit, level_a, level_b] = [s for s in segments if s.name in touched[a.unit] & touched[b.unit]]
@@ -176,7 +212,8 @@ class Pricing:
             for a, b in coupled:
                 for i, j in product(range(1, a.depth + 1), range(1, b.depth + 1)):
                     segments = self._cut({**axis_level(a, i)[0], **axis_level(b, j)[0]}, ())
-                    made[a.unit, b.unit, i, j] = [s for s in segments if s.name in touched[a.unit] & touched[b.unit]]
+                    if segments is not None:
+                        made[a.unit, b.unit, i, j] = [s for s in segments if s.name in touched[a.unit] & touched[b.unit]]
         return made
 
     def _couple(
@@ -195,7 +232,7 @@ class Pricing:
         def single(unit: str, level: int, shared: frozenset[str]) -> float:
             key = (unit, level, shared)
             if key not in alone:
-                segments = [s for s in self._cut(*axis_level(by_unit[unit], level)) if s.name in shared]
+                segments = [s for s in self._cut(*axis_level(by_unit[unit], level)) or () if s.name in shared]
                 missing = [s for s in segments if s.signature not in self._known]
                 if missing:
                     self._known.update(self.times(missing))

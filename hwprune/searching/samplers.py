@@ -11,10 +11,10 @@ from typing import Any, final
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hwprune.errors import UnknownNameError
-from hwprune.searching.knapsack import Item, KnapsackSampler, Limits
+from hwprune.searching.knapsack import DUPLICATE, TOLD, Item, KnapsackSampler, Limits
 
 Inner = Callable[[int], optuna.samplers.BaseSampler]
 
@@ -31,6 +31,7 @@ class Context:
     Attributes:
         trials: planned number of trials; 0: only time limits it.
         space: Optuna's distributions of the study.
+        canonical: see `hwprune.searching.items.canonical`.
     """
 
     items: tuple[Item, ...] = ()
@@ -38,11 +39,23 @@ class Context:
     limits: Limits = field(default_factory=Limits)
     trials: int = 0
     space: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    canonical: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+
+def position(study: optuna.Study, trial: FrozenTrial) -> int:
+    """How many proposals came before a trial, those that were lost to a kill and are proposed again counted once."""
+    count = 0
+    for other in study._storage.get_all_trials(study._study_id, deepcopy=False):
+        if other.number >= trial.number or other.state == TrialState.WAITING:
+            continue
+        lost = other.state == TrialState.FAIL and TOLD not in other.system_attrs
+        count += not lost or other.system_attrs.get(DUPLICATE, other.number) != other.number
+    return count
 
 
 @final
 class Seeded(optuna.samplers.BaseSampler):
-    """Makes one of Optuna's samplers anew for each trial, from (seed, trial number)."""
+    """Makes one of Optuna's samplers anew for each trial, from the seed and how many proposals came before."""
 
     def __init__(self, make: Inner, seed: int) -> None:
         self._make, self._seed = make, seed
@@ -57,25 +70,25 @@ class Seeded(optuna.samplers.BaseSampler):
         return self._current[1]
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._inner(trial.number).before_trial(study, trial)
+        self._inner(position(study, trial)).before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._inner(trial.number).infer_relative_search_space(study, trial)
+        return self._inner(position(study, trial)).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._inner(trial.number).sample_relative(study, trial, search_space)
+        return self._inner(position(study, trial)).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._inner(trial.number).sample_independent(study, trial, param_name, param_distribution)
+        return self._inner(position(study, trial)).sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: optuna.trial.TrialState, values: Sequence[float] | None
     ) -> None:
-        self._inner(trial.number).after_trial(study, trial, state, values)
+        self._inner(position(study, trial)).after_trial(study, trial, state, values)
 
 
 @final
@@ -96,11 +109,11 @@ class ThresholdSampler(optuna.samplers.BaseSampler):
 
     def sample_relative(
         self,
-        study: optuna.Study,  # noqa: ARG002
+        study: optuna.Study,
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
     ) -> dict[str, Any]:
-        threshold = self._thresholds[trial.number % len(self._thresholds)]
+        threshold = self._thresholds[position(study, trial) % len(self._thresholds)]
         parameters: dict[str, Any] = {}
         for item in self.items:
             fits = [c for c in item.choices if c.error <= threshold]
@@ -119,7 +132,9 @@ def _optuna(make: Inner) -> Callable[[int, Context], optuna.samplers.BaseSampler
 
 def _knapsack(explore: bool) -> Callable[[int, Context], optuna.samplers.BaseSampler]:
     def make(seed: int, context: Context) -> optuna.samplers.BaseSampler:
-        return KnapsackSampler(context.items, context.coupled, context.limits, seed, explore, context.trials or 40, context.space)
+        return KnapsackSampler(
+            context.items, context.coupled, context.limits, seed, explore, context.trials or 40, context.space, context.canonical
+        )
 
     return make
 

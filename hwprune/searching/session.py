@@ -26,7 +26,6 @@ from hwprune.latency.host import Host, host
 from hwprune.latency.paired import Settings
 from hwprune.latency.source import MEASURED, Estimated, FromTable, Measured, Source
 from hwprune.latency.table import LatencyTable
-from hwprune.latency.worker import missing
 from hwprune.measurement import Measurement
 from hwprune.pruning import Pruner
 from hwprune.report.writing import write_report
@@ -35,11 +34,12 @@ from hwprune.searching import space as spaces
 from hwprune.searching.advisor import Advisor
 from hwprune.searching.evaluator import EXAMPLE, Baseline, Evaluator, latency_of, speedup_of
 from hwprune.searching.job import Job
+from hwprune.searching.pricing import Prices
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import build_record
 from hwprune.searching.result import Result, clear_candidates, point_of
 from hwprune.searching.space import SearchSpace
-from hwprune.searching.store import Store
+from hwprune.searching.store import STARTED, Store
 from hwprune.searching.work import CLOSED, Work
 from hwprune.target import Target
 from hwprune.trial import Trial
@@ -121,12 +121,18 @@ class Session:
             self.progress.stage("measuring the dense model")
             baseline = evaluator.prepare()
             gains = self._gains(evaluator, store)
+            if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
+                self.isa = str(store.read("isa") or self.isa)
             space = self._space(pruner, gains)
-            # Only now, so that a workload that can't be used leaves no half-made run behind.
-            self.job.write(self.run)
+            # Only now, so that a workload that can't be used leaves no half-made run behind; and the study before the job,
+            # because workers take the job's file for the word that they may open the study.
+            known = None if store is None else store.read("prices")
+            if store is not None:
+                store.close()
             store = Store(storage, space, create=store is None)
-            self._start(store, space, pruner.fingerprint, baseline.metric.value, gains)
-            advisor = self._advisor(pruner, space, bench, baseline, gains)
+            self.job.write(self.run)
+            advisor = self._advisor(pruner, space, bench, baseline, gains, known)
+            self._start(store, space, pruner.fingerprint, baseline, gains, advisor)
             if self.measured:
                 self._self_check(baseline.self_speedup.to_json(), 0, bool(baseline.self_speedup.conditions.get("passed", True)))
             else:
@@ -138,7 +144,6 @@ class Session:
             try:
                 self._clear(store.trials())
                 work.run()
-                store.write(CLOSED, True)
                 points = confirm.confirm(evaluator, store, self.job, lambda: self._bench(machine), self.progress, self.notes)
             finally:
                 self._write_record(store, space, evaluator, None)
@@ -146,7 +151,9 @@ class Session:
             self._write_record(store, space, evaluator, points)
         write_report(self.run)
         clear_candidates(self.run, {point.trial.number for point in points})
-        return Result(self.run, tuple(store.trials()), tuple(point_of(p, self.run) for p in points), tuple(self.notes))
+        trials = tuple(store.trials())
+        store.close()
+        return Result(self.run, trials, tuple(point_of(p, self.run) for p in points), tuple(self.notes))
 
     def join(self) -> int:
         """Work on a study that another process has begun, until it is finished; returns how many trials this process did.
@@ -167,18 +174,21 @@ class Session:
         store = Store(storage, None)
         pruner = self._pruner()
         can_time = self._can_time(store, pruner.fingerprint)
-        # What can't time here still runs: accuracy comes from this machine's CPU where the device is absent.
-        runs_on = self.runs_on if can_time or not missing(self.runs_on) else targets.load("cpu")
-        with Bench(runs_on, self.limits, machine, [tuple(x.shape) for x in self.workload.example_inputs]) as bench:
+        with self._bench(machine) as bench:
             source = self._source(bench, pruner.fingerprint, scratch / EXAMPLE)
-            evaluator = Evaluator(pruner, bench, source, runs_on, self.run, scratch)
+            evaluator = Evaluator(pruner, bench, source, self.runs_on, self.run, scratch)
             self.progress.stage("measuring the dense model")
             baseline = evaluator.prepare()
             gains = self._gains(evaluator, store)
+            self.isa = str(store.read("isa"))
             space = self._space(pruner, gains)
+            before, prices, dense_s = (store.read(key) for key in ("dense_metric", "prices", "dense_latency_s"))
+            store.close()
             store = Store(storage, space)
-            _same_metric(self.run, store.read("dense_metric"), baseline.metric.value, exact=can_time)
-            advisor = self._advisor(pruner, space, bench, baseline, gains)
+            _same_metric(self.run, before, baseline.metric.value, exact=can_time)
+            # What a limit on the latency means is decided by the study's device.
+            baseline = replace(baseline, latency=replace(baseline.latency, value=dense_s, ci_low=dense_s, ci_high=dense_s))
+            advisor = self._advisor(pruner, space, bench, baseline, gains, prices)
             work = Work(
                 self.job, store, space, evaluator, advisor, self._sampler(advisor, store), self.progress, chief=False,
                 can_time=can_time, started=self.started,
@@ -187,17 +197,23 @@ class Session:
                 work.run()
             finally:
                 self.progress.close()
+                store.close()
         return work.evaluated
 
     def _can_time(self, store: Store, model: str) -> bool:
         """Is this the device of the study? Raises `UsageError` if it is another model, or not even the same versions."""
-        if store.read("started") is None:
+        if store.read(STARTED) is None:
             raise UsageError(f"the search in {self.run} has not got to its first trial yet: start the worker a little later")
         if store.read("model_fingerprint") != model:
             raise UsageError(f"{self.run} was started with another model: its weights have another fingerprint")
         before = store.read("identity")
         if before == self.identity:
             return True
+        if reason := runtimes.missing(self.target.runtime):
+            raise UsageError(
+                f"candidates of {self.run} are scored and shipped as files of {self.target.runtime}, which can't run here: "
+                f"{reason}"
+            )
         self.progress.note(
             "this is not the device of the study: latencies are left to workers on it; this one prunes and scores candidates"
         )
@@ -216,14 +232,16 @@ class Session:
         stored = None if store is None else store.read("gains")
         if stored is not None:
             return {name: Measurement.from_table(Table(value, f"gain of {name}")) for name, value in stored.items()}
-        if not self.measured or self.job.all_patterns or not self.space_file.patterns:
+        if not self.space_file.patterns or not runtimes.get(self.runs_on.runtime).file.endswith(".onnx"):
             return {}
         self.progress.stage("measuring what the mask patterns gain at most")
         most = max(self.space_file.mask_sparsities, default=0.5)
         return filtering.gains(evaluator, self.space_file.patterns, most)
 
     def _space(self, pruner: Pruner, gains: Mapping[str, Measurement]) -> SearchSpace:
-        refused = {name: None if filtering.pays(gain) else filtering.reason(gain) for name, gain in gains.items()}
+        refused: dict[str, str | None] = {}
+        if self.measured:  # a prediction overrules no profile
+            refused = {name: None if filtering.pays(gain) else filtering.reason(gain) for name, gain in gains.items()}
         space = spaces.build(self.space_file, pruner, self.target, self.isa, self.job.all_patterns, refused)
         if self.job.recover != "auto":
             space = replace(space, compensation=self._compensation(pruner))
@@ -231,11 +249,18 @@ class Session:
         return space
 
     def _advisor(
-        self, pruner: Pruner, space: SearchSpace, bench: Bench, baseline: Baseline, gains: Mapping[str, Measurement]
+        self,
+        pruner: Pruner,
+        space: SearchSpace,
+        bench: Bench,
+        baseline: Baseline,
+        gains: Mapping[str, Measurement],
+        known: dict[str, Any] | None,
     ) -> Advisor:
         constraints = self.job.constraints
+        prices = None if known is None else Prices.from_json(known)
         made = advisor.build(
-            self.job, pruner, space, self.target, bench, self.identity, baseline, constraints, gains, self.progress.stage
+            self.job, pruner, space, self.target, bench, self.identity, baseline, constraints, gains, self.progress.stage, prices
         )
         if made.note:
             self.notes.append(made.note)
@@ -279,16 +304,28 @@ class Session:
                 changed,
             )
 
-    def _start(self, store: Store, space: SearchSpace, model: str, dense_metric: float, gains: Mapping[str, Measurement]) -> None:
+    def _start(
+        self,
+        store: Store,
+        space: SearchSpace,
+        model: str,
+        baseline: Baseline,
+        gains: Mapping[str, Measurement],
+        known: Advisor,
+    ) -> None:
         """Write what a new study needs, or take up one that was interrupted, even in the middle of this."""
-        if store.read("started") is None:
+        dense_metric = baseline.metric.value
+        if store.read(STARTED) is None:
+            store.write("isa", self.isa)
+            store.write("dense_latency_s", baseline.latency.value)
+            store.write("prices", known.prices.to_json())
             store.write("model_fingerprint", model)
             store.write("identity", self.identity)
             store.write("dense_metric", dense_metric)
             store.write("gains", {name: gain.to_json() for name, gain in gains.items()})
             store.write("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
             self._warm_start(store, space)
-            store.write("started", True)
+            store.write(STARTED, True)
         store.write(CLOSED, False)
         _same_metric(self.run, store.read("dense_metric"), dense_metric, exact=True)
 

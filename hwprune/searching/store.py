@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,14 +25,17 @@ from hwprune.files import Table
 from hwprune.measurement import Measurement
 from hwprune.recipe import Recipe
 from hwprune.searching import lease
-from hwprune.searching.knapsack import DIVERGENCE, DIVERGENCE_WEIGHT
+from hwprune.searching.knapsack import BYTES_SAVED, DIVERGENCE, DIVERGENCE_WEIGHT, DUPLICATE, REMEASURED, TOLD
 from hwprune.searching.space import SearchSpace
 from hwprune.trial import FAILED, STOPPED, Failure, Trial
 
 STUDY = "hwprune"
-_REMEASURED = "remeasured"
-_TRIAL, _DUPLICATE, _RETRY_OF, _PARKED = "hwprune:trial", "hwprune:duplicate_of", "hwprune:retry_of", "hwprune:parked"
+STARTED = "started"
+"""Attribute of a study that has all that a trial needs."""
+_TRIAL, _DUPLICATE, _RETRY_OF, _PARKED = TOLD, DUPLICATE, "hwprune:retry_of", "hwprune:parked"
 _ORIGIN = "origin"
+CLAIM_S = 0.1
+"""Of two workers that claim a trial at the same moment, the one that wrote last sees itself after so long."""
 JOURNAL = "journal:"
 """A journal file as storage: ``journal:PATH``."""
 
@@ -47,11 +52,16 @@ def _storage_errors(storage: str) -> Iterator[None]:
         first = (str(error).strip().splitlines() or [""])[0]
         raise RunError(f"the study's storage {storage} failed: {first}") from error
     except ImportError as error:
-        raise UsageError(f"storage {storage} needs a driver that is not installed: {error}") from error
+        hint = "pip install 'hwprune[postgresql]'" if storage.startswith("postgres") else str(error)
+        raise UsageError(f"storage {storage} needs a driver that is not installed: {hint}") from error
 
 
-def _open(storage: str) -> Any:
-    """SQLite in write-ahead mode: a commit survives the process being killed and costs a tenth of a synced one."""
+def _open(storage: str, create: bool) -> Any:
+    """The storage; without ``create`` its tables must be there.
+
+    SQLite in write-ahead mode: a commit survives the process being killed and costs a tenth of a synced one. Whoever only joins
+    makes no tables: two processes that make them at the same moment fail, and one of them is the search itself.
+    """
     if storage.startswith(JOURNAL):
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -62,11 +72,15 @@ def _open(storage: str) -> Any:
             raise UsageError(f"storage {storage}: there is no folder {Path(path).parent}")
         # Opened exclusively, not linked: a lock that survives a killed process on any file system is taken over after a while.
         return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+    for scheme in ("postgresql://", "postgres://"):  # which driver these mean differs between versions of SQLAlchemy
+        if storage.startswith(scheme):
+            storage = "postgresql+psycopg://" + storage.removeprefix(scheme)
     if not storage.startswith("sqlite:"):
-        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create)
     from sqlalchemy import event
 
-    opened = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 60}})
+    arguments = {"connect_args": {"timeout": 60}}
+    opened = optuna.storages.RDBStorage(storage, engine_kwargs=arguments, skip_table_creation=not create)
 
     def configure(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -75,6 +89,49 @@ def _open(storage: str) -> Any:
     event.listen(opened.engine, "connect", configure)
     opened.engine.dispose()  # the connection that made the tables was not configured
     return opened
+
+
+_NO_TABLES = ("no such table", "does not exist", "UndefinedTable", "NoneType", "No row was found")
+"""What databases say where another process has not made the tables, or is just making them."""
+
+
+def _loaded(storage: str) -> optuna.Study:
+    """The study that another process has made. Raises `UsageError` if there is none yet."""
+    try:
+        return optuna.load_study(storage=_open(storage, create=False), study_name=STUDY)
+    except Exception as error:
+        chain = f"{error} {error.__cause__} {error.__context__}"
+        if isinstance(error, KeyError) or any(word in chain for word in _NO_TABLES):
+            raise UsageError(f"{storage} holds no hwprune study (yet)") from error
+        raise
+
+
+def _created(storage: str) -> optuna.Study:
+    """A new study. One that was left by a start that never got to its first trial is replaced.
+
+    Raises:
+        UsageError: there is one that has begun.
+    """
+    opened = _open(storage, create=True)
+    try:
+        study = _new(opened)
+    except optuna.exceptions.DuplicatedStudyError as error:
+        left = optuna.load_study(storage=opened, study_name=STUDY)
+        if left.user_attrs.get(STARTED) or left.get_trials(deepcopy=False):
+            raise UsageError(
+                f"{storage} holds a hwprune study already: go on with --resume (in the run directory of then) or use another "
+                "storage"
+            ) from error
+        optuna.delete_study(study_name=STUDY, storage=opened)
+        study = _new(opened)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(["drop", "speedup"])
+    return study
+
+
+def _new(opened: Any) -> optuna.Study:
+    return optuna.create_study(storage=opened, study_name=STUDY, directions=["minimize", "maximize"], load_if_exists=False)
 
 
 class Store:
@@ -100,20 +157,7 @@ class Store:
         self._parsed: dict[int, Trial] = {}
         self._digests: dict[int, str] = {}
         with _storage_errors(storage):
-            try:
-                if create:
-                    self.study = optuna.create_study(
-                        storage=_open(storage), study_name=STUDY, directions=["minimize", "maximize"], load_if_exists=False
-                    )
-                    self.study.set_metric_names(["drop", "speedup"])
-                else:
-                    self.study = optuna.load_study(storage=_open(storage), study_name=STUDY)
-            except optuna.exceptions.DuplicatedStudyError as error:
-                raise UsageError(
-                    f"{storage} holds a hwprune study already: go on with --resume or use another storage"
-                ) from error
-            except KeyError as error:
-                raise UsageError(f"{storage} holds no hwprune study to resume") from error
+            self.study = _created(storage) if create else _loaded(storage)
         self._backend: Any = self.study._storage
 
     @staticmethod
@@ -124,6 +168,13 @@ class Store:
     def shareable(self) -> bool:
         """Can other machines join? A local SQLite file is for the processes of this one."""
         return not self.storage.startswith("sqlite:")
+
+    def close(self) -> None:
+        """Give back connections to a database."""
+        backend = getattr(self._backend, "_backend", self._backend)
+        if isinstance(backend, optuna.storages.RDBStorage):
+            backend.remove_session()
+            backend.engine.dispose()
 
     # -- attributes of the study -------------------------------------------------------------
 
@@ -137,15 +188,21 @@ class Store:
 
     # -- trials ------------------------------------------------------------------------------
 
-    def trials(self) -> list[Trial]:
-        """Finished trials by number, duplicates left out."""
+    def trials(self, as_searched: bool = False) -> list[Trial]:
+        """Finished trials by number, duplicates left out.
+
+        Args:
+            as_searched: without the finalists' thorough compensation, which other trials have not had.
+        """
         found = []
-        newer = self.read(_REMEASURED) or {}
+        newer = self.read(REMEASURED) or {}
+        if as_searched:
+            newer = {key: {k: v for k, v in row.items() if k in ("speedup", "latency")} for key, row in newer.items()}
         for frozen in self._frozen():
             trial = self._finished(frozen)
             if trial is not None:
                 again = newer.get(str(frozen.number))
-                found.append(trial if again is None else _overlaid(trial, again))
+                found.append(trial if not again else _overlaid(trial, again))
         return found
 
     def _finished(self, frozen: FrozenTrial) -> Trial | None:
@@ -174,9 +231,9 @@ class Store:
         )  # fmt: skip
 
     def _newer(self, number: int, values: Mapping[str, Any]) -> None:
-        newer = dict(self.read(_REMEASURED) or {})
+        newer = dict(self.read(REMEASURED) or {})
         newer[str(number)] = {**newer.get(str(number), {}), **values}
-        self.write(_REMEASURED, newer)
+        self.write(REMEASURED, newer)
 
     def _frozen(self) -> list[FrozenTrial]:
         with _storage_errors(self.storage):
@@ -242,30 +299,39 @@ class Store:
 
         A retry of a trial counts as new once: of several the one with the lowest number.
         """
+        wanted = recipe.digest
         for frozen in self._frozen():
             if frozen._trial_id == asked._trial_id or frozen.state == TrialState.WAITING:
                 continue
             finished = self._finished(frozen)
             if finished is not None:
-                if finished.recipe.digest == recipe.digest:
+                if self._digest(frozen, finished.recipe) == wanted:
                     return finished
-            elif frozen.state == TrialState.RUNNING and frozen.number < asked.number and self._digest(frozen) == recipe.digest:
-                return int(frozen.number)
+            elif frozen.state == TrialState.RUNNING and frozen.number < asked.number and self._complete(frozen):
+                assert self._space is not None
+                if self._digest(frozen, self._space.recipe(frozen.params)) == wanted:
+                    return int(frozen.number)
         return None
 
-    def _digest(self, frozen: FrozenTrial) -> str | None:
-        assert self._space is not None
-        if len(frozen.params) < len(self.distributions()):
-            return None
+    def _digest(self, frozen: FrozenTrial, recipe: Recipe) -> str:
+        """The recipe's digest, computed once a trial."""
         if frozen._trial_id not in self._digests:
-            self._digests[frozen._trial_id] = self._space.recipe(frozen.params).digest
+            self._digests[frozen._trial_id] = recipe.digest
         return self._digests[frozen._trial_id]
 
-    def tell(self, asked: optuna.Trial, trial: Trial, constraints: Mapping[str, float], share: float = 1.0) -> bool:
+    def tell(
+        self,
+        asked: optuna.Trial,
+        trial: Trial,
+        constraints: Mapping[str, float],
+        share: float = 1.0,
+        dense_bytes: int | None = None,
+    ) -> bool:
         """Store a finished trial; the numbers are there before its state says that it is finished.
 
         Args:
             share: of the validation examples that the divergence was computed on.
+            dense_bytes: of the dense model's file.
 
         Returns:
             False: another worker has finished it meanwhile, because this one's lease ran out; nothing is stored.
@@ -277,6 +343,8 @@ class Store:
                     asked.set_user_attr(key, value)
                 if trial.divergence is not None:
                     asked.set_user_attr(DIVERGENCE_WEIGHT, share)
+                if dense_bytes is not None and trial.size_bytes is not None:
+                    asked.set_user_attr(BYTES_SAVED, dense_bytes - trial.size_bytes)
                 if trial.measured:
                     assert trial.drop is not None and trial.speedup is not None
                     for key, value in constraints.items():
@@ -322,13 +390,17 @@ class Store:
                 continue
             scored = frozen.system_attrs[_PARKED]
             holder = frozen.system_attrs.get(lease.LEASE)
-            by_other = scored.get("by") != holder and self._watch.alive(frozen._trial_id, holder)
-            if by_other:
+            mine = lease.own()
+            by_other = not lease.same(scored.get("by"), holder) and not lease.same(mine, holder)
+            if by_other and self._watch.alive(frozen._trial_id, holder):
                 continue  # another one on the device is timing it
             asked = optuna.Trial(self.study, frozen._trial_id)
             with _storage_errors(self.storage):
-                self.renew(asked, lease.own())
-            return asked, scored
+                self.renew(asked, mine)
+            time.sleep(CLAIM_S)
+            now = next(t for t in self._frozen() if t._trial_id == frozen._trial_id)
+            if now.state == TrialState.RUNNING and lease.same(mine, now.system_attrs.get(lease.LEASE)):
+                return asked, scored  # else another one has claimed it in the same moment
         return None
 
     # -- what died -------------------------------------------------------------------------------
@@ -397,6 +469,17 @@ class Store:
         numbers = [t.number for t in self._frozen() if t.user_attrs.get(_RETRY_OF) == of and not self._lost(t)]
         return min(numbers) if min(numbers) < asked.number else None
 
+    def ahead(self, asked: optuna.Trial) -> int:
+        """Trials that are finished, or that a living worker has asked for before this one."""
+        found = 0
+        for frozen in self._frozen():
+            if frozen.state == TrialState.RUNNING and frozen.number < asked.number:
+                lease_of = frozen.system_attrs.get(lease.LEASE)
+                found += _PARKED in frozen.system_attrs or self._watch.alive(frozen._trial_id, lease_of)
+            elif frozen.state.is_finished() and _TRIAL in frozen.system_attrs:
+                found += 1
+        return found
+
     def _complete(self, frozen: FrozenTrial) -> bool:
         return len(frozen.params) >= len(self.distributions())
 
@@ -405,8 +488,9 @@ class Store:
         frozen = next(t for t in self._frozen() if t._trial_id == asked._trial_id)
         with _storage_errors(self.storage), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             attributes = {k: v for k, v in frozen.user_attrs.items() if k in (_ORIGIN, _RETRY_OF)}
-            self._backend.set_trial_system_attr(asked._trial_id, _DUPLICATE, asked.number)  # nothing is missing of it
+            # Proposed before it is given up: a kill in between leaves two of them, and the second is a duplicate.
             self.study.enqueue_trial(frozen.params, user_attrs=attributes)
+            self._backend.set_trial_system_attr(asked._trial_id, _DUPLICATE, asked.number)
             self._end(asked, TrialState.FAIL)
 
 

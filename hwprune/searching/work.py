@@ -59,36 +59,55 @@ class Work:
 
     def run(self) -> list[Trial]:
         """Work until there is nothing left to do; all finished trials."""
+        while self._once():
+            pass
+        if self.chief:  # nobody starts another one; what others have begun belongs to the search
+            self.store.write(CLOSED, True)
+            while self.store.busy():
+                if self.can_time and (parked := self.store.unpark()) is not None:
+                    self._time(*parked, self.store.trials(as_searched=True))
+                    continue
+                time.sleep(WAIT_S)
+                self.store.recover(self.constraints.of)
+        return self.store.trials()
+
+    def _once(self) -> bool:
+        """Do the next thing; False: there is none left."""
         while True:
             if again := self.store.recover(self.constraints.of):
                 self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
-            trials = self.store.trials()
+            trials = self.store.trials(as_searched=True)
             if self.can_time and (parked := self.store.unpark()) is not None:
                 self._time(*parked, trials)
-                continue
+                return True
             if self._finished(trials) or self.store.read(CLOSED):
-                if self.chief and self.store.busy():
-                    time.sleep(WAIT_S)  # others are still at it
-                    continue
-                return trials
+                return False
             if self.job.trials and len(trials) + self.store.busy() >= self.job.trials:
                 time.sleep(WAIT_S)  # all that are wanted are being evaluated; one may die
                 continue
             if self.job.sampler == UNIFORM and self.store.waiting == 0:
                 self.notes.append(f"The uniform sweep is finished after {len(trials)} trials.")
-                return trials
+                return False
             if not self._next(trials):
                 self.notes.append(f"The search space is exhausted after {len(trials)} trials.")
-                return trials
+                return False
+            return True
 
     def _finished(self, trials: list[Trial]) -> bool:
         if self.job.trials and len(trials) >= self.job.trials:
             return True
-        return bool(self.job.time_s) and time.monotonic() - self.started >= self.job.time_s
+        # The search keeps the time; workers go by its word that it is over.
+        return self.chief and bool(self.job.time_s) and time.monotonic() - self.started >= self.job.time_s
 
     def _next(self, trials: list[Trial]) -> bool:
         """One proposal; False if nothing new can be proposed."""
-        asked = self.store.ask(self.sampler)
+        try:
+            asked = self.store.ask(self.sampler)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return True  # it took so long to propose that another worker took this one for dead
+        if self.job.trials and self.store.ahead(asked) >= self.job.trials:
+            self.store.interrupt(asked)  # others were quicker to ask for the last one
+            return True
         recipe = self.space.recipe(asked.params)
         other = self.store.superseded(asked)
         earlier = other if other is not None else self.store.known(asked, recipe) or self._dense(recipe, asked.number)
@@ -100,7 +119,7 @@ class Work:
                 return self._enqueue_unseen({trial.recipe.digest for trial in trials})
             return True
         self._repeats = 0
-        advice = self.advisor.advice(self.store.study, asked, trials)
+        advice = self.advisor.advice(self.store.study, asked, trials, self.job.max_size)
         origin = self.store.origin(asked, self.job.sampler)
         try:
             with self.store.holding(asked):
@@ -121,7 +140,8 @@ class Work:
         scored = Scored.from_json(asked.number, data)
         try:
             with self.store.holding(asked):
-                trial = self.evaluator.timed(scored, self.advisor.advice(self.store.study, asked, trials))
+                advice = self.advisor.advice(self.store.study, asked, trials, self.job.max_size)
+                trial = self.evaluator.timed(scored, advice)
         except BaseException:
             self.store.park(asked, {**data, "by": own()})  # whoever comes next times it
             raise
@@ -130,7 +150,12 @@ class Work:
     def _tell(self, asked: optuna.Trial, trial: Trial, trials: list[Trial]) -> None:
         whole = max(1, self.evaluator.validation.examples)
         share = min(1.0, trial.divergence.samples / whole) if trial.divergence is not None else 1.0
-        if not self.store.tell(asked, trial, self.constraints.of(trial), share):
+        twin = self.store.known(asked, trial.recipe)
+        if isinstance(twin, Trial):  # two workers proposed it at the same moment
+            self.store.tell_duplicate(asked, twin, self.constraints.of(twin))
+            return
+        dense = self.evaluator.baseline.size_bytes if self.evaluator.baseline is not None else None
+        if not self.store.tell(asked, trial, self.constraints.of(trial), share, dense):
             self.progress.note(f"trial {asked.number}: another worker has finished it meanwhile")
             return
         self.evaluated += 1

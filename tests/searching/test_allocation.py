@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from hwprune.searching import allocation
 from hwprune.searching.allocation import Allocation, solve_limits, undominated
 
 
@@ -81,11 +82,12 @@ def test_chains_of_neighbours_equal_brute_force(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_rings_of_neighbours_keep_the_budget_and_come_close(seed):
+def test_rings_of_neighbours_keep_the_budget_and_come_close(seed, monkeypatch):
     """No chain: solved in turn. Every answer fits; over all seeds few are worse than the optimum."""
     times, errors = instance(seed, items=4, options=3)
     draw = np.random.default_rng(seed + 200)
     pairs = {(u, v): draw.random((len(times[u]), len(times[v]))) * 2e-4 for u, v in [(0, 1), (1, 2), (2, 3), (0, 3)]}
+    monkeypatch.setattr(allocation, "MOST_FIXED", 0)  # as if there were too many options to try one by one
     solver = Allocation(times, errors, pairs)
     for budget in np.linspace(solver.fastest, solver.slowest, 9):
         (chosen,) = solver.solve([budget])
@@ -102,6 +104,16 @@ def test_a_budget_below_the_fastest_has_no_solution():
     solver = Allocation(times, errors)
     assert solver.solve([solver.fastest * 0.99])[0] is None
     assert solver.solve([solver.slowest])[0] == [int(np.argmin(e)) for e in errors]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_slowest_allocation_is_reached(seed):
+    """Rounding up must not put it out of reach."""
+    draw = np.random.default_rng(seed)
+    times = [np.array([0.0, draw.random()]) for _ in range(6)]
+    errors = [np.array([1.0, 0.0])] * 6
+    solver = Allocation(times, errors, buckets=100)
+    assert solver.solve([solver.slowest]) == [[1] * 6]
 
 
 def test_bad_numbers_are_refused():
@@ -136,3 +148,22 @@ def test_several_resources_equal_brute_force(seed):
 def test_dominated_options_go():
     assert undominated([3, 1, 2, 2, 1], [0.0, 0.9, 0.5, 0.4, 0.9]) == [1, 3, 0]
     assert undominated([1, 1], [0.5, 0.5]) == [0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stars_and_rings_equal_brute_force(seed):
+    """No chains, but with the hub's options fixed one after another the rest is."""
+    times, errors = instance(seed, items=4, options=3)
+    draw = np.random.default_rng(seed + 400)
+    edges = [(0, 1), (0, 2), (0, 3)] if seed % 2 else [(0, 1), (1, 2), (2, 3), (0, 3)]
+    pairs = {(u, v): draw.normal(0, 3e-4, (len(times[u]), len(times[v]))) for u, v in edges}
+    solver = Allocation(times, errors, pairs, buckets=20_000)
+    slack = 12 * (solver.slowest - solver.fastest) / 20_000
+    for budget in np.linspace(solver.fastest, solver.slowest, 9):
+        (chosen,) = solver.solve([budget])
+        wanted, lenient = brute(times, errors, budget, pairs), brute(times, errors, budget - slack, pairs)
+        if chosen is None:
+            assert lenient is None
+        else:
+            assert solver.time(chosen) <= budget + 1e-15
+            assert wanted - 1e-12 <= solver.error(chosen) <= (np.inf if lenient is None else lenient) + 1e-12

@@ -255,3 +255,59 @@ def test_improvement_is_the_difference_of_hypervolumes(seed):
     found = improvement(points[:, 0], points[:, 1], front, reference)
     for point, gain in zip(points, found, strict=True):
         assert gain == pytest.approx(volume(np.concatenate([front, point[None]])) - volume(front), abs=1e-12)
+
+
+def test_the_plain_sweep_learns_nothing():
+    problem = Problem(8)
+
+    def proposals(factor):
+        study = optuna.create_study(
+            directions=["minimize", "maximize"], sampler=KnapsackSampler(problem.items(), explore=False, trials=8)
+        )
+        found = []
+        for _ in range(8):
+            asked = study.ask(KnapsackSampler(problem.items()).distributions())
+            levels = list(asked.params.values())
+            found.append(levels)
+            kl, drop, ratio = problem.evaluate(levels)
+            study.tell(asked, (drop * factor, 1 / (ratio * factor)))
+        return found
+
+    assert proposals(1.0) == proposals(0.6)
+
+
+def test_where_nothing_meets_the_limits_the_nearest_is_tried_first():
+    items = [
+        Item(f"u{u}", tuple(Choice({f"u{u}": i}, 5.0 * i, 0.1 * i, 0.0, 3.2 * np.sqrt(i) * np.ones(4)) for i in range(4)))
+        for u in range(4)
+    ]
+    study = optuna.create_study(
+        directions=["minimize", "maximize"], sampler=KnapsackSampler(items, limits=Limits(max_drop=0.001))
+    )
+    asked = study.ask(KnapsackSampler(items).distributions())
+    assert sum(asked.params.values()) <= 2
+
+
+def test_a_trial_that_was_lost_to_a_kill_changes_no_later_proposal():
+    problem = Problem(9)
+    space = KnapsackSampler(problem.items()).distributions()
+
+    def run(killed_at):
+        study = optuna.create_study(directions=["minimize", "maximize"], sampler=KnapsackSampler(problem.items(), seed=3))
+        found = []
+        while len(found) < 10:
+            asked = study.ask(space)
+            if len(found) == killed_at:
+                study._storage.set_trial_system_attr(asked._trial_id, "hwprune:lease", {})
+                study.tell(asked, state=optuna.trial.TrialState.FAIL)
+                study.enqueue_trial(asked.params)
+                killed_at = None
+                continue
+            levels = [asked.params[f"u{u}"] for u in range(12)]
+            kl, drop, ratio = problem.evaluate(levels)
+            asked.set_user_attr("divergence", kl)
+            study.tell(asked, (drop, 1 / ratio))
+            found.append(levels)
+        return found
+
+    assert run(None) == run(5)

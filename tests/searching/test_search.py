@@ -254,6 +254,39 @@ def test_every_storage_keeps_trials(tmp_path, store, url):
     assert [t.number for t in Store(storage, space).trials()] == [asked.number]
 
 
+def test_a_parked_trial_is_timed_however_long_its_scoring_took(store, monkeypatch):
+    """Its scorer's heartbeat has gone on since it took the trial: that is nobody who times it."""
+    space, opened = store
+    one = opened(True)
+    asked = one.ask(random_sampler())
+    one.park(asked, {"by": lease.own()})
+    one.renew(asked, lease.own(7))
+    taken, _ = opened(False).unpark()
+    assert taken._trial_id == asked._trial_id
+    # Another living process that times it holds it.
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        one.renew(asked, {"place": lease.place(), "pid": other.pid, "started": lease.started(other.pid), "beat": 3})
+        assert opened(False).unpark() is None
+    finally:
+        other.kill()
+        other.wait()
+    assert opened(False).unpark() is not None
+
+
+def test_a_study_of_somebody_else_stays_and_a_start_that_died_is_replaced(tmp_path, store):
+    space, _ = store
+    storage = f"sqlite:///{tmp_path / 'mine.db'}"
+    theirs = optuna.create_study(storage=storage, study_name="theirs")
+    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    Store(storage, space, create=True)
+    again = Store(storage, space, create=True)  # the first never got to a trial
+    again.write("started", True)
+    with pytest.raises(UsageError, match="holds a hwprune study already"):
+        Store(storage, space, create=True)
+    assert len(optuna.load_study(storage=storage, study_name="theirs").trials) == 2
+
+
 def test_storage_faults_are_told(tmp_path):
     with pytest.raises(UsageError, match="no folder"):
         Store(f"journal:{tmp_path / 'missing' / 'a.log'}", None, create=True)
