@@ -290,7 +290,7 @@ def ground_of(name: str, options: argparse.Namespace, folder: Path, bench: Bench
         from hwprune.recipe import Recipe
 
         data = json.loads(cache.read_text())
-        made.costs = data["costs"]
+        made.costs = {key: max(value, data["costs"][key]) for key, value in costs.items()}  # a cached database costs nothing
         made.known = {d: Known(*row) for d, row in data["known"].items()}
         made.recipes = {d: Recipe.from_table(Table(r, "cache")) for d, r in data["recipes"].items()}
         made.number = len(made.known)

@@ -6,7 +6,7 @@ finalist is measured again in fresh processes (`hwprune.latency.fresh`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -96,6 +96,22 @@ def finalists(trials: Sequence[Trial], constraints: Constraints, most: int = MOS
     return sorted(chosen, key=lambda t: objectives(t)[1])
 
 
+def moved_up(trials: Sequence[Trial], done: Collection[int], constraints: Constraints, dense: float) -> list[Trial]:
+    """Who takes the places of finalists that fell off the front when they were measured again; at most as many as fell.
+
+    Args:
+        trials: with the speedups of their last measurement; those that failed are not among them.
+        done: numbers of those that were measured again.
+    """
+    front_now = finalists(trials, constraints, most=len(trials), dense=dense)
+    front_now = front.non_dominated(front_now, standing)
+    room = MOST_FINALISTS - sum(t.number in done for t in front_now)
+    fresh = [t for t in front_now if t.number not in done]
+    if room <= 0 or not fresh:
+        return []
+    return fresh if len(fresh) <= room else _thin(fresh, room)
+
+
 def _thin(layer: list[Trial], count: int) -> list[Trial]:
     """``count`` of them, the ends included, evenly spaced in speedup."""
     if count == 1:
@@ -142,22 +158,23 @@ def confirm(
     constraints = job.constraints
     assert evaluator.baseline is not None
     dense = evaluator.baseline.metric.value
-    trials = store.trials()
+    # A finalist's thorough compensation is no yardstick for trials that have not had it.
+    trials = store.trials(as_searched=True)
     done: dict[int, Confirmed] = {}
     tried: set[int] = set()
-    for number in range(ROUNDS):
-        chosen = [t for t in finalists(_corrected(trials, done), constraints, dense=dense) if t.number not in tried]
-        if not chosen or len(tried) >= 2 * MOST_FINALISTS:
+    chosen = finalists(trials, constraints, dense=dense)
+    if chosen:
+        _prepare_split(evaluator, notes)
+    for _ in range(ROUNDS):
+        if not chosen:
             break
         tried |= {t.number for t in chosen}
-        if number == 0:
-            _prepare_split(evaluator, notes)
-        chosen = _refined(evaluator, store, chosen, job, progress, notes)
-        if not chosen:
-            continue
-        for point in _confirmed(evaluator, chosen, make, progress, notes):
-            done[point.trial.number] = point
-        trials = [t for t in store.trials() if t.number in done or t.number not in tried]
+        ready = _refined(evaluator, store, chosen, job, progress, notes)
+        if ready:
+            for point in _confirmed(evaluator, ready, make, progress, notes):
+                done[point.trial.number] = point
+        left = [t for t in trials if t.number in done or t.number not in tried]
+        chosen = moved_up(_corrected(left, done), set(done), constraints, dense)
     points = final_front(list(done.values()), constraints)
     if not tried:
         notes.append(constraints.nearest(store.trials(), _describe))

@@ -357,6 +357,18 @@ def test_finalists_are_the_front_then_what_is_behind_it():
     assert (chosen[0].number, chosen[-1].number) == (0, 29)
 
 
+def test_places_of_finalists_that_fell_are_taken_by_others():
+    """Trial 1 was measured too fast; now trial 4 stands where it stood. Who only stands behind others is not measured."""
+    trials = [measured(i, 0.01 * i, 1.2 + 0.2 * i) for i in range(4)] + [measured(4, 0.012, 1.35), measured(5, 0.03, 1.1)]
+    done = {0, 1, 2, 3}
+    assert confirm.moved_up(trials, done, Constraints(), 1.0) == []
+    slower = [t if t.number != 1 else measured(1, 0.01, 1.1) for t in trials]
+    assert [t.number for t in confirm.moved_up(slower, done, Constraints(), 1.0)] == [4]
+    many = [measured(i, 0.01 * i, 1.1 + 0.1 * i) for i in range(30)]
+    standing = {0, 4, 8, 12, 16, 20, 24, 29}
+    assert confirm.moved_up(many, standing, Constraints(), 1.0) == []  # a long front is not measured whole
+
+
 def test_points_slower_than_dense_or_dominated_leave_the_front():
     def point(number, drop, speed):
         trial = measured(number, drop, speed)
