@@ -28,7 +28,7 @@ from hwprune.measurement import Measurement
 from hwprune.probe.pieces import Pieces
 from hwprune.pruning import Pruner
 from hwprune.searching import items
-from hwprune.searching.constraints import Constraints
+from hwprune.searching.constraints import REPAIR, Constraints
 from hwprune.searching.evaluator import SURE, Advice, Baseline, Rival
 from hwprune.searching.job import Job
 from hwprune.searching.knapsack import Item, KnapsackSampler, Limits
@@ -91,8 +91,8 @@ def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
     return tuple(found)
 
 
-def limits_of(constraints: Constraints, baseline: Baseline) -> Limits:
-    """The user's constraints as the sampler wants them."""
+def limits_of(constraints: Constraints, baseline: Baseline, repaired: bool = False) -> Limits:
+    """The user's constraints as the sampler wants them; ``repaired``: finalists will get back a part of their drop."""
     dense = baseline.metric.value
     ratios = []
     if constraints.min_speedup is not None:
@@ -103,7 +103,10 @@ def limits_of(constraints: Constraints, baseline: Baseline) -> Limits:
     if constraints.max_size is not None and constraints.max_size < baseline.size_bytes:
         smaller = float(baseline.size_bytes - constraints.max_size)
     reference = REFERENCE if 0 <= dense <= 1 else REFERENCE * abs(dense)
-    return Limits(constraints.max_drop, min(ratios) if ratios else None, smaller, reference)
+    drop = constraints.max_drop
+    if drop is not None and repaired:
+        drop *= REPAIR
+    return Limits(drop, min(ratios) if ratios else None, smaller, reference)
 
 
 def build(
@@ -136,7 +139,7 @@ def build(
         prices.bytes_saved = {key: round(value * factor) for key, value in prices.bytes_saved.items()}
     shares = {name: 1 - 1 / gain.value for name, gain in gains.items() if gain.value > 0}
     found = items.build(pruner, space, prices, shares, step)
-    limits = limits_of(constraints, baseline)
+    limits = limits_of(constraints, baseline, job.recover == "auto" and not pruner.untraceable)
     if limits.min_bytes_saved is not None:
         most = sum(max(choice.bytes_saved for choice in item.choices) for item in found)
         if most < limits.min_bytes_saved:

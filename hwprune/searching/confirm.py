@@ -76,13 +76,19 @@ def standing(trial: Trial) -> tuple[float, float]:
     return drop if trial.divergence is None else trial.divergence.value, speedup
 
 
-def finalists(trials: Sequence[Trial], constraints: Constraints, most: int = MOST_FINALISTS, dense: float = 1.0) -> list[Trial]:
+def finalists(
+    trials: Sequence[Trial],
+    constraints: Constraints,
+    most: int = MOST_FINALISTS,
+    dense: float = 1.0,
+    repaired: bool = False,
+) -> list[Trial]:
     """Who is measured again: the front, then what is just behind it, at most ``most``.
 
     Trials that measured slower than dense are left out; a front that is too long is thinned evenly by speedup.
     The margins around the constraints let in who may meet them on the test split.
     """
-    loose = constraints.loosened(dense)
+    loose = constraints.loosened(dense, repaired)
     good = [
         t for t in trials
         if t.measured and objectives(t)[1] > 1.0 and t.recipe.choices and all(v <= 0 for v in loose.of(t).values())
@@ -96,14 +102,16 @@ def finalists(trials: Sequence[Trial], constraints: Constraints, most: int = MOS
     return sorted(chosen, key=lambda t: objectives(t)[1])
 
 
-def moved_up(trials: Sequence[Trial], done: Collection[int], constraints: Constraints, dense: float) -> list[Trial]:
+def moved_up(
+    trials: Sequence[Trial], done: Collection[int], constraints: Constraints, dense: float, repaired: bool = False
+) -> list[Trial]:
     """Who takes the places of finalists that fell off the front when they were measured again; at most as many as fell.
 
     Args:
         trials: with the speedups of their last measurement; those that failed are not among them.
         done: numbers of those that were measured again.
     """
-    front_now = finalists(trials, constraints, most=len(trials), dense=dense)
+    front_now = finalists(trials, constraints, len(trials), dense, repaired)
     front_now = front.non_dominated(front_now, standing)
     room = MOST_FINALISTS - sum(t.number in done for t in front_now)
     fresh = [t for t in front_now if t.number not in done]
@@ -162,7 +170,8 @@ def confirm(
     trials = store.trials(as_searched=True)
     done: dict[int, Confirmed] = {}
     tried: set[int] = set()
-    chosen = finalists(trials, constraints, dense=dense)
+    repaired = repairs(evaluator, job)
+    chosen = finalists(trials, constraints, dense=dense, repaired=repaired)
     if chosen:
         _prepare_split(evaluator, notes)
     for _ in range(ROUNDS):
@@ -174,7 +183,7 @@ def confirm(
             for point in _confirmed(evaluator, ready, make, progress, notes):
                 done[point.trial.number] = point
         left = [t for t in trials if t.number in done or t.number not in tried]
-        chosen = moved_up(_corrected(left, done), set(done), constraints, dense)
+        chosen = moved_up(_corrected(left, done), set(done), constraints, dense, repaired)
     points = final_front(list(done.values()), constraints)
     if not tried:
         notes.append(constraints.nearest(store.trials(), _describe))
@@ -236,10 +245,15 @@ def _refined(
     return found
 
 
+def repairs(evaluator: Evaluator, job: Job) -> bool:
+    """Do finalists get a more thorough compensation than other trials? Not where the user has asked for another."""
+    return job.recover == "auto" and not evaluator.pruner.untraceable
+
+
 def _thorough(evaluator: Evaluator, trial: Trial, job: Job) -> str | None:
     """The compensation of a finalist, if it is another one than the trial's; what the user has asked for is kept."""
     names = trial.recipe.compensation.split("+")
-    if job.recover != "auto" or SEQUENTIAL in names or evaluator.pruner.untraceable:
+    if not repairs(evaluator, job) or SEQUENTIAL in names:
         return None
     if not any(choice.pattern != patterns.BRANCH for choice in trial.recipe.choices):
         return None  # branches alone leave no layer to solve for

@@ -11,6 +11,8 @@ from hwprune.trial import Trial
 DROP_SLACK, SPEED_SLACK = 0.01, 0.97
 """How far validation (a point; of metrics beyond 1 a hundredth of the dense value) and a single session may be off: who misses a
 constraint by less may still meet it when confirmed."""
+REPAIR = 2.5
+"""A drop that the quick compensation leaves, over what the thorough one may leave of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,17 @@ class Constraints:
     def met(self, drop: float, speedup: float, latency_s: float, size: int) -> bool:
         return all(value <= 0 for value in self.excess(drop, speedup, latency_s, size).values())
 
-    def loosened(self, dense: float = 1.0) -> Constraints:
-        """With room for what validation and one session can't tell; ``dense``: the dense metric."""
+    def loosened(self, dense: float = 1.0, repaired: bool = False) -> Constraints:
+        """With room for what validation and one session can't tell.
+
+        Args:
+            dense: the dense metric.
+            repaired: finalists get a more thorough compensation, which brings back a part of their drop.
+        """
         slack = DROP_SLACK * max(1.0, abs(dense))
+        factor = REPAIR if repaired else 1.0
         return Constraints(
-            None if self.max_drop is None else self.max_drop + slack,
+            None if self.max_drop is None else factor * self.max_drop + slack,
             None if self.min_speedup is None else self.min_speedup * SPEED_SLACK,
             None if self.max_latency_s is None else self.max_latency_s / SPEED_SLACK,
             self.max_size,
