@@ -170,6 +170,7 @@ def confirm(
     trials = store.trials(as_searched=True)
     done: dict[int, Confirmed] = {}
     tried: set[int] = set()
+    gains: list[float] = []
     repaired = repairs(evaluator, job)
     chosen = finalists(trials, constraints, dense=dense, repaired=repaired)
     if chosen:
@@ -178,12 +179,17 @@ def confirm(
         if not chosen:
             break
         tried |= {t.number for t in chosen}
-        ready = _refined(evaluator, store, chosen, job, progress, notes)
+        ready = _refined(evaluator, store, chosen, job, progress, notes, gains)
         if ready:
             for point in _confirmed(evaluator, ready, make, progress, notes):
                 done[point.trial.number] = point
         left = [t for t in trials if t.number in done or t.number not in tried]
         chosen = moved_up(_corrected(left, done), set(done), constraints, dense, repaired)
+    if gains:
+        notes.append(
+            f"{len(gains)} of {len(tried)} finalists were compensated with their own inputs (sequential); their divergence from "
+            f"dense fell to {100 * sorted(gains)[len(gains) // 2]:.0f} % of what it was (median)."
+        )
     points = final_front(list(done.values()), constraints)
     if not tried:
         notes.append(constraints.nearest(store.trials(), _describe))
@@ -213,10 +219,16 @@ def _corrected(trials: Sequence[Trial], done: Mapping[int, Confirmed]) -> list[T
 
 
 def _refined(
-    evaluator: Evaluator, store: Store, chosen: Sequence[Trial], job: Job, progress: Progress, notes: list[str]
+    evaluator: Evaluator,
+    store: Store,
+    chosen: Sequence[Trial],
+    job: Job,
+    progress: Progress,
+    notes: list[str],
+    gains: list[float],
 ) -> list[Trial]:
     """The finalists with files, compensated with the pruned network's own inputs where that brings them closer to dense."""
-    found, gains = [], []
+    found = []
     for place, trial in enumerate(chosen):
         wanted = _thorough(evaluator, trial, job)
         better = None
@@ -237,11 +249,6 @@ def _refined(
             notes.append(f"Trial {trial.number} left the front: it can't be made again ({failure.reason}).")
             continue
         found.append(final)
-    if gains:
-        notes.append(
-            f"{len(gains)} of {len(chosen)} finalists were compensated with their own inputs (sequential); their divergence from "
-            f"dense fell to {100 * sorted(gains)[len(gains) // 2]:.0f} % of what it was (median)."
-        )
     return found
 
 
