@@ -404,7 +404,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         else:
             sizes = [-self._bytes_factor * saved[useful] for saved, useful in zip(self._bytes, self._useful, strict=True)]
             found = [
-                solve_limits(costs, [times, sizes], [budget - 1, -needed]) for budget in budgets[:: max(1, len(budgets) // 8)]
+                solve_limits(costs, [times, sizes], [budget - 1, -needed]) for budget in budgets[:: max(1, len(budgets) // 6)]
             ]
         unique: dict[tuple[int, ...], None] = {}
         for chosen in found:
@@ -472,7 +472,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
             add(allocation, "mean")
         drawn = DRAWS if self.divergence_model.correlation < TRUSTED else max(1, DRAWS // 2)
         if self.limits.min_bytes_saved is not None:
-            drawn = 1  # an integer program for each
+            drawn = 0  # an integer program for each budget takes its time; moves around the front look further
         for _ in range(drawn):
             for allocation in self._optima(self._sensible(draw), budgets):
                 add(allocation, "thompson")

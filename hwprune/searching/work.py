@@ -59,17 +59,26 @@ class Work:
 
     def run(self) -> list[Trial]:
         """Work until there is nothing left to do; all finished trials."""
-        while self._once():
-            pass
-        if self.chief:  # nobody starts another one; what others have begun belongs to the search
-            self.store.write(CLOSED, True)
-            while self.store.busy():
-                if self.can_time and (parked := self.store.unpark()) is not None:
-                    self._time(*parked, self.store.trials(as_searched=True))
-                    continue
-                time.sleep(WAIT_S)
-                self.store.recover(self.constraints.of)
+        while True:
+            while self._once():
+                pass
+            if not self.chief:
+                break
+            self._close()
+            # A worker may have died over one of the last trials: it is still to be done.
+            if self._finished(self.store.trials(as_searched=True)) or not self.store.waiting:
+                break
         return self.store.trials()
+
+    def _close(self) -> None:
+        """Nobody starts another trial; what others have begun belongs to the search."""
+        self.store.write(CLOSED, True)
+        while self.store.busy():
+            if self.can_time and (parked := self.store.unpark()) is not None:
+                self._time(*parked, self.store.trials(as_searched=True))
+                continue
+            time.sleep(WAIT_S)
+            self.store.recover(self.constraints.of)
 
     def _once(self) -> bool:
         """Do the next thing; False: there is none left."""
@@ -80,7 +89,7 @@ class Work:
             if self.can_time and (parked := self.store.unpark()) is not None:
                 self._time(*parked, trials)
                 return True
-            if self._finished(trials) or self.store.read(CLOSED):
+            if self._finished(trials) or (not self.chief and self.store.read(CLOSED)):
                 return False
             if self.job.trials and len(trials) + self.store.busy() >= self.job.trials:
                 time.sleep(WAIT_S)  # all that are wanted are being evaluated; one may die
