@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -311,3 +312,12 @@ def test_a_trial_that_was_lost_to_a_kill_changes_no_later_proposal():
         return found
 
     assert run(None) == run(5)
+
+
+def test_the_example_of_the_docs_runs():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "search.md").read_text()
+    code = text.split("```python")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert len(names["study"].trials) == 3
+    assert len({tuple(t.params.values()) for t in names["study"].trials}) == 3
