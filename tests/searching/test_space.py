@@ -26,7 +26,7 @@ def cpu():
 
 
 def test_levels_are_on_the_targets_multiple(pruner, cpu):
-    space = spaces.build(spaces.load("default"), pruner, cpu, "avx512")
+    space = spaces.build(spaces.load("structured"), pruner, cpu, "avx512")
     (knob,) = space.knobs
     assert (knob.unit, knob.role, knob.size) == ("conv1.weight:0", "channel", 64)
     assert knob.levels == {"channel": (0.25, 0.5, 0.75)}
@@ -79,7 +79,7 @@ def test_equal_prunings_are_equal_recipes(pruner, cpu):
 
 
 def test_uniform_takes_the_nearest_level(pruner, cpu):
-    space = spaces.build(spaces.load("default"), pruner, cpu, "avx512")
+    space = spaces.build(spaces.load("structured"), pruner, cpu, "avx512")
     for sparsity, level in ((0.0, 0), (0.1, 0), (0.2, 1), (0.5, 2), (0.9, 3)):
         assert space.uniform(sparsity, "l2") == {"level:conv1.weight:0": level, "method:conv1.weight:0": "l2"}
 
