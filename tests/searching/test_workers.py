@@ -150,6 +150,7 @@ def test_four_workers_on_postgresql_survive_twenty_kills(tmp_path):
         check_whole(run, 40)
 
 
+@pytest.mark.slow  # the four workers below it are the proof; this one tells quickly what broke
 @pytest.mark.skipif(postgres.programs() is None, reason="PostgreSQL is not installed")
 def test_a_worker_on_postgresql_is_killed(tmp_path):
     with postgres.server() as storage:
