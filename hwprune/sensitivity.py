@@ -179,8 +179,3 @@ def _kept(option: Option, units: Mapping[str, Unit], name: str, dense: torch.Ten
     stays = torch.ones(dense.shape[1], dtype=torch.bool)
     stays[part.positions[~option.keep].reshape(-1)] = False
     return stays.nonzero().squeeze(1)
-
-
-def divergence(rows: Sequence[torch.Tensor]) -> float:
-    """Predicted KL (nats) of a candidate whose options respond with ``rows``, each (examples,)."""
-    return float(torch.stack(list(rows)).sum(dim=0).square().mean()) / 2 if rows else 0.0

@@ -6,7 +6,7 @@ trials have taught about prices and errors, and is chosen for the hypervolume th
 add up (branches, neighbours, errors that cancel) is looked for around the front, a few options at a time.
 
 Everything is rebuilt from the study at each proposal, so any storage and any number of processes work; the draws of a trial
-follow from (seed, trial number) alone.
+follow from the seed and from how many proposals came before it, so that a kill changes none of the later ones.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         items: what is decided on; see `Item`. Dominated choices are left out of the knapsack.
         coupled: ((unit, unit) -> (level, level) -> share of the time saved beyond the sum), for units named in `Choice.levels`.
         limits: see `Limits`.
-        seed: draws follow from it and the trial's number.
+        seed: draws follow from it and from how many proposals came before.
         explore: False: only the sweep of optima under the prior, as often as there are trials (the plain knapsack).
         trials: how many trials are planned; only the plain sweep needs to know.
         space: Optuna's distributions, if they allow more values than the choices name.
@@ -617,6 +617,3 @@ def _pairs(items: Sequence[Item], coupled: Mapping[tuple[str, str], Array]) -> d
                 level_a, level_b = dict(first.levels).get(a, 0), dict(second.levels).get(b, 0)
                 own[i, j] += table[level_a, level_b]
     return found
-
-
-Make = Callable[[int], optuna.samplers.BaseSampler]

@@ -1,4 +1,6 @@
-"""Samplers by name. Every draw follows from (seed, trial number), so that a resumed search goes on as it would have."""
+"""Samplers by name. Every draw follows from the seed and how many proposals came before, so that a resumed search goes on as it
+would have.
+"""
 
 from __future__ import annotations
 

@@ -164,11 +164,6 @@ class Store:
     def default_storage(run: Path) -> str:
         return f"sqlite:///{(run / 'study.db').resolve()}"
 
-    @property
-    def shareable(self) -> bool:
-        """Can other machines join? A local SQLite file is for the processes of this one."""
-        return not self.storage.startswith("sqlite:")
-
     def close(self) -> None:
         """Give back connections to a database."""
         backend = getattr(self._backend, "_backend", self._backend)
