@@ -254,23 +254,27 @@ def test_every_storage_keeps_trials(tmp_path, store, url):
     assert [t.number for t in Store(storage, space).trials()] == [asked.number]
 
 
-def test_a_parked_trial_is_timed_however_long_its_scoring_took(store, monkeypatch):
-    """Its scorer's heartbeat has gone on since it took the trial: that is nobody who times it."""
+def test_a_parked_trial_is_timed_however_long_its_scoring_took(store):
+    """Its scorer lives, and its heartbeat has gone on since it took the trial: that is nobody who times it."""
     space, opened = store
     one = opened(True)
     asked = one.ask(random_sampler())
-    one.park(asked, {"by": lease.own()})
-    one.renew(asked, lease.own(7))
-    taken, _ = opened(False).unpark()
-    assert taken._trial_id == asked._trial_id
-    # Another living process that times it holds it.
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    others = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
     try:
-        one.renew(asked, {"place": lease.place(), "pid": other.pid, "started": lease.started(other.pid), "beat": 3})
+        scorer, timer = (
+            {"place": lease.place(), "pid": other.pid, "started": lease.started(other.pid), "beat": 0} for other in others
+        )
+        one.park(asked, {"by": scorer})
+        one.renew(asked, {**scorer, "beat": 7})
+        taken, _ = opened(False).unpark()
+        assert taken._trial_id == asked._trial_id
+        # Another living process that times it holds it, until it is gone.
+        one.renew(asked, {**timer, "beat": 3})
         assert opened(False).unpark() is None
     finally:
-        other.kill()
-        other.wait()
+        for other in others:
+            other.kill()
+            other.wait()
     assert opened(False).unpark() is not None
 
 
