@@ -133,11 +133,18 @@ class Bench:
         """Load the runtime's library, so that memory measured later is the model's."""
         self._ask("run", "prepare", {"runtime": self._target.runtime})
 
-    def run(self, key: str, samples: Path, out: Path, first: int = 0, last: int | None = None) -> None:
-        """Run the batches [first, last) of ``samples``; outputs go to ``out``. Raises `CandidateFailure` (stage ``run``)."""
+    def run(self, key: str, samples: Path, out: Path, first: int = 0, last: int | None = None, chunk: int = 0) -> None:
+        """Run the batches [first, last) of ``samples``; outputs go to ``out``.
+
+        Args:
+            chunk: examples run at a time; 0: a whole batch.
+
+        Raises:
+            CandidateFailure: (stage ``run``) it crashed, or the batches can't be run in parts.
+        """
         self._awake()
         remote = self._host.out(out)
-        part = {"first": first, "last": last}
+        part = {"first": first, "last": last, "chunk": chunk}
         self._ask("run", "run", {"key": key, "samples": self._host.put(samples), "out": remote, **part})
         self._host.get(remote, out)
 

@@ -46,8 +46,8 @@ class Source(abc.ABC):
         """Take up the dense model; its latency, against itself."""
 
     @abc.abstractmethod
-    def candidate(self, path: Path) -> dict[str, Any]:
-        """A candidate's. Raises `CandidateFailure` (stage ``measure``)."""
+    def candidate(self, path: Path, brief: bool = False) -> dict[str, Any]:
+        """A candidate's; ``brief``: a first look is enough. Raises `CandidateFailure` (stage ``measure``)."""
 
 
 @final
@@ -65,9 +65,10 @@ class Measured(Source):
         self._dense = path
         return self.gate()
 
-    def candidate(self, path: Path) -> dict[str, Any]:  # noqa: ARG002 - it is loaded already
+    def candidate(self, path: Path, brief: bool = False) -> dict[str, Any]:  # noqa: ARG002 - it is loaded already
+        settings = self.settings.brief() if brief else self.settings
         try:
-            return self.bench.pair("candidate", "dense", self.example, self.settings)
+            return self.bench.pair("candidate", "dense", self.example, settings)
         finally:
             if self.bench.alive:
                 self.bench.drop("candidate")
@@ -127,7 +128,7 @@ class _Predicted(Source):
         self._reference = self._of(path)
         return self._answer(*self._reference)
 
-    def candidate(self, path: Path) -> dict[str, Any]:
+    def candidate(self, path: Path, brief: bool = False) -> dict[str, Any]:  # noqa: ARG002 - nothing is measured
         return self._answer(*self._of(path))
 
     def _of(self, path: Path) -> tuple[float, float]:

@@ -126,12 +126,12 @@ class Worker:
         self._runners.pop(key, None)
         return {}
 
-    def do_run(self, key: str, samples: str, out: str, first: int = 0, last: int | None = None) -> dict[str, Any]:
-        """Run the batches [first, last) of a samples file; outputs go to ``out``."""
+    def do_run(self, key: str, samples: str, out: str, first: int = 0, last: int | None = None, chunk: int = 0) -> dict[str, Any]:
+        """Run the batches [first, last) of a samples file, ``chunk`` examples at a time (0: a batch); outputs go to ``out``."""
         runner = self._runners[key]
         with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for number, inputs in itertools.islice(read_batches(samples), first, last):
-                for position, array in enumerate(runner.run(inputs)):
+                for position, array in enumerate(_in_chunks(runner, inputs, chunk)):
                     with archive.open(f"{number}.{position:03d}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
         return {}
@@ -236,6 +236,22 @@ def throttled(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 def _timed(runner: Runner, inputs: Sequence[np.ndarray[Any, Any]]) -> paired.Timed:
     return paired.Timed(runner.bind(inputs), runner.timer(inputs))
+
+
+def _in_chunks(runner: Runner, inputs: list[np.ndarray[Any, Any]], chunk: int) -> list[np.ndarray[Any, Any]]:
+    """Outputs of a batch that was run in parts along dim 0. Raises ValueError if inputs or outputs have no such dim in common."""
+    sizes = {array.shape[0] if array.ndim else 0 for array in inputs}
+    if not chunk or (sizes == {min(sizes)} and min(sizes) <= chunk):
+        return runner.run(inputs)
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError("inputs of different batch sizes can't be run in parts")
+    parts = []
+    for start in range(0, sizes.pop(), chunk):
+        part = [array[start : start + chunk] for array in inputs]
+        parts.append(runner.run(part))
+        if any(array.ndim == 0 or len(array) != len(part[0]) for array in parts[-1]):
+            raise ValueError("an output has no batch dimension: the batch can't be run in parts")
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def _load(path: str, runtime: str, settings: dict[str, Any]) -> Runner:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ class Advisor:
     prices: Prices
     note: str = ""
     """Why prices are rougher than they could be; empty: they are not."""
-    _model: KnapsackSampler | None = field(init=False, default=None)
+    model: KnapsackSampler | None = None
+    """Where the search's sampler is one already: what is believed is then fitted once a trial, not twice."""
 
     def context(self, trials: int, space: Mapping[str, BaseDistribution]) -> Context:
         return Context(self.items, self.coupled, self.limits, trials, space, self.canonical)
@@ -69,13 +70,14 @@ class Advisor:
             trials: as they were searched; a finalist's thorough compensation is no yardstick for a quick one.
             max_size: what is larger is no rival.
         """
-        if self._model is None:
-            self._model = KnapsackSampler(self.items, self.coupled, self.limits, canonical=self.canonical)
+        if self.model is None:
+            self.model = KnapsackSampler(self.items, self.coupled, self.limits, canonical=self.canonical)
         done = [t for t in trials if t.measured and t.divergence is not None]
         if len(done) < ENOUGH:
             return Advice()
-        self._model.refit(study, asked.number)
-        predicted = self._model.predict(asked.params)
+        if self.model.fitted_for != asked.number:
+            self.model.refit(study, asked.number)
+        predicted = self.model.predict(asked.params)
         return Advice(predicted or {}, rivals([t for t in done if max_size is None or (t.size_bytes or 0) <= max_size]))
 
 

@@ -39,9 +39,13 @@ checked for shape.
 """
 EXAMPLE = "example.npz"
 SAMPLES = "samples.jsonl"
-PARITY_EXAMPLES = 32
+PARITY_EXAMPLES = 8
 SCREEN_EXAMPLES = 100
 """At least so many examples decide about stopping early; a split with fewer than three times as many is run at once."""
+CHUNK = 32
+"""Examples run at a time where a model lets its batches be divided: activations that fit into a CPU's cache, and no new pages."""
+CHUNK_TOLERANCE = 1e-5
+"""Largest difference that dividing a batch may make, relative to the largest output; a model that mixes examples makes more."""
 SURE = 3.0
 """Standard errors by which a candidate must be worse, and slower, to be stopped."""
 LIE = 3.0
@@ -219,6 +223,7 @@ class Evaluator:
         # Outputs are the same with any number of threads, and nobody times them.
         own = runtimes.get(target.runtime).device == "cpu" and self.runtime.file.endswith(".onnx") and bench.here
         self._threads = max(target.threads, len(os.sched_getaffinity(0))) if own else None
+        self._chunk = 0
 
     def folder(self, number: int) -> Path:
         return self.run / "candidates" / str(number)
@@ -246,6 +251,9 @@ class Evaluator:
             self._check_integers()
             self.bench.load("dense", self.dense_model, keep=True)
             metric, self.validation.dense = self.score("dense", self.validation)
+            if self._threads is not None and self._divisible():
+                self._chunk = CHUNK
+                metric, self.validation.dense = self.score("dense", Split(self.validation.file, self.validation.targets))
             self.validation.screen = self._screen()
             self._check_parity(dense, self.validation.dense)
             paired = self.source.dense(self.dense_model)
@@ -293,10 +301,26 @@ class Evaluator:
         """Outputs of a loaded model on the batches [first, last) of a split."""
         out = self.home / f".outputs-{key}.npz"
         try:
-            self.bench.run(key, split.file, out, first, last)
+            self.bench.run(key, split.file, out, first, last, self._chunk)
             return evaluate.read_outputs(out)
         finally:
             out.unlink(missing_ok=True)
+
+    def _divisible(self) -> bool:
+        """Are outputs the same when the first batch is run in parts?"""
+        whole = self.validation.dense[0]
+        out = self.home / ".outputs-parts.npz"
+        try:
+            self.bench.load("twin", self.dense_model)
+            self.bench.run("twin", self.validation.file, out, 0, 1, CHUNK)
+            parts = evaluate.read_outputs(out)[0]
+        except CandidateFailure:  # a fixed batch size, or an output without batch
+            return False
+        finally:
+            out.unlink(missing_ok=True)
+            if self.bench.alive:
+                self.bench.drop("twin")
+        return all(_same(part, one) for part, one in zip(parts, whole, strict=True))
 
     def _divergence(self, outputs: Outputs, split: Split) -> Measurement:
         count = len(outputs)
@@ -350,7 +374,7 @@ class Evaluator:
         try:
             with watch.stage("measure"):
                 self.bench.load("candidate", path)
-                paired = self.source.candidate(path)
+                paired = self.source.candidate(path, brief=True)
                 if self._lies(paired, advice):
                     paired = self._again(path, paired)
             self.keep_samples(scored.number, paired)
@@ -577,6 +601,13 @@ class Evaluator:
         difference = float((got - expected.cpu()).abs().max()) / scale
         if not difference <= PARITY_TOLERANCES[self.target.precision]:
             raise CandidateFailure("parity", f"the runtime's outputs differ from PyTorch's by {difference:.2g} (relative)")
+
+
+def _same(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    if part.shape != whole.shape:
+        return False
+    scale = max(float(whole.abs().max()), 1e-30)
+    return float((part.double() - whole.double()).abs().max()) <= CHUNK_TOLERANCE * scale
 
 
 def quantised(path: Path) -> bool:

@@ -198,12 +198,14 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
             for item, keys in zip(self.items, self._keys, strict=True)
         ]
         self._bytes_factor = 1.0
+        self.fitted_for = -1
+        """Number of the trial for which `refit` was called last."""
         self._independent = optuna.samplers.RandomSampler(seed=seed)
         self._read: dict[int, tuple[Any, ...]] = {}
         self.divergence_model = ErrorModel(self._errors, self._gram)
         self.ratio_model = RatioModel(self._saved)
         # Of classifiers ten points are lost at some 0.4 nats; only the first proposals depend on it.
-        self.drop_model = DropModel(1.5 * self.limits.reference_drop)
+        self.drop_model = DropModel(1.5 * self.limits.reference_drop, self.limits.reference_drop)
 
     # -- Optuna's side -----------------------------------------------------------------------
 
@@ -321,6 +323,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
     def refit(self, study: optuna.Study, number: int) -> _Seen:
         """Fit the three models to what is finished (trials other than ``number``)."""
         seen = self._history(study, number)
+        self.fitted_for = number
         count = len(self.items)
         chosen = np.array(seen.chosen, dtype=int).reshape(len(seen.chosen), count)
         divergence = np.array(seen.divergence)

@@ -155,6 +155,7 @@ class Store:
         self._space = space
         self._watch = watch or lease.Watch()
         self._parsed: dict[int, Trial] = {}
+        self._look: list[FrozenTrial] | None = None
         self._digests: dict[int, str] = {}
         with _storage_errors(storage):
             self.study = _created(storage) if create else _loaded(storage)
@@ -230,7 +231,18 @@ class Store:
         newer[str(number)] = {**newer.get(str(number), {}), **values}
         self.write(REMEASURED, newer)
 
+    @contextlib.contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Questions asked meanwhile are answered from one reading of the trials; nothing is changed meanwhile."""
+        self._look = self._frozen()
+        try:
+            yield
+        finally:
+            self._look = None
+
     def _frozen(self) -> list[FrozenTrial]:
+        if self._look is not None:
+            return self._look
         with _storage_errors(self.storage):
             found: list[FrozenTrial] = self._backend.get_all_trials(self.study._study_id, deepcopy=False)
             return found

@@ -14,6 +14,7 @@ from hwprune.searching.advisor import Advisor
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluator import Evaluator, Scored
 from hwprune.searching.job import Job
+from hwprune.searching.knapsack import KnapsackSampler
 from hwprune.searching.lease import own
 from hwprune.searching.progress import Progress
 from hwprune.searching.samplers import UNIFORM
@@ -53,6 +54,10 @@ class Work:
     evaluated: int = field(init=False, default=0)
     _repeats: int = field(init=False, default=0)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.sampler, KnapsackSampler):
+            self.advisor.model = self.sampler
+
     @property
     def constraints(self) -> Constraints:
         return self.job.constraints
@@ -85,13 +90,14 @@ class Work:
         while True:
             if again := self.store.recover(self.constraints.of):
                 self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
-            trials = self.store.trials(as_searched=True)
             if self.can_time and (parked := self.store.unpark()) is not None:
-                self._time(*parked, trials)
+                self._time(*parked, self.store.trials(as_searched=True))
                 return True
+            with self.store.one_look():
+                trials, busy = self.store.trials(as_searched=True), self.store.busy()
             if self._finished(trials) or (not self.chief and self.store.read(CLOSED)):
                 return False
-            if self.job.trials and len(trials) + self.store.busy() >= self.job.trials:
+            if self.job.trials and len(trials) + busy >= self.job.trials:
                 time.sleep(WAIT_S)  # all that are wanted are being evaluated; one may die
                 continue
             if self.job.sampler == UNIFORM and self.store.waiting == 0:
@@ -114,12 +120,14 @@ class Work:
             asked = self.store.ask(self.sampler)
         except optuna.exceptions.UpdateFinishedTrialError:
             return True  # it took so long to propose that another worker took this one for dead
-        if self.job.trials and self.store.ahead(asked) >= self.job.trials:
+        recipe = self.space.recipe(asked.params)
+        with self.store.one_look():
+            late = self.job.trials and self.store.ahead(asked) >= self.job.trials
+            other = self.store.superseded(asked)
+            earlier = other if other is not None else self.store.known(asked, recipe) or self._dense(recipe, asked.number)
+        if late:
             self.store.interrupt(asked)  # others were quicker to ask for the last one
             return True
-        recipe = self.space.recipe(asked.params)
-        other = self.store.superseded(asked)
-        earlier = other if other is not None else self.store.known(asked, recipe) or self._dense(recipe, asked.number)
         if earlier is not None:
             known = earlier if isinstance(earlier, Trial) else None
             self.store.tell_duplicate(asked, earlier, self.constraints.of(known) if known else {})

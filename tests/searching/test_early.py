@@ -73,7 +73,7 @@ def test_a_latency_that_nobody_expected_is_measured_again(evaluator, monkeypatch
     scored = evaluator.scored(92, recipe_of(evaluator, 1), "test")
     answers, true = [], evaluator.source
 
-    def candidate(path, ratios=(0.2, 0.5, 0.51)):
+    def candidate(path, brief=False, ratios=(0.2, 0.5, 0.51)):
         value = 1 / ratios[len(answers)]
         answers.append(value)
         base = Measured.candidate(true, path)
@@ -83,7 +83,7 @@ def test_a_latency_that_nobody_expected_is_measured_again(evaluator, monkeypatch
         label = "measured"
         dense = true.dense
 
-        def candidate(self, path):
+        def candidate(self, path, brief=False):
             return candidate(path)
 
     monkeypatch.setattr(evaluator, "source", Liar())

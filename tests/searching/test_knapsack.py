@@ -237,7 +237,7 @@ def test_drops_rise_with_the_divergence_whatever_the_noise():
     found = model(grid)
     assert (np.diff(found) >= -1e-12).all()
     assert abs(found[0]) < 0.01
-    assert np.abs(model(kl) - 0.1 * np.sqrt(kl)).mean() < 0.005
+    assert np.abs(model(kl) - 0.1 * np.sqrt(kl)).mean() < 0.006
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -321,3 +321,14 @@ def test_the_example_of_the_docs_runs():
     exec(code, names)
     assert len(names["study"].trials) == 3
     assert len({tuple(t.params.values()) for t in names["study"].trials}) == 3
+
+
+def test_a_split_that_sees_no_drop_does_not_make_small_divergences_worthless():
+    """What 872 sentences said of MiniLM: gains up to 0.08 nats, then a rise."""
+    kl = np.array([0.01, 0.02, 0.04, 0.08, 0.12, 0.25, 0.35])
+    model = DropModel()
+    model.fit(kl, np.array([-0.01, -0.02, -0.02, -0.01, 0.016, 0.05, 0.11]))
+    found = model(np.array([0.0, 0.01, 0.02, 0.04, 0.08]))
+    assert found[0] == 0
+    assert (np.diff(found) > 5e-4).all()
+    assert model(np.array([0.35]))[0] == pytest.approx(0.11, abs=1e-9)
