@@ -281,8 +281,7 @@ def overhead() -> None:
             Item(
                 knob.unit,
                 tuple(
-                    Choice({f"level:{knob.unit}": i}, float(np.square(r).mean()) / 2, 0.01 * i, 0.0, r)
-                    for i, r in enumerate(rows)
+                    Choice({f"level:{knob.unit}": i}, float(np.square(r).mean()) / 2, 0.01 * i, {}, r) for i, r in enumerate(rows)
                 ),
             )
         )

@@ -31,7 +31,7 @@ from hwprune.searching import items
 from hwprune.searching.constraints import REPAIR, Constraints
 from hwprune.searching.evaluator import SURE, Advice, Baseline, Rival
 from hwprune.searching.job import Job
-from hwprune.searching.knapsack import Item, KnapsackSampler, Limits
+from hwprune.searching.knapsack import FILE, Item, KnapsackSampler, Limits
 from hwprune.searching.pricing import Prices, Pricing, by_work
 from hwprune.searching.samplers import Context
 from hwprune.searching.space import SearchSpace
@@ -108,7 +108,7 @@ def limits_of(constraints: Constraints, baseline: Baseline, repaired: bool = Fal
     drop = constraints.max_drop
     if drop is not None and repaired:
         drop *= REPAIR
-    return Limits(drop, min(ratios) if ratios else None, smaller, reference)
+    return Limits(drop, min(ratios) if ratios else None, {} if smaller is None else {FILE: smaller}, reference)
 
 
 def build(
@@ -142,9 +142,9 @@ def build(
     shares = {name: 1 - 1 / gain.value for name, gain in gains.items() if gain.value > 0}
     found = items.build(pruner, space, prices, shares, step)
     limits = limits_of(constraints, baseline, job.recover == "auto" and not pruner.untraceable)
-    if limits.min_bytes_saved is not None:
-        most = sum(max(choice.bytes_saved for choice in item.choices) for item in found)
-        if most < limits.min_bytes_saved:
+    if FILE in limits.min_saved:
+        most = sum(max(choice.saves[FILE] for choice in item.choices) for item in found)
+        if most < limits.min_saved[FILE]:
             note += (
                 f" The smallest file that this space can give is about {units.size(baseline.size_bytes - most)}: "
                 f"{units.size(constraints.max_size or 0)} can't be reached."

@@ -285,12 +285,16 @@ def _paths(count: int, edges: Sequence[tuple[int, int]]) -> list[list[int]] | No
     return chains if len(seen) == count else None  # a ring is left over
 
 
-def undominated(times: Sequence[float], errors: Sequence[float]) -> list[int]:
-    """Positions of the options that no other beats in both, fastest first; of equals the first."""
-    order = sorted(range(len(times)), key=lambda i: (times[i], errors[i], i))
+def undominated(times: Sequence[float], errors: Sequence[float], others: Sequence[Sequence[float]] = ()) -> list[int]:
+    """Positions of the options that no other beats in everything, fastest first; of equals the first.
+
+    Args:
+        others: further resources that count, each with its use by option.
+    """
+    uses = [tuple(row) for row in zip(times, errors, *others, strict=True)]
     kept: list[int] = []
-    for i in order:
-        if not kept or errors[i] < errors[kept[-1]]:
+    for i in sorted(range(len(uses)), key=lambda i: (*uses[i], i)):  # nobody is beaten by one who comes later
+        if not any(all(a <= b for a, b in zip(uses[j], uses[i], strict=True)) for j in kept):
             kept.append(i)
     return kept
 

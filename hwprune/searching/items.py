@@ -18,7 +18,7 @@ from hwprune.errors import UsageError
 from hwprune.method import Option
 from hwprune.pruning import Pruner
 from hwprune.searching.allocation import undominated
-from hwprune.searching.knapsack import Choice, Item
+from hwprune.searching.knapsack import FILE, Choice, Item
 from hwprune.searching.pricing import Prices
 from hwprune.searching.space import Knob, SearchSpace
 
@@ -296,4 +296,4 @@ def _choice(ways: Sequence[_Way], prices: Prices) -> Choice:
         if a in level and b in level:
             saved += float(table[level[a], level[b]])
     smaller = sum(way.bytes_saved for way in active)
-    return Choice(parameters, error, saved, smaller, response, tuple((way.knob.unit, way.level) for way in ways))
+    return Choice(parameters, error, saved, {FILE: smaller}, response, tuple((way.knob.unit, way.level) for way in ways))

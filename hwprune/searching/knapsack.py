@@ -30,7 +30,10 @@ DIVERGENCE = "divergence"
 """User attribute of a trial: its mean KL to the dense outputs; without it the first objective stands in."""
 DIVERGENCE_WEIGHT = "divergence_weight"
 """User attribute: examples that the divergence was computed on, over those of the whole split."""
-BYTES_SAVED = "bytes_saved"
+FILE = "file"
+"""Name of the resource "bytes of the file"."""
+SAVED = "saved:"
+"""Before a resource's name: user attribute with how much of it a trial saved, as measured."""
 """User attribute of a trial: what its file is smaller than the dense one's."""
 TOLD, DUPLICATE = "hwprune:trial", "hwprune:duplicate_of"
 """System attributes: what came of a trial; the number of one that has the same recipe."""
@@ -63,7 +66,7 @@ class Choice:
         parameters: Optuna parameters that say it.
         error: divergence that it alone is expected to cause, >= 0 in any common scale; 0 for the dense option.
         saved: share of the dense model's time that it saves; negative if it is slower.
-        bytes_saved: of the file.
+        saves: of other resources that add up: bytes of the file, bytes in memory while a certain layer runs, ...
         response: (examples,) signed responses whose mean square over two is ``error``, for interactions; or None.
         levels: (unit, level) that it stands for, for couplings.
     """
@@ -71,14 +74,14 @@ class Choice:
     parameters: Mapping[str, Any]
     error: float
     saved: float
-    bytes_saved: float = 0.0
+    saves: Mapping[str, float] = field(default_factory=dict)
     response: Array | None = None
     levels: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.error) and self.error >= 0 and np.isfinite(self.saved) and np.isfinite(self.bytes_saved)):
+        if not (np.isfinite([self.error, self.saved, *self.saves.values()]).all() and self.error >= 0):
             raise ValueError(
-                f"an option needs a finite error >= 0 and finite savings, got {self.error}, {self.saved}, {self.bytes_saved}"
+                f"an option needs a finite error >= 0 and finite savings, got {self.error}, {self.saved}, {dict(self.saves)}"
             )
 
 
@@ -104,13 +107,14 @@ class Limits:
     Attributes:
         max_drop: of the first objective.
         max_ratio: of the latency as a share of dense.
-        min_bytes_saved: of the file.
+        min_saved: of each resource that `Choice.saves` names. A limit on something that is the largest of several sums (memory at
+            its peak) is a limit on each of them.
         reference_drop: the worst drop that still counts where there is no ``max_drop``.
     """
 
     max_drop: float | None = None
     max_ratio: float | None = None
-    min_bytes_saved: float | None = None
+    min_saved: Mapping[str, float] = field(default_factory=dict)
     reference_drop: float = 0.1
 
     @property
@@ -132,7 +136,7 @@ class _Seen:
     ratio_sd: list[float] = field(default_factory=list)
     kind: list[str] = field(default_factory=list)
     keys: set[bytes] = field(default_factory=set)
-    bytes_saved: list[float] = field(default_factory=list)
+    saved: list[Mapping[str, float]] = field(default_factory=list)
     running: list[Array] = field(default_factory=list)
     duplicates: int = 0
 
@@ -186,18 +190,23 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         self._canonical = canonical
         self._errors = [np.array([c.error for c in item.choices]) for item in self.items]
         self._saved = [np.array([c.saved for c in item.choices]) for item in self.items]
-        self._bytes = [np.array([c.bytes_saved for c in item.choices]) for item in self.items]
+        self._saves = {
+            name: [np.array([c.saves.get(name, 0.0) for c in item.choices]) for item in self.items]
+            for name in self.limits.min_saved
+        }
         self._gram = _gram(self.items)
         self._pairs = _pairs(self.items, coupled or {})
         self._useful = [
-            undominated((-saved).tolist(), errors.tolist()) for saved, errors in zip(self._saved, self._errors, strict=True)
+            undominated((-saved).tolist(), errors.tolist(), [(-rows[place]).tolist() for rows in self._saves.values()])
+            for place, (saved, errors) in enumerate(zip(self._saved, self._errors, strict=True))
         ]
         self._keys = [tuple(sorted(item.choices[0].parameters)) for item in self.items]
         self._places = [
             {tuple(c.parameters[k] for k in keys): i for i, c in reversed(list(enumerate(item.choices)))}
             for item, keys in zip(self.items, self._keys, strict=True)
         ]
-        self._bytes_factor = 1.0
+        self._factors = dict.fromkeys(self._saves, 1.0)
+        """Resource -> what trials really saved over what their options say."""
         self.fitted_for = -1
         """Number of the trial for which `refit` was called last."""
         self._independent = optuna.samplers.RandomSampler(seed=seed)
@@ -280,7 +289,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
                 continue
             if trial._trial_id not in self._read:
                 self._read[trial._trial_id] = self._facts(trial)
-            chosen, divergence, weight, drop, ratio, sd, kind, smaller = self._read[trial._trial_id]
+            chosen, divergence, weight, drop, ratio, sd, kind, saved = self._read[trial._trial_id]
             if chosen is None:
                 continue
             if DUPLICATE in trial.system_attrs:  # nothing new is known by it
@@ -295,8 +304,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
                 again = newer[str(trial.number)]["speedup"]
                 ratio, sd = 1 / again["value"], (again["ci_high"] - again["ci_low"]) / 2 / 1.96 / again["value"] ** 2
             for name, value in zip(
-                ("chosen", "divergence", "weight", "drop", "ratio", "ratio_sd", "kind", "bytes_saved"),
-                (chosen, divergence, weight, _nan(drop), _nan(ratio), sd, kind, _nan(smaller)),
+                ("chosen", "divergence", "weight", "drop", "ratio", "ratio_sd", "kind", "saved"),
+                (chosen, divergence, weight, _nan(drop), _nan(ratio), sd, kind, saved),
                 strict=True,
             ):
                 getattr(seen, name).append(value)
@@ -318,7 +327,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         weight = float(trial.user_attrs.get(DIVERGENCE_WEIGHT, 1.0))
         sd = float(trial.user_attrs.get("ratio_sd", 0.0))
         kind = str(trial.system_attrs.get(PROPOSAL, {}).get("kind", ""))
-        return chosen, divergence, weight, drop, ratio, sd, kind, trial.user_attrs.get(BYTES_SAVED)
+        real = {name: float(trial.user_attrs[SAVED + name]) for name in self._saves if SAVED + name in trial.user_attrs}
+        return chosen, divergence, weight, drop, ratio, sd, kind, real
 
     def refit(self, study: optuna.Study, number: int) -> _Seen:
         """Fit the three models to what is finished (trials other than ``number``)."""
@@ -334,11 +344,18 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         scored = np.isfinite(drop)
         self.drop_model.fit(divergence[scored], drop[scored])
         # Two axes of one layer save less together than the sum of what each saves; files hold more than weights.
-        told = sum(bytes_[chosen[:, u]] for u, bytes_ in enumerate(self._bytes)) if len(chosen) else np.zeros(0)
-        real = np.array(seen.bytes_saved)
-        both = np.isfinite(real) & (np.asarray(told) > 0)
-        self._bytes_factor = float(np.median(real[both] / np.asarray(told)[both])) if both.any() else 1.0
+        for name in self._saves:
+            told, real = self._told(name, chosen), np.array([saved.get(name, np.nan) for saved in seen.saved])
+            both = np.isfinite(real) & (told > 0)
+            self._factors[name] = float(np.median(real[both] / told[both])) if both.any() else 1.0
         return seen
+
+    def _told(self, resource: str, chosen: Array) -> Array:
+        """What the options of each allocation say that they save of a resource."""
+        found = np.zeros(len(chosen))
+        for u, saves in enumerate(self._saves[resource]):
+            found += saves[chosen[:, u]]
+        return found
 
     def coupling(self, chosen: Array) -> Array:
         """Share of the time that couplings save, for each allocation."""
@@ -400,14 +417,17 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         times = [-saved[useful] for saved, useful in zip(corrected, self._useful, strict=True)]
         costs = [error[useful] for error, useful in zip(errors, self._useful, strict=True)]
         pairs = {(u, v): -table[np.ix_(self._useful[u], self._useful[v])] for (u, v), table in self._pairs.items()}
-        needed = self.limits.min_bytes_saved
         found: list[list[int] | None]
-        if needed is None:
+        if not self._saves:
             found = Allocation(times, costs, pairs).solve(budgets - 1)
         else:
-            sizes = [-self._bytes_factor * saved[useful] for saved, useful in zip(self._bytes, self._useful, strict=True)]
+            others = [
+                [-self._factors[name] * saves[useful] for saves, useful in zip(rows, self._useful, strict=True)]
+                for name, rows in self._saves.items()
+            ]
+            limits = [-needed for needed in self.limits.min_saved.values()]
             found = [
-                solve_limits(costs, [times, sizes], [budget - 1, -needed]) for budget in budgets[:: max(1, len(budgets) // 6)]
+                solve_limits(costs, [times, *others], [budget - 1, *limits]) for budget in budgets[:: max(1, len(budgets) // 6)]
             ]
         unique: dict[tuple[int, ...], None] = {}
         for chosen in found:
@@ -474,7 +494,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         for allocation in self._optima(self._sensible(), budgets):
             add(allocation, "mean")
         drawn = DRAWS if self.divergence_model.correlation < TRUSTED else max(1, DRAWS // 2)
-        if self.limits.min_bytes_saved is not None:
+        if self._saves:
             drawn = 0  # an integer program for each budget takes its time; moves around the front look further
         for _ in range(drawn):
             for allocation in self._optima(self._sensible(draw), budgets):
@@ -486,9 +506,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
             return np.zeros((0, len(self.items)), dtype=int), []
         rows = np.stack([one for one, _ in pool.values()])
         kinds = [kind for _, kind in pool.values()]
-        if (needed := self.limits.min_bytes_saved) is not None:
-            saved = self._bytes_factor * sum(self._bytes[u][rows[:, u]] for u in range(len(self.items)))
-            fits = np.asarray(saved) >= needed
+        for name, needed in self.limits.min_saved.items():
+            fits = self._factors[name] * self._told(name, rows) >= needed
             rows, kinds = rows[fits], [kind for kind, fit in zip(kinds, fits, strict=True) if fit]
         return rows, kinds
 
@@ -555,9 +574,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         """(drop, ratio) of what was evaluated, drops smoothed; of what is running, as predicted."""
         drop, ratio_seen = np.array(seen.drop), np.array(seen.ratio)
         known = np.isfinite(drop) & np.isfinite(ratio_seen)
-        if self.limits.min_bytes_saved is not None:  # what is too large is on no front
-            smaller = np.array(seen.bytes_saved)
-            known &= ~(smaller < self.limits.min_bytes_saved)
+        for name, needed in self.limits.min_saved.items():  # what takes too much is on no front
+            known &= ~(np.array([saved.get(name, np.nan) for saved in seen.saved]) < needed)
         smooth = self.drop_model(np.array(seen.divergence)[known])
         points = list(zip(smooth.tolist(), ratio_seen[known].tolist(), strict=True))
         if seen.running:

@@ -25,7 +25,7 @@ from hwprune.files import Table
 from hwprune.measurement import Measurement
 from hwprune.recipe import Recipe
 from hwprune.searching import lease
-from hwprune.searching.knapsack import BYTES_SAVED, DIVERGENCE, DIVERGENCE_WEIGHT, DUPLICATE, REMEASURED, TOLD
+from hwprune.searching.knapsack import DIVERGENCE, DIVERGENCE_WEIGHT, DUPLICATE, FILE, REMEASURED, SAVED, TOLD
 from hwprune.searching.space import SearchSpace
 from hwprune.trial import FAILED, STOPPED, Failure, Trial
 
@@ -351,7 +351,7 @@ class Store:
                 if trial.divergence is not None:
                     asked.set_user_attr(DIVERGENCE_WEIGHT, share)
                 if dense_bytes is not None and trial.size_bytes is not None:
-                    asked.set_user_attr(BYTES_SAVED, dense_bytes - trial.size_bytes)
+                    asked.set_user_attr(SAVED + FILE, dense_bytes - trial.size_bytes)
                 if trial.measured:
                     assert trial.drop is not None and trial.speedup is not None
                     for key, value in constraints.items():

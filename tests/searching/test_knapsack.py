@@ -44,7 +44,7 @@ class Problem:
         found = []
         for u, (saved, rows) in enumerate(zip(self.saved, self.responses, strict=True)):
             choices = [
-                Choice({f"u{u}": i}, float(np.square(row).mean()) / 2, float(s), 0.0, row)
+                Choice({f"u{u}": i}, float(np.square(row).mean()) / 2, float(s), {}, row)
                 for i, (s, row) in enumerate(zip(saved, rows, strict=True))
             ]
             found.append(Item(f"u{u}", tuple(choices)))
@@ -125,13 +125,35 @@ def test_categories_and_more_than_one_objective_name():
 def test_a_size_limit_is_kept_by_every_proposal():
     problem = Problem(4, units=6)
     items = [
-        Item(i.name, tuple(dataclasses.replace(c, bytes_saved=100.0 * p) for p, c in enumerate(i.choices)))
+        Item(i.name, tuple(dataclasses.replace(c, saves={"file": 100.0 * p}) for p, c in enumerate(i.choices)))
         for i in problem.items()
     ]
-    sampler = KnapsackSampler(items, limits=Limits(min_bytes_saved=900.0))
+    sampler = KnapsackSampler(items, limits=Limits(min_saved={"file": 900.0}))
     study = problem.run(sampler, 12)
     for trial in study.trials:
         assert sum(100.0 * level for level in trial.params.values()) >= 900
+
+
+def test_several_limits_are_kept_at_once_and_options_that_only_they_need_stay():
+    """Memory at its peak is a limit on each layer's; one option saves nothing but memory."""
+    problem = Problem(4, units=6)
+
+    def with_memory(place, item):
+        saves = [{f"memory at {place}": 10.0 * p, "file": 100.0 * p} for p in range(len(item.choices))]
+        choices = [dataclasses.replace(c, saves=s) for c, s in zip(item.choices, saves, strict=True)]
+        slim = {**choices[-1].parameters, **{key: len(choices) for key in choices[-1].parameters}}
+        return Item(item.name, (*choices, Choice(slim, 0.05, -0.01, {f"memory at {place}": 60.0})))
+
+    items = [with_memory(place, item) for place, item in enumerate(problem.items())]
+    limits = Limits(min_saved={"file": 300.0, "memory at 0": 55.0, "memory at 3": 20.0})
+    sampler = KnapsackSampler(items, limits=limits)
+    study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+    for _ in range(12):
+        asked = study.ask(sampler.distributions())
+        taken = [next(c for c in i.choices if all(asked.params[k] == v for k, v in c.parameters.items())) for i in items]
+        for name, needed in limits.min_saved.items():
+            assert sum(choice.saves.get(name, 0.0) for choice in taken) >= needed
+        study.tell(asked, (sum(choice.error for choice in taken), 1 / (1 - sum(choice.saved for choice in taken))))
 
 
 def test_a_drop_limit_moves_the_search_there():
@@ -279,7 +301,7 @@ def test_the_plain_sweep_learns_nothing():
 
 def test_where_nothing_meets_the_limits_the_nearest_is_tried_first():
     items = [
-        Item(f"u{u}", tuple(Choice({f"u{u}": i}, 5.0 * i, 0.1 * i, 0.0, 3.2 * np.sqrt(i) * np.ones(4)) for i in range(4)))
+        Item(f"u{u}", tuple(Choice({f"u{u}": i}, 5.0 * i, 0.1 * i, {}, 3.2 * np.sqrt(i) * np.ones(4)) for i in range(4)))
         for u in range(4)
     ]
     study = optuna.create_study(
