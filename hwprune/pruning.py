@@ -168,6 +168,17 @@ class Pruner:
                 self._collected |= kind
         return self._calibration_data
 
+    def forget(self) -> None:
+        """The weights of ``graph.module`` were changed in place: nothing that was found out about the old ones holds.
+
+        Only for a pruner of a private copy of the model; one with an option database never forgets.
+        """
+        if self.database is not None:
+            raise ValueError("options in a database belong to the weights they were made from")
+        self._options.clear()
+        self._calibration_data, self._collected = Calibration({}), frozenset()
+        self._cache.clear()
+
     def _collect(self, names: frozenset[str]) -> Calibration:
         def compute() -> Calibration:
             return calibrate.collect_statistics(self.graph, self.workload, names, progress=self.progress)

@@ -35,6 +35,8 @@ class Trial:
         seconds: wall time by stage.
         divergence: from the dense outputs, see `hwprune.evaluate.divergence`; it guides the search, the metric reports.
         predicted: what the search expected: divergence, drop, ratio of latencies.
+        recovery: of a candidate whose weights were trained: ``of`` (the trial that was trained), ``plan``, ``before`` and
+            ``after`` (metric on validation), ``seconds``, ``examples``, ``history``. Such a trial was not searched.
     """
 
     number: int
@@ -52,6 +54,7 @@ class Trial:
     origin: str = "sampler"
     divergence: Measurement | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)
+    recovery: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         whole = all(v is not None for v in (self.metric, self.drop, self.latency, self.speedup, self.params, self.size_bytes))
@@ -81,6 +84,8 @@ class Trial:
                 data[name] = value.to_json()
         if self.predicted:
             data["predicted"] = dict(self.predicted)
+        if self.recovery:
+            data["recovery"] = dict(self.recovery)
         for name in ("drop", "params", "macs", "size_bytes"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
@@ -115,6 +120,7 @@ class Trial:
             speedup=measured["speedup"],
             divergence=measured["divergence"],
             predicted=table.free("predicted") or {},
+            recovery=table.free("recovery") or {},
             params=_whole(counts["params"]),
             macs=_whole(counts["macs"]),
             size_bytes=_whole(counts["size_bytes"]),

@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "what can be pruned in a model, and for what cannot, why not",
     "probe": "latency only: which sizes and patterns pay on the target, layer by layer",
     "apply": "apply one recipe, no search",
+    "ticket": "find lottery tickets, and compare them with random ones",
     "report": "write report.html, front.csv, trials.csv and front.png again from record.json",
     "export": "files to deploy for one point of a run's front",
     "verify": "parity, metric and latency of an export or a run, again, on this machine",

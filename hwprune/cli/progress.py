@@ -41,6 +41,9 @@ class Lines(Progress):
         left = f"; {units.duration(left_s)} left" if left_s is not None else ""
         self._print(f"[{done}{of}] trial {trial.number}: {describe(trial)}{left}")
 
+    def trained(self, done: int, total: int, left_s: float, best: str) -> None:
+        self._print(f"[{done}/{total}] training: best on validation {best}; {units.duration(left_s)} left")
+
     def _print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
@@ -100,6 +103,15 @@ class Bar(Progress):
     def confirmed(self, done: int, total: int) -> None:
         self._show("measuring the front again", total)
         self._rich.update(self._task, completed=done, count=_count(done, total))
+
+    def trained(self, done: int, total: int, left_s: float, best: str) -> None:
+        self._show("training", total)
+        self._rich.update(
+            self._task, completed=done, best=f"best {best}", left=f"{units.duration(left_s)} left", count=_count(done, total)
+        )
+        if done >= total:
+            self._rich.remove_task(self._task)
+            self._task, self._kind = None, ""
 
     def close(self) -> None:
         self._rich.stop()

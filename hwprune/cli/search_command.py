@@ -38,7 +38,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-latency", type=args.latency, metavar="2ms", help="longest latency of one batch: 2ms, 150us, 0.01s")
     parser.add_argument("--max-size", type=args.size, metavar="20MB", help="largest file of the model")
     parser.add_argument(
-        "--recover", metavar="MODE", help="none, or compensations such as obs+sequential (default: what the model has use for)"
+        "--recover",
+        metavar="MODE",
+        help="none, compensations such as obs+sequential, or training of the finalists: finetune:EPOCHS, distill:EPOCHS, "
+        "gradual:EPOCHS (default: the compensations that the model has use for)",
     )
     parser.add_argument(
         "--remote", metavar="URL", help="measure on another machine that has hwprune: ssh://[user@]host[:port][/path/to/hwprune]"

@@ -13,7 +13,7 @@ from hwprune.record import Record, dense_metric, front_file, latency_source, mod
 FRONT_COLUMNS = (
     "trial", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low", "speedup_ci_high",
     "params", "macs", "size_bytes", "clock", "latency_source", "model", "recipe", "verdict",
-    "loaded_bytes", "peak_bytes", "joules",
+    "loaded_bytes", "peak_bytes", "joules", "recovery", "trained_from", "train_seconds", "drop_before_training",
 )  # fmt: skip
 TRIAL_COLUMNS = (
     "trial", "state", "origin", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low",
@@ -34,7 +34,8 @@ def front_csv(record: Record) -> str:
     base = record["baseline"]
     rows = [_row(record, "dense", dense_metric(record), 0.0, base, "baseline")]
     for point in record["front"]:
-        rows.append(_row(record, point["trial"], point["metric"], point["drop"], point, f"candidates/{point['trial']}"))
+        row = _row(record, point["trial"], point["metric"], point["drop"], point, f"candidates/{point['trial']}")
+        rows.append({**row, **training_of(record, point["trial"])})
     return _csv(FRONT_COLUMNS, rows)
 
 
@@ -65,6 +66,22 @@ def _row(
         "peak_bytes": footprint.get("peak_bytes"),
         "joules": footprint.get("joules"),
     }
+
+
+def training_of(record: Record, number: object) -> dict[str, Any]:
+    """What training has done to a point: nothing for one that was not trained.
+
+    ``drop_before_training`` is on the same split as the front where that point was confirmed without training too.
+    """
+    recovery = next((t.get("recovery") for t in record["trials"] if t["number"] == number), None)
+    if not recovery:
+        return {}
+    before = next((p["drop"] for p in record.get("untrained", ()) if p["trial"] == recovery["of"]), None)
+    plan = recovery["plan"]
+    return {
+        "recovery": f"{plan['kind']}:{plan['epochs']:g}", "trained_from": recovery["of"],
+        "train_seconds": round(recovery["seconds"], 1), "drop_before_training": before,
+    }  # fmt: skip
 
 
 def verdict_of(speedup: dict[str, Any], source: str) -> str:

@@ -42,6 +42,8 @@ Array = np.ndarray[Any, Any]
 
 ENOUGH = 8
 """Evaluated candidates before anything is stopped early or measured twice: until then the predictions have not been tested."""
+TRAINED = 2.0
+"""Factor by which the search looks further where finalists are trained."""
 REFERENCE = 0.1
 """Worst drop that counts where the user gives none: ten points of a metric between 0 and 1, a tenth of any other."""
 
@@ -93,8 +95,13 @@ def rivals(trials: Sequence[Trial]) -> tuple[Rival, ...]:
     return tuple(found)
 
 
-def limits_of(constraints: Constraints, baseline: Baseline, repaired: bool = False) -> Limits:
-    """The user's constraints as the sampler wants them; ``repaired``: finalists will get back a part of their drop."""
+def limits_of(constraints: Constraints, baseline: Baseline, repaired: bool = False, trained: bool = False) -> Limits:
+    """The user's constraints as the sampler wants them.
+
+    Args:
+        repaired: finalists will get back a part of their drop.
+        trained: and a larger one.
+    """
     dense = baseline.metric.value
     ratios = []
     if constraints.min_speedup is not None:
@@ -106,8 +113,10 @@ def limits_of(constraints: Constraints, baseline: Baseline, repaired: bool = Fal
         smaller = float(baseline.size_bytes - constraints.max_size)
     reference = REFERENCE if 0 <= dense <= 1 else REFERENCE * abs(dense)
     drop = constraints.max_drop
-    if drop is not None and repaired:
-        drop *= REPAIR
+    if trained:
+        reference *= TRAINED
+    if drop is not None and (repaired or trained):
+        drop *= TRAINED * REPAIR if trained else REPAIR
     return Limits(drop, min(ratios) if ratios else None, {} if smaller is None else {FILE: smaller}, reference)
 
 
@@ -141,7 +150,7 @@ def build(
         prices.bytes_saved = {key: round(value * factor) for key, value in prices.bytes_saved.items()}
     shares = {name: 1 - 1 / gain.value for name, gain in gains.items() if gain.value > 0}
     found = items.build(pruner, space, prices, shares, step)
-    limits = limits_of(constraints, baseline, job.recover == "auto" and not pruner.untraceable)
+    limits = limits_of(constraints, baseline, job.repaired and not pruner.untraceable, job.training is not None)
     if FILE in limits.min_saved:
         most = sum(max(choice.saves[FILE] for choice in item.choices) for item in found)
         if most < limits.min_saved[FILE]:

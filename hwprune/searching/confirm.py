@@ -252,9 +252,16 @@ def _refined(
     return found
 
 
+def confirm_trained(
+    evaluator: Evaluator, trained: Sequence[Trial], make: Callable[[], Bench], progress: Progress, notes: list[str]
+) -> list[Confirmed]:
+    """Trained candidates, whose files are there, measured and scored like any other finalist."""
+    return _confirmed(evaluator, trained, make, progress, notes) if trained else []
+
+
 def repairs(evaluator: Evaluator, job: Job) -> bool:
     """Do finalists get a more thorough compensation than other trials? Not where the user has asked for another."""
-    return job.recover == "auto" and not evaluator.pruner.untraceable
+    return job.repaired and not evaluator.pruner.untraceable
 
 
 def _thorough(evaluator: Evaluator, trial: Trial, job: Job) -> str | None:

@@ -507,6 +507,10 @@ class Evaluator:
                 divergence,
             )
 
+    def write_and_score(self, candidate: Candidate, folder: Path) -> tuple[Measurement, Measurement]:
+        """Write a candidate's file and recipe; metric and divergence of that file on validation. Raises `CandidateFailure`."""
+        return self._write_and_score(candidate, folder, Stopwatch(), Advice())
+
     def refined(self, trial: Trial, compensation: str) -> Trial | None:
         """The same cut with a more thorough compensation, exported and checked; None if it is no better on validation.
 
@@ -543,6 +547,8 @@ class Evaluator:
         """
         folder = self.folder(trial.number)
         missing = not (folder / self.runtime.file).is_file() or not (folder / "recipe.json").is_file()
+        if trial.recovery and missing:
+            raise CandidateFailure("recover", f"the trained files of trial {trial.number} are gone")
         if missing or (weights and not (folder / "model.safetensors").is_file()):
             candidate = self.pruner.prune(trial.recipe)
             if missing:

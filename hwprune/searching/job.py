@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from hwprune import compensation
 from hwprune.errors import UsageError
 from hwprune.files import dump_toml, read_toml, write_atomic
+from hwprune.recovery import plan
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.samplers import DEFAULT
 
@@ -26,7 +27,8 @@ class Job:
         trials: how many different recipes are evaluated; 0: no limit but the time.
         time_s: no trial starts later than this after the search began; 0: no limit.
         max_drop, min_speedup, max_latency_s, max_size: constraints, None: none; seconds of one batch, bytes of the file.
-        recover: ``none``, compensations joined by ``+``, or ``auto`` (what the model has use for).
+        recover: ``none``, compensations joined by ``+``, ``auto`` (what the model has use for), or a training of the finalists:
+            ``finetune:EPOCHS``, ``distill:EPOCHS``, ``gradual:EPOCHS``.
         trial_timeout_s, memory_limit: what one candidate may take; 0 bytes: three quarters of the machine's memory.
         storage: Optuna storage URL; empty: study.db in the run directory.
         database: folder of the option database; empty: the user's cache folder.
@@ -70,11 +72,10 @@ class Job:
             faults.append(f"memory_limit must not be negative, got {self.memory_limit}")
         if sum(map(bool, (self.remote, self.table, self.estimate))) > 1:
             faults.append("remote, table and estimate exclude each other: a latency comes from one of them")
-        if self.recover.partition(":")[0] in ("finetune", "distill"):
-            faults.append(f"recover = {self.recover!r}: recovery training is not in this version; use none or a compensation")
-        elif self.recover != "auto":
+        if self.recover != "auto":
             try:
-                compensation.parse(self.recover)
+                if plan.parse(self.recover) is None:
+                    compensation.parse(self.recover)
             except UsageError as error:
                 faults.append(f"recover: {error}")
         if faults:
@@ -88,6 +89,17 @@ class Job:
             if limit is not None and not limit > 0:
                 faults.append(f"{name} must be > 0, got {limit}")
         return faults
+
+    @property
+    def training(self) -> plan.Plan | None:
+        """How finalists are trained, if they are."""
+        found = plan.parse(self.recover) if self.recover != "auto" else None
+        return None if found is None else replace(found, seed=self.seed)
+
+    @property
+    def repaired(self) -> bool:
+        """Do finalists get a more thorough compensation than other trials? Not where the user has asked for another."""
+        return self.recover == "auto" or self.training is not None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

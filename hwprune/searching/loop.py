@@ -63,7 +63,9 @@ def search(
         time_s: no trial starts later than this; 0: no limit.
         max_drop, min_speedup, max_latency_s, max_size: constraints in the metric's own unit, in times dense, in seconds of one
             batch, and in bytes of the model's file.
-        recover: ``none``, compensations joined by ``+`` (see `hwprune.compensation`), or ``auto``: what the model has use for.
+        recover: ``none``, compensations joined by ``+`` (see `hwprune.compensation`), ``auto``: what the model has use for, or a
+            training of the finalists, ``finetune:EPOCHS``, ``distill:EPOCHS`` or ``gradual:EPOCHS``, for which the workload needs
+            ``train`` data.
         all_patterns: search also patterns that the target can't execute faster.
         storage: Optuna storage URL; default: SQLite in the run directory.
         database: folder of the option database, which runs share; default: in the user's cache folder.

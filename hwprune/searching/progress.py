@@ -23,5 +23,8 @@ class Progress:
     def confirmed(self, done: int, total: int) -> None:
         """One part of the final measurement finished."""
 
+    def trained(self, done: int, total: int, left_s: float, best: str) -> None:
+        """So many steps of one training are done; ``best``: the best validation so far."""
+
     def close(self) -> None:
         """Nothing more comes."""

@@ -58,6 +58,7 @@ def build_record(
     baseline: Baseline,
     trials: Sequence[Trial],
     points: Sequence[Confirmed],
+    untrained: Sequence[Confirmed] = (),
     created: str,
     notes: Sequence[str],
     self_checks: Sequence[dict[str, Any]],
@@ -110,6 +111,7 @@ def build_record(
         "self_checks": list(self_checks),
         "trials": [trial.to_json() for trial in trials],
         "front": [point.to_json() for point in points],
+        "untrained": [point.to_json() for point in untrained],
         "finished": finished,
         "notes": list(notes),
     }

@@ -6,7 +6,7 @@ import datetime
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from hwprune.latency.table import LatencyTable
 from hwprune.measurement import Measurement
 from hwprune.pruning import Pruner
 from hwprune.report.writing import write_report
-from hwprune.searching import advisor, confirm, filtering, samplers
+from hwprune.searching import advisor, confirm, filtering, samplers, training
 from hwprune.searching import space as spaces
 from hwprune.searching.advisor import Advisor
 from hwprune.searching.evaluator import EXAMPLE, Baseline, Evaluator, latency_of, speedup_of
@@ -114,6 +114,7 @@ class Session:
         storage = self.job.storage or Store.default_storage(self.run)
         store = Store(storage, None) if resume else None
         pruner = self._pruner()
+        self._check_training(pruner)
         if store is not None:
             self._check_same(store, pruner.fingerprint)
         with self._bench(machine) as bench:
@@ -145,15 +146,27 @@ class Session:
                 self._clear(store.trials())
                 work.run()
                 points = confirm.confirm(evaluator, store, self.job, lambda: self._bench(machine), self.progress, self.notes)
+                points, untrained = self._trained(evaluator, store, points, machine)
             finally:
                 self._write_record(store, space, evaluator, None)
                 self.progress.close()
-            self._write_record(store, space, evaluator, points)
+            self._write_record(store, space, evaluator, points, untrained)
         write_report(self.run)
         clear_candidates(self.run, {point.trial.number for point in points})
         trials = tuple(store.trials())
         store.close()
         return Result(self.run, trials, tuple(point_of(p, self.run) for p in points), tuple(self.notes))
+
+    def _trained(
+        self, evaluator: Evaluator, store: Store, points: list[confirm.Confirmed], machine: Host
+    ) -> tuple[list[confirm.Confirmed], list[confirm.Confirmed]]:
+        """The front over both regimes, and the one without training; the same twice where nobody is trained."""
+        plan = self.job.training
+        if plan is None:
+            return points, []
+        trained = training.train_finalists(evaluator, store, plan, self.job.constraints, self.progress, self.notes)
+        more = confirm.confirm_trained(evaluator, trained, lambda: self._bench(machine), self.progress, self.notes)
+        return training.both_regimes(points, more, self.job.constraints), points
 
     def join(self) -> int:
         """Work on a study that another process has begun, until it is finished; returns how many trials this process did.
@@ -227,6 +240,22 @@ class Session:
             self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
         return pruner
 
+    def _check_training(self, pruner: Pruner) -> None:
+        """Before hours of search: can finalists be trained at all? Raises `UsageError`."""
+        if self.job.training is None:
+            return
+        what = f"--recover {self.job.recover}"
+        if self.workload.train is None:
+            raise UsageError(f"{what} needs training data: give the workload a loader, hwprune.Workload(train=...)")
+        if pruner.untraceable:
+            raise UsageError(f"{what} needs a model that can be traced: {pruner.untraceable}")
+        inputs, targets = next(self.workload.batches("train"))  # an empty loader must be known now, not after the search
+        del inputs
+        if targets is None and self.job.training.task_weight > 0:
+            raise UsageError(f"{what} needs labels, and the train loader gives none: distill:EPOCHS learns from the dense model")
+        if all(not p.requires_grad for p in self.workload.model.parameters()):
+            raise UsageError(f"{what}: every parameter of the model is frozen (requires_grad=False): nothing can be trained")
+
     def _gains(self, evaluator: Evaluator, store: Store | None) -> dict[str, Measurement]:
         """What each mask pattern gains on the target; measured once a study."""
         stored = None if store is None else store.read("gains")
@@ -243,7 +272,7 @@ class Session:
         if self.measured:  # a prediction overrules no profile
             refused = {name: None if filtering.pays(gain) else filtering.reason(gain) for name, gain in gains.items()}
         space = spaces.build(self.space_file, pruner, self.target, self.isa, self.job.all_patterns, refused)
-        if self.job.recover != "auto":
+        if not self.job.repaired:
             space = replace(space, compensation=self._compensation(pruner))
         self._solve(pruner, space)
         return space
@@ -355,8 +384,8 @@ class Session:
 
     def _clear(self, done: list[Trial]) -> None:
         """Keep the files of trials that may be finalists; those of trials that are not finished are not touched."""
-        layers = front.layers([t for t in done if t.measured], confirm.standing, most=2)
-        kept = {t.number for layer in layers for t in layer}
+        layers = front.layers([t for t in done if t.measured and not t.recovery], confirm.standing, most=2)
+        kept = {t.number for layer in layers for t in layer} | {t.number for t in done if t.recovery}
         clear_candidates(self.run, kept, {t.number for t in done})
 
     # -- the dense model against itself ------------------------------------------------------
@@ -402,7 +431,12 @@ class Session:
             self._writing_s = self._written - now
 
     def _write_record(
-        self, store: Store, space: SearchSpace, evaluator: Evaluator, points: list[confirm.Confirmed] | None
+        self,
+        store: Store,
+        space: SearchSpace,
+        evaluator: Evaluator,
+        points: list[confirm.Confirmed] | None,
+        untrained: Sequence[confirm.Confirmed] = (),
     ) -> None:
         """``points`` None: the search is not finished."""
         assert evaluator.baseline is not None
@@ -417,6 +451,7 @@ class Session:
             baseline=evaluator.baseline,
             trials=store.trials(),
             points=points or [],
+            untrained=untrained,
             finished=points is not None,
             created=str(store.read("created")),
             notes=self.notes,

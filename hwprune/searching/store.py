@@ -188,7 +188,7 @@ class Store:
         """Finished trials by number, duplicates left out.
 
         Args:
-            as_searched: without the finalists' thorough compensation, which other trials have not had.
+            as_searched: without the finalists' thorough compensation and training, which other trials have not had.
         """
         found = []
         newer = self.read(REMEASURED) or {}
@@ -196,7 +196,7 @@ class Store:
             newer = {key: {k: v for k, v in row.items() if k in ("speedup", "latency")} for key, row in newer.items()}
         for frozen in self._frozen():
             trial = self._finished(frozen)
-            if trial is not None:
+            if trial is not None and not (as_searched and trial.recovery):
                 again = newer.get(str(frozen.number))
                 found.append(trial if not again else _overlaid(trial, again))
         return found
@@ -225,6 +225,25 @@ class Store:
                 "divergence": trial.divergence.to_json(), "size_bytes": trial.size_bytes,
             },
         )  # fmt: skip
+
+    def number_for(self, of: int, origin: str) -> int:
+        """The number of a new trial that trains another one's candidate; `add_trained` finishes it.
+
+        Samplers learn nothing from it: it has the other one's parameters.
+        """
+        frozen = next(t for t in self._frozen() if t.number == of)
+        with _storage_errors(self.storage):
+            template = optuna.trial.create_trial(
+                state=TrialState.RUNNING, params=frozen.params, distributions=frozen.distributions,
+                user_attrs={_ORIGIN: origin}, system_attrs={_DUPLICATE: of, lease.LEASE: lease.own()},
+            )  # fmt: skip
+            made = self._backend.create_new_trial(self.study._study_id, template_trial=template)
+        return next(int(t.number) for t in self._frozen() if t._trial_id == made)
+
+    def add_trained(self, trial: Trial, constraints: Mapping[str, float]) -> None:
+        """Finish a trial of `number_for`."""
+        frozen = next(t for t in self._frozen() if t.number == trial.number)
+        self.tell(optuna.Trial(self.study, frozen._trial_id), trial, constraints)
 
     def _newer(self, number: int, values: Mapping[str, Any]) -> None:
         newer = dict(self.read(REMEASURED) or {})
@@ -483,8 +502,8 @@ class Store:
             if frozen.state == TrialState.RUNNING and frozen.number < asked.number:
                 lease_of = frozen.system_attrs.get(lease.LEASE)
                 found += _PARKED in frozen.system_attrs or self._watch.alive(frozen._trial_id, lease_of)
-            elif frozen.state.is_finished() and _TRIAL in frozen.system_attrs:
-                found += 1
+            elif frozen.state.is_finished() and _TRIAL in frozen.system_attrs and _DUPLICATE not in frozen.system_attrs:
+                found += 1  # a trained candidate is the duplicate of what was trained
         return found
 
     def _complete(self, frozen: FrozenTrial) -> bool:

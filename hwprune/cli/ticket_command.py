@@ -1,0 +1,75 @@
+"""hwprune ticket."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from hwprune.cli import arguments as args
+
+EPILOG = """Train, remove the smallest weights, set the rest back to an early step, train again; and compare the sparse network
+with random ones that have as many weights in each layer.
+
+examples:
+  hwprune ticket demo:digits-vit --rounds 10 --rewind 0.01 --out ticket
+  hwprune ticket model.py:workload --rounds 6 --share 0.4 --epochs 20 --rate 0.001 --transfer model.py:other
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    args.add_workload(parser)
+    parser.add_argument("--rounds", type=int, metavar="N", default=10, help="rounds of pruning (default: 10)")
+    parser.add_argument(
+        "--share", type=float, metavar="0.2", default=0.2, help="of the weights left, removed in each round (default: 0.2)"
+    )
+    parser.add_argument(
+        "--rewind", type=float, metavar="0.01", default=0.01,
+        help="part of the training to which weights go back; 0: their initialisation (default: 0.01)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, metavar="N", default=3, help="repetitions, at least 2 (default: 3)")
+    parser.add_argument("--epochs", type=float, metavar="E", default=6.0, help="of each training (default: 6)")
+    parser.add_argument("--rate", type=float, metavar="0.004", default=4e-3, help="highest learning rate (default: 0.004)")
+    parser.add_argument("--transfer", metavar="WORKLOAD2", help="try the tickets on this workload too")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--out", metavar="DIR", help="write ticket.csv, ticket.json, ticket.png and ticket.safetensors")
+    args.add_output(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from hwprune import sources
+    from hwprune.cli.progress import make_progress
+    from hwprune.errors import UsageError
+    from hwprune.recovery import ticket_files
+    from hwprune.recovery.plan import Plan
+    from hwprune.recovery.tickets import TicketPlan, draw
+
+    out = Path(options.out) if options.out else None
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not an empty folder: choose another --out")
+    training = Plan("finetune", options.epochs, rate=options.rate)
+    plan = TicketPlan(options.rounds, options.share, options.rewind, options.seeds, training)
+    workload = sources.load(args.source(options))
+    other = sources.load(options.transfer) if options.transfer else None
+    for one in (workload, other):
+        if one is not None and one.train is None:
+            raise UsageError(f"{one.name} has no train data: a ticket is found by training, hwprune.Workload(train=loader)")
+    progress = make_progress(quiet=options.quiet or options.json)
+
+    def step(done: int, total: int, text: str) -> None:
+        progress.stage(f"[{done + 1}/{total}] {text}")
+
+    try:
+        found = draw(workload, plan, other, step)
+    finally:
+        progress.close()
+    name, metric, second = workload.name, workload.scoring.name, other.name if other is not None else ""
+    files = ticket_files.write(found, plan, name, metric, out, second) if out is not None else []
+    if options.json:
+        facts = {"dense": found.dense, "points": [p.to_json() for p in found.points], "split": found.split}
+        print(json.dumps({**facts, "transferred": [p.to_json() for p in found.transferred]}))
+        return 0
+    print(ticket_files.text(found, name, metric, second))
+    if files:
+        print(f"\nFiles: {', '.join(map(str, files))}")
+    return 0

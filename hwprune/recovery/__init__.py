@@ -1,0 +1,1 @@
+"""Training after or during pruning: fine-tuning, distillation, gradual pruning, learned masks, lottery tickets."""

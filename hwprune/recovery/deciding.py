@@ -1,0 +1,348 @@
+"""What goes, decided while the model is trained: gradual pruning, movement pruning, PLATON, growing regularisation.
+
+All of them train a private copy of the model in its own shapes and end in keep masks; the cut and a last training at the final
+sparsity follow (`hwprune.recovery.recovering`).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwprune import patterns
+from hwprune.errors import UsageError
+from hwprune.pruning import Pruner
+from hwprune.recipe import Recipe, UnitChoice
+from hwprune.recovery import schedules
+from hwprune.recovery.masking import Held, Sparsifier
+from hwprune.recovery.plan import Plan
+from hwprune.structure.units import Unit
+from hwprune.structure.units import get as get_unit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """What stays: axis name -> keep mask of its indices, matrix -> keep mask in the dense parameter's shape."""
+
+    keeps: Mapping[str, torch.Tensor]
+    masks: Mapping[str, torch.Tensor]
+
+
+class Deciding(Sparsifier):
+    """Raises the sparsity of a recipe's units from 0 to what it says, along the plan's schedule.
+
+    Branches stay until the model is cut: half a branch is none.
+    """
+
+    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
+        """``pruner``: of a private copy of the model, whose ``graph.module`` is what is trained."""
+        self.pruner, self.plan = pruner, plan
+        self.choices: dict[str, tuple[Unit, UnitChoice]] = {
+            choice.unit: (get_unit(pruner.units, choice.unit), choice)
+            for choice in recipe.choices
+            if choice.pattern != patterns.BRANCH
+        }
+        if not self.choices:
+            raise UsageError("the recipe leaves nothing to prune gradually: it holds no axis and no matrix")
+        self.decision = Decision({}, {})
+        self._schedule = schedules.get(plan.schedule)
+        self._updates = 0
+
+    @property
+    def rising(self) -> float:
+        """Share of the training in which sparsity rises."""
+        return 1.0
+
+    def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        done = min(1.0, progress / self.rising)
+        due = int(done * self.plan.updates + 1e-9)
+        if due > self._updates or progress >= 1:
+            self._updates = due
+            self.decision = self.decide(self._schedule(due / self.plan.updates, 0.0, 1.0))
+        self.hold(module, optimizer)
+
+    def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Zero what has been decided on."""
+        Held(self.dense_masks()).hold(module, optimizer)
+
+    @abc.abstractmethod
+    def decide(self, share: float) -> Decision:
+        """The decision when ``share`` of the recipe's sparsities is due."""
+
+    def level(self, unit: Unit, choice: UnitChoice, share: float) -> float | None:
+        """A unit's sparsity at that share; None: nothing yet. A pattern of one sparsity comes at half of the way."""
+        fixed = patterns.get(choice.pattern).fixed_sparsity
+        if fixed is not None:
+            return fixed if share >= 0.5 else None
+        level = choice.sparsity * share
+        return level if round(level * unit.size) >= 1 else None
+
+    def dense_masks(self) -> dict[str, torch.Tensor]:
+        """Parameter -> keep mask in the dense shape, of axes and matrices together."""
+        parameters = dict(self.pruner.graph.module.named_parameters())
+        found = {name: mask.to(parameters[name].device) for name, mask in self.decision.masks.items()}
+        for name, dims in self.pruner.graph.selected({k: v.cpu() for k, v in self.decision.keeps.items()}).items():
+            if name not in parameters:
+                continue
+            mask = torch.ones(parameters[name].shape, dtype=torch.bool)
+            for dim, keep in enumerate(dims):
+                mask &= _along(torch.from_numpy(np.asarray(keep)), dim, mask.ndim)
+            mask = mask.to(parameters[name].device)
+            found[name] = found[name] & mask if name in found else mask
+        return found
+
+
+def _along(values: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
+    return values.reshape([-1 if d == dim else 1 for d in range(ndim)])
+
+
+@final
+class Gradual(Deciding):
+    """Each unit's own criterion, applied to the weights as they are at that moment (Zhu & Gupta 2017; any pattern)."""
+
+    def decide(self, share: float) -> Decision:
+        self.pruner.forget()
+        keeps: dict[str, torch.Tensor] = {}
+        masks: dict[str, torch.Tensor] = {}
+        module = self.pruner.graph.module
+        training = module.training
+        module.eval()
+        home = next(module.parameters()).device
+        module.cpu()
+        for name, (unit, choice) in self.choices.items():
+            level = self.level(unit, choice, share)
+            if level is None:
+                continue
+            (option,) = self.pruner.options(name, choice.pattern, choice.method, [level])
+            if unit.axis is not None:
+                keeps[name] = option.keep
+            elif unit.matrix is not None:
+                masks[name] = unit.matrix.rows(option.keep)
+        module.to(home).train(training)
+        return Decision(keeps, masks)
+
+
+class Scored(Deciding):
+    """Decides by scores that training itself makes: one an index of an axis, one a weight of a matrix."""
+
+    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
+        super().__init__(pruner, recipe, plan)
+        module = pruner.graph.module
+        parameters = dict(module.named_parameters())
+        device = next(module.parameters()).device
+        self.scores: dict[str, nn.Parameter] = {}
+        self._places: dict[str, list[tuple[str, int, torch.Tensor]]] = {}
+        for name, (unit, _) in self.choices.items():
+            shape = (unit.size,) if unit.axis is not None else parameters[name].shape
+            self.scores[name] = nn.Parameter(torch.zeros(shape, device=device))
+            if unit.axis is not None:
+                # What reads the axis sees zeros anyway, so only what makes it is scored.
+                self._places[name] = [
+                    (parameter, dim, torch.from_numpy(np.asarray(pruner.graph.slices(unit.axis, parameter, dim))).to(device))
+                    for parameter, dim in unit.axis.members
+                    if parameter in parameters and not self._reads(unit, parameter, dim)
+                ]
+
+    @staticmethod
+    def _reads(unit: Unit, parameter: str, dim: int) -> bool:
+        return any(part.parameter == parameter and part.kind == "reads" and part.dim == dim for part in unit.parts)
+
+    def decide(self, share: float) -> Decision:
+        keeps: dict[str, torch.Tensor] = {}
+        masks: dict[str, torch.Tensor] = {}
+        for name, (unit, choice) in self.choices.items():
+            level = self.level(unit, choice, share)
+            if level is None:
+                continue
+            scores = self.scores[name].detach().cpu()
+            scores = scores - scores.min()  # patterns take scores >= 0, high = keep
+            pattern = patterns.get(choice.pattern)
+            asked = None if pattern.fixed_sparsity is not None else level
+            if unit.axis is not None:
+                keeps[name] = pattern.keep_mask(scores, asked)
+            elif unit.matrix is not None:
+                masks[name] = unit.matrix.rows(pattern.keep_mask(unit.matrix.rows(scores).contiguous(), asked))
+        return Decision(keeps, masks)
+
+
+@final
+class Movement(Scored):
+    """Movement pruning: what moves away from zero stays (Sanh et al. 2020, arXiv 2005.07683).
+
+    The forward pass uses W * keep_mask(S); the gradient goes straight through the mask, so dS = dL/dW' * W, summed over what
+    goes together. Of axes that is the structured variant (Lagunas et al. 2021, arXiv 2109.04838). Weights that are masked now
+    go on learning nothing, but their scores move, so that they may come back.
+
+    Args:
+        soft: what stays is what scores above a threshold, and a penalty on sigmoid(S) whose weight follows the distance to the
+            wanted sparsity lowers the scores; units then share the sparsity as they need it. At the end one threshold over all
+            units makes the recipe's sparsity exact. Not for patterns in which weights compete in groups.
+    """
+
+    rate_scale = 10.0
+    """Learning rate of scores over that of weights (Sanh et al. use 1e-2 beside 3e-5)."""
+    GAIN = 20.0
+    """How fast the penalty of the soft variant follows the distance to the wanted sparsity."""
+
+    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan, soft: bool = False) -> None:
+        super().__init__(pruner, recipe, plan)
+        if soft:
+            grouped = sorted({c.pattern for u, c in self.choices.values() if u.axis is None and c.pattern != "unstructured"})
+            if grouped:
+                raise UsageError(f"soft movement takes axes and unstructured weights, got {', '.join(grouped)}")
+        self.soft = soft
+        self.weight = 0.0
+        self._due = 0.0
+
+    def extra(self) -> list[nn.Parameter]:
+        return list(self.scores.values())
+
+    def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        parameters = dict(module.named_parameters())
+        found: dict[str, torch.Tensor] = {}
+        for name, score in self.scores.items():
+            unit, _ = self.choices[name]
+            if unit.axis is None:
+                mask = self.decision.masks.get(name)
+                gate = self._gate(score, mask)
+                found[name] = found.get(name, parameters[name]) * gate
+                continue
+            gate = self._gate(score, self.decision.keeps.get(name))
+            for parameter, dim, index in self._places[name]:
+                values = torch.where(index >= 0, gate[index.clamp(min=0)], torch.ones((), device=gate.device))
+                found[parameter] = found.get(parameter, parameters[parameter]) * _along(values, dim, parameters[parameter].ndim)
+        return found
+
+    @staticmethod
+    def _gate(score: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+        """The mask in the forward pass, the score in the backward pass."""
+        value = torch.ones_like(score) if keep is None else keep.to(score.device, score.dtype)
+        return value + score - score.detach()
+
+    def penalty(self, module: nn.Module) -> torch.Tensor | None:  # noqa: ARG002
+        if not self.soft or self.weight <= 0:
+            return None
+        return self.weight * torch.stack([score.sigmoid().mean() for score in self.scores.values()]).mean()
+
+    def decide(self, share: float) -> Decision:
+        if not self.soft:
+            return super().decide(share)
+        self._due = share
+        wanted = share * sum(c.sparsity for _, c in self.choices.values()) / len(self.choices)
+        if share >= 1:
+            return self._exact()
+        keeps: dict[str, torch.Tensor] = {}
+        masks: dict[str, torch.Tensor] = {}
+        gone = []
+        for name, (unit, _) in self.choices.items():
+            score = self.scores[name].detach().cpu()
+            keep = score >= 0  # sigmoid(S) above one half, where it begins
+            if not bool(keep.any()):
+                keep = score == score.max()
+            gone.append(1 - float(keep.float().mean()))
+            (keeps if unit.axis is not None else masks)[name] = keep
+        self.weight = max(0.0, self.weight + self.GAIN * (wanted - sum(gone) / len(gone)) / self.plan.updates)
+        return Decision(keeps, masks)
+
+    def _exact(self) -> Decision:
+        """One threshold for all units, at the recipe's mean sparsity."""
+        every = torch.cat([score.detach().reshape(-1).cpu() for score in self.scores.values()])
+        total = sum(c.sparsity * self.scores[name].numel() for name, (_, c) in self.choices.items())
+        threshold = every.sort().values[min(len(every) - 1, round(total))]
+        keeps: dict[str, torch.Tensor] = {}
+        masks: dict[str, torch.Tensor] = {}
+        for name, (unit, _) in self.choices.items():
+            score = self.scores[name].detach().cpu()
+            keep = (score >= threshold) | (score == score.max())
+            (keeps if unit.axis is not None else masks)[name] = keep
+        return Decision(keeps, masks)
+
+    def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Masks act in the forward pass alone until the end: what is masked may come back."""
+        if self._updates >= self.plan.updates:
+            super().hold(module, optimizer)
+
+
+@final
+class Platon(Scored):
+    """PLATON: sensitivity times its uncertainty (Zhang et al. 2022, arXiv 2206.12562).
+
+    I = |w g|, smoothed to mean M with factor `BETA1`; U = |I - M| smoothed with `BETA2`; the score is M * U, of an axis the sum
+    over what makes it. Low scores are zeroed after each step; they go on being trained, and may come back.
+    """
+
+    BETA1, BETA2 = 0.85, 0.95
+
+    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
+        super().__init__(pruner, recipe, plan)
+        self._mean: dict[str, torch.Tensor] = {}
+        self._uncertain: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def before_step(self, module: nn.Module) -> None:
+        parameters = dict(module.named_parameters())
+        for name, (unit, _) in self.choices.items():
+            if unit.axis is None:
+                weight = parameters[name]
+                if weight.grad is None:
+                    continue
+                now = (weight * weight.grad).abs()
+            else:
+                now = torch.zeros_like(self.scores[name])
+                for parameter, dim, index in self._places[name]:
+                    tensor = parameters[parameter]
+                    if tensor.grad is not None:
+                        each = (tensor * tensor.grad).abs().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
+                        now.index_add_(0, index[index >= 0], each[index >= 0])
+            mean = self._mean.setdefault(name, now.clone())
+            mean.lerp_(now, 1 - self.BETA1)
+            apart = (now - mean).abs()
+            self._uncertain.setdefault(name, apart.clone()).lerp_(apart, 1 - self.BETA2)
+            self.scores[name].copy_(mean * self._uncertain[name])
+
+
+@final
+class Growing(Scored):
+    """Growing regularisation: an L2 penalty that grows on what is to go, until it is gone by itself (GReg-1; Wang et al. 2021,
+    arXiv 2012.09243). What is to go is chosen once, by L1 norm.
+    """
+
+    CEILING = 2.0
+    """Weight of the penalty at the end; at a learning rate of 1e-3 that leaves nothing of a weight."""
+
+    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
+        super().__init__(pruner, recipe, plan)
+        parameters = dict(pruner.graph.module.named_parameters())
+        with torch.no_grad():
+            for name, (unit, _) in self.choices.items():
+                if unit.axis is None:
+                    self.scores[name].copy_(parameters[name].abs())
+                    continue
+                for parameter, dim, index in self._places[name]:
+                    each = parameters[parameter].abs().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
+                    self.scores[name].index_add_(0, index[index >= 0], each[index >= 0])
+        self.decision = super().decide(1.0)
+        self._targets = {name: ~mask for name, mask in self.dense_masks().items()}
+        self._weight = 0.0
+
+    def penalty(self, module: nn.Module) -> torch.Tensor | None:
+        if self._weight <= 0:
+            return None
+        parameters = dict(module.named_parameters())
+        parts = [parameters[name].masked_select(gone).square().sum() for name, gone in self._targets.items()]
+        return self._weight / 2 * torch.stack(parts).sum()
+
+    def decide(self, share: float) -> Decision:
+        self._weight = self.CEILING * share
+        return self.decision
+
+    def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing is zeroed before the end."""
+        if self._updates >= self.plan.updates:
+            super().hold(module, optimizer)

@@ -1,0 +1,195 @@
+"""Recovery training of the finalists: who is trained, what comes of it.
+
+One-shot pruning says what is possible; a little training makes it shippable, and it may make shippable what had lost too much.
+So more finalists than usual are looked at, faster ones too; all of them get a tenth of the training, and those on the front
+after that get all of it (training-aware selection; DarwinLM, Tang et al. 2025, arXiv 2502.07780).
+
+A trained candidate is a trial of its own, with files of its own: both regimes can be deployed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hwprune import export, front
+from hwprune.errors import CandidateFailure
+from hwprune.files import dump_json, write_atomic
+from hwprune.pruning import Candidate
+from hwprune.recipe import Recipe
+from hwprune.recovery.plan import Plan, shorter
+from hwprune.recovery.recovering import Recovered, prune_gradually, recover
+from hwprune.searching.confirm import Confirmed, finalists, objectives
+from hwprune.searching.constraints import Constraints
+from hwprune.searching.evaluator import Evaluator, size_of
+from hwprune.searching.progress import Progress
+from hwprune.searching.store import Store
+from hwprune.trial import Trial
+
+LOOKED_AT = 10
+"""Finalists that get the short training."""
+TRAINED = 5
+"""Finalists that get all of it."""
+SHORT = 0.1
+REACH = 8.0
+"""Drop before training over the largest one that is wanted, up to which a candidate is looked at."""
+FARTHEST = 0.35
+"""The same as a share of the dense metric where nothing is wanted."""
+FILE = "recovery.json"
+WITHOUT_GAIN = "trained without gain"
+"""Attribute of the study: trials that validation did not find better after their training."""
+
+
+def train_finalists(
+    evaluator: Evaluator, store: Store, plan: Plan, constraints: Constraints, progress: Progress, notes: list[str]
+) -> list[Trial]:
+    """Trials of trained candidates with their files, better on validation than before their training; not measured anew."""
+    trainer = _Trainer(evaluator, store, plan, constraints, progress, notes)
+    known = {int(t.recovery["of"]): t for t in store.trials() if t.recovery and t.recovery["plan"] == plan.to_json()}
+    chosen = _looked_at(store.trials(as_searched=True), constraints, evaluator)
+    if not chosen:
+        notes.append("No candidate is near enough to dense to be trained.")
+        return []
+    if len(chosen) > TRAINED and plan.kind != "gradual" and not known:
+        chosen = trainer.select(chosen)
+    found = []
+    for place, trial in enumerate(chosen):
+        progress.stage(f"training finalist {place + 1} of {len(chosen)} (trial {trial.number}, {plan.text()})")
+        done = known.get(trial.number)
+        if trial.number in trainer.without_gain:
+            continue
+        if done is None or not trainer.has_files(done):
+            done = trainer.train(trial, done.number if done is not None else None)
+        if done is not None:
+            found.append(done)
+    cost = sum(float(t.recovery["seconds"]) for t in found) + trainer.wasted
+    if trainer.without_gain:
+        listed = ", ".join(map(str, trainer.without_gain))
+        notes.append(f"Trained without gain on validation, so left as they were: {listed}.")
+    notes.append(
+        f"{len(found)} of {len(chosen)} finalists are better on validation after {plan.text()}; training took {cost:.0f} s."
+    )
+    return found
+
+
+def both_regimes(untrained: Sequence[Confirmed], trained: Sequence[Confirmed], constraints: Constraints) -> list[Confirmed]:
+    """The front over candidates without and with training."""
+    fits = [p for p in trained if constraints.met(p.drop, p.speedup.value, p.latency.value, p.trial.size_bytes or 0)]
+    fits = [p for p in fits if p.speedup.ci_high > 1 and p.speedup.value > 1]
+    return front.non_dominated([*untrained, *fits], lambda p: (p.drop, p.speedup.value))
+
+
+def _looked_at(trials: Sequence[Trial], constraints: Constraints, evaluator: Evaluator) -> list[Trial]:
+    """The front and what is just behind it, as far as training may bring it back."""
+    assert evaluator.baseline is not None
+    dense = abs(evaluator.baseline.metric.value)
+    farthest = FARTHEST * dense if constraints.max_drop is None else max(REACH * constraints.max_drop, 0.02 * dense)
+    limits = replace(constraints, max_drop=farthest)
+    return finalists(trials, limits, LOOKED_AT, dense)
+
+
+class _Trainer:
+    def __init__(
+        self, evaluator: Evaluator, store: Store, plan: Plan, constraints: Constraints, progress: Progress, notes: list[str]
+    ) -> None:
+        self.evaluator, self.store, self.plan, self.constraints = evaluator, store, plan, constraints
+        self.progress, self.notes = progress, notes
+        self.without_gain: list[int] = list(store.read(WITHOUT_GAIN) or [])
+        self.wasted = 0.0
+        """Seconds of training that no candidate came of."""
+
+    def select(self, chosen: Sequence[Trial]) -> list[Trial]:
+        """After a short training: the front by (drop, speedup), then who is just behind it."""
+        known = self.store.read("short training") or {}
+        scored = []
+        for place, trial in enumerate(chosen):
+            self.progress.stage(f"training finalist {place + 1} of {len(chosen)} for a while, to choose who is trained")
+            if str(trial.number) not in known:
+                try:
+                    made = recover(self.evaluator.pruner, self._candidate(trial), shorter(self.plan, SHORT))
+                except CandidateFailure as failure:
+                    self.notes.append(f"Trial {trial.number} can't be trained: {failure.reason}.")
+                    continue
+                self.wasted += made.seconds
+                known[str(trial.number)] = made.outcome.after.value
+                self.store.write("short training", known)
+            base = self.evaluator.baseline
+            assert base is not None
+            drop = self.evaluator.metric.drop(base.metric.value, known[str(trial.number)])
+            scored.append((trial, drop))
+        best: list[tuple[Trial, float]] = []
+        for layer in front.layers(scored, lambda pair: (pair[1], objectives(pair[0])[1])):
+            best += layer
+            if len(best) >= TRAINED:
+                break
+        kept = sorted(best[:TRAINED], key=lambda pair: objectives(pair[0])[1])
+        return [trial for trial, _ in kept]
+
+    def has_files(self, trial: Trial) -> bool:
+        folder = self.evaluator.folder(trial.number)
+        return (folder / self.evaluator.runtime.file).is_file() and (folder / "model.safetensors").is_file()
+
+    def train(self, trial: Trial, number: int | None) -> Trial | None:
+        """Train one candidate whole; None if it can't be, or is no better for it."""
+        checkpoints = self.evaluator.run / "candidates" / f"{trial.number}.training"
+        try:
+            if self.plan.kind == "gradual":
+                made = prune_gradually(self.evaluator.pruner, trial.recipe, self.plan, folder=checkpoints, report=self._report)
+            else:
+                made = recover(self.evaluator.pruner, self._candidate(trial), self.plan, folder=checkpoints, report=self._report)
+        except CandidateFailure as failure:
+            self.notes.append(f"Trial {trial.number} could not be trained: {failure.reason}.")
+            return None
+        finally:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        return self._finish(trial, made, number)
+
+    def _report(self, done: int, total: int, left_s: float, best: Any) -> None:
+        self.progress.trained(done, total, left_s, f"{best.value:.4f} {best.unit}")
+
+    def _candidate(self, trial: Trial) -> Candidate:
+        """As the search left it: a finalist's thorough compensation included, where it has one."""
+        newest = next((t for t in self.store.trials() if t.number == trial.number), trial)
+        return self.evaluator.pruner.prune(newest.recipe)
+
+    def _finish(self, trial: Trial, made: Recovered, number: int | None) -> Trial | None:
+        """Write, score and keep a trained candidate; it gets a number only if it is better on validation."""
+        evaluator = self.evaluator
+        assert evaluator.baseline is not None
+        before = next((t for t in self.store.trials() if t.number == trial.number), trial)
+        assert before.metric is not None
+        scratch = evaluator.run / "candidates" / f"{trial.number}.trained"
+        try:
+            metric, divergence = evaluator.write_and_score(made.candidate, scratch)
+            if evaluator.metric.drop(before.metric.value, metric.value) >= 0:
+                self.wasted += made.seconds
+                self.without_gain.append(trial.number)
+                self.store.write(WITHOUT_GAIN, self.without_gain)
+                return None
+            export.to_safetensors(made.candidate.module, scratch / "model.safetensors")
+            facts = {
+                "of": trial.number, "plan": self.plan.to_json(), "before": before.metric.value, "after": metric.value,
+                **made.to_json(),
+            }  # fmt: skip
+            write_atomic(scratch / FILE, dump_json(facts))
+            size = size_of(scratch / evaluator.runtime.file)
+            origin = f"{self.plan.text()} of {trial.number}"
+            if number is None:
+                number = self.store.number_for(trial.number, origin)
+            shutil.rmtree(evaluator.folder(number), ignore_errors=True)
+            scratch.rename(evaluator.folder(number))
+        except CandidateFailure as failure:
+            self.notes.append(f"Trial {trial.number} failed after its training: {failure.reason}.")
+            return None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        done = replace(
+            before, number=number, recipe=Recipe(made.candidate.recipe.choices, before.recipe.compensation), metric=metric,
+            drop=evaluator.metric.drop(evaluator.baseline.metric.value, metric.value), divergence=divergence,
+            params=made.candidate.parameter_count, macs=made.candidate.macs, size_bytes=size,
+            seconds={"recover": made.seconds}, origin=origin, predicted={}, recovery=facts,
+        )  # fmt: skip
+        self.store.add_trained(done, self.constraints.of(done))
+        return done
