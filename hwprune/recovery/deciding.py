@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -97,6 +97,15 @@ class Deciding(Sparsifier):
             found[name] = found[name] & mask if name in found else mask
         return found
 
+    def dense(self, name: str, mask: torch.Tensor, keeps: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """A mask of what a cut leaves of a parameter, in the dense shape. What the cut removes counts as kept here."""
+        positions = self.pruner.graph.positions({unit: keep.cpu() for unit, keep in keeps.items()}).get(name)
+        if positions is None:
+            return mask
+        whole = torch.ones(dict(self.pruner.graph.module.named_parameters())[name].shape, dtype=torch.bool)
+        whole[torch.meshgrid(*positions, indexing="ij")] = mask.cpu()
+        return whole
+
 
 def _along(values: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
     return values.reshape([-1 if d == dim else 1 for d in range(ndim)])
@@ -108,24 +117,20 @@ class Gradual(Deciding):
 
     def decide(self, share: float) -> Decision:
         self.pruner.forget()
-        keeps: dict[str, torch.Tensor] = {}
-        masks: dict[str, torch.Tensor] = {}
+        due = {name: self.level(unit, choice, share) for name, (unit, choice) in self.choices.items()}
+        choices = tuple(
+            replace(choice, sparsity=level) for name, (_, choice) in self.choices.items() if (level := due[name]) is not None
+        )
         module = self.pruner.graph.module
-        training = module.training
-        module.eval()
-        home = next(module.parameters()).device
-        module.cpu()
-        for name, (unit, choice) in self.choices.items():
-            level = self.level(unit, choice, share)
-            if level is None:
-                continue
-            (option,) = self.pruner.options(name, choice.pattern, choice.method, [level])
-            if unit.axis is not None:
-                keeps[name] = option.keep
-            elif unit.matrix is not None:
-                masks[name] = unit.matrix.rows(option.keep)
-        module.to(home).train(training)
-        return Decision(keeps, masks)
+        training, home = module.training, next(module.parameters()).device
+        module.eval().cpu()
+        try:
+            candidate = self.pruner.prune(Recipe(choices, "none"), orders={})
+        finally:
+            module.to(home).train(training)
+        return Decision(
+            candidate.keeps, {name: self.dense(name, mask, candidate.keeps) for name, mask in candidate.masks.items()}
+        )
 
 
 class Scored(Deciding):
@@ -156,7 +161,8 @@ class Scored(Deciding):
     def decide(self, share: float) -> Decision:
         keeps: dict[str, torch.Tensor] = {}
         masks: dict[str, torch.Tensor] = {}
-        for name, (unit, choice) in self.choices.items():
+        # Axes first: the sparsity of a matrix counts what they leave of it.
+        for name, (unit, choice) in sorted(self.choices.items(), key=lambda pair: pair[1][0].axis is None):
             level = self.level(unit, choice, share)
             if level is None:
                 continue
@@ -167,7 +173,10 @@ class Scored(Deciding):
             if unit.axis is not None:
                 keeps[name] = pattern.keep_mask(scores, asked)
             elif unit.matrix is not None:
-                masks[name] = unit.matrix.rows(pattern.keep_mask(unit.matrix.rows(scores).contiguous(), asked))
+                for dim, kept in enumerate(self.pruner.graph.positions(keeps).get(name, ())):
+                    scores = scores.index_select(dim, kept)
+                keep = unit.matrix.rows(pattern.keep_mask(unit.matrix.rows(scores).contiguous(), asked))
+                masks[name] = self.dense(name, keep, keeps)
         return Decision(keeps, masks)
 
 
@@ -311,10 +320,12 @@ class Platon(Scored):
 class Growing(Scored):
     """Growing regularisation: an L2 penalty that grows on what is to go, until it is gone by itself (GReg-1; Wang et al. 2021,
     arXiv 2012.09243). What is to go is chosen once, by L1 norm.
+
+    The penalty acts on the weights themselves, as AdamW's decay does, and rises linearly so far that over the whole training
+    exp(-`TOTAL`) of a weight would be left of it.
     """
 
-    CEILING = 2.0
-    """Weight of the penalty at the end; at a learning rate of 1e-3 that leaves nothing of a weight."""
+    TOTAL = 6.0
 
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
         super().__init__(pruner, recipe, plan)
@@ -328,21 +339,23 @@ class Growing(Scored):
                     each = parameters[parameter].abs().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
                     self.scores[name].index_add_(0, index[index >= 0], each[index >= 0])
         self.decision = super().decide(1.0)
-        self._targets = {name: ~mask for name, mask in self.dense_masks().items()}
-        self._weight = 0.0
+        self._goes = {name: ~mask for name, mask in self.dense_masks().items()}
+        self._before = 0.0
 
-    def penalty(self, module: nn.Module) -> torch.Tensor | None:
-        if self._weight <= 0:
-            return None
-        parameters = dict(module.named_parameters())
-        parts = [parameters[name].masked_select(gone).square().sum() for name, gone in self._targets.items()]
-        return self._weight / 2 * torch.stack(parts).sum()
-
-    def decide(self, share: float) -> Decision:
-        self._weight = self.CEILING * share
+    def decide(self, share: float) -> Decision:  # noqa: ARG002 - it was decided at the beginning
         return self.decision
 
+    @torch.no_grad()
     def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Nothing is zeroed before the end."""
         if self._updates >= self.plan.updates:
             super().hold(module, optimizer)
+
+    @torch.no_grad()
+    def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        factor = float(np.exp(-self.TOTAL * (progress**2 - self._before**2)))
+        self._before = progress
+        parameters = dict(module.named_parameters())
+        for name, goes in self._goes.items():
+            parameters[name].copy_(torch.where(goes.to(parameters[name].device), parameters[name] * factor, parameters[name]))
+        super().after_step(module, optimizer, progress)

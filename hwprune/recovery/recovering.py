@@ -94,7 +94,7 @@ def recover(
         taps = _taps(pruner, module) if plan.features > 0 else []
         outcome = train(
             module, pruner.workload, plan, sparsifier=held, teacher=pruner.graph.module if plan.taught else None, taps=taps,
-            folder=folder, report=report,
+            judge=judge_of(pruner), folder=folder, report=report,
         )  # fmt: skip
     return Recovered(replace(candidate, module=module), outcome)
 
@@ -128,14 +128,22 @@ def prune_gradually(
     rising = replace(plan, epochs=plan.epochs * (1 - plan.settle), patience=0)
     first = train(
         private.graph.module, pruner.workload, rising, sparsifier=made, teacher=teacher, keep_best=False,
-        folder=folder / "rising" if folder is not None else None, report=report,
+        judge=judge_of(pruner), folder=folder / "rising" if folder is not None else None, report=report,
     )  # fmt: skip
     candidate = decided(pruner, private, recipe, made.decision)
     settling = replace(plan, epochs=plan.epochs * plan.settle)
     held = Held(candidate.masks) if candidate.masks else None
     taps = _taps(pruner, candidate.module) if plan.features > 0 else []
     second = train(
-        candidate.module, pruner.workload, settling, sparsifier=held, teacher=teacher, taps=taps, folder=folder, report=report
+        candidate.module,
+        pruner.workload,
+        settling,
+        sparsifier=held,
+        teacher=teacher,
+        taps=taps,
+        judge=judge_of(pruner),
+        folder=folder,
+        report=report,
     )
     return Recovered(candidate, second, first)
 
@@ -169,8 +177,7 @@ def _own(pruner: Pruner, module: torch.fx.GraphModule, held: Held | None, fit: C
     """The user's own training loop."""
     import time
 
-    judge = Judge(pruner.workload)
-    judge.teach(pruner.graph.module)
+    judge = judge_of(pruner)
     before = judge(module)
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     start = time.monotonic()
@@ -195,6 +202,13 @@ def _own(pruner: Pruner, module: torch.fx.GraphModule, held: Held | None, fit: C
     return Outcome(
         before, after if best else before, best, 0, time.monotonic() - start, 0.0, best, "the training loop has returned"
     )
+
+
+def judge_of(pruner: Pruner) -> Judge:
+    """Scores on validation; agreement is with the dense model, whether it teaches or not."""
+    judge = Judge(pruner.workload)
+    judge.teach(pruner.graph.module)
+    return judge
 
 
 def _plan(plan: Plan | str) -> Plan:

@@ -284,7 +284,7 @@ class _Run:
             if not bool(torch.isfinite(loss)):
                 raise _NotFinite("the loss is not finite")
             loss.backward()  # type: ignore[no-untyped-call]
-            self.losses.append(float(loss) * len(group))
+            self.losses.append(float(loss.detach()) * len(group))
             self.examples += len(inputs[0])
         if self.sparsifier is not None:
             self.sparsifier.before_step(self.module)

@@ -65,6 +65,7 @@ def page_data(record: Record) -> dict[str, Any]:
             for row in record["trials"]
             if row["state"] in ("failed", "stopped")
         ],
+        "training": _training(record),
         "left_out": [[item["name"], item["reason"]] for item in record["space"]["left_out"]],
         "quality": _quality(record),
         "environment": _environment(record),
@@ -119,6 +120,26 @@ def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
         "model": f"candidates/{point['trial']}/{model_file(record)}",
         "recipe": f"candidates/{point['trial']}/recipe.json",
     }
+
+
+def _training(record: Record) -> list[list[str]]:
+    """Every trained candidate beside itself without training."""
+    before = {point["trial"]: point for point in record.get("untrained", ())}
+    on_front = {point["trial"] for point in record["front"]}
+    rows = []
+    for point in record.get("trained", ()):
+        recovery = trial(record, point["trial"])["recovery"]
+        plan, first = recovery["plan"], before.get(recovery["of"])
+        rows.append(
+            [
+                f"trial {point['trial']}{' (front)' if point['trial'] in on_front else ''}", f"trial {recovery['of']}",
+                f"{plan['kind']}:{plan['epochs']:g}", speedup_text(point["speedup"]),
+                f"{first['drop']:+.4f}" if first else "", f"{point['drop']:+.4f}",
+                f"{number(recovery['before'])} to {number(recovery['after'])}",
+                f"{units.duration(recovery['seconds'])}, {units.count(recovery['examples'])} examples",
+            ]
+        )  # fmt: skip
+    return rows
 
 
 def _quality(record: Record) -> list[list[str]]:

@@ -31,7 +31,7 @@ def summary(record: Record, width: int = 100) -> str:
     for point in record["front"]:
         rows.append(
             [
-                f"trial {point['trial']}",
+                f"trial {point['trial']}{_trained(record, point['trial'])}",
                 speedup_text(point["speedup"]),
                 f"{point['drop']:+.4f}",
                 number(point["metric"]["value"]),
@@ -45,6 +45,11 @@ def summary(record: Record, width: int = 100) -> str:
         parts.append(table(["", "speedup", "drop", metric, "latency", "params", "file"], rows, width))
     parts += [f"Note: {note}" for note in record["notes"]]
     return "\n\n".join(parts)
+
+
+def _trained(record: Record, number: int) -> str:
+    recovery = next((row.get("recovery") for row in record["trials"] if row["number"] == number), None)
+    return f" ({recovery['plan']['kind']}:{recovery['plan']['epochs']:g})" if recovery else ""
 
 
 def verdict(record: Record) -> str:

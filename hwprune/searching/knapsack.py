@@ -54,6 +54,8 @@ MOVES = 96
 """Changes of front members that are looked at for each proposal."""
 RADIUS = 3
 """Largest number of pairs of items that one move changes."""
+PRIOR_SUCCESSES, PRIOR_TRIES = 2.0, 3.0
+"""Proposals that each kind is credited with before it has made any."""
 PATIENCE, REWARD = 5, 2
 """Moves without success after which the radius halves, and successes after which it grows."""
 
@@ -393,6 +395,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         if not len(pool):
             return self._anything(seen, draw)
         gain, ratio, sd, logs = self._value(pool, seen, draw)
+        trust = self._trust(seen)
+        gain = gain * np.array([trust.get(kind, PRIOR_SUCCESSES / PRIOR_TRIES) for kind in kinds])
         best = int(np.argmax(gain))
         if gain[best] <= 0:  # nothing can be expected to be of use: what misses the limits least
             best = int(np.argmin(self._excess(self.drop_model(np.exp(logs)), ratio)))
@@ -542,6 +546,26 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
                 best = seen.ratio[i]
                 members.append(i)
         return members
+
+    @staticmethod
+    def _trust(seen: _Seen) -> dict[str, float]:
+        """How often each kind of proposal came to lie on the front of what was evaluated before it.
+
+        The largest of many expected gains is an overestimate, the more so the rougher the beliefs it comes from. Where plain
+        optima keep what they promise and draws or moves do not, this says so, and the other way round.
+        """
+        wins: dict[str, float] = {}
+        tries: dict[str, float] = {}
+        for i, kind in enumerate(seen.kind):
+            if not kind or not np.isfinite(seen.ratio[i]):
+                continue
+            beaten = any(
+                np.isfinite(seen.ratio[j]) and seen.divergence[j] <= seen.divergence[i] and seen.ratio[j] <= seen.ratio[i]
+                for j in range(i)
+            )
+            tries[kind] = tries.get(kind, 0.0) + 1
+            wins[kind] = wins.get(kind, 0.0) + (not beaten)
+        return {kind: (wins[kind] + PRIOR_SUCCESSES) / (count + PRIOR_TRIES) for kind, count in tries.items()}
 
     def _radius(self, seen: _Seen) -> int:
         """Shrinks while moves fail, grows while they succeed (a trust region)."""

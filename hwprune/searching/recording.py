@@ -59,6 +59,7 @@ def build_record(
     trials: Sequence[Trial],
     points: Sequence[Confirmed],
     untrained: Sequence[Confirmed] = (),
+    trained: Sequence[Confirmed] = (),
     created: str,
     notes: Sequence[str],
     self_checks: Sequence[dict[str, Any]],
@@ -112,6 +113,7 @@ def build_record(
         "trials": [trial.to_json() for trial in trials],
         "front": [point.to_json() for point in points],
         "untrained": [point.to_json() for point in untrained],
+        "trained": [point.to_json() for point in trained],
         "finished": finished,
         "notes": list(notes),
     }

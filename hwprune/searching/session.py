@@ -146,27 +146,25 @@ class Session:
                 self._clear(store.trials())
                 work.run()
                 points = confirm.confirm(evaluator, store, self.job, lambda: self._bench(machine), self.progress, self.notes)
-                points, untrained = self._trained(evaluator, store, points, machine)
+                untrained, trained = points, self._trained(evaluator, store, machine)
+                points = training.both_regimes(points, trained, self.job.constraints) if trained else points
             finally:
                 self._write_record(store, space, evaluator, None)
                 self.progress.close()
-            self._write_record(store, space, evaluator, points, untrained)
+            self._write_record(store, space, evaluator, points, untrained, trained)
         write_report(self.run)
         clear_candidates(self.run, {point.trial.number for point in points})
         trials = tuple(store.trials())
         store.close()
         return Result(self.run, trials, tuple(point_of(p, self.run) for p in points), tuple(self.notes))
 
-    def _trained(
-        self, evaluator: Evaluator, store: Store, points: list[confirm.Confirmed], machine: Host
-    ) -> tuple[list[confirm.Confirmed], list[confirm.Confirmed]]:
-        """The front over both regimes, and the one without training; the same twice where nobody is trained."""
+    def _trained(self, evaluator: Evaluator, store: Store, machine: Host) -> list[confirm.Confirmed]:
+        """The trained candidates, measured and scored like any other; none where the job asks for no training."""
         plan = self.job.training
         if plan is None:
-            return points, []
-        trained = training.train_finalists(evaluator, store, plan, self.job.constraints, self.progress, self.notes)
-        more = confirm.confirm_trained(evaluator, trained, lambda: self._bench(machine), self.progress, self.notes)
-        return training.both_regimes(points, more, self.job.constraints), points
+            return []
+        found = training.train_finalists(evaluator, store, plan, self.job.constraints, self.progress, self.notes)
+        return confirm.confirm_trained(evaluator, found, lambda: self._bench(machine), self.progress, self.notes)
 
     def join(self) -> int:
         """Work on a study that another process has begun, until it is finished; returns how many trials this process did.
@@ -437,6 +435,7 @@ class Session:
         evaluator: Evaluator,
         points: list[confirm.Confirmed] | None,
         untrained: Sequence[confirm.Confirmed] = (),
+        trained: Sequence[confirm.Confirmed] = (),
     ) -> None:
         """``points`` None: the search is not finished."""
         assert evaluator.baseline is not None
@@ -451,7 +450,8 @@ class Session:
             baseline=evaluator.baseline,
             trials=store.trials(),
             points=points or [],
-            untrained=untrained,
+            untrained=untrained if self.job.training is not None else (),
+            trained=trained,
             finished=points is not None,
             created=str(store.read("created")),
             notes=self.notes,

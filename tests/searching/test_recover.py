@@ -1,0 +1,128 @@
+"""Recovery training of the finalists, in a whole search."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import hwprune
+from hwprune.cli.main import main
+from hwprune.errors import UsageError
+from hwprune.files import sha256
+from hwprune.searching import training
+from hwprune.searching.constraints import Constraints
+from tests.recovery.conftest import make
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("recover") / "run"
+    workload = make(width=96)
+    return workload, run, hwprune.search(workload, trials=5, out=run, recover="distill:3", seed=0)
+
+
+def test_trained_candidates_are_trials_of_their_own_with_files(trained):
+    _, run, result = trained
+    rows = [t for t in result.trials if t.recovery]
+    assert rows, "nobody was trained"
+    for trial in rows:
+        parent = next(t for t in result.trials if t.number == trial.recovery["of"])
+        assert trial.metric.value > parent.metric.value
+        assert trial.recovery["seconds"] > 0 and trial.recovery["examples"] >= 3 * 256
+        assert trial.origin == f"distill:3 of {parent.number}"
+    assert sum(not t.recovery for t in result.trials) == 5  # training takes no trial's place
+    for point in result.points:
+        folder = run / "candidates" / str(point.trial.number)
+        assert (folder / "model.onnx").is_file() and (folder / "model.safetensors").is_file()
+        assert (folder / "recovery.json").is_file() == bool(point.trial.recovery)
+
+
+def test_both_regimes_and_the_cost_are_told(trained):
+    _, run, result = trained
+    record = json.loads((run / "record.json").read_text())
+    assert record["untrained"] and all("metric" in point for point in record["untrained"])
+    assert any("training took" in note for note in result.notes)
+    rows = list(csv.DictReader((run / "front.csv").read_text().splitlines()))
+    told = [row for row in rows if row["recovery"]]
+    assert {row["trial"] for row in told} == {str(p.trial.number) for p in result.points if p.trial.recovery}
+    for row in told:
+        assert row["recovery"] == "distill:3" and float(row["train_seconds"]) > 0 and row["trained_from"].isdigit()
+    page = (run / "report.html").read_text()
+    assert "distill:3" in page
+
+
+def test_the_file_holds_the_trained_weights(trained):
+    workload, run, result = trained
+    from safetensors.torch import load_file
+
+    from hwprune.pruning import Pruner
+
+    point = next((p for p in result.points if p.trial.recovery), None)
+    if point is None:
+        pytest.skip("no trained candidate is on this machine's front")
+    plain = Pruner(workload).prune(dataclasses.replace(point.trial.recipe)).module.state_dict()
+    stored = load_file(run / "candidates" / str(point.trial.number) / "model.safetensors")
+    assert any(not torch.allclose(stored[name], plain[name], atol=1e-4) for name in stored)
+
+
+def test_a_finished_run_that_is_resumed_trains_nobody_again(trained, monkeypatch):
+    workload, run, result = trained
+    before = {p.trial.number: sha256(run / "candidates" / str(p.trial.number) / "model.onnx") for p in result.points}
+
+    def never(*_args, **_kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "recover", never)
+    again = hwprune.search(workload, trials=5, out=run, resume=True, recover="distill:3", seed=0)
+    numbers = {t.number for t in again.trials}
+    assert numbers == {t.number for t in result.trials}
+    for point in again.points:
+        if point.trial.number in before:
+            assert sha256(run / "candidates" / str(point.trial.number) / "model.onnx") == before[point.trial.number]
+
+
+@pytest.mark.parametrize(
+    ("change", "recover", "words"),
+    [
+        ({"train": None}, "finetune:1", "train=..."),
+        ({"train": []}, "finetune:1", "empty"),
+        ({}, "finetune:0", "epochs must be > 0"),
+        ({}, "finetune:many", "number of epochs"),
+    ],
+)
+def test_what_can_not_be_trained_is_told_before_the_search(change, recover, words, tmp_path):
+    with pytest.raises(hwprune.HwpruneError, match=words):
+        hwprune.search(dataclasses.replace(make(), **change), trials=2, out=tmp_path / "run", recover=recover)
+
+
+def test_a_frozen_model_is_told_before_the_search(tmp_path):
+    workload = make()
+    workload.model.requires_grad_(False)
+    with pytest.raises(UsageError, match="frozen"):
+        hwprune.search(workload, trials=2, out=tmp_path / "run", recover="distill:1")
+
+
+def test_the_command_line_refuses_what_has_no_training_data(tmp_path, capsys):
+    words = [
+        "search",
+        "tests/workloads.py:good",
+        "--recover",
+        "distill:1",
+        "--trials",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+    ]
+    assert main(words) == 2
+    assert "training data" in capsys.readouterr().err
+
+
+def test_the_front_of_both_regimes_holds_no_dominated_point(trained):
+    _, _, result = trained
+    points = list(result.points)
+    for a in points:
+        assert not any(b.drop <= a.drop and b.speedup.value > a.speedup.value for b in points if b is not a)
+    assert training.both_regimes([], [], Constraints()) == []
