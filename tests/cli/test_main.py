@@ -51,7 +51,7 @@ def test_launcher_of_a_checkout_works():
         (["search", "--space", "defualt"], "default"),
         (["search", "--sampler", "tpee"], "tpe"),
         (["search", "--trials", "0"], "trials"),
-        (["search", "--recover", "distill:2"], "not in this version"),
+        (["search", "--recover", "distill:two"], "number of epochs"),
         (["search", "--resume"], "--out"),
         (["search", "--resume", "--out", "/no/such/run"], "no run to resume"),
         (["search", "nonsense"], "Forms"),
