@@ -52,6 +52,7 @@ class Deciding(Sparsifier):
             raise UsageError("the recipe leaves nothing to prune gradually: it holds no axis and no matrix")
         self.decision = Decision({}, {})
         self._schedule = schedules.get(plan.schedule)
+        self._final = sum(choice.sparsity for _, choice in self.choices.values()) / len(self.choices)
         self._updates = 0
 
     @property
@@ -64,7 +65,7 @@ class Deciding(Sparsifier):
         due = int(done * self.plan.updates + 1e-9)
         if due > self._updates or progress >= 1:
             self._updates = due
-            self.decision = self.decide(self._schedule(due / self.plan.updates, 0.0, 1.0))
+            self.decision = self.decide(self._schedule(due / self.plan.updates, 0.0, self._final) / self._final)
         self.hold(module, optimizer)
 
     def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -11,6 +11,7 @@ follow from the seed and from how many proposals came before it, so that a kill 
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -556,15 +557,21 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         """
         wins: dict[str, float] = {}
         tries: dict[str, float] = {}
-        for i, kind in enumerate(seen.kind):
-            if not kind or not np.isfinite(seen.ratio[i]):
+        ratios: list[float] = []  # the front so far, by rising ratio and so by falling divergence
+        divergences: list[float] = []
+        for kind, ratio, divergence in zip(seen.kind, seen.ratio, seen.divergence, strict=True):
+            if not np.isfinite(ratio):
                 continue
-            beaten = any(
-                np.isfinite(seen.ratio[j]) and seen.divergence[j] <= seen.divergence[i] and seen.ratio[j] <= seen.ratio[i]
-                for j in range(i)
-            )
-            tries[kind] = tries.get(kind, 0.0) + 1
-            wins[kind] = wins.get(kind, 0.0) + (not beaten)
+            at = bisect.bisect_right(ratios, ratio)
+            beaten = at > 0 and divergences[at - 1] <= divergence
+            if not beaten:
+                end = at
+                while end < len(divergences) and divergences[end] >= divergence:
+                    end += 1
+                ratios[at:end], divergences[at:end] = [ratio], [divergence]
+            if kind:
+                tries[kind] = tries.get(kind, 0.0) + 1
+                wins[kind] = wins.get(kind, 0.0) + (not beaten)
         return {kind: (wins[kind] + PRIOR_SUCCESSES) / (count + PRIOR_TRIES) for kind, count in tries.items()}
 
     def _radius(self, seen: _Seen) -> int:

@@ -57,6 +57,12 @@ def test_axes_and_weights_together(stripes, decider):
     assert float((~mask).float().mean()) == pytest.approx(0.5, abs=0.01)  # of what the cut leaves
 
 
+@pytest.mark.parametrize("schedule", ["linear", "exponential", "iterative:3", "one-shot"])
+def test_every_schedule_ends_at_the_recipe(stripes, schedule):
+    made = prune_gradually(stripes, CHANNELS, Plan("gradual", 1, updates=4, schedule=schedule))
+    assert made.candidate.recipe.choices[0].sparsity == 0.5
+
+
 def test_a_branch_goes_when_the_model_is_cut(stripes):
     choices = (UnitChoice("add", "branch", 1.0, "drop"), UnitChoice("stem.weight", "unstructured", 0.5, "l1"))
     made = prune_gradually(stripes, Recipe(choices, "none"), Plan("gradual", 1, updates=4))
