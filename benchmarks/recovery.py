@@ -29,7 +29,7 @@ from hwprune.recovery.tickets import Interval
 from hwprune.workload import Workload
 
 METHODS = (
-    "finetune", "distill", "distill+features", "gradual", "iterative", "movement", "soft-movement", "platon", "growing",
+    "finetune", "distill", "distill+features", "gradual", "iterative", "movement", "soft-movement", "platon", "growing", "lasso",
 )  # fmt: skip
 CRITERION = {"unstructured": "l1", "channel": "obs", "neuron": "obs", "head": "obs"}
 

@@ -360,3 +360,55 @@ class Growing(Scored):
         for name, goes in self._goes.items():
             parameters[name].copy_(torch.where(goes.to(parameters[name].device), parameters[name] * factor, parameters[name]))
         super().after_step(module, optimizer, progress)
+
+
+@final
+class Lasso(Scored):
+    """L1 on single weights, group lasso on axes, and removal by norm at the end (Wen et al. 2016, arXiv 1608.03665).
+
+    The penalty acts as its proximal step after each step of the optimizer: a weight, or the norm of a group, shrinks by a
+    constant and stops at zero. The constant is such that what the recipe removes would be gone at the end if nothing else moved
+    it.
+    """
+
+    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
+        super().__init__(pruner, recipe, plan)
+        self._shrink: dict[str, float] = {}
+        self._before = 0.0
+        for name, (_, choice) in self.choices.items():
+            norms = self._norms(pruner.graph.module, name).reshape(-1)
+            self._shrink[name] = float(norms.sort().values[min(len(norms) - 1, round(choice.sparsity * len(norms)))])
+
+    @torch.no_grad()
+    def _norms(self, module: nn.Module, name: str) -> torch.Tensor:
+        """Of every weight, or of every index of an axis over what makes it."""
+        parameters = dict(module.named_parameters())
+        if self.choices[name][0].axis is None:
+            return parameters[name].detach().abs()
+        found = torch.zeros_like(self.scores[name])
+        for parameter, dim, index in self._places[name]:
+            each = parameters[parameter].detach().square().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
+            found.index_add_(0, index[index >= 0], each[index >= 0])
+        return found.sqrt()
+
+    @torch.no_grad()
+    def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        parameters = dict(module.named_parameters())
+        for name, (unit, _) in self.choices.items():
+            norms = self._norms(module, name)
+            factor = (1 - self._shrink[name] * (progress - self._before) / norms.clamp(min=1e-12)).clamp(min=0)
+            if unit.axis is None:
+                parameters[name].mul_(factor)
+                continue
+            for parameter, dim, index in self._places[name]:
+                values = torch.where(index >= 0, factor[index.clamp(min=0)], torch.ones((), device=factor.device))
+                parameters[parameter].mul_(_along(values, dim, parameters[parameter].ndim))
+        self._before = progress
+        super().after_step(module, optimizer, progress)
+
+    def decide(self, share: float) -> Decision:
+        if share < 1:
+            return self.decision
+        for name in self.choices:
+            self.scores[name].data.copy_(self._norms(self.pruner.graph.module, name))
+        return super().decide(share)

@@ -14,7 +14,7 @@ from hwprune.errors import CandidateFailure, UsageError
 from hwprune.pruning import Candidate, Pruner
 from hwprune.recipe import Recipe, UnitChoice
 from hwprune.recovery import distillation
-from hwprune.recovery.deciding import Deciding, Decision, Gradual, Growing, Movement, Platon
+from hwprune.recovery.deciding import Deciding, Decision, Gradual, Growing, Lasso, Movement, Platon
 from hwprune.recovery.masking import Held
 from hwprune.recovery.plan import Plan
 from hwprune.recovery.training import Judge, Outcome, Report, train
@@ -23,6 +23,7 @@ from hwprune.workload import Workload
 DECIDERS: dict[str, Callable[[Pruner, Recipe, Plan], Deciding]] = {
     "gradual": Gradual,
     "growing": Growing,
+    "lasso": Lasso,
     "movement": Movement,
     "platon": Platon,
     "soft-movement": lambda pruner, recipe, plan: Movement(pruner, recipe, plan, soft=True),

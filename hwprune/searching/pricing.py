@@ -48,6 +48,19 @@ class Prices:
     coupled: dict[tuple[str, str], Array] = field(default_factory=dict)
     share: dict[str, float] = field(default_factory=dict)
 
+    def by_size(self, space: SearchSpace) -> dict[str, tuple[list[int], list[float]]]:
+        """Axis -> its sizes, rising, and the share of the dense time that each saves: what gates that learn a speed need."""
+        found: dict[str, tuple[list[int], list[float]]] = {}
+        for knob in space.knobs:
+            for pattern, levels in knob.levels.items():
+                if patterns.is_axis(pattern):
+                    rows = [
+                        (knob.size - round(s * knob.size), self.saved.get((knob.unit, n), 0.0)) for n, s in enumerate(levels, 1)
+                    ]
+                    rows = sorted([*rows, (knob.size, 0.0)])
+                    found[knob.unit] = ([size for size, _ in rows], [saved for _, saved in rows])
+        return found
+
     def to_json(self) -> dict[str, Any]:
         return {
             "saved": {f"{unit}\t{level}": value for (unit, level), value in self.saved.items()},

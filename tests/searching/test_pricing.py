@@ -80,6 +80,24 @@ def test_bytes_saved_are_those_of_the_parameters():
             assert prices.bytes_saved[knob.unit, level] == 4 * gone
 
 
+def test_savings_by_size_are_the_table_that_gates_learn_from():
+    from hwprune.recovery.gates import Gates
+    from hwprune.recovery.plan import Plan
+
+    _, space, prices = priced(plain())
+    found = prices.by_size(space)
+    for knob in space.knobs:
+        sizes, saved = found[knob.unit]
+        assert sizes == sorted(set(sizes)) and sizes[-1] == knob.size and saved[-1] == 0.0
+        for level in range(1, knob.depth + 1):
+            count = int(axis_level(knob, level)[0][knob.unit])
+            assert saved[sizes.index(count)] == prices.saved[knob.unit, level]
+    private = Pruner(plain())
+    recipe = hwprune.uniform_recipe(private, "channel", 0.5, criterion="l1", compensation="none")
+    most = sum(max(saved) for _, saved in found.values())
+    assert float(Gates(private, recipe, Plan("gradual"), found, 1 - most / 2).expected_ratio().detach()) > 0.9
+
+
 def test_uncoupled_axes_share_cuts_and_still_get_their_own_price():
     from tests.structure.test_branches import Blocks
 
