@@ -167,11 +167,18 @@ class _Run:
         if plan.taught and self.teacher is None:
             raise ValueError(f"{plan.text()} needs a teacher")
         self._started = self._saved = time.monotonic()
-        home = device_of(self.module)
+        homes = [(one, device_of(one)) for one in (self.module, self.teacher) if one is not None]
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        self.module.to(self.device)
-        if self.teacher is not None:
-            self.teacher.to(self.device).eval()
+        try:
+            for one, _ in homes:
+                one.to(self.device).eval()
+            return self._go()
+        finally:  # the teacher is the user's own model: it must not stay where it was moved, whatever happens
+            for one, home in homes:
+                one.to(home)
+
+    def _go(self) -> Outcome:
+        plan = self.plan
         if isinstance(self.sparsifier, Held):
             self.sparsifier = self.sparsifier.to(self.device)
         normed = any(node.target is _BATCH_NORM for node in self.module.graph.nodes)
@@ -196,9 +203,6 @@ class _Run:
         self.module.eval()
         if isinstance(self.sparsifier, Held):
             self.sparsifier.check(self.module)
-        self.module.to(home)
-        if self.teacher is not None:
-            self.teacher.to(home)
         if self.folder is not None:
             (self.folder / FILE).unlink(missing_ok=True)
         return Outcome(
