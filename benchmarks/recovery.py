@@ -67,6 +67,7 @@ def main() -> None:
         candidate = pruner.prune(recipe_of(pruner, options.pattern, sparsity))
         spent.setdefault("one-shot", []).append(time.monotonic() - start)
         cells["one-shot"].append(f"{score(pruner, candidate.module):.4f}")
+        print(f"  {sparsity:g} one-shot: {cells['one-shot'][-1]}", flush=True)
         values: dict[str, list[float]] = {}
         for method in methods:
             for seed in range(options.seeds):
