@@ -79,6 +79,10 @@ def test_run_directory(finished_run):
         "loaded_bytes",
         "peak_bytes",
         "joules",
+        "recovery",
+        "trained_from",
+        "train_seconds",
+        "drop_before_training",
     ]
     assert rows[0]["trial"] == "dense"
     assert float(rows[0]["metric"]) == 1.0  # its own labels
@@ -436,7 +440,7 @@ def test_candidates_that_crash_are_failed_trials(tmp_path, monkeypatch):
     [
         ({"trials": -1}, "trials"),
         ({"max_drop": -0.1}, "max_drop"),
-        ({"recover": "finetune:3"}, "recover"),
+        ({"recover": "finetune:many"}, "recover"),
         ({"min_speedup": 0}, "min_speedup"),
         ({"trial_timeout_s": 0}, "trial_timeout"),
     ],
