@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,12 @@ def _stored(pruner: Pruner, options: argparse.Namespace) -> tuple[Candidate, boo
     recipe = stored.recipe
     if options.compensation is not None:
         recipe = dataclasses.replace(recipe, compensation=compensation.canonical(options.compensation))
+    if (Path(options.recipe).parent / "recovery.json").is_file():
+        print(
+            "hwprune: the weights beside this recipe were trained; this prunes without training. "
+            "The trained ones are in model.safetensors and model.onnx there",
+            file=sys.stderr,
+        )
     same = stored.fingerprint == pruner.fingerprint
     return (pruner.prune(recipe, stored.keeps, stored.masks, stored.orders) if same else pruner.prune(recipe)), same
 

@@ -145,8 +145,10 @@ def test_limits_for_the_sampler(evaluator):
     limits = limits_of(Constraints(0.01, 2.0, base.latency.value / 4, base.size_bytes // 2), base, repaired=True)
     assert limits.max_drop == pytest.approx(0.01 * REPAIR)
     assert limits.max_ratio == pytest.approx(0.25)
-    assert limits.min_bytes_saved == base.size_bytes - base.size_bytes // 2
-    assert limits_of(Constraints(max_size=2 * base.size_bytes), base).min_bytes_saved is None
+    assert limits.min_saved == {"file": base.size_bytes - base.size_bytes // 2}
+    assert not limits_of(Constraints(max_size=2 * base.size_bytes), base).min_saved
+    trained = limits_of(Constraints(0.01), base, repaired=True, trained=True)
+    assert trained.max_drop > limits.max_drop  # training brings back more than compensation does
 
 
 def test_a_file_that_computes_something_else_is_never_a_finalists(evaluator, monkeypatch):

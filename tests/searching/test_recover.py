@@ -20,7 +20,7 @@ from tests.recovery.conftest import make
 def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("recover") / "run"
     workload = make(width=96)
-    return workload, run, hwprune.search(workload, trials=5, out=run, recover="distill:3", seed=0)
+    return workload, run, hwprune.search(workload, trials=4, out=run, recover="distill:3", seed=0)
 
 
 def test_trained_candidates_are_trials_of_their_own_with_files(trained):
@@ -32,7 +32,7 @@ def test_trained_candidates_are_trials_of_their_own_with_files(trained):
         assert trial.metric.value > parent.metric.value
         assert trial.recovery["seconds"] > 0 and trial.recovery["examples"] >= 3 * 256
         assert trial.origin == f"distill:3 of {parent.number}"
-    assert sum(not t.recovery for t in result.trials) == 5  # training takes no trial's place
+    assert sum(not t.recovery for t in result.trials) == 4  # training takes no trial's place
     for point in result.points:
         folder = run / "candidates" / str(point.trial.number)
         assert (folder / "model.onnx").is_file() and (folder / "model.safetensors").is_file()
@@ -75,7 +75,7 @@ def test_a_finished_run_that_is_resumed_trains_nobody_again(trained, monkeypatch
         raise AssertionError("trained again")
 
     monkeypatch.setattr(training, "recover", never)
-    again = hwprune.search(workload, trials=5, out=run, resume=True, recover="distill:3", seed=0)
+    again = hwprune.search(workload, trials=4, out=run, resume=True, recover="distill:3", seed=0)
     numbers = {t.number for t in again.trials}
     assert numbers == {t.number for t in result.trials}
     for point in again.points:
@@ -126,3 +126,14 @@ def test_the_front_of_both_regimes_holds_no_dominated_point(trained):
     for a in points:
         assert not any(b.drop <= a.drop and b.speedup.value > a.speedup.value for b in points if b is not a)
     assert training.both_regimes([], [], Constraints()) == []
+
+
+def test_a_trained_recipe_applied_again_says_that_it_prunes_only(trained, tmp_path, capsys):
+    import shutil
+
+    _, run, _ = trained
+    folder = next(path.parent for path in sorted((run / "candidates").glob("*/recipe.json")))
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "recovery.json").write_text("{}")
+    main(["apply", str(tmp_path / "copy" / "recipe.json"), "tests/workloads.py:good", "--quiet", "--out", str(tmp_path / "out")])
+    assert "prunes without training" in capsys.readouterr().err
