@@ -74,10 +74,10 @@ class Settings:
             raise ValueError(f"clock {self.clock!r} is not one of {', '.join(CLOCKS)}")
 
     def brief(self) -> Settings:
-        """For a first look in a search: about 1 % (standard deviation) in a quarter of the time.
+        """For a first look in a search, in a quarter of the time.
 
-        Differences between sessions, which more time in one session does not lessen, are half as large; and who ends on the
-        front is measured again in fresh processes.
+        Differences between sessions are not lessened by more time in one; and who ends on the front is measured again in fresh
+        processes.
         """
         return replace(
             self, half_width=max(self.half_width, 0.02), limit_s=min(self.limit_s, 0.1), letter_s=min(self.letter_s, 0.001),

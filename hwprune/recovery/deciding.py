@@ -55,14 +55,8 @@ class Deciding(Sparsifier):
         self._final = sum(choice.sparsity for _, choice in self.choices.values()) / len(self.choices)
         self._updates = 0
 
-    @property
-    def rising(self) -> float:
-        """Share of the training in which sparsity rises."""
-        return 1.0
-
     def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
-        done = min(1.0, progress / self.rising)
-        due = int(done * self.plan.updates + 1e-9)
+        due = int(progress * self.plan.updates + 1e-9)
         if due > self._updates or progress >= 1:
             self._updates = due
             self.decision = self.decide(self._schedule(due / self.plan.updates, 0.0, self._final) / self._final)

@@ -116,6 +116,8 @@ def prune_gradually(
 
     Args:
         decider: a name of `DECIDERS`, or something that makes a `Deciding`.
+        folder: where checkpoints are kept while it runs. While sparsity rises only ``gradual`` has them: the others have a state
+            of their own that is not stored. A run that was stopped after that begins with the rising sparsity again.
 
     Raises:
         CandidateFailure: (stage ``recover``) it can't be trained.
@@ -129,7 +131,7 @@ def prune_gradually(
     rising = replace(plan, epochs=plan.epochs * (1 - plan.settle), patience=0)
     first = train(
         private.graph.module, pruner.workload, rising, sparsifier=made, teacher=teacher, keep_best=False,
-        judge=judge_of(pruner), folder=folder / "rising" if folder is not None else None, report=report,
+        judge=judge_of(pruner), folder=folder / "rising" if folder is not None and decider == "gradual" else None, report=report,
     )  # fmt: skip
     candidate = decided(pruner, private, recipe, made.decision)
     settling = replace(plan, epochs=plan.epochs * plan.settle)

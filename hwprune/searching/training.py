@@ -39,7 +39,9 @@ FARTHEST = 0.35
 """The same as a share of the dense metric where nothing is wanted."""
 FILE = "recovery.json"
 WITHOUT_GAIN = "trained without gain"
-"""Attribute of the study: trials that validation did not find better after their training."""
+"""Attribute of the study, with the plan: trials that validation did not find better after their training."""
+SHORT_TRAINING = "short training"
+"""The same: trial -> metric on validation after the short training."""
 
 
 def train_finalists(
@@ -52,7 +54,7 @@ def train_finalists(
     if not chosen:
         notes.append("No candidate is near enough to dense to be trained.")
         return []
-    if len(chosen) > TRAINED and plan.kind != "gradual" and not known:
+    if len(chosen) > TRAINED and plan.kind != "gradual":
         chosen = trainer.select(chosen)
     found = []
     for place, trial in enumerate(chosen):
@@ -96,13 +98,15 @@ class _Trainer:
     ) -> None:
         self.evaluator, self.store, self.plan, self.constraints = evaluator, store, plan, constraints
         self.progress, self.notes = progress, notes
-        self.without_gain: list[int] = list(store.read(WITHOUT_GAIN) or [])
+        # Of another plan nothing is known: a run may be resumed with more epochs.
+        self._gain_key, self._short_key = f"{WITHOUT_GAIN} {plan.text()}", f"{SHORT_TRAINING} {plan.text()}"
+        self.without_gain: list[int] = list(store.read(self._gain_key) or [])
         self.wasted = 0.0
         """Seconds of training that no candidate came of."""
 
     def select(self, chosen: Sequence[Trial]) -> list[Trial]:
         """After a short training: the front by (drop, speedup), then who is just behind it."""
-        known = self.store.read("short training") or {}
+        known = self.store.read(self._short_key) or {}
         scored = []
         for place, trial in enumerate(chosen):
             self.progress.stage(f"training finalist {place + 1} of {len(chosen)} for a while, to choose who is trained")
@@ -114,7 +118,7 @@ class _Trainer:
                     continue
                 self.wasted += made.seconds
                 known[str(trial.number)] = made.outcome.after.value
-                self.store.write("short training", known)
+                self.store.write(self._short_key, known)
             base = self.evaluator.baseline
             assert base is not None
             drop = self.evaluator.metric.drop(base.metric.value, known[str(trial.number)])
@@ -141,9 +145,9 @@ class _Trainer:
                 made = recover(self.evaluator.pruner, self._candidate(trial), self.plan, folder=checkpoints, report=self._report)
         except CandidateFailure as failure:
             self.notes.append(f"Trial {trial.number} could not be trained: {failure.reason}.")
-            return None
-        finally:
             shutil.rmtree(checkpoints, ignore_errors=True)
+            return None  # Ctrl-C goes past this: what was trained so far is still to be used
+        shutil.rmtree(checkpoints, ignore_errors=True)
         return self._finish(trial, made, number)
 
     def _report(self, done: int, total: int, left_s: float, best: Any) -> None:
@@ -166,7 +170,7 @@ class _Trainer:
             if evaluator.metric.drop(before.metric.value, metric.value) >= 0:
                 self.wasted += made.seconds
                 self.without_gain.append(trial.number)
-                self.store.write(WITHOUT_GAIN, self.without_gain)
+                self.store.write(self._gain_key, self.without_gain)
                 return None
             export.to_safetensors(made.candidate.module, scratch / "model.safetensors")
             facts = {

@@ -137,3 +137,32 @@ def test_a_trained_recipe_applied_again_says_that_it_prunes_only(trained, tmp_pa
     (tmp_path / "copy" / "recovery.json").write_text("{}")
     main(["apply", str(tmp_path / "copy" / "recipe.json"), "tests/workloads.py:good", "--quiet", "--out", str(tmp_path / "out")])
     assert "prunes without training" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_checkpoint_and_a_failure_does_not(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from hwprune.errors import CandidateFailure
+    from hwprune.recovery.plan import Plan
+
+    notes = []
+    store = SimpleNamespace(read=lambda key: None, trials=list)
+    evaluator = SimpleNamespace(run=tmp_path, pruner=SimpleNamespace(prune=lambda recipe: None))
+    trainer = training._Trainer(evaluator, store, Plan("distill"), Constraints(), None, notes)
+    for error in (KeyboardInterrupt(), CandidateFailure("recover", "no luck")):
+
+        def stopped(*_args, folder, error=error, **_kwargs):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recovery.safetensors").write_bytes(b"so far")
+            raise error
+
+        monkeypatch.setattr(training, "recover", stopped)
+        trial = SimpleNamespace(number=3, recipe=None)
+        checkpoint = tmp_path / "candidates" / "3.training" / "recovery.safetensors"
+        if isinstance(error, KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train(trial, None)
+            assert checkpoint.is_file()
+        else:
+            assert trainer.train(trial, None) is None
+            assert not checkpoint.exists() and "no luck" in notes[0]
