@@ -206,8 +206,8 @@ class RatioModel:
 
 
 POWER = 1.5
-"""Drop ~ sqrt(divergence) to the power of this: a judgement. Convolutional networks were seen below it, a transformer above; where
-the drop itself is the divergence it is 2."""
+"""Drop ~ sqrt(divergence) to the power of this: a judgement. Convolutional networks were seen below it, a transformer above;
+where the drop itself is the divergence it is 2."""
 
 
 @dataclass(slots=True)
