@@ -3,7 +3,8 @@
     python benchmarks/recovery.py --workload digits|digits_vit|resnet20|wide_cnn|minilm [--pattern channel] [--sparsities 0.5,0.7]
                                   [--epochs 2] [--seeds 3] [--examples N] [--methods finetune,distill,...] [--out FILE]
 
-One-shot is pruning with the default compensation; all others have the same number of training examples. Gradual methods start
+One-shot is pruning with the default compensation; all others have the same number of training examples, after a search for
+their learning rate. Gradual methods start
 from the dense weights and use 60 % of the epochs while sparsity rises. Accuracy is of the test split, of the weights that did
 best on validation; means over seeds with 95 % intervals (Student's t). ``--examples`` takes only the first of the training data.
 """

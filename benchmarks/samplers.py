@@ -77,6 +77,8 @@ class Ground:
     costs: dict[str, float]
     known: dict[str, Known] = field(default_factory=dict)
     recipes: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of what this run's samplers proposed."""
     number: int = 0
 
     def evaluate(self, parameters: dict[str, Any]) -> tuple[str, Known]:
@@ -85,6 +87,7 @@ class Ground:
         if not recipe.choices:
             return digest, Known(0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
         self.recipes[digest] = recipe
+        self.parameters[digest] = parameters
         if digest not in self.known:
             self.number += 1
             start = time.perf_counter()
@@ -349,6 +352,7 @@ def main() -> None:
             ground = ground_of(options.workload, options, folder, bench, database)
             results = run(ground, options, budgets, wanted)
             tables(ground, results, budgets)
+            beliefs(ground)
             ground.store()
 
 
@@ -445,6 +449,66 @@ def tables(ground: Ground, results: dict[str, dict[int, list[Course]]], budgets:
         print(f"| {label} | " + " | ".join(cells) + " |")
     print()
     assert math.isfinite(union)
+
+
+BELIEFS = {
+    "as it is": {},
+    "no interactions": {"INTERACTIONS": 0.0},
+    "all interactions": {"INTERACTIONS": 1.0},
+    "sensitivities free": {"SENSITIVITY": 1.0},
+    "no misfit": {"MISFIT": 1e-6, "KL_NOISE": 0.12},
+    "what it replaced": {"INTERACTIONS": 1.0, "SENSITIVITY": 0.35, "MISFIT": 1e-6, "KL_NOISE": 0.12},
+}
+"""Name -> constants of `hwprune.searching.surrogate`."""
+NEAR = 0.4
+"""ln KL above the least that saves as much: what a search chooses between."""
+
+
+def beliefs(ground: Ground, repeats: int = 16) -> None:
+    """How well the divergence of candidates near the front is predicted from a few others."""
+    from hwprune.searching import surrogate
+    from hwprune.searching.knapsack import KnapsackSampler
+
+    sampler = samplers.make("knapsack", 0, ground.advisor.context(80, store_distributions(ground.space)))
+    assert isinstance(sampler, KnapsackSampler)
+    rows, divergences, saved = [], [], []
+    for digest, parameters in ground.parameters.items():
+        known, chosen = ground.known[digest], sampler._allocation(parameters)
+        if known.divergence is not None and 1e-4 < known.divergence < 1.5 and chosen is not None:
+            rows.append(chosen)
+            divergences.append(known.divergence)
+            saved.append(sum(s[o] for s, o in zip(sampler._saved, chosen, strict=True)))
+    count = len(rows)
+    if count < 80:
+        return
+    chosen, divergence, times = np.array(rows), np.array(divergences), np.array(saved)
+    least = np.array([divergence[times >= t - 1e-9].min() for t in times])
+    near = np.log(divergence / least) < NEAR
+    sizes = (10, 20, 40)
+    print(
+        f"\n### {ground.name}: root mean square error of the predicted ln KL of {int(near.sum())} candidates near the front, from N "
+        f"others of {count}, mean over {repeats} draws\n| beliefs | " + " | ".join(f"N = {n}" for n in sizes) + " |"
+    )
+    print("| --- |" + " --- |" * len(sizes))
+    before = {name: getattr(surrogate, name) for how in BELIEFS.values() for name in how}
+    for name, how in BELIEFS.items():
+        for constant, value in (before | how).items():
+            setattr(surrogate, constant, value)
+        cells = []
+        for n in sizes:
+            draw = np.random.default_rng(0)
+            errors = []
+            for _ in range(repeats):
+                order = draw.permutation(count)
+                seen, others = order[:n], order[n:][near[order[n:]]]
+                model = surrogate.ErrorModel(sampler._errors, sampler._gram)
+                model.fit(chosen[seen], divergence[seen], np.ones(n))
+                told = model.samples(chosen[others], np.random.default_rng(0), 2)[0]
+                errors.append(float(np.sqrt(np.mean((told - np.log(divergence[others])) ** 2))))
+            cells.append(f"{statistics.fmean(errors):.3f}")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    for constant, value in before.items():
+        setattr(surrogate, constant, value)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Plan:
             rises while the model is trained with both, and training goes on afterwards).
         epochs: passes over the train split, fractions allowed.
         optimizer: ``adamw`` or ``sgd`` (with Nesterov momentum 0.9).
-        rate: highest learning rate; None: `default_rate`.
+        rate: highest learning rate; None: the best of short trials around `default_rate` (see `hwprune.recovery.rates`).
         decay: weight decay of everything with more than one dim.
         warmup: share of the steps over which the rate rises; then it falls along a cosine to 1 % of the highest.
         clip: largest norm of the gradient; 0: any.
@@ -129,7 +129,7 @@ def parse(text: str) -> Plan | None:
 
 
 def default_rate(plan: Plan, normed: bool) -> float:
-    """Highest learning rate where nobody says it.
+    """Highest learning rate that is tried first where nobody says one.
 
     Args:
         normed: has the model batch norms? Networks without (transformers) take ten times less.

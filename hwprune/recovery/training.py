@@ -18,7 +18,7 @@ from hwprune import evaluate
 from hwprune.errors import CandidateFailure, WorkloadError
 from hwprune.measurement import Measurement
 from hwprune.metrics import class_axis
-from hwprune.recovery import distillation
+from hwprune.recovery import distillation, rates
 from hwprune.recovery.checkpoint import FILE, Checkpoint, optimizer_tensors, restore_optimizer
 from hwprune.recovery.masking import Held, Sparsifier
 from hwprune.recovery.plan import Plan, default_rate
@@ -28,6 +28,12 @@ STAGE = "recover"
 """Stage of a `CandidateFailure` in training."""
 ENOUGH = 16
 """Examples in a batch whose statistics a batch norm may follow."""
+TRIED_FROM = 40
+"""Steps from which on a learning rate is searched for."""
+TRIED_SHARE, TRIED_LEAST, TRIED_MOST = 0.03, 8, 40
+"""Steps of one trial of a learning rate: share of all, and its bounds."""
+HELD_BACK = 4
+"""Batches that such a trial is judged by."""
 RESTARTS = 2
 """How often training begins anew, with a quarter of the rate, after the loss or the gradient was not finite."""
 _BATCH_NORM = torch.ops.aten.batch_norm.default
@@ -127,6 +133,15 @@ def train(
     return _Run(module, workload, plan, sparsifier, teacher, taps, judge, keep_best, folder, report, until).go()
 
 
+def search_rate(
+    module: fx.GraphModule, workload: Workload, plan: Plan, held: Held | None = None, teacher: fx.GraphModule | None = None
+) -> float:
+    """The learning rate that `train` would find for these weights, which are left as they are."""
+    run = _Run(module, workload, plan, held, teacher, (), None, True, None, None)
+    with run.placed(), run._ready():
+        return run.search_rate()
+
+
 @dataclass(slots=True)
 class _Run:
     module: fx.GraphModule
@@ -167,34 +182,27 @@ class _Run:
         if plan.taught and self.teacher is None:
             raise ValueError(f"{plan.text()} needs a teacher")
         self._started = self._saved = time.monotonic()
+        with self.placed():
+            return self._go()
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[None]:
+        """Models on the device that trains. The teacher is the user's own: it must not stay where it was moved."""
         homes = [(one, device_of(one)) for one in (self.module, self.teacher) if one is not None]
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         try:
             for one, _ in homes:
                 one.to(self.device).eval()
-            return self._go()
-        finally:  # the teacher is the user's own model: it must not stay where it was moved, whatever happens
+            yield
+        finally:
             for one, home in homes:
                 one.to(home)
 
     def _go(self) -> Outcome:
-        plan = self.plan
-        if isinstance(self.sparsifier, Held):
-            self.sparsifier = self.sparsifier.to(self.device)
-        normed = any(node.target is _BATCH_NORM for node in self.module.graph.nodes)
-        self.rate = plan.rate or default_rate(plan, normed)
         judge = self.judge or Judge(self.workload)
         if self.teacher is not None and judge.dense is None:
             judge.teach(self.teacher)
-        with (
-            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
-            _norms(self.module, self._norm_kind()),
-        ):
-            if isinstance(self.sparsifier, Held):
-                self.sparsifier.hold(self.module)
-            if self.taps and plan.features > 0 and self.teacher is not None:
-                self.student = distillation.tapped(self.module, self.taps)
-                self.master = distillation.tapped(self.teacher, self.taps).eval()
+        with self._ready():
             self._before = self._after = judge(self.module)
             self.best = self._copy()
             ended = self._all(judge)
@@ -210,12 +218,74 @@ class _Run:
             self.best_step, ended, self.restarts, tuple(self.history),
         )  # fmt: skip
 
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Masks held, batch norms as wanted, taps in place; random numbers of others are left alone."""
+        if isinstance(self.sparsifier, Held):
+            self.sparsifier = self.sparsifier.to(self.device)
+        with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            _norms(self.module, self._norm_kind()),
+        ):
+            if isinstance(self.sparsifier, Held):
+                self.sparsifier.hold(self.module)
+            if self.taps and self.plan.features > 0 and self.teacher is not None:
+                self.student = distillation.tapped(self.module, self.taps)
+                self.master = distillation.tapped(self.teacher, self.taps).eval()
+            yield
+
+    # -- the learning rate ---------------------------------------------------------------------
+
+    def search_rate(self) -> float:
+        """The plan's rate, or the best of short trials; without them where masks move, or the training is short itself."""
+        plan = self.plan
+        normed = any(node.target is _BATCH_NORM for node in self.module.graph.nodes)
+        first = plan.rate or default_rate(plan, normed)
+        total = self._steps()[1]
+        if plan.rate is not None or total < TRIED_FROM or not (self.sparsifier is None or isinstance(self.sparsifier, Held)):
+            return first
+        steps = min(max(round(TRIED_SHARE * total), TRIED_LEAST), TRIED_MOST)
+        torch.manual_seed(plan.seed)
+        needed = steps * plan.accumulate
+        items = list(itertools.islice(itertools.chain.from_iterable(map(self._order, itertools.count())), needed + HELD_BACK))
+        start = self._copy()
+
+        def loss_of(rate: float) -> float:
+            self._load(start)
+            self.rate, self.step = rate, 0
+            optimizer = self._optimizer()
+            torch.manual_seed(plan.seed)
+            try:
+                for place in range(0, needed, plan.accumulate):
+                    self._update(items[place : place + plan.accumulate], optimizer, steps)
+                self.module.eval()
+                with torch.no_grad():
+                    found = torch.stack([self._loss(inputs, targets) for inputs, targets in items[needed:]])
+            except _NotFinite:
+                return math.inf
+            return float(found.mean()) if bool(torch.isfinite(found).all()) else math.inf
+
+        try:
+            return rates.best(loss_of, first)
+        finally:
+            self._load(start)
+            self.step = 0
+            self.losses.clear()
+            self.mean.clear()
+
+    def _steps(self) -> tuple[int, int]:
+        """Of the optimizer: (an epoch, all)."""
+        a_epoch = math.ceil(self._count() / self.plan.accumulate)
+        return a_epoch, max(1, round(self.plan.epochs * a_epoch))
+
     # -- the loop ------------------------------------------------------------------------------
 
     def _all(self, judge: Judge) -> str:
         """Train; why it ended. Begins anew with a smaller rate where numbers are no longer finite."""
         start = self.best
         resume = self._read()
+        if resume is None:
+            self.rate = self.search_rate()
         while True:
             try:
                 return self._epochs(judge, resume)
@@ -240,8 +310,7 @@ class _Run:
         if resume is not None:
             restore_optimizer(optimizer, resume.tensors.get("optimizer", {}))
         batches = self._count()
-        a_epoch = math.ceil(batches / plan.accumulate)
-        total = max(1, round(plan.epochs * a_epoch))
+        a_epoch, total = self._steps()
         end = max(1, round(total * self.until))
         every = max(1, a_epoch // plan.checks)
         for epoch in itertools.count(self.step // a_epoch):

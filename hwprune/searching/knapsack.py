@@ -498,6 +498,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
 
         for allocation in self._optima(self._sensible(), budgets):
             add(allocation, "mean")
+        for allocation in self._optima(self._errors, budgets):
+            add(allocation, "prior")
         drawn = DRAWS if self.divergence_model.correlation < TRUSTED else max(1, DRAWS // 2)
         if self._saves:
             drawn = 0  # an integer program for each budget takes its time; moves around the front look further

@@ -19,8 +19,10 @@ from hwprune.errors import CandidateFailure
 from hwprune.files import dump_json, write_atomic
 from hwprune.pruning import Candidate
 from hwprune.recipe import Recipe
+from hwprune.recovery.masking import Held
 from hwprune.recovery.plan import Plan, shorter
 from hwprune.recovery.recovering import Recovered, prune_gradually, recover
+from hwprune.recovery.training import search_rate
 from hwprune.searching.confirm import Confirmed, finalists, objectives
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluator import Evaluator, size_of
@@ -40,6 +42,8 @@ FARTHEST = 0.35
 FILE = "recovery.json"
 WITHOUT_GAIN = "trained without gain"
 """Attribute of the study, with the plan: trials that validation did not find better after their training."""
+RATE = "training rate"
+"""The same: the learning rate of all trainings, where the plan says none."""
 SHORT_TRAINING = "short training"
 """The same: trial -> metric on validation after the short training."""
 
@@ -54,6 +58,7 @@ def train_finalists(
     if not chosen:
         notes.append("No candidate is near enough to dense to be trained.")
         return []
+    trainer.choose_rate(chosen)
     if len(chosen) > TRAINED and plan.kind != "gradual":
         chosen = trainer.select(chosen)
     found = []
@@ -100,9 +105,31 @@ class _Trainer:
         self.progress, self.notes = progress, notes
         # Of another plan nothing is known: a run may be resumed with more epochs.
         self._gain_key, self._short_key = f"{WITHOUT_GAIN} {plan.text()}", f"{SHORT_TRAINING} {plan.text()}"
+        self._rate_key = f"{RATE} {plan.text()}"
+        self._rated = plan
         self.without_gain: list[int] = list(store.read(self._gain_key) or [])
         self.wasted = 0.0
         """Seconds of training that no candidate came of."""
+
+    def choose_rate(self, chosen: Sequence[Trial]) -> None:
+        """One learning rate for all, by short trials with the one in the middle: short trainings are compared with each other."""
+        if self.plan.rate is not None or self.plan.kind == "gradual":  # which looks at what it removes itself
+            return
+        rate = self.store.read(self._rate_key)
+        if rate is None:
+            self.progress.stage("looking for a learning rate")
+            pruner = self.evaluator.pruner
+            candidate = self._candidate(chosen[len(chosen) // 2])
+            held = Held(candidate.masks) if candidate.masks else None
+            try:
+                rate = search_rate(
+                    candidate.module, pruner.workload, self.plan, held, pruner.graph.module if self.plan.taught else None
+                )
+            except CandidateFailure as failure:
+                self.notes.append(f"No learning rate could be searched for: {failure.reason}.")
+                return
+            self.store.write(self._rate_key, rate)
+        self._rated = replace(self.plan, rate=float(rate))
 
     def select(self, chosen: Sequence[Trial]) -> list[Trial]:
         """After a short training: the front by (drop, speedup), then who is just behind it."""
@@ -112,7 +139,7 @@ class _Trainer:
             self.progress.stage(f"training finalist {place + 1} of {len(chosen)} for a while, to choose who is trained")
             if str(trial.number) not in known:
                 try:
-                    made = recover(self.evaluator.pruner, self._candidate(trial), shorter(self.plan, SHORT))
+                    made = recover(self.evaluator.pruner, self._candidate(trial), shorter(self._rated, SHORT))
                 except CandidateFailure as failure:
                     self.notes.append(f"Trial {trial.number} can't be trained: {failure.reason}.")
                     continue
@@ -142,7 +169,9 @@ class _Trainer:
             if self.plan.kind == "gradual":
                 made = prune_gradually(self.evaluator.pruner, trial.recipe, self.plan, folder=checkpoints, report=self._report)
             else:
-                made = recover(self.evaluator.pruner, self._candidate(trial), self.plan, folder=checkpoints, report=self._report)
+                made = recover(
+                    self.evaluator.pruner, self._candidate(trial), self._rated, folder=checkpoints, report=self._report
+                )
         except CandidateFailure as failure:
             self.notes.append(f"Trial {trial.number} could not be trained: {failure.reason}.")
             shutil.rmtree(checkpoints, ignore_errors=True)

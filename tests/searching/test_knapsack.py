@@ -12,7 +12,7 @@ import pytest
 
 import hwprune
 from hwprune.searching.knapsack import Choice, Item, KnapsackSampler, Limits
-from hwprune.searching.surrogate import DropModel, ErrorModel, RatioModel, improvement
+from hwprune.searching.surrogate import INTERACTIONS, DropModel, ErrorModel, RatioModel, improvement
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -204,14 +204,15 @@ def test_interactions_give_the_whole_quadratic():
     for row, levels, alone in zip(shares, chosen, own, strict=True):
         total = sum(problem.responses[u][i] for u, i in enumerate(levels))
         inner = np.array([problem.responses[u][i] @ total / 128 for u, i in enumerate(levels)])
-        np.testing.assert_allclose(row, np.maximum(inner, 0.2 * alone), rtol=1e-9, atol=1e-15)
+        wanted = alone + INTERACTIONS * (inner - alone)
+        np.testing.assert_allclose(row, np.maximum(wanted, 0.2 * alone), rtol=1e-9, atol=1e-15)
 
 
 def test_sensitivities_are_learned():
     """Without interactions and noise the factors of the items come out, up to the common one."""
     draw = np.random.default_rng(1)
     errors = [np.concatenate([[0.0], np.sort(draw.random(4)) * 0.05]) for _ in range(6)]
-    truth = np.exp(draw.normal(0, 0.5, 6))
+    truth = np.exp(draw.normal(0, 0.25, 6))
     chosen = draw.integers(0, 5, (200, 6))
     divergence = np.array([sum(truth[u] * errors[u][i] for u, i in enumerate(row)) for row in chosen])
     model = ErrorModel(errors)
