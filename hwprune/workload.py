@@ -135,7 +135,8 @@ class Workload:
                 raise WorkloadError(f"{where} has inputs of {x.dtype}, example_inputs of {example.dtype}: convert the data")
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
                 raise WorkloadError(f"{where} holds NaN or infinity in its inputs: clean the data first")
-        if targets is None and not self.scoring.agreement:
+        # A teacher's outputs are enough to train by.
+        if targets is None and not self.scoring.agreement and split != "train":
             raise WorkloadError(f"{where} has no targets; metric {self.scoring.name!r} needs them (metric='agreement' does not)")
         return tuple(inputs), targets
 

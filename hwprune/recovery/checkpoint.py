@@ -35,18 +35,24 @@ class Checkpoint:
             for name, tensor in named.items()
         }
         flat["rng"] = torch.get_rng_state()
+        if torch.cuda.is_available():  # dropout there draws from the device's own
+            flat["rng/cuda"] = torch.cuda.get_rng_state()
         data = save(flat, {"facts": json.dumps(self.facts)})
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        with part.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        part.replace(path)
+        try:
+            with part.open("wb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
     @classmethod
-    def read(cls, path: Path) -> tuple[Checkpoint, torch.Tensor] | None:
-        """The checkpoint and the state of the random numbers, or None if there is none that can be read."""
+    def read(cls, path: Path) -> Checkpoint | None:
+        """The checkpoint, or None if there is none that can be read."""
         if not path.is_file():
             return None
         try:
@@ -56,9 +62,16 @@ class Checkpoint:
                 for key in stored.keys():  # noqa: SIM118 - it is no dict
                     group, _, name = key.partition("/")
                     tensors.setdefault(group, {})[name] = stored.get_tensor(key)
-            return cls(facts, tensors), tensors.pop("rng")[""]
-        except (SafetensorError, OSError, KeyError, ValueError):
+            return cls(dict(facts), tensors)
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError):
             return None
+
+
+def restore_random(state: Mapping[str, torch.Tensor]) -> None:
+    """Random numbers go on as when the checkpoint was written."""
+    torch.set_rng_state(state[""])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from hwprune import patterns
+from hwprune import method, patterns
 from hwprune.errors import UsageError
 from hwprune.pruning import Pruner
 from hwprune.recipe import Recipe, UnitChoice
 from hwprune.recovery import schedules
-from hwprune.recovery.masking import Held, Sparsifier
+from hwprune.recovery.masking import Held, Sparsifier, State
 from hwprune.recovery.plan import Plan
 from hwprune.structure.units import Unit
 from hwprune.structure.units import get as get_unit
@@ -40,6 +40,10 @@ class Deciding(Sparsifier):
     Branches stay until the model is cut: half a branch is none.
     """
 
+    SCALARS: tuple[str, ...] = ("_updates",)
+    TABLES: tuple[str, ...] = ()
+    """Attributes that training changes: numbers, and dictionaries of tensors."""
+
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
         """``pruner``: of a private copy of the model, whose ``graph.module`` is what is trained."""
         self.pruner, self.plan = pruner, plan
@@ -53,18 +57,55 @@ class Deciding(Sparsifier):
         self.decision = Decision({}, {})
         self._schedule = schedules.get(plan.schedule)
         self._final = sum(choice.sparsity for _, choice in self.choices.values()) / len(self.choices)
+        self.updates = plan.updates
         self._updates = 0
+        self._dense: tuple[Decision, dict[str, torch.Tensor]] | None = None
+        self._device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        self._device = device
+        self._dense = None
+
+    def state(self) -> State:
+        """The decision, and what `SCALARS` and `TABLES` name."""
+        found: State = {f"scalar/{name}": torch.tensor(float(getattr(self, name)), dtype=torch.float64) for name in self.SCALARS}
+        tables = {name: getattr(self, name) for name in self.TABLES}
+        for group, named in {**tables, "keeps": self.decision.keeps, "masks": self.decision.masks}.items():
+            found |= {f"{group}/{name}": tensor.detach().clone() for name, tensor in named.items()}
+        return found
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in state.items():
+            group, _, name = key.partition("/")
+            groups.setdefault(group, {})[name] = tensor
+        for name, value in groups.get("scalar", {}).items():
+            setattr(self, name, type(getattr(self, name))(float(value)))
+        for table in self.TABLES:
+            own = getattr(self, table)
+            for name in [name for name in own if name not in groups.get(table, {})]:
+                del own[name]
+            for name, tensor in groups.get(table, {}).items():
+                if name in own:
+                    own[name].copy_(tensor)  # the optimizer holds it
+                else:
+                    own[name] = tensor.clone().to(self._device)
+        self.decision = Decision(groups.get("keeps", {}), groups.get("masks", {}))
 
     def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
-        due = int(progress * self.plan.updates + 1e-9)
+        due = int(progress * self.updates + 1e-9)
         if due > self._updates or progress >= 1:
             self._updates = due
-            self.decision = self.decide(self._schedule(due / self.plan.updates, 0.0, self._final) / self._final)
+            share = 1.0 if progress >= 1 else self._schedule(due / self.updates, 0.0, self._final) / self._final
+            self.decision = self.decide(min(share, 1.0))
         self.hold(module, optimizer)
 
     def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Zero what has been decided on."""
-        Held(self.dense_masks()).hold(module, optimizer)
+        if self._dense is None or self._dense[0] is not self.decision:
+            self._dense = self.decision, self.dense_masks()
+        Held(self._dense[1]).hold(module, optimizer)
 
     @abc.abstractmethod
     def decide(self, share: float) -> Decision:
@@ -108,7 +149,18 @@ def _along(values: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
 
 @final
 class Gradual(Deciding):
-    """Each unit's own criterion, applied to the weights as they are at that moment (Zhu & Gupta 2017; any pattern)."""
+    """Each unit's own criterion, applied to the weights as they are at that moment (Zhu & Gupta 2017; any pattern).
+
+    Criteria that look at data take seconds for each decision, so they decide less often.
+    """
+
+    FEWER = 4
+    """Times less often, where any of the criteria looks at data."""
+
+    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
+        super().__init__(pruner, recipe, plan)
+        if any(method.get(choice.method).needs for _, choice in self.choices.values()):
+            self.updates = max(1, plan.updates // self.FEWER)
 
     def decide(self, share: float) -> Decision:
         self.pruner.forget()
@@ -131,6 +183,8 @@ class Gradual(Deciding):
 class Scored(Deciding):
     """Decides by scores that training itself makes: one an index of an axis, one a weight of a matrix."""
 
+    TABLES: tuple[str, ...] = ("scores",)
+
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
         super().__init__(pruner, recipe, plan)
         module = pruner.graph.module
@@ -148,6 +202,12 @@ class Scored(Deciding):
                     for parameter, dim in unit.axis.members
                     if parameter in parameters and not self._reads(unit, parameter, dim)
                 ]
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        for score in self.scores.values():
+            score.data = score.data.to(device)
+        self._places = {n: [(p, dim, index.to(device)) for p, dim, index in places] for n, places in self._places.items()}
 
     @staticmethod
     def _reads(unit: Unit, parameter: str, dim: int) -> bool:
@@ -189,8 +249,9 @@ class Movement(Scored):
             units makes the recipe's sparsity exact. Not for patterns in which weights compete in groups.
     """
 
-    rate_scale = 10.0
-    """Learning rate of scores over that of weights (Sanh et al. use 1e-2 beside 3e-5)."""
+    SCALARS = ("_updates", "weight", "_due")
+    travel = 10.0
+    """Sanh et al. give scores a rate of 1e-2 beside 3e-5 for weights: over a run they can move by some tens."""
     GAIN = 20.0
     """How fast the penalty of the soft variant follows the distance to the wanted sparsity."""
 
@@ -269,7 +330,7 @@ class Movement(Scored):
 
     def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Masks act in the forward pass alone until the end: what is masked may come back."""
-        if self._updates >= self.plan.updates:
+        if self._updates >= self.updates:
             super().hold(module, optimizer)
 
 
@@ -282,6 +343,7 @@ class Platon(Scored):
     """
 
     BETA1, BETA2 = 0.85, 0.95
+    TABLES: tuple[str, ...] = ("scores", "_mean", "_uncertain")
 
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
         super().__init__(pruner, recipe, plan)
@@ -289,7 +351,8 @@ class Platon(Scored):
         self._uncertain: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
-    def before_step(self, module: nn.Module) -> None:
+    def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        """Scores first: after the step what was zeroed is not zero, so that its score lives on."""
         parameters = dict(module.named_parameters())
         for name, (unit, _) in self.choices.items():
             if unit.axis is None:
@@ -304,11 +367,11 @@ class Platon(Scored):
                     if tensor.grad is not None:
                         each = (tensor * tensor.grad).abs().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
                         now.index_add_(0, index[index >= 0], each[index >= 0])
-            mean = self._mean.setdefault(name, now.clone())
-            mean.lerp_(now, 1 - self.BETA1)
+            mean = self._mean.setdefault(name, torch.zeros_like(now)).lerp_(now, 1 - self.BETA1)
             apart = (now - mean).abs()
-            self._uncertain.setdefault(name, apart.clone()).lerp_(apart, 1 - self.BETA2)
-            self.scores[name].copy_(mean * self._uncertain[name])
+            uncertain = self._uncertain.setdefault(name, torch.zeros_like(now)).lerp_(apart, 1 - self.BETA2)
+            self.scores[name].copy_(mean * uncertain)
+        super().after_step(module, optimizer, progress)
 
 
 @final
@@ -321,6 +384,7 @@ class Growing(Scored):
     """
 
     TOTAL = 6.0
+    SCALARS = ("_updates", "_before")
 
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
         super().__init__(pruner, recipe, plan)
@@ -343,7 +407,7 @@ class Growing(Scored):
     @torch.no_grad()
     def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Nothing is zeroed before the end."""
-        if self._updates >= self.plan.updates:
+        if self._updates >= self.updates:
             super().hold(module, optimizer)
 
     @torch.no_grad()
@@ -364,6 +428,8 @@ class Lasso(Scored):
     constant and stops at zero. The constant is such that what the recipe removes would be gone at the end if nothing else moved
     it.
     """
+
+    SCALARS = ("_updates", "_before")
 
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
         super().__init__(pruner, recipe, plan)

@@ -8,15 +8,17 @@ import torch
 from torch import fx
 
 
-def logits(found: torch.Tensor, wanted: torch.Tensor, axis: int | None, temperature: float) -> torch.Tensor:
+def logits(
+    found: torch.Tensor, wanted: torch.Tensor, axis: int | None, temperature: float, variance: float = 1.0
+) -> torch.Tensor:
     """T^2 KL(teacher || student) of the softened distributions, a mean over positions (Hinton et al. 2015, arXiv 1503.02531).
 
     Args:
-        axis: of the classes; None: outputs are no distribution, and the squared error as a share of the teacher's variance is
-            taken.
+        axis: of the classes; None: outputs are no distribution, and the squared error as a share of ``variance`` is taken.
+        variance: of the teacher's outputs over the data, not over this batch, which may hold one example.
     """
     if axis is None:
-        error: torch.Tensor = (found - wanted).square().mean() / wanted.var().clamp(min=1e-12)
+        error: torch.Tensor = (found - wanted).square().mean() / max(variance, 1e-12)
         return error
     student = (found.float() / temperature).log_softmax(dim=axis)
     teacher = (wanted.float() / temperature).log_softmax(dim=axis)

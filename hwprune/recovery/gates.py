@@ -22,17 +22,23 @@ from hwprune.recovery.plan import Plan
 
 STRETCH = (-0.1, 1.1)
 BETA = 2 / 3
-OPEN = 3.0
-"""ln(alpha) at the beginning: gates are open with a probability of 0.99."""
+OPEN = 1.0
+"""ln(alpha) at the beginning: gates are open with a probability of 0.93, and not so far up that their gradient is gone."""
 
 
 @final
 class Gates(Scored):
     """Gates of a recipe's axes; how many close of which axis is found by training, not taken from the recipe."""
 
-    rate_scale = 30.0
-    RISE = 1.0
-    """How fast the multiplier follows the distance to the wanted ratio, per update."""
+    travel = 40.0
+    """Of ln(alpha): from open to closed it is ten, and gates must be able to come back."""
+    FARTHEST = math.log(100)
+    """|ln(alpha)|; beyond it the chance of changing has no gradient any more (Louizos et al. clamp it too)."""
+    SCALARS = ("_updates", "multiplier", "_before", "_due")
+    RISE = 1000.0
+    """How much the multiplier rises over a run whose model is slower by the whole dense time."""
+    SQUARE = 100.0
+    """Weight of the squared distance beside it (an augmented Lagrangian; CoFi, Xia et al. 2022, arXiv 2204.00408)."""
 
     def __init__(
         self,
@@ -65,7 +71,8 @@ class Gates(Scored):
             name: (torch.tensor(sizes, dtype=torch.float32), torch.tensor(saved, dtype=torch.float32))
             for name, (sizes, saved) in savings.items()
         }
-        self.multiplier = 0.0
+        self.multiplier = self._before = 0.0
+        self._due = 1.0
         with torch.no_grad():
             for score in self.scores.values():
                 score.fill_(OPEN).add_(0.01 * torch.randn(score.shape, generator=torch.Generator().manual_seed(plan.seed)))
@@ -105,19 +112,39 @@ class Gates(Scored):
         return 1 - torch.stack(saved).sum()
 
     def penalty(self, module: nn.Module) -> torch.Tensor | None:  # noqa: ARG002
-        return self.multiplier * (self.expected_ratio() - self.ratio) if self.multiplier > 0 else None
+        over = self.expected_ratio() - self._due
+        return self.multiplier * over + self.SQUARE * over.clamp(min=0).square()
+
+    @torch.no_grad()
+    def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        """The multiplier follows the distance to the ratio that is due, in every step."""
+        self._due = 1 - self._schedule(progress, 0.0, 1 - self.ratio)
+        over = float(self.expected_ratio()) - self._due
+        self.multiplier = max(0.0, self.multiplier + self.RISE * (progress - self._before) * over)
+        self._before = progress
+        for score in self.scores.values():
+            score.clamp_(-self.FARTHEST, self.FARTHEST)
+        super().after_step(module, optimizer, progress)
 
     def level(self, unit: object, choice: UnitChoice, share: float) -> float | None:  # noqa: ARG002
         return None  # gates choose their own sizes
 
     def decide(self, share: float) -> Decision:
-        """The multiplier follows the ratio that is due; at the end gates are closed, least open ones first, until it is met."""
-        due = 1 - share * (1 - self.ratio)
+        """At the end gates are closed, least open ones first, until the ratio is met; what stays is scaled by its gate."""
         if share < 1:
-            with torch.no_grad():
-                self.multiplier = max(0.0, self.multiplier + self.RISE * (float(self.expected_ratio()) - due))
             return Decision({}, {})
+        self._fold(self.pruner.graph.module)
         return Decision(self._closed(), {})
+
+    @torch.no_grad()
+    def _fold(self, module: nn.Module) -> None:
+        """Gates that are open halfway are part of what was trained (Louizos et al., their test-time estimator)."""
+        training = module.training
+        module.eval()
+        parameters = dict(module.named_parameters())
+        for name, value in self.weights(module).items():
+            parameters[name].copy_(value)
+        module.train(training)
 
     @torch.no_grad()
     def _closed(self) -> dict[str, torch.Tensor]:
@@ -149,7 +176,7 @@ class Gates(Scored):
         return found
 
     def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if self._updates >= self.plan.updates:
+        if self._updates >= self.updates:
             super().hold(module, optimizer)
 
 

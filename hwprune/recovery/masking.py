@@ -11,13 +11,28 @@ from torch import nn
 
 from hwprune.errors import RunError
 
+State = dict[str, torch.Tensor]
+
 
 class Sparsifier(abc.ABC):
     """Decides during a training run which weights are zero. The model keeps its shapes meanwhile."""
 
+    travel: float | None = None
+    """How far `extra` may be moved by the optimizer during the whole run; None: at the rate of the weights."""
+
     def extra(self) -> list[nn.Parameter]:
         """Parameters of its own that are trained along."""
         return []
+
+    def to(self, device: torch.device) -> None:  # noqa: B027 - those without tensors have nothing to move
+        """Move what it holds to where the model is trained, in place."""
+
+    def state(self) -> State:
+        """All that training changes of it: for checkpoints, and for training that begins anew."""
+        return {}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
+        """What `state` gave."""
 
     def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:  # noqa: ARG002 - most replace none
         """Tensors to run the model with instead of its parameters, with gradients to both."""
@@ -43,8 +58,8 @@ class Held(Sparsifier):
         """``masks``: parameter name -> keep mask in its shape."""
         self.masks = {name: mask.bool() for name, mask in masks.items()}
 
-    def to(self, device: torch.device) -> Held:
-        return Held({name: mask.to(device) for name, mask in self.masks.items()})
+    def to(self, device: torch.device) -> None:
+        self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
 
     @torch.no_grad()
     def before_step(self, module: nn.Module) -> None:

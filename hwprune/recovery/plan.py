@@ -73,21 +73,22 @@ class Plan:
         for name, known in (("kind", KINDS), ("optimizer", OPTIMIZERS), ("norms", NORMS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 faults.append(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not (math.isfinite(self.epochs) and self.epochs > 0):
-            faults.append(f"epochs must be > 0, got {self.epochs}")
-        if self.rate is not None and not (math.isfinite(self.rate) and self.rate > 0):
-            faults.append(f"rate must be > 0, got {self.rate}")
-        ranges: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-            (("decay", "clip", "features", "checkpoint_s"), lambda value: value >= 0, ">= 0"),
-            (("warmup", "settle", "average"), lambda value: 0 <= value < 1, "in [0, 1)"),
-            (("accumulate", "updates", "checks"), lambda value: value >= 1, "at least 1"),
+        ranges: tuple[tuple[tuple[str, ...], type, Callable[[float], bool], str], ...] = (
+            (("epochs", "rate", "temperature"), float, lambda value: value > 0, "> 0"),
+            (("decay", "clip", "features", "checkpoint_s"), float, lambda value: value >= 0, ">= 0"),
+            (("warmup", "settle", "average"), float, lambda value: 0 <= value < 1, "in [0, 1)"),
+            (("task",), float, lambda value: 0 <= value <= 1, "in [0, 1]"),
+            (("accumulate", "updates", "checks"), int, lambda value: value >= 1, "a whole number, at least 1"),
+            (("patience", "seed"), int, lambda value: value >= 0, "a whole number, at least 0"),
         )
-        for names, holds, must in ranges:
-            faults += [f"{n} must be {must}, got {getattr(self, n)}" for n in names if not holds(getattr(self, n))]
-        if self.task is not None and not 0 <= self.task <= 1:
-            faults.append(f"task must be in [0, 1], got {self.task}")
-        if not self.temperature > 0:
-            faults.append(f"temperature must be > 0, got {self.temperature}")
+        for names, kind, holds, must in ranges:
+            for name in names:
+                value = getattr(self, name)
+                if value is None and name in ("rate", "task"):
+                    continue
+                known_kind = isinstance(value, (int, kind)) and not isinstance(value, bool)
+                if not (known_kind and math.isfinite(value) and holds(value)):
+                    faults.append(f"{name} must be {must}, got {value!r}")
         try:
             schedules.get(self.schedule)
         except UsageError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from hwprune.pruning import Candidate, Pruner
 from hwprune.recipe import Recipe, UnitChoice
 from hwprune.recovery import distillation
 from hwprune.recovery.deciding import Deciding, Decision, Gradual, Growing, Lasso, Movement, Platon
+from hwprune.recovery.judging import Judge, device_of
 from hwprune.recovery.masking import Held
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.training import Judge, Outcome, Report, search_rate, train
+from hwprune.recovery.training import Outcome, Report, search_rate, train
 from hwprune.workload import Workload
 
 DECIDERS: dict[str, Callable[[Pruner, Recipe, Plan], Deciding]] = {
@@ -67,6 +69,7 @@ def recover(
     *,
     fit: Callable[[torch.nn.Module], object] | None = None,
     folder: Path | None = None,
+    keep_checkpoint: bool = False,
     report: Report | None = None,
 ) -> Recovered:
     """Train a pruned candidate. The one that is passed is not changed; what it has removed stays removed.
@@ -78,12 +81,15 @@ def recover(
         fit: a training loop of your own, ``fit(module)``, which trains in place or returns the module (a Lightning or accelerate
             script, for example); masks are applied again after it, and the better of before and after is kept.
         folder: where a checkpoint is kept while it runs.
+        keep_checkpoint: leave it there afterwards: who is killed before the result is stored gets it again at once.
 
     Raises:
         CandidateFailure: (stage ``recover``) it can't be trained.
-        UsageError: the plan is none, or is gradual (see `prune_gradually`).
+        UsageError: the plan is none, or is gradual (see `prune_gradually`), or the candidate is of another model.
     """
     pruner = workload if isinstance(workload, Pruner) else Pruner(workload)
+    if candidate.fingerprint != pruner.fingerprint:
+        raise UsageError(f"the candidate is of another model than workload {pruner.workload.name!r}")
     plan = _plan(plan)
     if plan.kind == "gradual":
         raise UsageError("a gradual plan prunes while it trains: hwprune.recovery.prune_gradually(workload, recipe, plan)")
@@ -95,7 +101,7 @@ def recover(
         taps = _taps(pruner, module) if plan.features > 0 else []
         outcome = train(
             module, pruner.workload, plan, sparsifier=held, teacher=pruner.graph.module if plan.taught else None, taps=taps,
-            judge=judge_of(pruner), folder=folder, report=report,
+            judge=judge_of(pruner), folder=folder, report=report, keep_checkpoint=keep_checkpoint,
         )  # fmt: skip
     return Recovered(replace(candidate, module=module), outcome)
 
@@ -107,6 +113,7 @@ def prune_gradually(
     decider: str | Callable[[Pruner, Recipe, Plan], Deciding] = "gradual",
     *,
     folder: Path | None = None,
+    keep_checkpoint: bool = False,
     report: Report | None = None,
 ) -> Recovered:
     """Prune a model while it is trained, then train what is left.
@@ -116,8 +123,8 @@ def prune_gradually(
 
     Args:
         decider: a name of `DECIDERS`, or something that makes a `Deciding`.
-        folder: where checkpoints are kept while it runs. While sparsity rises only ``gradual`` has them: the others have a state
-            of their own that is not stored. A run that was stopped after that begins with the rising sparsity again.
+        folder: where checkpoints are kept while it runs.
+        keep_checkpoint: as for `recover`.
 
     Raises:
         CandidateFailure: (stage ``recover``) it can't be trained.
@@ -134,25 +141,26 @@ def prune_gradually(
         masks = Held(example.masks) if example.masks else None
         plan = replace(plan, rate=search_rate(example.module, pruner.workload, plan, masks, teacher))
     rising = replace(plan, epochs=plan.epochs * (1 - plan.settle), patience=0)
+    first_folder = folder / "rising" if folder is not None else None
     first = train(
         private.graph.module, pruner.workload, rising, sparsifier=made, teacher=teacher, keep_best=False,
-        judge=judge_of(pruner), folder=folder / "rising" if folder is not None and decider == "gradual" else None, report=report,
+        judge=judge_of(pruner), folder=first_folder, report=report, keep_checkpoint=True,
     )  # fmt: skip
     candidate = decided(pruner, private, recipe, made.decision)
-    settling = replace(plan, epochs=plan.epochs * plan.settle)
-    held = Held(candidate.masks) if candidate.masks else None
-    taps = _taps(pruner, candidate.module) if plan.features > 0 else []
-    second = train(
-        candidate.module,
-        pruner.workload,
-        settling,
-        sparsifier=held,
-        teacher=teacher,
-        taps=taps,
-        judge=judge_of(pruner),
-        folder=folder,
-        report=report,
-    )
+    judge = judge_of(pruner)
+    if plan.settle > 0:
+        settling = replace(plan, epochs=plan.epochs * plan.settle)
+        held = Held(candidate.masks) if candidate.masks else None
+        taps = _taps(pruner, candidate.module) if plan.features > 0 else []
+        second = train(
+            candidate.module, pruner.workload, settling, sparsifier=held, teacher=teacher, taps=taps,
+            judge=judge, folder=folder, report=report, keep_checkpoint=keep_checkpoint,
+        )  # fmt: skip
+    else:
+        found = judge(candidate.module)
+        second = Outcome(found, found, 0, 0, 0.0, first.rate, 0, "nothing was left for settling")
+    if first_folder is not None and not keep_checkpoint:
+        shutil.rmtree(first_folder, ignore_errors=True)
     return Recovered(candidate, second, first)
 
 
@@ -188,18 +196,21 @@ def _own(pruner: Pruner, module: torch.fx.GraphModule, held: Held | None, fit: C
     judge = judge_of(pruner)
     before = judge(module)
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    home = device_of(module)
     start = time.monotonic()
     try:
         result = fit(module)
     except Exception as error:  # the user's code may raise anything
         raise CandidateFailure("recover", f"the training loop raised {type(error).__name__}: {error}") from error
-    if isinstance(result, torch.nn.Module) and result is not module:
-        try:
+    try:
+        if isinstance(result, torch.nn.Module) and result is not module:
             module.load_state_dict(result.state_dict())
-        except RuntimeError as error:
-            raise CandidateFailure(
-                "recover", f"the training loop returned another model: {str(error).splitlines()[0]}"
-            ) from error
+        # A loop may leave the model on another device or in another precision.
+        module.to(home)
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            tensor.data = tensor.data.to(state[name].dtype) if name in state else tensor.data
+    except RuntimeError as error:
+        raise CandidateFailure("recover", f"the training loop returned another model: {str(error).splitlines()[0]}") from error
     if held is not None:
         held.hold(module)
     module.eval()

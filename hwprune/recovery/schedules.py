@@ -41,6 +41,8 @@ def exponential(progress: float, initial: float, final: float) -> float:
     """
     if final >= 1:
         raise UsageError("an exponential schedule never removes everything: the final sparsity must be < 1")
+    if _inside(progress) in (0.0, 1.0):  # exactly, whatever logarithms round
+        return final if _inside(progress) else initial
     left = (1 - _inside(progress)) * math.log1p(-initial) + _inside(progress) * math.log1p(-final)
     return -math.expm1(left)
 

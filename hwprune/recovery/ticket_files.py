@@ -91,12 +91,15 @@ def text(found: Tickets, name: str, metric: str, transfer: str = "") -> str:
     """The table for a terminal, and what it says."""
     dense = Interval.of(found.dense)
     lines = [f"{name}: all weights {metric} {dense.mean:.4f} [{dense.low:.4f}, {dense.high:.4f}] ({found.split} split)"]
-    for workload, points in ((name, found.points), (transfer, found.transferred)):
+    for workload, points, split, higher in (
+        (name, found.points, found.split, found.higher_is_better),
+        (transfer, found.transferred, found.transfer_split, found.transfer_higher_is_better),
+    ):
         if not points:
             continue
-        lines += ["", f"{workload}:", "removed  winning ticket          random ticket           gain, paired"]
+        lines += ["", f"{workload} ({split} split):", "removed  winning ticket          random ticket           gain, paired"]
         lines += [_line(point) for point in points]
-        apart = [p for p in points if p.apart and p.gain.mean * (1 if metric != "perplexity" else -1) > 0]
+        apart = [p for p in points if p.apart and p.gain.mean * (1 if higher else -1) > 0]
         if apart:
             where = ", ".join(f"{100 * p.sparsity:.1f} %" for p in apart)
             lines.append(f"Winning tickets are better, and the intervals do not overlap, at: {where}.")

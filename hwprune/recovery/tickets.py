@@ -19,9 +19,10 @@ from torch import fx, nn
 
 from hwprune.errors import UsageError
 from hwprune.pruning import Pruner
+from hwprune.recovery.judging import Judge
 from hwprune.recovery.masking import Held
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.training import Judge, train
+from hwprune.recovery.training import train
 from hwprune.workload import Workload
 
 EPOCHS = 6.0
@@ -116,7 +117,8 @@ class Tickets:
         points: by sparsity.
         transferred: on the second workload, where there was one.
         masks: of the first seed's last round: parameter -> keep mask.
-        split: that the metric is from.
+        split, transfer_split: that the metrics are from.
+        higher_is_better, transfer_higher_is_better: of the metrics.
     """
 
     dense: tuple[float, ...]
@@ -124,6 +126,9 @@ class Tickets:
     transferred: tuple[Point, ...]
     masks: Mapping[str, torch.Tensor]
     split: str
+    transfer_split: str = ""
+    higher_is_better: bool = True
+    transfer_higher_is_better: bool = True
 
 
 def draw(workload: Workload | Pruner, plan: TicketPlan, transfer: Workload | None = None, step: Step | None = None) -> Tickets:
@@ -187,15 +192,17 @@ def draw(workload: Workload | Pruner, plan: TicketPlan, transfer: Workload | Non
                 moved[-1].append((sparsity, found[0], found[1]))
         if seed == 0:
             first = masks
-    split = "test" if pruner.workload.test is not None else "validation"
-    return Tickets(tuple(dense), _points(rows), _points(moved), first, split)
+    return Tickets(
+        tuple(dense), _points(rows), _points(moved), first, _split(pruner), _split(other) if other is not None else "",
+        pruner.workload.scoring.higher_is_better, other is None or other.workload.scoring.higher_is_better,
+    )  # fmt: skip
 
 
 def initial(model: nn.Module, graph: fx.GraphModule, seed: int) -> State:
     """A traced model's state with new initial values: each layer's own `reset_parameters`.
 
-    Parameters that belong to no layer with such a method (a position embedding, a class token) are drawn from a normal
-    distribution with the deviation of the trained ones.
+    Parameters that belong to no layer with such a method (a position embedding, a class token, a norm of one's own) are drawn
+    from a normal distribution with mean and deviation of the trained ones; scalars keep their values.
     """
     fresh = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -207,9 +214,8 @@ def initial(model: nn.Module, graph: fx.GraphModule, seed: int) -> State:
                 reset()
                 known |= {id(p) for p in layer.parameters(recurse=False)}
         for parameter in fresh.parameters():
-            if id(parameter) not in known and parameter.is_floating_point():
-                deviation = float(parameter.std()) if parameter.numel() > 1 else 0.0
-                parameter.normal_(0.0, deviation if math.isfinite(deviation) else 0.0)
+            if id(parameter) not in known and parameter.is_floating_point() and parameter.numel() > 1:
+                parameter.normal_(float(parameter.mean()), float(parameter.std()))
     state = fresh.state_dict()
     return {name: state[name].detach().clone() if name in state else value.clone() for name, value in graph.state_dict().items()}
 
@@ -226,7 +232,7 @@ def pruned(module: nn.Module, masks: Mapping[str, torch.Tensor], share: float) -
         weight = parameters[name].detach().abs()
         keep = mask & (weight > threshold) if count else mask.clone()
         if not bool(keep.any()):
-            keep.view(-1)[int((weight * mask).argmax())] = True
+            keep[torch.unravel_index((weight * mask).argmax(), keep.shape)] = True
         found[name] = keep
     return found
 
@@ -263,6 +269,10 @@ class _Blind(Judge):
         from hwprune.measurement import Measurement
 
         return Measurement(0.0, "none", 0.0, 0.0, 1)
+
+
+def _split(pruner: Pruner) -> str:
+    return "test" if pruner.workload.test is not None else "validation"
 
 
 def _metric(pruner: Pruner, module: fx.GraphModule) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,20 +16,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from hwprune import evaluate
 from hwprune.errors import CandidateFailure, WorkloadError
+from hwprune.files import Table
 from hwprune.measurement import Measurement
 from hwprune.metrics import class_axis
-from hwprune.recovery import distillation, rates
-from hwprune.recovery.checkpoint import FILE, Checkpoint, optimizer_tensors, restore_optimizer
-from hwprune.recovery.masking import Held, Sparsifier
+from hwprune.recovery import batch_norms, distillation, rates
+from hwprune.recovery.checkpoint import FILE, Checkpoint, optimizer_tensors, restore_optimizer, restore_random
+from hwprune.recovery.judging import Judge, device_of
+from hwprune.recovery.masking import Held, Sparsifier, State
 from hwprune.recovery.plan import Plan, default_rate
 from hwprune.workload import Workload, first_tensor
 
 STAGE = "recover"
 """Stage of a `CandidateFailure` in training."""
-ENOUGH = 16
-"""Examples in a batch whose statistics a batch norm may follow."""
 TRIED_FROM = 40
 """Steps from which on a learning rate is searched for."""
 TRIED_SHARE, TRIED_LEAST, TRIED_MOST = 0.03, 8, 40
@@ -36,7 +37,8 @@ HELD_BACK = 4
 """Batches that such a trial is judged by."""
 RESTARTS = 2
 """How often training begins anew, with a quarter of the rate, after the loss or the gradient was not finite."""
-_BATCH_NORM = torch.ops.aten.batch_norm.default
+VARIANCE_BATCHES = 8
+"""Batches over which the variance of a teacher's outputs is taken, where these are no scores of classes."""
 
 Report = Callable[[int, int, float, Measurement], None]
 """(steps done, all steps, seconds left, best validation so far)."""
@@ -69,38 +71,6 @@ class Outcome:
         return {**asdict(self), "before": self.before.to_json(), "after": self.after.to_json(), "history": list(self.history)}
 
 
-@dataclass(slots=True)
-class Judge:
-    """Scores a module in PyTorch on the validation split."""
-
-    workload: Workload
-    dense: list[tuple[torch.Tensor, ...]] | None = None
-
-    def __call__(self, module: nn.Module) -> Measurement:
-        """The metric. Raises `CandidateFailure` (stage ``evaluate``) if outputs are not finite."""
-        outputs, targets = self._outputs(module)
-        return evaluate.score(self.workload.scoring, outputs, targets, self.dense)
-
-    def teach(self, teacher: nn.Module) -> None:
-        """The dense model's outputs, for metrics that compare with them."""
-        if self.workload.scoring.agreement:
-            self.dense, _ = self._outputs(teacher)
-
-    def better(self, value: float, than: float) -> bool:
-        return self.workload.scoring.drop(than, value) < 0
-
-    @torch.no_grad()
-    def _outputs(self, module: nn.Module) -> tuple[list[tuple[torch.Tensor, ...]], list[Any]]:
-        device = device_of(module)
-        module.eval()
-        outputs, targets = [], []
-        for inputs, target in self.workload.batches("validation"):
-            leaves = torch.utils._pytree.tree_leaves(module(*(x.to(device) for x in inputs)))
-            outputs.append(tuple(leaf.cpu() for leaf in leaves if isinstance(leaf, torch.Tensor)))
-            targets.append(target)
-        return outputs, targets
-
-
 def train(
     module: fx.GraphModule,
     workload: Workload,
@@ -113,6 +83,7 @@ def train(
     keep_best: bool = True,
     folder: Path | None = None,
     report: Report | None = None,
+    keep_checkpoint: bool = False,
     until: float = 1.0,
 ) -> Outcome:
     """Train ``module`` in place; afterwards it has its best weights and is in eval mode.
@@ -123,21 +94,24 @@ def train(
         teacher: the dense model; needed where the plan is taught by one.
         taps: nodes whose outputs are compared with the teacher's (`Plan.features`).
         keep_best: False: the last weights count, because sparsity rises meanwhile and early ones are no candidates.
-        folder: where a checkpoint is kept while it runs; a run that was killed goes on from it.
+        folder: where a checkpoint is kept while it runs; a run that was killed goes on from it, if it is the same in everything:
+            weights at the start, masks, teacher, plan.
+        keep_checkpoint: leave the last one there; training anew then ends at once.
         until: share of the steps after which it ends, as the whole run would be at that moment.
 
     Raises:
         CandidateFailure: (stage ``recover``) the loss raises or is not finite however small the rate, or nothing can be trained.
         WorkloadError: the train split can't be used.
     """
-    return _Run(module, workload, plan, sparsifier, teacher, taps, judge, keep_best, folder, report, until).go()
+    run = _Run(module, workload, plan, sparsifier, teacher, taps, judge, keep_best, folder, report, keep_checkpoint, until)
+    return run.go()
 
 
 def search_rate(
     module: fx.GraphModule, workload: Workload, plan: Plan, held: Held | None = None, teacher: fx.GraphModule | None = None
 ) -> float:
     """The learning rate that `train` would find for these weights, which are left as they are."""
-    run = _Run(module, workload, plan, held, teacher, (), None, True, None, None)
+    run = _Run(module, workload, plan, held, teacher)
     with run.placed(), run._ready():
         return run.search_rate()
 
@@ -147,18 +121,26 @@ class _Run:
     module: fx.GraphModule
     workload: Workload
     plan: Plan
-    sparsifier: Sparsifier | None
-    teacher: fx.GraphModule | None
-    taps: Sequence[str]
-    judge: Judge | None
-    keep_best: bool
-    folder: Path | None
-    report: Report | None
+    sparsifier: Sparsifier | None = None
+    teacher: fx.GraphModule | None = None
+    taps: Sequence[str] = ()
+    judge: Judge | None = None
+    keep_best: bool = True
+    folder: Path | None = None
+    report: Report | None = None
+    keep_checkpoint: bool = False
     until: float = 1.0
     device: torch.device = field(init=False)
     student: nn.Module | None = field(init=False, default=None)
     """The module, and the teacher, with inner outputs beside the answer, where these are compared."""
     master: nn.Module | None = field(init=False, default=None)
+    still: nn.Module | None = field(init=False, default=None)
+    """What is trained, with batch norms that keep their statistics; for small batches, or all of them."""
+    axis: int | None = field(init=False, default=None)
+    variance: float = field(init=False, default=1.0)
+    """Of the teacher's outputs, where they have no axis of classes."""
+    origin: str = field(init=False, default="")
+    """Of what this run starts from: a checkpoint of anything else is none of ours."""
     rate: float = field(init=False, default=0.0)
     step: int = field(init=False, default=0)
     batch: int = field(init=False, default=0)
@@ -173,7 +155,8 @@ class _Run:
     losses: list[float] = field(init=False, default_factory=list)
     _before: Measurement = field(init=False)
     _after: Measurement = field(init=False)
-    _rng: torch.Tensor | None = field(init=False, default=None)
+    _rng: dict[str, torch.Tensor] | None = field(init=False, default=None)
+    _own: State = field(init=False, default_factory=dict)
     _saved: float = field(init=False, default=0.0)
     _started: float = field(init=False, default=0.0)
 
@@ -205,13 +188,14 @@ class _Run:
         with self._ready():
             self._before = self._after = judge(self.module)
             self.best = self._copy()
+            self._own = self.sparsifier.state() if self.sparsifier is not None else {}
             ended = self._all(judge)
         if self.keep_best:
             self._load(self.best)
         self.module.eval()
         if isinstance(self.sparsifier, Held):
             self.sparsifier.check(self.module)
-        if self.folder is not None:
+        if self.folder is not None and not self.keep_checkpoint:
             (self.folder / FILE).unlink(missing_ok=True)
         return Outcome(
             self._before, self._after, self.step, self.examples, self.spent + time.monotonic() - self._started, self.rate,
@@ -221,26 +205,44 @@ class _Run:
     @contextlib.contextmanager
     def _ready(self) -> Iterator[None]:
         """Masks held, batch norms as wanted, taps in place; random numbers of others are left alone."""
-        if isinstance(self.sparsifier, Held):
-            self.sparsifier = self.sparsifier.to(self.device)
-        with (
-            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
-            _norms(self.module, self._norm_kind()),
-        ):
+        if self.sparsifier is not None:
+            self.sparsifier.to(self.device)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.plan.seed)
             if isinstance(self.sparsifier, Held):
                 self.sparsifier.hold(self.module)
             if self.taps and self.plan.features > 0 and self.teacher is not None:
                 self.student = distillation.tapped(self.module, self.taps)
                 self.master = distillation.tapped(self.teacher, self.taps).eval()
+            if batch_norms.has_any(self.module):
+                student = self.student if isinstance(self.student, fx.GraphModule) else self.module
+                self.still = batch_norms.frozen(student)
+            if self.teacher is not None and self.plan.task_weight < 1:
+                self._know_teacher()
             yield
+
+    @torch.no_grad()
+    def _know_teacher(self) -> None:
+        """The axis of classes of its outputs, told by a split that has targets, or else how far they spread."""
+        assert self.teacher is not None
+        inputs, targets = next(self.workload.batches("validation"))
+        answer = first_tensor(self.teacher(*self._moved(inputs)))
+        self.axis = class_axis(self.workload.scoring, answer.shape, targets)
+        if self.axis is None:
+            some = itertools.islice(self.workload.batches("train"), VARIANCE_BATCHES)
+            answers = torch.cat([first_tensor(self.teacher(*self._moved(inputs))).float().reshape(-1) for inputs, _ in some])
+            self.variance = float(answers.var(unbiased=False))
+
+    def _moved(self, given: Any) -> Any:
+        """Inputs or targets on the device that trains, in whatever they come."""
+        return torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.to(self.device), given)
 
     # -- the learning rate ---------------------------------------------------------------------
 
     def search_rate(self) -> float:
         """The plan's rate, or the best of short trials; without them where masks move, or the training is short itself."""
         plan = self.plan
-        normed = any(node.target is _BATCH_NORM for node in self.module.graph.nodes)
-        first = plan.rate or default_rate(plan, normed)
+        first = plan.rate or default_rate(plan, self.still is not None)
         total = self._steps()[1]
         if plan.rate is not None or total < TRIED_FROM or not (self.sparsifier is None or isinstance(self.sparsifier, Held)):
             return first
@@ -283,6 +285,8 @@ class _Run:
     def _all(self, judge: Judge) -> str:
         """Train; why it ended. Begins anew with a smaller rate where numbers are no longer finite."""
         start = self.best
+        if self.folder is not None:
+            self.origin = self._digest()
         resume = self._read()
         if resume is None:
             self.rate = self.search_rate()
@@ -299,10 +303,13 @@ class _Run:
                 self.rate /= 4
                 self.step = self.best_step = self.stale = 0
                 self.history.clear()
+                self.losses.clear()
                 self.mean.clear()
                 self.best, self._after = start, self._before
                 self._load(start)
-                resume = None
+                if self.sparsifier is not None:
+                    self.sparsifier.restore(self._own)
+                self._rng = resume = None
 
     def _epochs(self, judge: Judge, resume: Checkpoint | None) -> str:
         plan = self.plan
@@ -313,19 +320,22 @@ class _Run:
         a_epoch, total = self._steps()
         end = max(1, round(total * self.until))
         every = max(1, a_epoch // plan.checks)
+        if self.step >= end or (plan.patience and self.stale >= plan.patience):
+            return "it had ended"
         for epoch in itertools.count(self.step // a_epoch):
             skip, begun = self.step % a_epoch * plan.accumulate, self.step
-            torch.manual_seed(plan.seed * 100_003 + epoch)
+            self._seed(epoch)
             group: list[tuple[tuple[torch.Tensor, ...], Any]] = []
-            for number, item in enumerate(self._order(epoch)):
-                if number < skip:
-                    continue
+            items = iter(self._order(epoch))
+            for _ in itertools.islice(items, skip):
+                pass
+            if self._rng is not None and skip:
+                restore_random(self._rng)  # as after the last batch before the checkpoint; a new epoch has its own
+            self._rng = None
+            for number, item in enumerate(items, skip):
                 group.append(item)
                 if len(group) < plan.accumulate and number + 1 < batches:
                     continue
-                if self._rng is not None:  # after what a resumed epoch has skipped
-                    torch.set_rng_state(self._rng)
-                    self._rng = None
                 self._update(group, optimizer, total)
                 group = []
                 last = self.step == end
@@ -335,8 +345,10 @@ class _Run:
                         done = time.monotonic() - self._started + self.spent
                         self.report(self.step, total, done / self.step * (total - self.step), self._after)
                     if plan.patience and self.stale >= plan.patience:
+                        self._keep(optimizer, last=True)
                         return f"no better validation in {plan.patience} checks"
                 if last:
+                    self._keep(optimizer, last=True)
                     return "all epochs"
                 self._keep(optimizer)
             if self.step == begun:
@@ -348,15 +360,18 @@ class _Run:
     ) -> None:
         """One step of the optimizer over a few batches."""
         plan = self.plan
-        self.module.train()
-        if self.student is not None:
-            self.student.train()
+        for one in (self.module, self.student, self.still):
+            if one is not None:
+                one.train()
         optimizer.zero_grad(set_to_none=True)
         for inputs, targets in group:
             loss = self._loss(inputs, targets) / len(group)
             if not bool(torch.isfinite(loss)):
                 raise _NotFinite("the loss is not finite")
-            loss.backward()  # type: ignore[no-untyped-call]
+            try:
+                loss.backward()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:  # a loss without a gradient, or no memory left
+                raise CandidateFailure(STAGE, f"the backward pass raised {_said(error)}") from error
             self.losses.append(float(loss.detach()) * len(group))
             self.examples += len(inputs[0])
         if self.sparsifier is not None:
@@ -367,7 +382,7 @@ class _Run:
             raise _NotFinite("the gradient is not finite")
         progress = (self.step + 1) / total
         for g in optimizer.param_groups:
-            g["lr"] = g["scale"] * self.rate * _shape(self.step / total, plan.warmup)
+            g["lr"] = g["scale"] * self.rate * _shape((self.step + 0.5) / total, plan.warmup)
         optimizer.step()
         self.step += 1
         if self.sparsifier is not None:
@@ -376,13 +391,15 @@ class _Run:
 
     def _loss(self, inputs: tuple[torch.Tensor, ...], targets: Any) -> torch.Tensor:
         plan = self.plan
-        inputs = tuple(x.to(self.device) for x in inputs)
-        targets = targets.to(self.device) if isinstance(targets, torch.Tensor) else targets
+        inputs, targets = self._moved(inputs), self._moved(targets)
         taken = dict(self.sparsifier.weights(self.module)) if self.sparsifier is not None else {}
         with self._precision():
             mine: tuple[torch.Tensor, ...] = ()
-            runner = self.student or self.module
-            result = torch.func.functional_call(runner, taken, inputs) if taken else runner(*inputs)
+            runner = self._runner(len(inputs[0]))
+            try:
+                result = torch.func.functional_call(runner, taken, inputs) if taken else runner(*inputs)
+            except RuntimeError as error:  # no memory left, for example
+                raise CandidateFailure(STAGE, f"the model raised {_said(error)}") from error
             if self.student is not None:
                 result, mine = result
             found = first_tensor(result)
@@ -397,8 +414,8 @@ class _Run:
                     parts.append(plan.features * distillation.features(mine, inner))
                 wanted = first_tensor(answer)
                 if plan.task_weight < 1:
-                    axis = class_axis(self.workload.scoring, wanted.shape, targets)
-                    parts.append((1 - plan.task_weight) * distillation.logits(found, wanted, axis, plan.temperature))
+                    loss = distillation.logits(found, wanted, self.axis, plan.temperature, self.variance)
+                    parts.append((1 - plan.task_weight) * loss)
             penalty = self.sparsifier.penalty(self.module) if self.sparsifier is not None else None
             if penalty is not None:
                 parts.append(penalty)
@@ -408,11 +425,18 @@ class _Run:
         try:
             loss = self.workload.loss(found, targets)
         except Exception as error:  # the user's loss, or labels that it can't take
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise CandidateFailure(STAGE, f"the loss raised {type(error).__name__}: {first}") from error
+            hint = "; the train split has no targets, and distill:EPOCHS needs none" if targets is None else ""
+            raise CandidateFailure(STAGE, f"the loss raised {_said(error)}{hint}") from error
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise CandidateFailure(STAGE, "the loss must give one number: loss(outputs, targets) -> scalar tensor")
         return loss
+
+    def _runner(self, examples: int) -> nn.Module:
+        """What a batch of so many examples is run through."""
+        auto = self.plan.norms == "auto" and examples < batch_norms.ENOUGH
+        if self.still is not None and (auto or self.plan.norms == "frozen"):
+            return self.still
+        return self.student or self.module
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         wanted = self.plan.precision
@@ -428,7 +452,8 @@ class _Run:
             averaged = self._copy()
             self._load(self.mean, partly=True)
         try:
-            found = judge(self.module)
+            with self._as_run():
+                found = judge(self.module)
         except CandidateFailure as failure:
             raise _NotFinite(failure.reason) from failure
         loss = sum(self.losses) / max(1, len(self.losses))
@@ -442,31 +467,45 @@ class _Run:
         if averaged is not None:
             self._load(averaged)
 
+    @contextlib.contextmanager
+    def _as_run(self) -> Iterator[None]:
+        """The module with what it is run with meanwhile, where masks act in the forward pass alone."""
+        self.module.eval()
+        with torch.no_grad():
+            taken = dict(self.sparsifier.weights(self.module)) if self.sparsifier is not None else {}
+            parameters = dict(self.module.named_parameters())
+            kept = {name: parameters[name].detach().clone() for name in taken}
+            for name, value in taken.items():
+                parameters[name].copy_(value)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    parameters[name].copy_(value)
+
     # -- pieces ----------------------------------------------------------------------------------
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Weights decay, biases and norms do not."""
-        frozen = {name for name, p in self.workload.model.named_parameters() if not p.requires_grad}
+        frozen = self._frozen()
         named = [(n, p) for n, p in self.module.named_parameters() if n not in frozen]
         extra = self.sparsifier.extra() if self.sparsifier is not None else []
+        travel = self.sparsifier.travel if self.sparsifier is not None else None
+        # Adam moves by about the rate in each step, and the schedule's mean is a half of its highest.
+        scale = 1.0 if travel is None else travel / (0.5 * self.rate * self._steps()[1])
         if not named and not extra:
             raise CandidateFailure(STAGE, "every parameter of the model is frozen (requires_grad=False): nothing can be trained")
         plan = self.plan
         groups = [
             {"params": [p for _, p in named if p.ndim > 1], "weight_decay": plan.decay, "scale": 1.0},
             {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0, "scale": 1.0},
-            {"params": extra, "weight_decay": 0.0, "scale": getattr(self.sparsifier, "rate_scale", 1.0)},
+            {"params": extra, "weight_decay": 0.0, "scale": scale},
         ]
         groups = [group for group in groups if group["params"]]
         if plan.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.rate, momentum=0.9, nesterov=True)
         return torch.optim.AdamW(groups, lr=self.rate)
-
-    def _norm_kind(self) -> str:
-        if self.plan.norms != "auto":
-            return self.plan.norms
-        inputs, _ = next(self.workload.batches("train")) if self.workload.train is not None else ((), None)
-        return "train" if inputs and len(inputs[0]) >= ENOUGH else "frozen"
 
     def _count(self) -> int:
         """Batches of an epoch."""
@@ -479,6 +518,16 @@ class _Run:
             if count := len(loader):
                 return int(count)
         return sum(1 for _ in self.workload.batches("train"))
+
+    def _seed(self, epoch: int) -> None:
+        """Everything random of an epoch follows from its number: dropout, a loader's shuffling, its own generators."""
+        seed = self.plan.seed * 100_003 + epoch
+        torch.manual_seed(seed)
+        loader = self.workload.train
+        for holder in (loader, getattr(loader, "sampler", None)):
+            generator = getattr(holder, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
 
     def _order(self, epoch: int) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
         """The batches of an epoch. A list of batches is shuffled; a loader does so itself, with the seed that was just set."""
@@ -509,45 +558,64 @@ class _Run:
 
     # -- on disk ---------------------------------------------------------------------------------
 
-    def _keep(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.folder is None or time.monotonic() - self._saved < self.plan.checkpoint_s:
+    def _digest(self) -> str:
+        """Of all that decides how this run goes."""
+        found = hashlib.sha256()
+        held = self.sparsifier.masks if isinstance(self.sparsifier, Held) else {}
+        own = self._own if not held else {}
+        teacher = self.teacher.state_dict() if self.teacher is not None else {}
+        for group in (self.best, held, own, teacher):
+            for name in sorted(group):
+                found.update(name.encode())
+                found.update(group[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(f"{type(self.sparsifier).__name__} {sorted(self._frozen())} {list(self.taps)} {self.until}".encode())
+        return found.hexdigest()
+
+    def _frozen(self) -> set[str]:
+        return {name for name, p in self.workload.model.named_parameters() if not p.requires_grad}
+
+    def _keep(self, optimizer: torch.optim.Optimizer, last: bool = False) -> None:
+        """Write a checkpoint if it is time. A full disk ends no training: there is only nothing to go on from."""
+        if self.folder is None or (last and not self.keep_checkpoint):
             return
+        if not last and time.monotonic() - self._saved < self.plan.checkpoint_s:
+            return
+        self._saved = time.monotonic()
         facts = {
-            "plan": self.plan.to_json(), "step": self.step, "examples": self.examples, "rate": self.rate,
+            "plan": self.plan.to_json(), "origin": self.origin, "step": self.step, "examples": self.examples, "rate": self.rate,
             "restarts": self.restarts, "best_step": self.best_step, "stale": self.stale, "history": self.history,
             "after": self._after.to_json(), "spent": self.spent + time.monotonic() - self._started, "losses": self.losses,
         }  # fmt: skip
-        scores = self.sparsifier.extra() if self.sparsifier is not None else []
-        own: dict[str, torch.Tensor] = {str(place): score for place, score in enumerate(scores)}
         tensors: dict[str, dict[str, torch.Tensor]] = {
-            "weights": self._copy(), "best": self.best, "optimizer": optimizer_tensors(optimizer), "mean": self.mean, "own": own,
+            "weights": self._copy(), "best": self.best, "optimizer": optimizer_tensors(optimizer), "mean": self.mean,
+            "own": self.sparsifier.state() if self.sparsifier is not None else {},
         }  # fmt: skip
-        Checkpoint(facts, tensors).write(self.folder / FILE)
-        self._saved = time.monotonic()
+        try:
+            Checkpoint(facts, tensors).write(self.folder / FILE)
+        except OSError as error:
+            warnings.warn(f"no checkpoint of the training could be written to {self.folder}: {_said(error)}", stacklevel=2)
 
     def _read(self) -> Checkpoint | None:
-        """Go on from a checkpoint of the same plan, if there is one."""
-        found = Checkpoint.read(self.folder / FILE) if self.folder is not None else None
-        if found is None:
+        """Go on from a checkpoint of this very run, if there is one. Nothing is changed before all of it is understood."""
+        known = Checkpoint.read(self.folder / FILE) if self.folder is not None else None
+        if known is None or known.facts.get("plan") != self.plan.to_json() or known.facts.get("origin") != self.origin:
             return None
-        known, rng = found
-        same = {name: tuple(tensor.shape) for name, tensor in known.tensors.get("weights", {}).items()}
-        if known.facts["plan"] != self.plan.to_json() or same != {n: tuple(t.shape) for n, t in self.best.items()}:
+        names = ("step", "examples", "rate", "restarts", "best_step", "stale", "spent")
+        try:
+            facts = {name: known.facts[name] for name in names}
+            history, losses = list(known.facts["history"]), list(known.facts["losses"])
+            after = Measurement.from_table(Table(known.facts["after"], "checkpoint"))
+            weights, best, rng = known.tensors["weights"], known.tensors["best"], known.tensors["rng"]
+        except (KeyError, TypeError):
             return None
-        from hwprune.files import Table
-
-        facts = known.facts
-        self._load(known.tensors["weights"])
-        self.best = {name: tensor.to(self.device) for name, tensor in known.tensors["best"].items()}
+        self._load(weights)
+        self.best = {name: tensor.to(self.device) for name, tensor in best.items()}
         self.mean = {name: tensor.to(self.device) for name, tensor in known.tensors.get("mean", {}).items()}
-        for place, parameter in enumerate(self.sparsifier.extra() if self.sparsifier is not None else ()):
-            with torch.no_grad():
-                parameter.copy_(known.tensors["own"][str(place)])
-        for name in ("step", "examples", "rate", "restarts", "best_step", "stale", "spent"):
-            setattr(self, name, facts[name])
-        self.history, self.losses = list(facts["history"]), list(facts["losses"])
-        self._after = Measurement.from_table(Table(facts["after"], "checkpoint"))
-        self._rng = rng
+        if self.sparsifier is not None:
+            self.sparsifier.restore(known.tensors.get("own", {}))
+        for name, value in facts.items():
+            setattr(self, name, value)
+        self.history, self.losses, self._after, self._rng = history, losses, after, rng
         return known
 
 
@@ -555,8 +623,9 @@ class _NotFinite(Exception):  # noqa: N818 - it leads to another try
     """Numbers have left the range of floating point."""
 
 
-def device_of(module: nn.Module) -> torch.device:
-    return next((p.device for p in itertools.chain(module.parameters(), module.buffers())), torch.device("cpu"))
+def _said(error: Exception) -> str:
+    """Kind and first line of somebody else's error."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _shape(done: float, warmup: float) -> float:
@@ -564,20 +633,3 @@ def _shape(done: float, warmup: float) -> float:
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
     return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2
-
-
-@contextlib.contextmanager
-def _norms(module: fx.GraphModule, kind: str) -> Iterator[None]:
-    """With ``frozen`` statistics of batch norms are constants, also in train mode."""
-    nodes = [node for node in module.graph.nodes if node.target is _BATCH_NORM and node.args[3] is not None]
-    before = [node.args for node in nodes]
-    if kind == "frozen" and nodes:
-        for node in nodes:
-            node.args = (*node.args[:5], False, *node.args[6:])
-        module.recompile()
-    try:
-        yield
-    finally:
-        for node, args in zip(nodes, before, strict=True):
-            node.args = args
-        module.recompile()

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from hwprune.workload import Workload
 
 
+TRAINING = "training"
+"""What follows the number of a candidate in the name of the folder that holds the checkpoints of its training."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrontPoint:
     """A point of the front and where its files are."""
@@ -117,6 +121,8 @@ def clear_candidates(run: Path, keep: set[int], among: set[int] | None = None) -
     """
     folder = run / "candidates"
     for path in folder.iterdir() if folder.is_dir() else ():
-        number = path.name.partition(".")[0]
+        number, _, kind = path.name.partition(".")
+        if kind == TRAINING and among is not None:
+            continue  # a training that was stopped goes on from there
         if number.isdigit() and int(number) not in keep and (among is None or int(number) in among):
             shutil.rmtree(path, ignore_errors=True)

@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from hwprune import export, front
-from hwprune.errors import CandidateFailure
+from hwprune.errors import CandidateFailure, HwpruneError
 from hwprune.files import dump_json, write_atomic
+from hwprune.patterns import BRANCH
 from hwprune.pruning import Candidate
 from hwprune.recipe import Recipe
 from hwprune.recovery.masking import Held
@@ -27,6 +28,7 @@ from hwprune.searching.confirm import Confirmed, finalists, objectives
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluator import Evaluator, size_of
 from hwprune.searching.progress import Progress
+from hwprune.searching.result import TRAINING
 from hwprune.searching.store import Store
 from hwprune.trial import Trial
 
@@ -42,6 +44,12 @@ FARTHEST = 0.35
 FILE = "recovery.json"
 WITHOUT_GAIN = "trained without gain"
 """Attribute of the study, with the plan: trials that validation did not find better after their training."""
+FAILURES = (CandidateFailure, HwpruneError, RuntimeError, OSError)
+"""Of one candidate's training: memory that is used up, a full disk, a loss that can't be followed. The others go on."""
+FAILED = "training failed"
+"""The same: trial -> why it could not be trained."""
+WASTED = "training without result, s"
+"""The same: seconds of trainings that no candidate came of."""
 RATE = "training rate"
 """The same: the learning rate of all trainings, where the plan says none."""
 SHORT_TRAINING = "short training"
@@ -59,7 +67,10 @@ def train_finalists(
         notes.append("No candidate is near enough to dense to be trained.")
         return []
     trainer.choose_rate(chosen)
-    if len(chosen) > TRAINED and plan.kind != "gradual":
+    chosen = [trial for trial in chosen if str(trial.number) not in trainer.failures]
+    if plan.kind == "gradual":
+        chosen = [trial for trial in chosen if any(c.pattern != BRANCH for c in trial.recipe.choices)][:TRAINED]
+    elif len(chosen) > TRAINED:
         chosen = trainer.select(chosen)
     found = []
     for place, trial in enumerate(chosen):
@@ -67,10 +78,13 @@ def train_finalists(
         done = known.get(trial.number)
         if trial.number in trainer.without_gain:
             continue
-        if done is None or not trainer.has_files(done):
-            done = trainer.train(trial, done.number if done is not None else None)
+        if done is None:
+            done = trainer.train(trial)
+        elif not trainer.has_files(done):
+            continue  # it was not on the front when this search ended before
         if done is not None:
             found.append(done)
+    notes += [f"Trial {number} could not be trained: {reason}." for number, reason in trainer.failures.items()]
     cost = sum(float(t.recovery["seconds"]) for t in found) + trainer.wasted
     if trainer.without_gain:
         listed = ", ".join(map(str, trainer.without_gain))
@@ -105,10 +119,12 @@ class _Trainer:
         self.progress, self.notes = progress, notes
         # Of another plan nothing is known: a run may be resumed with more epochs.
         self._gain_key, self._short_key = f"{WITHOUT_GAIN} {plan.text()}", f"{SHORT_TRAINING} {plan.text()}"
-        self._rate_key = f"{RATE} {plan.text()}"
+        self._rate_key, self._failed_key = f"{RATE} {plan.text()}", f"{FAILED} {plan.text()}"
+        self._wasted_key = f"{WASTED} {plan.text()}"
+        self.failures: dict[str, str] = dict(store.read(self._failed_key) or {})
         self._rated = plan
         self.without_gain: list[int] = list(store.read(self._gain_key) or [])
-        self.wasted = 0.0
+        self.wasted = float(store.read(self._wasted_key) or 0.0)
         """Seconds of training that no candidate came of."""
 
     def choose_rate(self, chosen: Sequence[Trial]) -> None:
@@ -125,8 +141,7 @@ class _Trainer:
                 rate = search_rate(
                     candidate.module, pruner.workload, self.plan, held, pruner.graph.module if self.plan.taught else None
                 )
-            except CandidateFailure as failure:
-                self.notes.append(f"No learning rate could be searched for: {failure.reason}.")
+            except FAILURES:  # the trainings themselves will say what is wrong
                 return
             self.store.write(self._rate_key, rate)
         self._rated = replace(self.plan, rate=float(rate))
@@ -140,10 +155,10 @@ class _Trainer:
             if str(trial.number) not in known:
                 try:
                     made = recover(self.evaluator.pruner, self._candidate(trial), shorter(self._rated, SHORT))
-                except CandidateFailure as failure:
-                    self.notes.append(f"Trial {trial.number} can't be trained: {failure.reason}.")
+                except FAILURES as failure:
+                    self._failed(trial, failure)
                     continue
-                self.wasted += made.seconds
+                self._waste(made.seconds)
                 known[str(trial.number)] = made.outcome.after.value
                 self.store.write(self._short_key, known)
             base = self.evaluator.baseline
@@ -162,22 +177,35 @@ class _Trainer:
         folder = self.evaluator.folder(trial.number)
         return (folder / self.evaluator.runtime.file).is_file() and (folder / "model.safetensors").is_file()
 
-    def train(self, trial: Trial, number: int | None) -> Trial | None:
+    def train(self, trial: Trial) -> Trial | None:
         """Train one candidate whole; None if it can't be, or is no better for it."""
-        checkpoints = self.evaluator.run / "candidates" / f"{trial.number}.training"
+        checkpoints = self.evaluator.run / "candidates" / f"{trial.number}.{TRAINING}"
         try:
             if self.plan.kind == "gradual":
-                made = prune_gradually(self.evaluator.pruner, trial.recipe, self.plan, folder=checkpoints, report=self._report)
+                made = prune_gradually(
+                    self.evaluator.pruner, trial.recipe, self.plan, folder=checkpoints, keep_checkpoint=True, report=self._report
+                )
             else:
                 made = recover(
-                    self.evaluator.pruner, self._candidate(trial), self._rated, folder=checkpoints, report=self._report
-                )
-        except CandidateFailure as failure:
-            self.notes.append(f"Trial {trial.number} could not be trained: {failure.reason}.")
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            return None  # Ctrl-C goes past this: what was trained so far is still to be used
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        return self._finish(trial, made, number)
+                    self.evaluator.pruner, self._candidate(trial), self._rated, folder=checkpoints, keep_checkpoint=True,
+                    report=self._report,
+                )  # fmt: skip
+            found = self._finish(trial, made)
+        except FAILURES as failure:  # Ctrl-C goes past this: what was trained so far is still to be used
+            self._failed(trial, failure)
+            found = None
+        shutil.rmtree(checkpoints, ignore_errors=True)  # not before the result is stored
+        return found
+
+    def _failed(self, trial: Trial, failure: Exception) -> None:
+        """Told and remembered: it is not tried again when the search is resumed."""
+        reason = failure.reason if isinstance(failure, CandidateFailure) else f"{type(failure).__name__}: {failure}"
+        self.failures[str(trial.number)] = reason
+        self.store.write(self._failed_key, self.failures)
+
+    def _waste(self, seconds: float) -> None:
+        self.wasted += seconds
+        self.store.write(self._wasted_key, self.wasted)
 
     def _report(self, done: int, total: int, left_s: float, best: Any) -> None:
         self.progress.trained(done, total, left_s, f"{best.value:.4f} {best.unit}")
@@ -187,7 +215,7 @@ class _Trainer:
         newest = next((t for t in self.store.trials() if t.number == trial.number), trial)
         return self.evaluator.pruner.prune(newest.recipe)
 
-    def _finish(self, trial: Trial, made: Recovered, number: int | None) -> Trial | None:
+    def _finish(self, trial: Trial, made: Recovered) -> Trial | None:
         """Write, score and keep a trained candidate; it gets a number only if it is better on validation."""
         evaluator = self.evaluator
         assert evaluator.baseline is not None
@@ -197,7 +225,7 @@ class _Trainer:
         try:
             metric, divergence = evaluator.write_and_score(made.candidate, scratch)
             if evaluator.metric.drop(before.metric.value, metric.value) >= 0:
-                self.wasted += made.seconds
+                self._waste(made.seconds)
                 self.without_gain.append(trial.number)
                 self.store.write(self._gain_key, self.without_gain)
                 return None
@@ -209,13 +237,9 @@ class _Trainer:
             write_atomic(scratch / FILE, dump_json(facts))
             size = size_of(scratch / evaluator.runtime.file)
             origin = f"{self.plan.text()} of {trial.number}"
-            if number is None:
-                number = self.store.number_for(trial.number, origin)
+            number = self.store.number_for(trial.number, origin)
             shutil.rmtree(evaluator.folder(number), ignore_errors=True)
             scratch.rename(evaluator.folder(number))
-        except CandidateFailure as failure:
-            self.notes.append(f"Trial {trial.number} failed after its training: {failure.reason}.")
-            return None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         done = replace(

@@ -224,7 +224,7 @@ def test_frozen_parameters_stay_and_a_frozen_model_is_refused():
     workload.model.stem.weight.requires_grad_(False)
     pruner = Pruner(workload)
     candidate = pruner.prune(uniform_recipe(pruner, "unstructured", 0.5, criterion="l1", compensation="none"))
-    made = recover(pruner, candidate, "finetune:1")
+    made = recover(pruner, candidate, Plan("finetune", 4, rate=0.003))
     assert torch.equal(made.candidate.module.state_dict()["stem.weight"], candidate.module.state_dict()["stem.weight"])
     assert not torch.equal(made.candidate.module.state_dict()["fc.weight"], candidate.module.state_dict()["fc.weight"])
     workload.model.requires_grad_(False)
@@ -275,25 +275,47 @@ def test_plans():
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_ends_as_one_that_was_not_stopped(stripes, tmp_path):
-    plan = Plan("finetune", 3, checkpoint_s=0, average=0.9)
+class Jitter(torch.utils.data.Dataset):
+    """Augments with torch's own random numbers, in the main process."""
+
+    def __init__(self, given):
+        self.images = torch.cat([images for images, _ in given])
+        self.labels = torch.cat([labels for _, labels in given])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, at):
+        return self.images[at] + 0.1 * torch.randn(self.images[at].shape), self.labels[at]
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 8, 9, 11])
+@pytest.mark.parametrize("loader", ["list", "shuffled", "generator"])
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(stripes, tmp_path, step, loader):
+    """Stopped after any step, the first and last of an epoch (of four or five steps of two batches) included."""
+    given = stripes.workload.train
+    if loader != "list":
+        own = torch.Generator() if loader == "generator" else None
+        given = torch.utils.data.DataLoader(Jitter(given), 28, shuffle=True, generator=own)
+    workload = dataclasses.replace(stripes.workload, train=given)
+    plan = Plan("finetune", 3, checkpoint_s=0, average=0.9, accumulate=2, checks=100)
     whole = copy.deepcopy(cut(stripes).module)
-    expected = train(whole, stripes.workload, plan)
+    expected = train(whole, workload, plan)
 
     class Enough(Exception):
         pass
 
     def stop(done, total, left, best):
-        if done == 16:
+        if done == step:
             raise Enough
 
     stopped = copy.deepcopy(cut(stripes).module)
     with pytest.raises(Enough):
-        train(stopped, stripes.workload, plan, folder=tmp_path, report=stop)
-    checkpoint, _ = Checkpoint.read(tmp_path / FILE)
-    assert checkpoint.facts["step"] == 15  # one step is lost, the one after which it was stopped
+        train(stopped, workload, plan, folder=tmp_path, report=stop)
+    checkpoint = Checkpoint.read(tmp_path / FILE)
+    assert checkpoint.facts["step"] == step - 1  # one step is lost, the one after which it was stopped
     resumed = copy.deepcopy(cut(stripes).module)
-    found = train(resumed, stripes.workload, plan, folder=tmp_path)
+    found = train(resumed, workload, plan, folder=tmp_path)
     assert found.after == expected.after and found.best_step == expected.best_step and found.steps == expected.steps
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
     assert not (tmp_path / FILE).exists()

@@ -146,7 +146,8 @@ def test_ctrl_c_leaves_the_checkpoint_and_a_failure_does_not(tmp_path, monkeypat
     from hwprune.recovery.plan import Plan
 
     notes = []
-    store = SimpleNamespace(read=lambda key: None, trials=list)
+    written = {}
+    store = SimpleNamespace(read=written.get, write=written.__setitem__, trials=list)
     evaluator = SimpleNamespace(run=tmp_path, pruner=SimpleNamespace(prune=lambda recipe: None))
     trainer = training._Trainer(evaluator, store, Plan("distill"), Constraints(), None, notes)
     for error in (KeyboardInterrupt(), CandidateFailure("recover", "no luck")):
@@ -161,8 +162,8 @@ def test_ctrl_c_leaves_the_checkpoint_and_a_failure_does_not(tmp_path, monkeypat
         checkpoint = tmp_path / "candidates" / "3.training" / "recovery.safetensors"
         if isinstance(error, KeyboardInterrupt):
             with pytest.raises(KeyboardInterrupt):
-                trainer.train(trial, None)
+                trainer.train(trial)
             assert checkpoint.is_file()
         else:
-            assert trainer.train(trial, None) is None
-            assert not checkpoint.exists() and "no luck" in notes[0]
+            assert trainer.train(trial) is None
+            assert not checkpoint.exists() and written[f"{training.FAILED} distill:1"] == {"3": "no luck"}
