@@ -3,7 +3,8 @@
     python benchmarks/samplers.py --workload resnet20 [--seeds 5] [--most 80] [--cache FILE] [--out FILE]
 
 Every candidate that any sampler proposes is pruned, exported, scored on the validation split and timed once (what several
-propose is evaluated once, and counts for each). Each sampler's front, as it saw it, is then scored on held-out images and
+propose is evaluated once, and counts for each). Every seed has a price table of its own, measured anew: what a table is off by is
+part of the interval, and samplers that need one are compared on the same. Each sampler's front, as it saw it, is then scored on held-out images and
 measured again in new sessions; nothing that a sampler saw counts. Hypervolume of (drop, latency ratio) with reference
 (10 points, 1.0), divided by that of the union of all samplers' points. Held-out drops of a front are made monotone along it by
 averaging (pool adjacent violators): a hypervolume takes the luckiest of neighbours, so that of two equally good fronts the one
@@ -63,6 +64,7 @@ class Known:
     seconds: float
     test_drop: float | None = None
     test_ratio: float | None = None
+    ratio_sd: float = 0.0
 
 
 @dataclass
@@ -72,7 +74,8 @@ class Ground:
     name: str
     evaluator: Evaluator
     space: spaces.SearchSpace
-    advisor: advisors.Advisor
+    advisors: list[advisors.Advisor]
+    """One a price table; seeds take turns."""
     cache: Path
     costs: dict[str, float]
     known: dict[str, Known] = field(default_factory=dict)
@@ -80,6 +83,9 @@ class Ground:
     parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of what this run's samplers proposed."""
     number: int = 0
+
+    def advisor(self, seed: int) -> advisors.Advisor:
+        return self.advisors[seed % len(self.advisors)]
 
     def evaluate(self, parameters: dict[str, Any]) -> tuple[str, Known]:
         recipe = self.space.recipe(parameters)
@@ -99,6 +105,9 @@ class Ground:
             self.known[digest] = Known(
                 trial.drop if ok else None, 1 / trial.speedup.value if ok else None, trial.divergence.value if ok else None, spent
             )
+            if ok:
+                half = (trial.speedup.ci_high - trial.speedup.ci_low) / 2
+                self.known[digest].ratio_sd = half / 1.96 / trial.speedup.value**2
             if self.number % 50 == 0:
                 self.store()
         return digest, self.known[digest]
@@ -130,7 +139,9 @@ class Ground:
     dense_test: tuple[float, int] = (0.0, 0)
 
     def store(self) -> None:
-        data = {d: [k.drop, k.ratio, k.divergence, k.seconds, k.test_drop, k.test_ratio] for d, k in self.known.items()}
+        data = {
+            d: [k.drop, k.ratio, k.divergence, k.seconds, k.test_drop, k.test_ratio, k.ratio_sd] for d, k in self.known.items()
+        }
         recipes = {d: r.to_json() for d, r in self.recipes.items()}
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         self.cache.write_text(json.dumps({"costs": self.costs, "known": data, "recipes": recipes}))
@@ -149,7 +160,7 @@ class Course:
 def course(ground: Ground, arm: str, seed: int, count: int, warm: bool, planned: int) -> Course:
     """Let one sampler propose ``count`` different recipes."""
     space = store_distributions(ground.space)
-    context = ground.advisor.context(planned, space)
+    context = ground.advisor(seed).context(planned, space)
     sampler = samplers.make(arm, seed, context)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -181,6 +192,7 @@ def course(ground: Ground, arm: str, seed: int, count: int, warm: bool, planned:
             study.tell(asked, state=optuna.trial.TrialState.FAIL)
         else:
             asked.set_user_attr(DIVERGENCE, known.divergence)
+            asked.set_user_attr("ratio_sd", known.ratio_sd)
             study.tell(asked, (known.drop, 1 / known.ratio))
         if digest in made.digests or not ground.recipes.get(digest):
             repeats += 1
@@ -291,16 +303,20 @@ def ground_of(name: str, options: argparse.Namespace, folder: Path, bench: Bench
                     for method in knob.methods:
                         pruner.options(unit, pattern, method, levels, inside)
     costs["database"] = time.perf_counter() - start
-    start = time.perf_counter()
     job = Job("", trials=80)
-    # A table of its own, so that its cost is counted.
-    advisors.cache_folder = lambda: folder / "cache"  # type: ignore[attr-defined]
-    advisor = advisors.build(job, pruner, space, target, bench, bench.identity(), baseline, Constraints(), gains, lambda _: None)
-    costs["prices"] = time.perf_counter() - start
-    if advisor.note:
-        print(advisor.note)
+    made_advisors = []
+    for table in range(options.tables or options.seeds):
+        start = time.perf_counter()
+        # A table of its own, so that its cost is counted.
+        advisors.cache_folder = lambda table=table: folder / f"cache{table}"  # type: ignore[attr-defined]
+        made_advisors.append(
+            advisors.build(job, pruner, space, target, bench, bench.identity(), baseline, Constraints(), gains, lambda _: None)
+        )
+        costs.setdefault("prices", time.perf_counter() - start)
+    if made_advisors[0].note:
+        print(made_advisors[0].note)
     cache = Path(options.cache or folder / "cache") / f"samplers-{name}.json"
-    made = Ground(name, evaluator, space, advisor, cache, costs)
+    made = Ground(name, evaluator, space, made_advisors, cache, costs)
     dense, _ = evaluator.score("dense", evaluator.test_split())
     made.dense_test = (dense.value, dense.samples)
     if cache.is_file():
@@ -315,8 +331,8 @@ def ground_of(name: str, options: argparse.Namespace, folder: Path, bench: Bench
     units = len(space.knobs)
     print(
         f"{name}: dense {dense.value:.4f} on {dense.samples} held-out examples, {1e3 * baseline.latency.value:.3f} ms; "
-        f"{units} units, {len(advisor.items)} items, 10^{space.size_log10:.1f} recipes; database {made.costs['database']:.1f} s, "
-        f"table and predictions {made.costs['prices']:.1f} s"
+        f"{units} units, {len(made_advisors[0].items)} items, 10^{space.size_log10:.1f} recipes; database {made.costs['database']:.1f} s, "
+        f"table and predictions {made.costs['prices']:.1f} s; {len(made_advisors)} tables"
     )
     return made
 
@@ -334,6 +350,7 @@ def main() -> None:
     parser.add_argument("--workload", default="resnet20", choices=["resnet20", "wide_cnn", "minilm"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--most", type=int, default=80)
+    parser.add_argument("--tables", type=int, default=0, help="price tables that are measured; default: one a seed")
     parser.add_argument("--arms", default="", help="comma-separated; default: all")
     parser.add_argument("--space", default="default")
     parser.add_argument("--tied", action="store_true")
@@ -380,7 +397,7 @@ def run(ground: Ground, options: argparse.Namespace, budgets: list[int], wanted:
 
     add("knapsack", False, False, options.seeds)
     for arm in SWEEPS:
-        add(arm, False, True, 1)
+        add(arm, False, True, 1 if arm == samplers.UNIFORM else options.seeds)
     for arm in WARMED:
         add(arm, True, False, options.seeds)
     for arm in COLD:
@@ -425,7 +442,7 @@ def tables(ground: Ground, results: dict[str, dict[int, list[Course]]], budgets:
                 continue
             cells = []
             for a in (first, last):
-                other = by[last] * len(share["knapsack"][a]) if len(by[last]) == 1 else by[last]
+                other = by[last] * len(share["knapsack"][a]) if len(by[last]) == 1 else by[last]  # who has no seed
                 if min(other) <= 0:
                     cells.append("(nothing within ten points)")
                     continue
@@ -469,7 +486,7 @@ def beliefs(ground: Ground, repeats: int = 16) -> None:
     from hwprune.searching import surrogate
     from hwprune.searching.knapsack import KnapsackSampler
 
-    sampler = samplers.make("knapsack", 0, ground.advisor.context(80, store_distributions(ground.space)))
+    sampler = samplers.make("knapsack", 0, ground.advisor(0).context(80, store_distributions(ground.space)))
     assert isinstance(sampler, KnapsackSampler)
     rows, divergences, saved = [], [], []
     for digest, parameters in ground.parameters.items():

@@ -14,21 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from hwprune.errors import CandidateFailure, WorkloadError
 from hwprune.files import Table
 from hwprune.measurement import Measurement
-from hwprune.metrics import class_axis
-from hwprune.recovery import batch_norms, distillation, rates
+from hwprune.recovery import rates
 from hwprune.recovery.checkpoint import FILE, Checkpoint, optimizer_tensors, restore_optimizer, restore_random
 from hwprune.recovery.judging import Judge, device_of
+from hwprune.recovery.losses import STAGE, Losses, said
 from hwprune.recovery.masking import Held, Sparsifier, State
 from hwprune.recovery.plan import Plan, default_rate
-from hwprune.workload import Workload, first_tensor
+from hwprune.workload import Workload
 
-STAGE = "recover"
-"""Stage of a `CandidateFailure` in training."""
 TRIED_FROM = 40
 """Steps from which on a learning rate is searched for."""
 TRIED_SHARE, TRIED_LEAST, TRIED_MOST = 0.03, 8, 40
@@ -37,9 +35,6 @@ HELD_BACK = 4
 """Batches that such a trial is judged by."""
 RESTARTS = 2
 """How often training begins anew, with a quarter of the rate, after the loss or the gradient was not finite."""
-VARIANCE_BATCHES = 8
-"""Batches over which the variance of a teacher's outputs is taken, where these are no scores of classes."""
-
 Report = Callable[[int, int, float, Measurement], None]
 """(steps done, all steps, seconds left, best validation so far)."""
 
@@ -131,14 +126,7 @@ class _Run:
     keep_checkpoint: bool = False
     until: float = 1.0
     device: torch.device = field(init=False)
-    student: nn.Module | None = field(init=False, default=None)
-    """The module, and the teacher, with inner outputs beside the answer, where these are compared."""
-    master: nn.Module | None = field(init=False, default=None)
-    still: nn.Module | None = field(init=False, default=None)
-    """What is trained, with batch norms that keep their statistics; for small batches, or all of them."""
-    axis: int | None = field(init=False, default=None)
-    variance: float = field(init=False, default=1.0)
-    """Of the teacher's outputs, where they have no axis of classes."""
+    loss: Losses = field(init=False)
     origin: str = field(init=False, default="")
     """Of what this run starts from: a checkpoint of anything else is none of ours."""
     rate: float = field(init=False, default=0.0)
@@ -211,58 +199,33 @@ class _Run:
             torch.manual_seed(self.plan.seed)
             if isinstance(self.sparsifier, Held):
                 self.sparsifier.hold(self.module)
-            if self.taps and self.plan.features > 0 and self.teacher is not None:
-                self.student = distillation.tapped(self.module, self.taps)
-                self.master = distillation.tapped(self.teacher, self.taps).eval()
-            if batch_norms.has_any(self.module):
-                student = self.student if isinstance(self.student, fx.GraphModule) else self.module
-                self.still = batch_norms.frozen(student)
-            if self.teacher is not None and self.plan.task_weight < 1:
-                self._know_teacher()
+            self.loss = Losses(self.module, self.workload, self.plan, self.device, self.sparsifier, self.teacher, self.taps)
             yield
-
-    @torch.no_grad()
-    def _know_teacher(self) -> None:
-        """The axis of classes of its outputs, told by a split that has targets, or else how far they spread."""
-        assert self.teacher is not None
-        inputs, targets = next(self.workload.batches("validation"))
-        answer = first_tensor(self.teacher(*self._moved(inputs)))
-        self.axis = class_axis(self.workload.scoring, answer.shape, targets)
-        if self.axis is None:
-            some = itertools.islice(self.workload.batches("train"), VARIANCE_BATCHES)
-            answers = torch.cat([first_tensor(self.teacher(*self._moved(inputs))).float().reshape(-1) for inputs, _ in some])
-            self.variance = float(answers.var(unbiased=False))
-
-    def _moved(self, given: Any) -> Any:
-        """Inputs or targets on the device that trains, in whatever they come."""
-        return torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.to(self.device), given)
 
     # -- the learning rate ---------------------------------------------------------------------
 
     def search_rate(self) -> float:
         """The plan's rate, or the best of short trials; without them where masks move, or the training is short itself."""
         plan = self.plan
-        first = plan.rate or default_rate(plan, self.still is not None)
+        first = plan.rate or default_rate(plan, self.loss.normed)
         total = self._steps()[1]
         if plan.rate is not None or total < TRIED_FROM or not (self.sparsifier is None or isinstance(self.sparsifier, Held)):
             return first
         steps = min(max(round(TRIED_SHARE * total), TRIED_LEAST), TRIED_MOST)
-        torch.manual_seed(plan.seed)
-        needed = steps * plan.accumulate
-        items = list(itertools.islice(itertools.chain.from_iterable(map(self._order, itertools.count())), needed + HELD_BACK))
         start = self._copy()
 
         def loss_of(rate: float) -> float:
             self._load(start)
             self.rate, self.step = rate, 0
             optimizer = self._optimizer()
-            torch.manual_seed(plan.seed)
+            self._seed(0)
+            items = itertools.chain.from_iterable(map(self._order, itertools.count()))
             try:
-                for place in range(0, needed, plan.accumulate):
-                    self._update(items[place : place + plan.accumulate], optimizer, steps)
-                self.module.eval()
+                for _ in range(steps):
+                    self._update(list(itertools.islice(items, plan.accumulate)), optimizer, steps)
+                self.loss.train(False)
                 with torch.no_grad():
-                    found = torch.stack([self._loss(inputs, targets) for inputs, targets in items[needed:]])
+                    found = torch.stack([self.loss(*item) for item in itertools.islice(items, HELD_BACK)])
             except _NotFinite:
                 return math.inf
             return float(found.mean()) if bool(torch.isfinite(found).all()) else math.inf
@@ -360,18 +323,16 @@ class _Run:
     ) -> None:
         """One step of the optimizer over a few batches."""
         plan = self.plan
-        for one in (self.module, self.student, self.still):
-            if one is not None:
-                one.train()
+        self.loss.train()
         optimizer.zero_grad(set_to_none=True)
         for inputs, targets in group:
-            loss = self._loss(inputs, targets) / len(group)
+            loss = self.loss(inputs, targets) / len(group)
             if not bool(torch.isfinite(loss)):
                 raise _NotFinite("the loss is not finite")
             try:
                 loss.backward()  # type: ignore[no-untyped-call]
             except RuntimeError as error:  # a loss without a gradient, or no memory left
-                raise CandidateFailure(STAGE, f"the backward pass raised {_said(error)}") from error
+                raise CandidateFailure(STAGE, f"the backward pass raised {said(error)}") from error
             self.losses.append(float(loss.detach()) * len(group))
             self.examples += len(inputs[0])
         if self.sparsifier is not None:
@@ -388,63 +349,6 @@ class _Run:
         if self.sparsifier is not None:
             self.sparsifier.after_step(self.module, optimizer, progress)
         self._average()
-
-    def _loss(self, inputs: tuple[torch.Tensor, ...], targets: Any) -> torch.Tensor:
-        plan = self.plan
-        inputs, targets = self._moved(inputs), self._moved(targets)
-        taken = dict(self.sparsifier.weights(self.module)) if self.sparsifier is not None else {}
-        with self._precision():
-            mine: tuple[torch.Tensor, ...] = ()
-            runner = self._runner(len(inputs[0]))
-            try:
-                result = torch.func.functional_call(runner, taken, inputs) if taken else runner(*inputs)
-            except RuntimeError as error:  # no memory left, for example
-                raise CandidateFailure(STAGE, f"the model raised {_said(error)}") from error
-            if self.student is not None:
-                result, mine = result
-            found = first_tensor(result)
-            parts = []
-            if plan.task_weight > 0:
-                parts.append(plan.task_weight * self._task(found, targets))
-            if self.teacher is not None and plan.taught:
-                with torch.no_grad():
-                    answer = (self.master or self.teacher)(*inputs)
-                if self.student is not None:
-                    answer, inner = answer
-                    parts.append(plan.features * distillation.features(mine, inner))
-                wanted = first_tensor(answer)
-                if plan.task_weight < 1:
-                    loss = distillation.logits(found, wanted, self.axis, plan.temperature, self.variance)
-                    parts.append((1 - plan.task_weight) * loss)
-            penalty = self.sparsifier.penalty(self.module) if self.sparsifier is not None else None
-            if penalty is not None:
-                parts.append(penalty)
-        return torch.stack([part.float() for part in parts]).sum()
-
-    def _task(self, found: torch.Tensor, targets: Any) -> torch.Tensor:
-        try:
-            loss = self.workload.loss(found, targets)
-        except Exception as error:  # the user's loss, or labels that it can't take
-            hint = "; the train split has no targets, and distill:EPOCHS needs none" if targets is None else ""
-            raise CandidateFailure(STAGE, f"the loss raised {_said(error)}{hint}") from error
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            raise CandidateFailure(STAGE, "the loss must give one number: loss(outputs, targets) -> scalar tensor")
-        return loss
-
-    def _runner(self, examples: int) -> nn.Module:
-        """What a batch of so many examples is run through."""
-        auto = self.plan.norms == "auto" and examples < batch_norms.ENOUGH
-        if self.still is not None and (auto or self.plan.norms == "frozen"):
-            return self.still
-        return self.student or self.module
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        wanted = self.plan.precision
-        if wanted == "auto":
-            wanted = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        if wanted == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
 
     def _check(self, judge: Judge) -> None:
         averaged = None
@@ -593,7 +497,7 @@ class _Run:
         try:
             Checkpoint(facts, tensors).write(self.folder / FILE)
         except OSError as error:
-            warnings.warn(f"no checkpoint of the training could be written to {self.folder}: {_said(error)}", stacklevel=2)
+            warnings.warn(f"no checkpoint of the training could be written to {self.folder}: {said(error)}", stacklevel=2)
 
     def _read(self) -> Checkpoint | None:
         """Go on from a checkpoint of this very run, if there is one. Nothing is changed before all of it is understood."""
@@ -621,11 +525,6 @@ class _Run:
 
 class _NotFinite(Exception):  # noqa: N818 - it leads to another try
     """Numbers have left the range of floating point."""
-
-
-def _said(error: Exception) -> str:
-    """Kind and first line of somebody else's error."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _shape(done: float, warmup: float) -> float:

@@ -596,7 +596,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
     def _value(self, pool: Array, seen: _Seen, draw: np.random.Generator) -> tuple[Array, Array, Array, Array]:
         """Expected hypervolume gain of each allocation, with its predicted ratio, deviation and ln KL."""
         logs = self.divergence_model.samples(pool, draw, SAMPLES)
-        ratio, sd = self.ratio_model.predict(pool, self.coupling(pool))
+        ratio, sd = self.ratio_model.predict(pool, self.coupling(pool), measured=False)
         ratios = ratio[None] + sd[None] * draw.standard_normal((SAMPLES, len(pool)))
         drops = self.drop_model(np.exp(logs))
         front = self._beliefs(seen)
@@ -610,7 +610,9 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         for name, needed in self.limits.min_saved.items():  # what takes too much is on no front
             known &= ~(np.array([saved.get(name, np.nan) for saved in seen.saved]) < needed)
         smooth = self.drop_model(np.array(seen.divergence)[known])
-        points = list(zip(smooth.tolist(), ratio_seen[known].tolist(), strict=True))
+        rows = np.array(seen.chosen, dtype=int).reshape(len(seen.chosen), len(self.items))[known]
+        told = self.ratio_model.smooth(rows, self.coupling(rows), ratio_seen[known], np.array(seen.ratio_sd)[known])
+        points = list(zip(smooth.tolist(), told.tolist(), strict=True))
         if seen.running:
             rows = np.stack(seen.running)
             logs = self.divergence_model.samples(rows, np.random.default_rng(0), 2)[0]

@@ -40,6 +40,8 @@ KL_NOISE = 0.05
 KL_FLOOR = 1e-6
 RATIO_NOISE = 0.01
 """Of a measured ratio: session effects (`hwprune.latency.paired`)."""
+ENOUGH, REFITS, FAR = 8, 4, 2.5
+"""Measurements from which their noise is estimated; rounds of it; deviations beyond which a measurement counts for less."""
 MOST_OPTIONS = 800
 """Options up to which each has a correction of its own."""
 
@@ -188,6 +190,8 @@ class RatioModel:
     """
 
     saved: Sequence[Array]
+    heat: float = field(init=False, default=1.0)
+    """How many times larger than told the variance of measured ratios is: what sessions differ by on a busy machine."""
     _mean: Array = field(init=False, default_factory=lambda: np.zeros(0))
     _root: Array = field(init=False, default_factory=lambda: np.zeros((0, 0)))
     _starts: Array = field(init=False, default_factory=lambda: np.zeros(0, dtype=int))
@@ -213,26 +217,42 @@ class RatioModel:
         """Update with measured ratios; ``coupled``: what couplings save; ``sd``: of each measurement."""
         items, options = len(self.saved), sum(len(s) for s in self.saved)
         spread = np.array([0.3, *[0.15] * items, *([0.1] * options if self._own else [])])
-        information = np.diag(spread**-2.0)
-        right = np.zeros(len(spread))
+        prior = np.diag(spread**-2.0)
+        information, self._mean, self.heat = prior, np.zeros(len(spread)), 1.0
         if len(chosen):
             features = self._features(chosen)
-            heft = 1 / (RATIO_NOISE**2 * ratios**2 + sd**2)
+            told = RATIO_NOISE**2 * ratios**2 + sd**2
+            heft = 1 / told
             # Residuals beside the table's own word; what is fitted is the correction.
             residual = (1 - ratios) - features[:, 0] - coupled
-            information = information + features.T @ (heft[:, None] * features)
-            right = features.T @ (heft * residual)
-        factor = np.linalg.cholesky(information)
-        self._mean = np.linalg.solve(information, right)
-        self._root = np.linalg.inv(factor)
+            for _ in range(REFITS if len(ratios) >= ENOUGH else 1):
+                information = prior + features.T @ (heft[:, None] * features)
+                self._mean = np.linalg.solve(information, features.T @ (heft * residual))
+                if len(ratios) < ENOUGH:
+                    break
+                # Its scale by the median, so that a few disturbed measurements don't count for all; these get less weight.
+                left = (residual - features @ self._mean) / np.sqrt(told)
+                freedom = max(np.trace(np.linalg.solve(information, prior)) - len(spread) + len(ratios), len(ratios) / 3)
+                scale = 1.4826 * float(np.median(np.abs(left))) * np.sqrt(len(ratios) / freedom)
+                self.heat = float(np.clip(scale**2, 1.0, 400.0))
+                far = np.abs(left) / np.sqrt(self.heat)
+                heft = np.minimum(1.0, FAR / np.maximum(far, 1e-9)) / (told * self.heat)
+        self._root = np.linalg.inv(np.linalg.cholesky(information))
 
-    def predict(self, chosen: Array, coupled: Array) -> tuple[Array, Array]:
-        """(ratios, standard deviations) of a new measurement."""
+    def predict(self, chosen: Array, coupled: Array, measured: bool = True) -> tuple[Array, Array]:
+        """(ratios, standard deviations) of a new measurement, or of what many of them would come to."""
         features = self._features(chosen)
         mean = 1 - features[:, 0] - coupled - features @ self._mean
         sd = np.sqrt(((features @ self._root.T) ** 2).sum(axis=1))
         ratio = np.maximum(mean, 0.01)
-        return ratio, np.hypot(sd, RATIO_NOISE * ratio)
+        return ratio, np.hypot(sd, RATIO_NOISE * ratio * (np.sqrt(self.heat) if measured else 1.0))
+
+    def smooth(self, chosen: Array, coupled: Array, ratios: Array, sd: Array) -> Array:
+        """Measured ratios with what is known from the others: of many, the fastest were lucky."""
+        expected, doubt = self.predict(chosen, coupled, measured=False)
+        noise = self.heat * (RATIO_NOISE**2 * ratios**2 + sd**2)
+        found: Array = (ratios * doubt**2 + expected * noise) / (doubt**2 + noise)
+        return found
 
     def corrected(self) -> list[Array]:
         """What each option saves by now, item by item: for the knapsack."""

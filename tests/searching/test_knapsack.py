@@ -373,3 +373,46 @@ def test_kinds_are_trusted_by_how_often_they_came_to_the_front(seed):
         won = [i for i in tried if not any(ratio[j] <= ratio[i] and divergence[j] <= divergence[i] for j in range(i))]
         assert found[kind] == pytest.approx((len(won) + PRIOR_SUCCESSES) / (len(tried) + PRIOR_TRIES))
     assert "" not in found
+
+
+def test_noise_of_measured_ratios_is_estimated_and_lucky_ones_are_not_believed():
+    """A busy machine: ratios are off by eight per cent, a few by half, and nobody says so."""
+    draw = np.random.default_rng(5)
+    saved = [np.concatenate([[0.0], np.sort(draw.random(4)) * 0.12]) for _ in range(6)]
+    chosen = draw.integers(0, 5, (60, 6))
+    truth = 1 - np.array([sum(saved[u][i] for u, i in enumerate(row)) for row in chosen])
+    ratio = truth * np.exp(0.08 * draw.standard_normal(60))
+    ratio[::15] *= 1.5
+    model = RatioModel(saved)
+    model.fit(chosen, ratio, np.zeros(60), np.zeros(60))
+    assert 4 < np.sqrt(model.heat) < 14  # told: one per cent
+    expected, doubt = model.predict(chosen, np.zeros(60), measured=False)
+    _, wide = model.predict(chosen, np.zeros(60))
+    assert np.abs(np.log(expected / truth)).mean() < 0.04 and (wide > doubt).all()
+    smooth = model.smooth(chosen, np.zeros(60), ratio, np.zeros(60))
+    assert np.abs(np.log(smooth / truth)).mean() < 0.5 * np.abs(np.log(ratio / truth)).mean()
+    assert smooth[np.argmin(ratio / truth)] > ratio[np.argmin(ratio / truth)]  # the luckiest
+    quiet = RatioModel(saved)
+    quiet.fit(chosen, truth * np.exp(0.005 * draw.standard_normal(60)), np.zeros(60), np.zeros(60))
+    assert quiet.heat == 1.0
+
+
+def test_what_the_law_gets_wrong_of_a_candidate_it_gets_wrong_of_its_neighbours():
+    draw = np.random.default_rng(6)
+    errors = [np.concatenate([[0.0], np.sort(draw.random(9)) * 0.02]) for _ in range(8)]
+    chosen = draw.integers(0, 10, (200, 8))
+    size = np.array([sum(errors[u][i] for u, i in enumerate(row)) for row in chosen])
+    bend = 0.3 * np.sin(np.sqrt(np.array([[errors[u][row[u]] for u in range(8)] for row in chosen])) @ draw.normal(0, 6, 8))
+    divergence = size * np.exp(bend)  # smooth in the errors, but no law of their sum
+
+    def wrong(seen):
+        model = ErrorModel(errors)
+        model.fit(chosen[:seen], divergence[:seen], np.ones(seen))
+        told = model.samples(chosen[150:], draw, 2)[0]
+        return float(np.sqrt(np.mean((told - np.log(divergence[150:])) ** 2)))
+
+    model = ErrorModel(errors)
+    model.fit(chosen[:150], divergence[:150], np.ones(150))
+    again = model.samples(chosen[:150], draw, 2)[0]
+    assert np.sqrt(np.mean((again - np.log(divergence[:150])) ** 2)) < 0.1  # what was evaluated is known
+    assert wrong(150) < 0.85 * bend[150:].std()
