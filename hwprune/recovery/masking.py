@@ -20,6 +20,9 @@ class Sparsifier(abc.ABC):
     travel: float | None = None
     """How far `extra` may be moved by the optimizer during the whole run; None: at the rate of the weights."""
 
+    hurried: bool = False
+    """In the short trial of a learning rate: decide as rarely as makes sense."""
+
     def extra(self) -> list[nn.Parameter]:
         """Parameters of its own that are trained along."""
         return []

@@ -15,25 +15,33 @@ FACTOR = 4.0
 """Between two rates that are tried."""
 FARTHEST = 4
 """Steps of `FACTOR` from the first rate, each way."""
-MARGIN = 0.01
-"""A larger rate must be better by this share of the loss: in a long run the smaller one catches up."""
+MARGIN = 0.05
+"""A larger rate must bring the loss down by this share more: in a long run the smaller one catches up."""
 
 
 def best(loss_of: Callable[[float], float], first: float) -> float:
-    """The rate of least loss on a geometric ladder: upwards from ``first`` as long as that helps, else downwards.
+    """The rate that brings the loss down most, on a geometric ladder: up from ``first`` as long as that helps, else down.
+
+    What counts is what a rate brings beside none at all. A model that has lost everything gains little in a few steps, and yet it
+    is clear which of two rates brings more.
 
     Args:
-        loss_of: rate -> loss after a short run with it; infinite where it fails.
+        loss_of: rate -> loss after a short run with it; infinite where it fails. It is asked for 0 too.
     """
-    found, least = first, loss_of(first)
+    untrained = loss_of(0.0)
+
+    def gain(rate: float) -> float:
+        loss = loss_of(rate)
+        return untrained - loss if math.isfinite(loss) else -math.inf
+
+    found, most = first, gain(first)
     for factor in (FACTOR, 1 / FACTOR):
         for step in range(1, FARTHEST + 1):
             rate = first * factor**step
-            loss = loss_of(rate)
-            wins = loss < least - MARGIN * abs(least) if factor > 1 else loss <= least
-            if not (wins and math.isfinite(loss)):
+            reached = gain(rate)
+            if reached <= most + (MARGIN * abs(most) if factor > 1 else 0.0):
                 break
-            found, least = rate, loss
+            found, most = rate, reached
         if found != first:
             break
     return found

@@ -19,7 +19,7 @@ from hwprune.recovery.deciding import Deciding, Decision, Gradual, Growing, Lass
 from hwprune.recovery.judging import Judge, device_of
 from hwprune.recovery.masking import Held
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.training import Outcome, Report, search_rate, train
+from hwprune.recovery.training import Outcome, Report, train
 from hwprune.workload import Workload
 
 DECIDERS: dict[str, Callable[[Pruner, Recipe, Plan], Deciding]] = {
@@ -135,11 +135,6 @@ def prune_gradually(
     private = Pruner(replace(pruner.workload, model=copy.deepcopy(pruner.workload.model)))
     made = (DECIDERS[decider] if isinstance(decider, str) else decider)(private, recipe, plan)
     teacher = pruner.graph.module if plan.taught else None
-    if plan.rate is None:
-        # Dense weights would say "none at all": what counts is how fast a model learns that has lost what this one will.
-        example = pruner.prune(Recipe(recipe.choices, "none"))
-        masks = Held(example.masks) if example.masks else None
-        plan = replace(plan, rate=search_rate(example.module, pruner.workload, plan, masks, teacher))
     rising = replace(plan, epochs=plan.epochs * (1 - plan.settle), patience=0)
     first_folder = folder / "rising" if folder is not None else None
     first = train(

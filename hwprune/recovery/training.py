@@ -205,24 +205,34 @@ class _Run:
     # -- the learning rate ---------------------------------------------------------------------
 
     def search_rate(self) -> float:
-        """The plan's rate, or the best of short trials; without them where masks move, or the training is short itself."""
+        """The plan's rate, or the best of short trials; without them where the training is short itself.
+
+        Where sparsity rises it does so in the first half of each trial: what counts is how fast a model learns that has lost
+        what this one will, and whether a dense one survives.
+        """
         plan = self.plan
         first = plan.rate or default_rate(plan, self.loss.normed)
         total = self._steps()[1]
-        if plan.rate is not None or total < TRIED_FROM or not (self.sparsifier is None or isinstance(self.sparsifier, Held)):
+        if plan.rate is not None or total < TRIED_FROM:
             return first
         steps = min(max(round(TRIED_SHARE * total), TRIED_LEAST), TRIED_MOST)
+        rise = 1.0
+        if self.sparsifier is not None and not isinstance(self.sparsifier, Held):
+            steps, rise = 2 * steps, 0.5
+            self.sparsifier.hurried = True
         start = self._copy()
 
         def loss_of(rate: float) -> float:
             self._load(start)
+            if self.sparsifier is not None:
+                self.sparsifier.restore(self._own)
             self.rate, self.step = rate, 0
             optimizer = self._optimizer()
             self._seed(0)
             items = itertools.chain.from_iterable(map(self._order, itertools.count()))
             try:
                 for _ in range(steps):
-                    self._update(list(itertools.islice(items, plan.accumulate)), optimizer, steps)
+                    self._update(list(itertools.islice(items, plan.accumulate)), optimizer, steps, rise)
                 self.loss.train(False)
                 with torch.no_grad():
                     found = torch.stack([self.loss(*item) for item in itertools.islice(items, HELD_BACK)])
@@ -234,6 +244,9 @@ class _Run:
             return rates.best(loss_of, first)
         finally:
             self._load(start)
+            if self.sparsifier is not None:
+                self.sparsifier.hurried = False
+                self.sparsifier.restore(self._own)
             self.step = 0
             self.losses.clear()
             self.mean.clear()
@@ -319,9 +332,13 @@ class _Run:
         raise AssertionError("the loop above only returns")
 
     def _update(
-        self, group: Sequence[tuple[tuple[torch.Tensor, ...], Any]], optimizer: torch.optim.Optimizer, total: int
+        self,
+        group: Sequence[tuple[tuple[torch.Tensor, ...], Any]],
+        optimizer: torch.optim.Optimizer,
+        total: int,
+        rise: float = 1.0,
     ) -> None:
-        """One step of the optimizer over a few batches."""
+        """One step of the optimizer over a few batches; sparsity has risen after a share ``rise`` of the steps."""
         plan = self.plan
         self.loss.train()
         optimizer.zero_grad(set_to_none=True)
@@ -341,7 +358,7 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip or math.inf)
         if not bool(torch.isfinite(norm)):
             raise _NotFinite("the gradient is not finite")
-        progress = (self.step + 1) / total
+        progress = min(1.0, (self.step + 1) / (rise * total))
         for g in optimizer.param_groups:
             g["lr"] = g["scale"] * self.rate * _shape((self.step + 0.5) / total, plan.warmup)
         optimizer.step()
@@ -397,7 +414,7 @@ class _Run:
         extra = self.sparsifier.extra() if self.sparsifier is not None else []
         travel = self.sparsifier.travel if self.sparsifier is not None else None
         # Adam moves by about the rate in each step, and the schedule's mean is a half of its highest.
-        scale = 1.0 if travel is None else travel / (0.5 * self.rate * self._steps()[1])
+        scale = 1.0 if travel is None else travel / (0.5 * max(self.rate, 1e-12) * self._steps()[1])
         if not named and not extra:
             raise CandidateFailure(STAGE, "every parameter of the model is frozen (requires_grad=False): nothing can be trained")
         plan = self.plan
