@@ -163,3 +163,17 @@ def test_a_file_that_computes_something_else_is_never_a_finalists(evaluator, mon
     monkeypatch.undo()
     better = evaluator.refined(trial, "obs+batchnorm+sequential")
     assert better is None or better.divergence.value < trial.divergence.value
+
+
+def test_a_pattern_that_pays_by_chance_is_not_searched(evaluator, monkeypatch):
+    """On a busy machine one of a few patterns may look faster: it has to be faster twice."""
+    from hwprune.measurement import Measurement
+
+    told = {
+        "lucky": [Measurement(1.2, "x", 1.1, 1.3, 4), Measurement(1.0, "x", 0.95, 1.05, 4)],
+        "real": [Measurement(1.2, "x", 1.1, 1.3, 4)] * 2,
+    }
+    for kind, expected in (("lucky", False), ("real", True)):
+        left = list(told[kind])
+        monkeypatch.setattr(filtering, "_measured", lambda *_, left=left: left.pop(0))
+        assert filtering.pays(filtering.gains(evaluator, ["unstructured"], 0.9)["unstructured"]) is expected
