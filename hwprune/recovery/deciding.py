@@ -211,6 +211,18 @@ class Scored(Deciding):
             score.data = score.data.to(device)
         self._places = {n: [(p, dim, index.to(device)) for p, dim, index in places] for n, places in self._places.items()}
 
+    @torch.no_grad()
+    def _norms(self, module: nn.Module, name: str) -> torch.Tensor:
+        """Of every weight, or of every index of an axis over what makes it."""
+        parameters = dict(module.named_parameters())
+        if self.choices[name][0].axis is None:
+            return parameters[name].detach().abs()
+        found = torch.zeros_like(self.scores[name])
+        for parameter, dim, index in self._places[name]:
+            each = parameters[parameter].detach().square().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
+            found.index_add_(0, index[index >= 0], each[index >= 0])
+        return found.sqrt()
+
     @staticmethod
     def _reads(unit: Unit, parameter: str, dim: int) -> bool:
         return any(part.parameter == parameter and part.kind == "reads" and part.dim == dim for part in unit.parts)
@@ -223,7 +235,9 @@ class Scored(Deciding):
             level = self.level(unit, choice, share)
             if level is None:
                 continue
-            scores = self.scores[name].detach().cpu()
+            # A few steps make no scores; of a learning rate they tell as much with the smallest weights gone.
+            scores = self._norms(self.pruner.graph.module, name) if self.hurried else self.scores[name].detach()
+            scores = scores.cpu()
             scores = scores - scores.min()  # patterns take scores >= 0, high = keep
             pattern = patterns.get(choice.pattern)
             asked = None if pattern.fixed_sparsity is not None else level
@@ -298,7 +312,7 @@ class Movement(Scored):
         return self.weight * torch.stack([score.sigmoid().mean() for score in self.scores.values()]).mean()
 
     def decide(self, share: float) -> Decision:
-        if not self.soft:
+        if not self.soft or self.hurried:
             return super().decide(share)
         self._due = share
         wanted = share * sum(c.sparsity for _, c in self.choices.values()) / len(self.choices)
@@ -440,18 +454,6 @@ class Lasso(Scored):
         for name, (_, choice) in self.choices.items():
             norms = self._norms(pruner.graph.module, name).reshape(-1)
             self._shrink[name] = float(norms.sort().values[min(len(norms) - 1, round(choice.sparsity * len(norms)))])
-
-    @torch.no_grad()
-    def _norms(self, module: nn.Module, name: str) -> torch.Tensor:
-        """Of every weight, or of every index of an axis over what makes it."""
-        parameters = dict(module.named_parameters())
-        if self.choices[name][0].axis is None:
-            return parameters[name].detach().abs()
-        found = torch.zeros_like(self.scores[name])
-        for parameter, dim, index in self._places[name]:
-            each = parameters[parameter].detach().square().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
-            found.index_add_(0, index[index >= 0], each[index >= 0])
-        return found.sqrt()
 
     @torch.no_grad()
     def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
