@@ -459,6 +459,8 @@ class Lasso(Scored):
     def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
         parameters = dict(module.named_parameters())
         for name, (unit, _) in self.choices.items():
+            if self.hurried:  # to shrink everything within a few steps is another thing than to do so in a whole training
+                break
             norms = self._norms(module, name)
             factor = (1 - self._shrink[name] * (progress - self._before) / norms.clamp(min=1e-12)).clamp(min=0)
             if unit.axis is None:

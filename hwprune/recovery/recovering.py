@@ -144,7 +144,7 @@ def prune_gradually(
     candidate = decided(pruner, private, recipe, made.decision)
     judge = judge_of(pruner)
     if plan.settle > 0:
-        settling = replace(plan, epochs=plan.epochs * plan.settle)
+        settling = replace(plan, epochs=plan.epochs * plan.settle, rate=first.rate)
         held = Held(candidate.masks) if candidate.masks else None
         taps = _taps(pruner, candidate.module) if plan.features > 0 else []
         second = train(
