@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +41,11 @@ def run(options: argparse.Namespace) -> int:
     out = exporting.export_run(folder, number, options.format, Path(options.out), workload)
     point = next(p for p in data["front"] if p["trial"] == number)
     print(f"trial {number}: {units.speedup(point['speedup']['value'])} at drop {point['drop']:+.4f} -> {out}")
+    if options.format == "recipe" and exporting.training_of(data, number) is not None:
+        message = (
+            "this point was trained after pruning; its recipe alone prunes, and does not give these weights (--format onnx does)"
+        )
+        print(f"hwprune: warning: {message}", file=sys.stderr)
     for path in sorted(out.iterdir()):
         print(f"  {path.name}  {units.size(path.stat().st_size)}")
     return 0

@@ -99,11 +99,18 @@ def _export(run: Path, data: record.Record, point: dict[str, Any], form: str, ou
         "point": point,
         "dense_latency": data["baseline"]["latency"],
         "dense_metric": record.dense_metric(data),
+        "training": training_of(data, point["trial"]),
         **extra,
         "files": {name: sha256(out / name) for name in sorted(copied)},
     }
     write_atomic(out / "manifest.json", dump_json(manifest))
     return out
+
+
+def training_of(data: record.Record, number: int) -> dict[str, Any] | None:
+    """How a point was trained: plan, from which trial, seconds, examples; None if it was not."""
+    found = next((row.get("recovery") for row in data["trials"] if row["number"] == number), None)
+    return None if not found else {key: found[key] for key in ("of", "plan", "seconds", "examples")}
 
 
 def _copy(source: Path, out: Path, names: list[str], rename: Mapping[str, str] | None = None) -> list[str]:

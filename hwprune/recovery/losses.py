@@ -14,6 +14,7 @@ from torch import fx, nn
 from hwprune.errors import CandidateFailure
 from hwprune.metrics import class_axis
 from hwprune.recovery import batch_norms, distillation
+from hwprune.recovery.judging import device_of
 from hwprune.recovery.masking import Sparsifier
 from hwprune.recovery.plan import Plan
 from hwprune.workload import Workload, first_tensor
@@ -143,3 +144,19 @@ class Losses:
 def said(error: Exception) -> str:
     """Kind and first line of somebody else's error."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def training_loss_fault(workload: Workload, inputs: tuple[torch.Tensor, ...], targets: Any) -> str | None:
+    """What is wrong with the workload's loss on one batch of the dense model; None: it can be followed."""
+    device = device_of(workload.model)
+    moved = torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.to(device), (inputs, targets))
+    try:
+        with torch.enable_grad():
+            loss = workload.loss(first_tensor(workload.model(*moved[0])), moved[1])
+    except Exception as error:  # the user's loss may raise anything
+        return f"the loss raised {said(error)}"
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        return "the loss gave no single number: loss(outputs, targets) -> scalar tensor"
+    if not bool(torch.isfinite(loss)):
+        return f"the loss is {float(loss.detach())}"
+    return None if loss.requires_grad else "the loss has no gradient (it was made of argmax, comparisons or detached tensors)"

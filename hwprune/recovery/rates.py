@@ -18,9 +18,13 @@ FARTHEST = 4
 MARGIN = 0.05
 """A larger rate must bring the loss down by this share more: in a long run the smaller one catches up."""
 
+RUINED = 2.0
+"""Smaller rates than the first are looked at if it makes the loss so many times larger. A little disturbance is what any useful rate
+does to a model that has lost little, in so few steps; by the end of the training it is worth it."""
+
 
 def best(loss_of: Callable[[float], float], first: float) -> float:
-    """The rate that brings the loss down most, on a geometric ladder: up from ``first`` as long as that helps, else down.
+    """The rate that brings the loss down most, on a geometric ladder: up from ``first`` as long as that helps, or down from one that ruins.
 
     What counts is what a rate brings beside none at all. A model that has lost everything gains little in a few steps, and yet it
     is clear which of two rates brings more.
@@ -36,6 +40,8 @@ def best(loss_of: Callable[[float], float], first: float) -> float:
 
     found, most = first, gain(first)
     for factor in (FACTOR, 1 / FACTOR):
+        if factor < 1 and most > (1 - RUINED) * abs(untrained):
+            break
         for step in range(1, FARTHEST + 1):
             rate = first * factor**step
             reached = gain(rate)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hwprune.errors import CandidateFailure, UsageError
+from hwprune.errors import CandidateFailure, UnknownNameError, UsageError
 from hwprune.pruning import Candidate, Pruner
 from hwprune.recipe import Recipe, UnitChoice
 from hwprune.recovery import distillation
@@ -65,7 +65,7 @@ class Recovered:
 def recover(
     workload: Workload | Pruner,
     candidate: Candidate,
-    plan: Plan | str = "finetune:1",
+    plan: Plan | str | None = None,
     *,
     fit: Callable[[torch.nn.Module], object] | None = None,
     folder: Path | None = None,
@@ -78,8 +78,9 @@ def recover(
         workload: the dense model's (its `Pruner` saves a second tracing); its ``train`` split is trained on, its ``validation``
             split decides which weights are kept.
         plan: or its text, ``finetune:E`` or ``distill:E``.
-        fit: a training loop of your own, ``fit(module)``, which trains in place or returns the module (a Lightning or accelerate
-            script, for example); masks are applied again after it, and the better of before and after is kept.
+        fit: instead of a plan: a training loop of your own, ``fit(module)``, which trains in place or returns the module (a
+            Lightning or accelerate script, for example). It gets the module in eval mode. Removed weights are zeroed before each
+            of its forward passes and after it, and the better of before and after is kept.
         folder: where a checkpoint is kept while it runs.
         keep_checkpoint: leave it there afterwards: who is killed before the result is stored gets it again at once.
 
@@ -90,9 +91,11 @@ def recover(
     pruner = workload if isinstance(workload, Pruner) else Pruner(workload)
     if candidate.fingerprint != pruner.fingerprint:
         raise UsageError(f"the candidate is of another model than workload {pruner.workload.name!r}")
-    plan = _plan(plan)
+    if fit is not None and plan is not None:
+        raise UsageError("a training loop of your own has no plan: give one of them")
+    plan = _plan(plan or "finetune:1")
     if plan.kind == "gradual":
-        raise UsageError("a gradual plan prunes while it trains: hwprune.recovery.prune_gradually(workload, recipe, plan)")
+        raise UsageError("a gradual plan prunes while it trains: hwprune.prune_gradually(workload, recipe, plan)")
     module = copy.deepcopy(candidate.module)
     held = Held(candidate.masks) if candidate.masks else None
     if fit is not None:
@@ -132,6 +135,10 @@ def prune_gradually(
     """
     pruner = workload if isinstance(workload, Pruner) else Pruner(workload)
     plan = _plan(plan)
+    if plan.kind != "gradual":
+        raise UsageError(f"{plan.text()} is no gradual plan: hwprune.recover trains a candidate by it")
+    if isinstance(decider, str) and decider not in DECIDERS:
+        raise UnknownNameError("decider", decider, DECIDERS)
     private = Pruner(replace(pruner.workload, model=copy.deepcopy(pruner.workload.model)))
     made = (DECIDERS[decider] if isinstance(decider, str) else decider)(private, recipe, plan)
     teacher = pruner.graph.module if plan.taught else None
@@ -193,10 +200,14 @@ def _own(pruner: Pruner, module: torch.fx.GraphModule, held: Held | None, fit: C
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     home = device_of(module)
     start = time.monotonic()
+    hook = module.register_forward_pre_hook(lambda trained, _: held.hold(trained)) if held is not None else None
     try:
         result = fit(module)
     except Exception as error:  # the user's code may raise anything
         raise CandidateFailure("recover", f"the training loop raised {type(error).__name__}: {error}") from error
+    finally:
+        if hook is not None:
+            hook.remove()
     try:
         if isinstance(result, torch.nn.Module) and result is not module:
             module.load_state_dict(result.state_dict())
@@ -214,7 +225,16 @@ def _own(pruner: Pruner, module: torch.fx.GraphModule, held: Held | None, fit: C
     if not best:
         module.load_state_dict(state)
     return Outcome(
-        before, after if best else before, best, 0, time.monotonic() - start, 0.0, best, "the training loop has returned"
+        before,
+        after if best else before,
+        best,
+        0,
+        time.monotonic() - start,
+        0.0,
+        best,
+        "the training loop has returned"
+        if best
+        else "what the training loop has made is no better on validation, and is dropped",
     )
 
 

@@ -17,7 +17,7 @@ from hwprune import units
 from hwprune.files import write_atomic
 from hwprune.record import MEASURED, Record, dense_metric, latency_source, model_file, trial
 from hwprune.report.picture import WORD, drop_range
-from hwprune.report.text import number, recommended, speedup_text, verdict
+from hwprune.report.text import number, recommended, speedup_text, trained, verdict
 
 LEGEND = {
     "measured": "scored on the split that the search never saw and measured again in fresh processes; bars are intervals.",
@@ -102,6 +102,7 @@ def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         "trial": point["trial"],
+        "trained": trained(record, point["trial"]),
         "x": point["speedup"]["value"],
         "low": point["speedup"]["ci_low"],
         "high": point["speedup"]["ci_high"],

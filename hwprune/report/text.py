@@ -31,7 +31,7 @@ def summary(record: Record, width: int = 100) -> str:
     for point in record["front"]:
         rows.append(
             [
-                f"trial {point['trial']}{_trained(record, point['trial'])}",
+                f"trial {point['trial']}{trained(record, point['trial'])}",
                 speedup_text(point["speedup"]),
                 f"{point['drop']:+.4f}",
                 number(point["metric"]["value"]),
@@ -47,7 +47,8 @@ def summary(record: Record, width: int = 100) -> str:
     return "\n\n".join(parts)
 
 
-def _trained(record: Record, number: int) -> str:
+def trained(record: Record, number: int) -> str:
+    """`` (distill:2)`` of a trial that was trained so, else nothing."""
     recovery = next((row.get("recovery") for row in record["trials"] if row["number"] == number), None)
     return f" ({recovery['plan']['kind']}:{recovery['plan']['epochs']:g})" if recovery else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -77,9 +78,18 @@ class Job:
                 if plan.parse(self.recover) is None:
                     compensation.parse(self.recover)
             except UsageError as error:
-                faults.append(f"recover: {error}")
+                faults.append(str(error) if str(error).startswith("recover: ") else f"recover: {error}{self._meant()}")
         if faults:
             raise UsageError("this search can't be started:", faults)
+
+    def _meant(self) -> str:
+        """What a training's name was perhaps meant to be; compensations have a hint of their own."""
+        near = difflib.get_close_matches(self.recover.partition(":")[0], plan.KINDS, 1)
+        return (
+            f" Did you mean {near[0]}:EPOCHS?"
+            if near
+            else f" Or a training: {', '.join(f'{kind}:EPOCHS' for kind in plan.KINDS)}."
+        )
 
     def _limits(self) -> list[str]:
         faults = []

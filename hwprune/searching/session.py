@@ -28,6 +28,7 @@ from hwprune.latency.source import MEASURED, Estimated, FromTable, Measured, Sou
 from hwprune.latency.table import LatencyTable
 from hwprune.measurement import Measurement
 from hwprune.pruning import Pruner
+from hwprune.recovery.losses import training_loss_fault
 from hwprune.report.writing import write_report
 from hwprune.searching import advisor, confirm, filtering, samplers, training
 from hwprune.searching import space as spaces
@@ -248,11 +249,14 @@ class Session:
         if pruner.untraceable:
             raise UsageError(f"{what} needs a model that can be traced: {pruner.untraceable}")
         inputs, targets = next(self.workload.batches("train"))  # an empty loader must be known now, not after the search
-        del inputs
         if targets is None and self.job.training.task_weight > 0:
             raise UsageError(f"{what} needs labels, and the train loader gives none: distill:EPOCHS learns from the dense model")
         if all(not p.requires_grad for p in self.workload.model.parameters()):
             raise UsageError(f"{what}: every parameter of the model is frozen (requires_grad=False): nothing can be trained")
+        if self.job.training.task_weight > 0:
+            problem = training_loss_fault(self.workload, inputs, targets)
+            if problem:
+                raise UsageError(f"{what}: on the first training batch of the dense model {problem}")
 
     def _gains(self, evaluator: Evaluator, store: Store | None) -> dict[str, Measurement]:
         """What each mask pattern gains on the target; measured once a study."""

@@ -10,6 +10,7 @@ A trained candidate is a trial of its own, with files of its own: both regimes c
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -137,12 +138,14 @@ class _Trainer:
             pruner = self.evaluator.pruner
             candidate = self._candidate(chosen[len(chosen) // 2])
             held = Held(candidate.masks) if candidate.masks else None
+            start = time.monotonic()
             try:
                 rate = search_rate(
                     candidate.module, pruner.workload, self.plan, held, pruner.graph.module if self.plan.taught else None
                 )
             except FAILURES:  # the trainings themselves will say what is wrong
                 return
+            self._waste(time.monotonic() - start)
             self.store.write(self._rate_key, rate)
         self._rated = replace(self.plan, rate=float(rate))
 

@@ -167,3 +167,52 @@ def test_ctrl_c_leaves_the_checkpoint_and_a_failure_does_not(tmp_path, monkeypat
         else:
             assert trainer.train(trial) is None
             assert not checkpoint.exists() and written[f"{training.FAILED} distill:1"] == {"3": "no luck"}
+
+
+def test_an_export_says_that_its_weights_were_trained(trained, tmp_path, capsys):
+    _, run, result = trained
+    for point in result.points:
+        number = str(point.trial.number)
+        for form in ("onnx", "recipe"):
+            out = tmp_path / f"{form}{number}"
+            assert main(["export", str(run), "--trial", number, "--format", form, "--out", str(out)]) == 0
+            told = json.loads((out / "manifest.json").read_text())["training"]
+            warned = "trained after pruning" in capsys.readouterr().err
+            if point.trial.recovery:
+                assert told["plan"]["kind"] == "distill" and told["of"] == point.trial.recovery["of"]
+            else:
+                assert told is None
+            assert warned == (form == "recipe" and bool(point.trial.recovery))
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda out, y: (out.argmax(1) != y).float().mean(), "no gradient"),
+        (lambda out, y: torch.nn.functional.cross_entropy(out, y + 100), "raised IndexError"),
+        (lambda out, y: (out * float("nan")).sum(), "is nan"),
+        (lambda out, y: out.sum(dim=1), "no single number"),
+    ],
+)
+def test_a_loss_that_can_not_be_followed_is_known_before_the_search(tmp_path, loss, words):
+    workload = dataclasses.replace(make(), loss=loss)
+    with pytest.raises(UsageError, match=words):
+        hwprune.search(workload, trials=2, out=tmp_path / "run", recover="finetune:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("distil:2", "Did you mean distill:EPOCHS"),
+        ("finetune:abc", "^(?s:(?!.*recover: recover).)*$"),
+        ("tune", "finetune:EPOCHS"),
+    ],
+)
+def test_a_misspelt_training_is_told_what_there_is(text, words):
+    from hwprune.searching.job import Job
+
+    with pytest.raises(UsageError) as told:
+        Job("x", recover=text)
+    import re
+
+    assert re.search(words, str(told.value))
