@@ -19,15 +19,15 @@ MARGIN = 0.05
 """A larger rate must bring the loss down by this share more: in a long run the smaller one catches up."""
 
 RUINED = 2.0
-"""Smaller rates than the first are looked at if it makes the loss so many times larger. A little disturbance is what any useful rate
-does to a model that has lost little, in so few steps; by the end of the training it is worth it."""
+"""Smaller rates than the first are looked at if it makes the loss so many times larger. A little disturbance is what any useful
+rate does in so few steps to a model that has lost little; by the end of the training it is worth it."""
 
 
 def best(loss_of: Callable[[float], float], first: float) -> float:
-    """The rate that brings the loss down most, on a geometric ladder: up from ``first`` as long as that helps, or down from one that ruins.
+    """The rate that brings the loss down most, on a geometric ladder: up from ``first``, or down from one that ruins.
 
-    What counts is what a rate brings beside none at all. A model that has lost everything gains little in a few steps, and yet it
-    is clear which of two rates brings more.
+    What counts is what a rate brings beside none at all. A model that has lost everything gains little in a few steps, and yet
+    it is clear which of two rates brings more.
 
     Args:
         loss_of: rate -> loss after a short run with it; infinite where it fails. It is asked for 0 too.
@@ -38,16 +38,18 @@ def best(loss_of: Callable[[float], float], first: float) -> float:
         loss = loss_of(rate)
         return untrained - loss if math.isfinite(loss) else -math.inf
 
+    ruined = (1 - RUINED) * abs(untrained)
     found, most = first, gain(first)
-    for factor in (FACTOR, 1 / FACTOR):
-        if factor < 1 and most > (1 - RUINED) * abs(untrained):
-            break
+    if most <= ruined:
         for step in range(1, FARTHEST + 1):
-            rate = first * factor**step
-            reached = gain(rate)
-            if reached <= most + (MARGIN * abs(most) if factor > 1 else 0.0):
+            reached = gain(first / FACTOR**step)
+            if most > ruined and reached <= most:
                 break
-            found, most = rate, reached
-        if found != first:
+            found, most = first / FACTOR**step, reached
+        return found
+    for step in range(1, FARTHEST + 1):
+        reached = gain(first * FACTOR**step)
+        if reached <= most + MARGIN * abs(most):
             break
+        found, most = first * FACTOR**step, reached
     return found
