@@ -1,7 +1,7 @@
 """What a little training brings back: accuracy against sparsity, for every way of training.
 
     python benchmarks/recovery.py --workload digits|digits_vit|resnet20|wide_cnn|minilm [--pattern channel] [--sparsities 0.5,0.7]
-                                  [--epochs 2] [--seeds 3] [--examples N] [--methods finetune,distill,...] [--out FILE]
+                                  [--epochs 2] [--seeds 3] [--examples N] [--methods finetune,distill,...] [--rate R] [--out FILE]
 
 One-shot is pruning with the default compensation; all others have the same number of training examples, after a search for
 their learning rate. Gradual methods start
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=0)
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--rate", type=float, help="learning rate of all; default: searched for")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     heading("recovery training")
@@ -73,7 +74,7 @@ def main() -> None:
         for method in methods:
             for seed in range(options.seeds):
                 start = time.monotonic()
-                module = trained(pruner, candidate, method, options.epochs, seed)
+                module = trained(pruner, candidate, method, options.epochs, seed, options.rate)
                 spent.setdefault(method, []).append(time.monotonic() - start)
                 values.setdefault(method, []).append(score(pruner, module))
             cells.setdefault(method, []).append(cell(values[method]))
@@ -108,14 +109,18 @@ def recipe_of(pruner: Pruner, pattern: str, sparsity: float) -> Recipe:
     return uniform_recipe(pruner, pattern, sparsity, criterion=CRITERION.get(pattern, "l1"))
 
 
-def trained(pruner: Pruner, candidate: Any, method: str, epochs: float, seed: int) -> Any:
+def trained(pruner: Pruner, candidate: Any, method: str, epochs: float, seed: int, rate: float | None = None) -> Any:
     if method in ("finetune", "distill", "distill+features"):
         kind, _, features = method.partition("+")
-        return recover(pruner, candidate, Plan(kind, epochs, seed=seed, features=1.0 if features else 0.0)).candidate.module
+        return recover(
+            pruner, candidate, Plan(kind, epochs, rate=rate, seed=seed, features=1.0 if features else 0.0)
+        ).candidate.module
     schedule = "iterative:5" if method == "iterative" else "cubic"
     decider = "gradual" if method == "iterative" else method
     plain = Recipe(tuple(replace(c, method="l1") for c in candidate.recipe.choices), "none")
-    return prune_gradually(pruner, plain, Plan("gradual", epochs, schedule=schedule, seed=seed), decider).candidate.module
+    return prune_gradually(
+        pruner, plain, Plan("gradual", epochs, rate=rate, schedule=schedule, seed=seed), decider
+    ).candidate.module
 
 
 def score(pruner: Pruner, module: Any) -> float:
