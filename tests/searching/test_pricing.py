@@ -95,7 +95,9 @@ def test_savings_by_size_are_the_table_that_gates_learn_from():
     private = Pruner(plain())
     recipe = hwprune.uniform_recipe(private, "channel", 0.5, criterion="l1", compensation="none")
     most = sum(max(saved) for _, saved in found.values())
-    assert float(Gates(private, recipe, Plan("gradual"), found, 1 - most / 2).expected_ratio().detach()) > 0.9
+    assert (
+        float(Gates(private, recipe, Plan("gradual"), found, 1 - most / 2).expected_ratio().detach()) > 0.8
+    )  # gates begin a little closed
 
 
 def test_uncoupled_axes_share_cuts_and_still_get_their_own_price():

@@ -123,6 +123,7 @@ def test_resume_of_another_model_is_refused(finished_run):
         hwprune.search(workload, trials=6, out=finished_run, seed=3, resume=True)
 
 
+@pytest.mark.slow
 def test_kill_dash_nine_loses_and_repeats_nothing(tmp_path):
     """SIGKILL in the middle of the fourth candidate; the resumed search has all trials once, the killed one included."""
     out, counter = tmp_path / "run", tmp_path / "reads"
