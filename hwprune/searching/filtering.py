@@ -24,8 +24,13 @@ LEAST_GAIN = 1.01
 """A pattern must surely be faster than this on the whole model."""
 
 
+CONTENDED, LEAST_CONTENDED_GAIN = 0.5, 1.1
+"""Share of a measurement during which others used the machine, from which a pattern must be faster by more."""
+
+
 def pays(gain: Measurement) -> bool:
-    return gain.ci_low > LEAST_GAIN
+    contended = float(gain.conditions.get("contended", 0.0)) > CONTENDED
+    return gain.ci_low > (LEAST_CONTENDED_GAIN if contended else LEAST_GAIN)
 
 
 def reason(gain: Measurement) -> str:

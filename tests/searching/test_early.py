@@ -165,6 +165,14 @@ def test_a_file_that_computes_something_else_is_never_a_finalists(evaluator, mon
     assert better is None or better.divergence.value < trial.divergence.value
 
 
+def test_on_a_machine_that_others_use_a_pattern_must_pay_by_more():
+    from hwprune.measurement import Measurement
+
+    for contended, low, expected in ((0.0, 1.05, True), (1.0, 1.05, False), (1.0, 1.4, True), (0.0, 1.0, False)):
+        gain = Measurement(low + 0.02, "x", low, low + 0.04, 9, {"contended": contended})
+        assert filtering.pays(gain) is expected
+
+
 def test_a_pattern_that_pays_by_chance_is_not_searched(evaluator, monkeypatch):
     """On a busy machine one of a few patterns may look faster: it has to be faster twice."""
     from hwprune.measurement import Measurement
