@@ -109,7 +109,7 @@ def _export(run: Path, data: record.Record, point: dict[str, Any], form: str, ou
 
 def training_of(data: record.Record, number: int) -> dict[str, Any] | None:
     """How a point was trained: plan, from which trial, seconds, examples; None if it was not."""
-    found = next((row.get("recovery") for row in data["trials"] if row["number"] == number), None)
+    found = record.trial(data, number).get("recovery")
     return None if not found else {key: found[key] for key in ("of", "plan", "seconds", "examples")}
 
 

@@ -146,13 +146,17 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def training_loss_fault(workload: Workload, inputs: tuple[torch.Tensor, ...], targets: Any) -> str | None:
-    """What is wrong with the workload's loss on one batch of the dense model; None: it can be followed."""
-    device = device_of(workload.model)
+def loss_fault(workload: Workload, module: nn.Module, inputs: tuple[torch.Tensor, ...], targets: Any) -> str | None:
+    """What is wrong with the workload's loss on one batch; None: it can be followed.
+
+    Args:
+        module: in eval mode, or its batch norms would be changed by asking.
+    """
+    device = device_of(module)
     moved = torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.to(device), (inputs, targets))
     try:
         with torch.enable_grad():
-            loss = workload.loss(first_tensor(workload.model(*moved[0])), moved[1])
+            loss = workload.loss(first_tensor(module(*moved[0])), moved[1])
     except Exception as error:  # the user's loss may raise anything
         return f"the loss raised {said(error)}"
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:

@@ -125,7 +125,7 @@ def parse(text: str) -> Plan | None:
     try:
         count = float(epochs)
     except ValueError:
-        raise UsageError(f"recover: {text!r} must be {kind}:EPOCHS with a number of epochs, as in {kind}:2") from None
+        raise UsageError(f"{text!r} must be {kind}:EPOCHS with a number of epochs, as in {kind}:2") from None
     return Plan(kind, count)
 
 

@@ -131,7 +131,6 @@ class _Run:
     """Of what this run starts from: a checkpoint of anything else is none of ours."""
     rate: float = field(init=False, default=0.0)
     step: int = field(init=False, default=0)
-    batch: int = field(init=False, default=0)
     examples: int = field(init=False, default=0)
     restarts: int = field(init=False, default=0)
     best_step: int = field(init=False, default=0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hwprune import units
-from hwprune.record import Record, dense_metric, latency_source
+from hwprune.record import Record, dense_metric, latency_source, trial
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
@@ -49,7 +49,7 @@ def summary(record: Record, width: int = 100) -> str:
 
 def trained(record: Record, number: int) -> str:
     """`` (distill:2)`` of a trial that was trained so, else nothing."""
-    recovery = next((row.get("recovery") for row in record["trials"] if row["number"] == number), None)
+    recovery = trial(record, number).get("recovery")
     return f" ({recovery['plan']['kind']}:{recovery['plan']['epochs']:g})" if recovery else ""
 
 

@@ -75,10 +75,14 @@ class Job:
             faults.append("remote, table and estimate exclude each other: a latency comes from one of them")
         if self.recover != "auto":
             try:
-                if plan.parse(self.recover) is None:
-                    compensation.parse(self.recover)
+                trained = plan.parse(self.recover) is not None
             except UsageError as error:
-                faults.append(str(error) if str(error).startswith("recover: ") else f"recover: {error}{self._meant()}")
+                faults.append(f"recover: {error}")
+            else:
+                try:
+                    compensation.parse("none" if trained else self.recover)
+                except UsageError as error:
+                    faults.append(f"recover: {error}{self._meant()}")
         if faults:
             raise UsageError("this search can't be started:", faults)
 

@@ -28,7 +28,7 @@ from hwprune.latency.source import MEASURED, Estimated, FromTable, Measured, Sou
 from hwprune.latency.table import LatencyTable
 from hwprune.measurement import Measurement
 from hwprune.pruning import Pruner
-from hwprune.recovery.losses import training_loss_fault
+from hwprune.recovery.losses import loss_fault
 from hwprune.report.writing import write_report
 from hwprune.searching import advisor, confirm, filtering, samplers, training
 from hwprune.searching import space as spaces
@@ -254,7 +254,7 @@ class Session:
         if all(not p.requires_grad for p in self.workload.model.parameters()):
             raise UsageError(f"{what}: every parameter of the model is frozen (requires_grad=False): nothing can be trained")
         if self.job.training.task_weight > 0:
-            problem = training_loss_fault(self.workload, inputs, targets)
+            problem = loss_fault(self.workload, pruner.graph.module.eval(), inputs, targets)
             if problem:
                 raise UsageError(f"{what}: on the first training batch of the dense model {problem}")
 

@@ -5,7 +5,7 @@ Three small models, each refitted from all finished trials in milliseconds.
 * Divergence: ln KL = alpha + beta ln(sum over items e^theta_u phi_u(x)) + misfit(x); phi_u is the item's share of the Fisher
   quadratic (with a quarter of its interactions, see `hwprune.sensitivity`). Gaussian posterior of (alpha, beta, theta) by
   Gauss-Newton, with a Gaussian process for the misfit: what the law gets wrong of a candidate it gets wrong of its neighbours
-  too. (`benchmarks/beliefs.py` compares this with what it replaced, on held-out candidates.)
+  too. (`benchmarks/samplers.py` compares this with what it replaced, on candidates that were not seen.)
 * Latency ratio: 1 - sum over items of savings, times (1 + global + item + option), Bayesian linear regression with priors of 30,
   15 and 10 %: every whole-model measurement corrects the table.
 * Drop: a monotone function of the divergence (isotonic regression), because the metric of a thousand examples moves in steps and
@@ -25,8 +25,9 @@ Array = np.ndarray[Any, Any]
 SENSITIVITY = 0.15
 """Prior standard deviation of theta. Wider ones fit the same evaluations as well and predict the next ones worse."""
 INTERACTIONS = 0.25
-"""Share of the quadratic's cross terms that is believed. All of them predict worse than none: the quadratic holds for small
-changes of the outputs, and what two large ones cancel or add of each other does not follow it."""
+"""Share of the quadratic's cross terms that is believed: it holds for small changes of the outputs only. Of three networks two
+are predicted worse by all of them than by none, and one better (`benchmarks/samplers.py`).
+"""
 MISFIT, REACH = 0.2, 3.0
 """Standard deviation of the misfit of ln KL, and its range in square roots of a typical candidate's error."""
 MOST_POINTS = 400
@@ -105,11 +106,12 @@ class ErrorModel:
     def fit(self, chosen: Array, divergence: Array, weights: Array) -> None:
         """Update with evaluated candidates; ``weights``: how much each counts against one on the whole split."""
         self._forget()  # nothing is carried over: a resumed search must come to the same
-        phi = self.contributions(chosen)
-        used = np.flatnonzero((divergence > 0) & (phi.sum(axis=1) > 0))[-MOST_POINTS:]
+        used = np.flatnonzero((divergence > 0) & (chosen > 0).any(axis=1))[-MOST_POINTS:]
+        phi = self.contributions(chosen[used])
+        used, phi = used[phi.sum(axis=1) > 0], phi[phi.sum(axis=1) > 0]
         if not len(used):
             return
-        phi, w = phi[used], weights[used]
+        w = weights[used]
         y = np.log(np.maximum(divergence[used], KL_FLOOR))
         total = phi.sum(axis=1)
         self.correlation = _ranks(total, y) if len(y) >= 8 else 1.0

@@ -45,7 +45,7 @@ FARTHEST = 0.35
 FILE = "recovery.json"
 WITHOUT_GAIN = "trained without gain"
 """Attribute of the study, with the plan: trials that validation did not find better after their training."""
-FAILURES = (CandidateFailure, HwpruneError, RuntimeError, OSError)
+FAILURES = (HwpruneError, RuntimeError, OSError)
 """Of one candidate's training: memory that is used up, a full disk, a loss that can't be followed. The others go on."""
 FAILED = "training failed"
 """The same: trial -> why it could not be trained."""
@@ -85,7 +85,9 @@ def train_finalists(
             continue  # it was not on the front when this search ended before
         if done is not None:
             found.append(done)
-    notes += [f"Trial {number} could not be trained: {reason}." for number, reason in trainer.failures.items()]
+    notes += [
+        f"Trial {number} could not be trained: {reason}." for number, reason in (trainer.failures | trainer.passing).items()
+    ]
     cost = sum(float(t.recovery["seconds"]) for t in found) + trainer.wasted
     if trainer.without_gain:
         listed = ", ".join(map(str, trainer.without_gain))
@@ -123,6 +125,8 @@ class _Trainer:
         self._rate_key, self._failed_key = f"{RATE} {plan.text()}", f"{FAILED} {plan.text()}"
         self._wasted_key = f"{WASTED} {plan.text()}"
         self.failures: dict[str, str] = dict(store.read(self._failed_key) or {})
+        self.passing: dict[str, str] = {}
+        """The same for what may be gone when the search is resumed."""
         self._rated = plan
         self.without_gain: list[int] = list(store.read(self._gain_key) or [])
         self.wasted = float(store.read(self._wasted_key) or 0.0)
@@ -197,14 +201,18 @@ class _Trainer:
         except FAILURES as failure:  # Ctrl-C goes past this: what was trained so far is still to be used
             self._failed(trial, failure)
             found = None
+            if not isinstance(failure, CandidateFailure):
+                return None
         shutil.rmtree(checkpoints, ignore_errors=True)  # not before the result is stored
         return found
 
     def _failed(self, trial: Trial, failure: Exception) -> None:
-        """Told and remembered: it is not tried again when the search is resumed."""
-        reason = failure.reason if isinstance(failure, CandidateFailure) else f"{type(failure).__name__}: {failure}"
-        self.failures[str(trial.number)] = reason
-        self.store.write(self._failed_key, self.failures)
+        """Told; what lies in the candidate is remembered, and not tried again when the search is resumed. A full disk is."""
+        if isinstance(failure, CandidateFailure):
+            self.failures[str(trial.number)] = failure.reason
+            self.store.write(self._failed_key, self.failures)
+        else:
+            self.passing[str(trial.number)] = f"{type(failure).__name__}: {failure}"
 
     def _waste(self, seconds: float) -> None:
         self.wasted += seconds

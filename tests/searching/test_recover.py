@@ -216,3 +216,38 @@ def test_a_misspelt_training_is_told_what_there_is(text, words):
     import re
 
     assert re.search(words, str(told.value))
+
+
+def test_asking_for_the_loss_leaves_a_model_in_train_mode_as_it_is(tmp_path):
+    from types import SimpleNamespace
+
+    from hwprune.pruning import Pruner
+    from hwprune.searching.job import Job
+    from hwprune.searching.session import Session
+
+    workload = make()
+    pruner = Pruner(workload)
+    workload.model.train()
+    before = {name: value.clone() for name, value in workload.model.state_dict().items()}
+    Session._check_training(SimpleNamespace(job=Job("x", recover="finetune:1"), workload=workload), pruner)
+    assert all(torch.equal(value, before[name]) for name, value in workload.model.state_dict().items())
+
+
+def test_a_full_disk_is_tried_again_when_the_search_is_resumed(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from hwprune.recovery.plan import Plan
+
+    written = {}
+    store = SimpleNamespace(read=written.get, write=written.__setitem__, trials=list)
+    evaluator = SimpleNamespace(run=tmp_path, pruner=SimpleNamespace(prune=lambda recipe: None))
+    trainer = training._Trainer(evaluator, store, Plan("distill"), Constraints(), None, [])
+    checkpoint = tmp_path / "candidates" / "3.training"
+    checkpoint.mkdir(parents=True)
+
+    def full(*_args, **_kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(training, "recover", full)
+    assert trainer.train(SimpleNamespace(number=3, recipe=None)) is None
+    assert trainer.passing == {"3": "OSError: no space left"} and not written and checkpoint.is_dir()
