@@ -1,7 +1,8 @@
 """What a little training brings back: accuracy against sparsity, for every way of training.
 
     python benchmarks/recovery.py --workload digits|digits_vit|resnet20|wide_cnn|minilm [--pattern channel] [--sparsities 0.5,0.7]
-                                  [--epochs 2] [--seeds 3] [--examples N] [--methods finetune,distill,...] [--rate R] [--out FILE]
+                                  [--epochs 2] [--seeds 3] [--examples N] [--methods finetune,distill,...]
+                                  [--rate R | --rate-of-first-seed] [--out FILE]
 
 One-shot is pruning with the default compensation; all others have the same number of training examples, after a search for
 their learning rate. Gradual methods start
@@ -25,7 +26,7 @@ from hwprune import demos, uniform_recipe
 from hwprune.pruning import Pruner
 from hwprune.recipe import Recipe
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.recovering import judge_of, prune_gradually, recover
+from hwprune.recovery.recovering import Recovered, judge_of, prune_gradually, recover
 from hwprune.recovery.tickets import Interval
 from hwprune.workload import Workload
 
@@ -45,6 +46,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=0)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--rate", type=float, help="learning rate of all; default: searched for")
+    parser.add_argument(
+        "--rate-of-first-seed", action="store_true", help="the other seeds take the rate that the first has found"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     heading("recovery training")
@@ -72,11 +76,16 @@ def main() -> None:
         print(f"  {sparsity:g} one-shot: {cells['one-shot'][-1]}", flush=True)
         values: dict[str, list[float]] = {}
         for method in methods:
+            rate = options.rate
             for seed in range(options.seeds):
                 start = time.monotonic()
-                module = trained(pruner, candidate, method, options.epochs, seed, options.rate)
+                made = trained(pruner, candidate, method, options.epochs, seed, rate)
                 spent.setdefault(method, []).append(time.monotonic() - start)
-                values.setdefault(method, []).append(score(pruner, module))
+                values.setdefault(method, []).append(score(pruner, made.candidate.module))
+                used = (made.deciding or made.outcome).rate
+                print(f"    {sparsity:g} {method}, seed {seed}: {values[method][-1]:.4f} with rate {used:g}", flush=True)
+                if options.rate_of_first_seed:
+                    rate = used
             cells.setdefault(method, []).append(cell(values[method]))
             print(f"  {sparsity:g} {method}: {cells[method][-1]}", flush=True)
         for a, b in (("distill", "finetune"), ("gradual", "finetune"), ("movement", "gradual"), ("platon", "gradual")):
@@ -109,18 +118,14 @@ def recipe_of(pruner: Pruner, pattern: str, sparsity: float) -> Recipe:
     return uniform_recipe(pruner, pattern, sparsity, criterion=CRITERION.get(pattern, "l1"))
 
 
-def trained(pruner: Pruner, candidate: Any, method: str, epochs: float, seed: int, rate: float | None = None) -> Any:
+def trained(pruner: Pruner, candidate: Any, method: str, epochs: float, seed: int, rate: float | None = None) -> Recovered:
     if method in ("finetune", "distill", "distill+features"):
         kind, _, features = method.partition("+")
-        return recover(
-            pruner, candidate, Plan(kind, epochs, rate=rate, seed=seed, features=1.0 if features else 0.0)
-        ).candidate.module
+        return recover(pruner, candidate, Plan(kind, epochs, rate=rate, seed=seed, features=1.0 if features else 0.0))
     schedule = "iterative:5" if method == "iterative" else "cubic"
     decider = "gradual" if method == "iterative" else method
     plain = Recipe(tuple(replace(c, method="l1") for c in candidate.recipe.choices), "none")
-    return prune_gradually(
-        pruner, plain, Plan("gradual", epochs, rate=rate, schedule=schedule, seed=seed), decider
-    ).candidate.module
+    return prune_gradually(pruner, plain, Plan("gradual", epochs, rate=rate, schedule=schedule, seed=seed), decider)
 
 
 def score(pruner: Pruner, module: Any) -> float:

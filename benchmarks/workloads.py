@@ -217,5 +217,6 @@ def minilm(seed: int = 0, length: int = LENGTH) -> hwprune.Workload:
         calibration=split("train", CALIBRATION, draw=int(seed)),
         validation=split("dev"),
         test=split("test"),
+        train=split("train", draw=4321),
         metric="top1",
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 FACTOR = 4.0
 """Between two rates that are tried."""
@@ -23,7 +24,27 @@ RUINED = 2.0
 rate does in so few steps to a model that has lost little; by the end of the training it is worth it."""
 
 
-def best(loss_of: Callable[[float], float], first: float) -> float:
+LITTLE = 0.25
+"""A trial that brings the loss down by less than this share says little: what is tried may not have begun to learn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best rate of a ladder.
+
+    Attributes:
+        share: of the untrained loss, by which it brings it down; negative where it raises it.
+    """
+
+    rate: float
+    share: float
+
+    @property
+    def little(self) -> bool:
+        return self.share < LITTLE
+
+
+def best(loss_of: Callable[[float], float], first: float) -> Found:
     """The rate that brings the loss down most, on a geometric ladder: up from ``first``, or down from one that ruins.
 
     What counts is what a rate brings beside none at all. A model that has lost everything gains little in a few steps, and yet
@@ -46,10 +67,10 @@ def best(loss_of: Callable[[float], float], first: float) -> float:
             if most > ruined and reached <= most:
                 break
             found, most = first / FACTOR**step, reached
-        return found
+        return Found(found, most / abs(untrained) if untrained else 0.0)
     for step in range(1, FARTHEST + 1):
         reached = gain(first * FACTOR**step)
         if reached <= most + MARGIN * abs(most):
             break
         found, most = first * FACTOR**step, reached
-    return found
+    return Found(found, most / abs(untrained) if untrained else 0.0)

@@ -31,6 +31,9 @@ TRIED_FROM = 40
 """Steps from which on a learning rate is searched for."""
 TRIED_SHARE, TRIED_LEAST, TRIED_MOST = 0.03, 8, 40
 """Steps of one trial of a learning rate: share of all, and its bounds."""
+LONGER, LONGEST_SHARE = 4, 0.3
+"""Trials that bring little are made again so many times longer, from the rate that they found; none longer than this share of all
+steps."""
 HELD_BACK = 4
 """Batches that such a trial is judged by."""
 RESTARTS = 2
@@ -240,7 +243,12 @@ class _Run:
             return float(found.mean()) if bool(torch.isfinite(found).all()) else math.inf
 
         try:
-            return rates.best(loss_of, first)
+            found = rates.best(loss_of, first)
+            longer = min(LONGER * steps, round(LONGEST_SHARE * total))
+            if found.little and longer > steps:
+                steps = longer
+                found = rates.best(loss_of, found.rate)
+            return found.rate
         finally:
             self._load(start)
             if self.sparsifier is not None:

@@ -57,24 +57,24 @@ def test_the_best_rate_of_a_ladder_is_found(bowl, expected):
     def loss_of(rate):
         return 10.0 if rate > 1.5 * bowl else 2.0 - rate / bowl
 
-    assert rates.best(loss_of, 1e-3) == pytest.approx(expected)
+    assert rates.best(loss_of, 1e-3).rate == pytest.approx(expected)
 
 
 def test_a_rate_that_disturbs_a_little_is_not_given_up():
     """Eight steps with a ResNet that has lost little: the larger rate is ahead after two epochs, not after eight steps."""
     seen = {0.0: 0.534, 1e-3: 0.571, 4e-3: 1.549, 2.5e-4: 0.504}
-    assert rates.best(seen.__getitem__, 1e-3) == 1e-3
+    assert rates.best(seen.__getitem__, 1e-3).rate == 1e-3
 
 
 def test_rates_that_fail_are_not_taken():
-    assert rates.best(lambda rate: 1.0 if rate < 1e-3 else math.inf, 1e-3) < 1e-3
-    assert rates.best(lambda rate: 1.0, 1e-3) == 1e-3
+    assert rates.best(lambda rate: 1.0 if rate < 1e-3 else math.inf, 1e-3).rate < 1e-3
+    assert rates.best(lambda rate: 1.0, 1e-3).rate == 1e-3
 
 
 def test_a_plateau_does_not_end_the_ladder():
     """Nothing is nearly learned yet, but ten times as much with each rate: losses of a transformer without 95 % of its weights."""
     seen = {0.0: 3.103, 1e-4: 3.102, 4e-4: 3.086, 1.6e-3: 3.053, 6.4e-3: 3.014, 2.56e-2: 3.015}
-    assert rates.best(lambda rate: next(v for k, v in seen.items() if math.isclose(k, rate)), 1e-4) == pytest.approx(6.4e-3)
+    assert rates.best(lambda rate: next(v for k, v in seen.items() if math.isclose(k, rate)), 1e-4).rate == pytest.approx(6.4e-3)
 
 
 def test_the_search_for_a_rate_leaves_no_trace_and_is_the_one_that_training_makes(stripes):
@@ -92,6 +92,23 @@ def test_the_search_for_a_rate_leaves_no_trace_and_is_the_one_that_training_make
     assert made.outcome.rate == rate
     assert made.outcome.examples > 6 * 256  # the search is counted
     assert recover(stripes, candidate, Plan("finetune", 6, rate=0.002)).outcome.examples == 6 * 256
+
+
+@pytest.mark.parametrize("little", [True, False])
+def test_trials_that_bring_little_are_made_again_longer(stripes, monkeypatch, little):
+    asked = []
+
+    def best(loss_of, first):
+        asked.append((first, [loss_of(rate) for rate in (0.0, first)]))
+        return rates.Found(first / 2, rates.LITTLE + (-0.01 if little else 0.01))
+
+    monkeypatch.setattr(rates, "best", best)
+    candidate = masked(stripes, 0.8)
+    rate = search_rate(copy.deepcopy(candidate.module), stripes.workload, Plan("finetune", 12), Held(candidate.masks))
+    assert len(asked) == 1 + little
+    assert rate == asked[-1][0] / 2
+    if little:  # from the rate that the short ones found, and four times the steps
+        assert asked[1][0] == asked[0][0] / 2 and asked[1][1][1] < asked[0][1][1]
 
 
 # -- what a user's loss and data may do ------------------------------------------------------------------
