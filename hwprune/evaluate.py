@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,21 @@ def read_outputs(path: Path) -> Outputs:
         for name in sorted(stored.files):
             batches.setdefault(name.split(".")[0], []).append(torch.from_numpy(stored[name]))
     return [tuple(batches[number]) for number in sorted(batches)]
+
+
+def largest_difference(outputs: Outputs, expected: Outputs) -> float:
+    """Over all batches and outputs, relative to the largest of each output; infinite where number or shape differ."""
+    if len(outputs) != len(expected) or not outputs:
+        return float("inf")
+    worst = 0.0
+    for got, wanted in zip(outputs, expected, strict=True):
+        if [a.shape for a in got] != [b.shape for b in wanted]:
+            return float("inf")
+        for a, b in zip(got, wanted, strict=True):
+            scale = max(float(b.double().abs().max()), 1e-30) if b.numel() else 1.0
+            difference = float((a.double() - b.double()).abs().max()) / scale if b.numel() else 0.0
+            worst = max(worst, difference) if math.isfinite(difference) else float("inf")  # NaN is a difference
+    return worst
 
 
 def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outputs | None = None) -> Measurement:

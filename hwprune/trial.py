@@ -37,6 +37,8 @@ class Trial:
         predicted: what the search expected: divergence, drop, ratio of latencies.
         recovery: of a candidate whose weights were trained: ``of`` (the trial that was trained), ``plan``, ``before`` and
             ``after`` (metric on validation), ``seconds``, ``examples``, ``history``. Such a trial was not searched.
+        quantised: of a candidate whose file was quantised: ``of`` (the trial, or ``dense``), ``precision``, ``source`` (SHA-256
+            of the file in 32 bits) and what `hwprune.deploy.quantise.Facts` has. Such a trial was not searched either.
     """
 
     number: int
@@ -55,6 +57,7 @@ class Trial:
     divergence: Measurement | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)
     recovery: Mapping[str, Any] = field(default_factory=dict)
+    quantised: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         whole = all(v is not None for v in (self.metric, self.drop, self.latency, self.speedup, self.params, self.size_bytes))
@@ -68,6 +71,11 @@ class Trial:
     @property
     def measured(self) -> bool:
         return self.state == MEASURED
+
+    @property
+    def searched(self) -> bool:
+        """Is it one of the search's own, and not made of another one afterwards?"""
+        return not self.recovery and not self.quantised
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {
@@ -86,6 +94,8 @@ class Trial:
             data["predicted"] = dict(self.predicted)
         if self.recovery:
             data["recovery"] = dict(self.recovery)
+        if self.quantised:
+            data["quantised"] = dict(self.quantised)
         for name in ("drop", "params", "macs", "size_bytes"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
@@ -121,6 +131,7 @@ class Trial:
             divergence=measured["divergence"],
             predicted=table.free("predicted") or {},
             recovery=table.free("recovery") or {},
+            quantised=table.free("quantised") or {},
             params=_whole(counts["params"]),
             macs=_whole(counts["macs"]),
             size_bytes=_whole(counts["size_bytes"]),

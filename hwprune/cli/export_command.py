@@ -9,24 +9,40 @@ from types import SimpleNamespace
 
 from hwprune.errors import UsageError
 
+EPILOG = """examples:
+  hwprune export runs/demo --max-drop 0.01 --out deploy
+  hwprune export runs/demo --trial 8 --opset 17 --batch 1 --out deploy
+  hwprune export runs/demo --min-speedup 2 --format openvino --precision fp16 --out deploy
+  hwprune export runs/demo --trial 8 --format tensorrt --out deploy && sh deploy/build.sh
+"""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run directory")
     parser.add_argument("--trial", type=int, metavar="N", help="this point of the front")
     parser.add_argument("--max-drop", type=float, metavar="X", help="the fastest point with at most this drop")
     parser.add_argument("--min-speedup", type=float, metavar="X", help="the most accurate point with at least this speedup")
-    parser.add_argument("--format", default="onnx", metavar="F", help="onnx, recipe or pt2 (default: onnx)")
-    parser.add_argument("--workload", metavar="W", help="for pt2, when the run can't load its workload by itself")
+    parser.add_argument(
+        "--format", default="onnx", metavar="F",
+        help="onnx, openvino, tensorrt, pt2, safetensors, huggingface or recipe (default: onnx)",
+    )  # fmt: skip
+    parser.add_argument("--opset", type=int, metavar="N", help="opset of the ONNX file (default: as it was measured, 20)")
+    parser.add_argument("--precision", default="fp32", metavar="P", help="fp16: weights in 16 bits (default: as it was measured)")
+    parser.add_argument("--external-data", action="store_true", help="weights of the ONNX file in a file beside it")
+    parser.add_argument("--batch", type=int, metavar="N", help="fix the batch of the ONNX file (default: free)")
+    parser.add_argument("--workload", metavar="W", help="for pt2 and huggingface, when the run can't load its workload by itself")
     parser.add_argument("--out", required=True, metavar="DIR", help="an empty or new folder")
 
 
 def run(options: argparse.Namespace) -> int:
     from hwprune import record, sources, units
     from hwprune.deploy import exporting
+    from hwprune.deploy.formats import Options
     from hwprune.searching.result import choose
 
     folder = Path(options.run_directory)
-    exporting.check_format(options.format)
+    form = Options(options.opset, options.precision, options.external_data, options.batch)
+    exporting.check_format(options.format, form)
     if options.trial is not None and (options.max_drop is not None or options.min_speedup is not None):
         raise UsageError("give --trial, or --max-drop / --min-speedup, not both")
     data = record.read_record(folder)
@@ -38,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         ]
         number = choose(points, options.max_drop, options.min_speedup).trial.number
     workload = sources.load(options.workload) if options.workload else None
-    out = exporting.export_run(folder, number, options.format, Path(options.out), workload)
+    out = exporting.export_run(folder, number, options.format, Path(options.out), workload, form)
     point = next(p for p in data["front"] if p["trial"] == number)
     print(f"trial {number}: {units.speedup(point['speedup']['value'])} at drop {point['drop']:+.4f} -> {out}")
     if options.format == "recipe" and exporting.training_of(data, number) is not None:

@@ -21,6 +21,7 @@ EPILOG = """examples:
   hwprune search demo:digits --trials 40 --seed 0 --out runs/demo
   hwprune search model.py:workload width=64 --max-drop 0.01 --time 30m
   hwprune search model.onnx --data data.npz --max-latency 2ms --max-size 20MB
+  hwprune search model.py:workload --recover distill:2 --quantize int8,int4
   hwprune search --resume --out runs/demo --trials 80
 """
 
@@ -42,6 +43,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help="none, compensations such as obs+sequential, or training of the finalists: finetune:EPOCHS, distill:EPOCHS, "
         "gradual:EPOCHS (default: the compensations that the model has use for)",
+    )
+    parser.add_argument(
+        "--quantize",
+        metavar="P,...",
+        help="try the dense model and the front in these precisions too, on the same axes: int8, int4, fp16 (default: none)",
     )
     parser.add_argument(
         "--remote", metavar="URL", help="measure on another machine that has hwprune: ssh://[user@]host[:port][/path/to/hwprune]"
@@ -140,6 +146,7 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
         "trial_timeout_s": options.trial_timeout,
         "memory_limit": options.memory_limit,
         "storage": options.storage,
+        "quantize": options.quantize,
     }
     values = {key: value for key, value in given.items() if value is not None}
     if options.resume:

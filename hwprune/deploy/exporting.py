@@ -7,53 +7,63 @@ An ONNX export is self-contained: it brings the dense model and evaluation sampl
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hwprune import evaluate, export, metrics, patterns, record, sources
+from hwprune import evaluate, metrics, record
+from hwprune.deploy import layout, quantise
+from hwprune.deploy.formats import FORMATS, Options, Point, copy
 from hwprune.deploy.profile import profile
-from hwprune.errors import UnknownNameError, UsageError
+from hwprune.errors import CandidateFailure, RunError, UnknownNameError, UsageError
 from hwprune.files import dump_json, sha256, write_atomic
 from hwprune.latency.bench import Bench
 from hwprune.latency.worker import example_shapes, missing
-from hwprune.pruning import Pruner
+from hwprune.target import Target
 from hwprune.target import load as load_target
 from hwprune.workload import Workload
 
 SCHEMA = 1
 SAMPLE_BYTES = 32_000_000
 """How much of the evaluation split travels with an export."""
-
-FORMATS = {
-    "onnx": "model.onnx with dense.onnx and samples for `hwprune verify`",
-    "recipe": "recipe.json and the masks, to apply again",
-    "pt2": "model.pt2, a torch.export program (needs the workload)",
-}
-PLANNED = {"tensorrt": "TensorRT engines are not supported by this version of hwprune; export onnx and build it with trtexec"}
+TOLERANCE = 1e-4
+"""Largest difference of the outputs of a file in 32 bits from the recorded ones, relative to the largest."""
+HALF_TOLERANCE = 2e-2
+OPENVINO_TOLERANCE = 1e-3
+"""Another runtime's kernels; still far below what a wrong graph does."""
 
 
-def check_format(name: str) -> None:
-    """Raises `UnknownNameError`, or `UsageError` for a format that is not there yet."""
-    if name in PLANNED:
-        raise UsageError(PLANNED[name])
+def check_format(name: str, options: Options | None = None) -> None:
+    """Raises `UnknownNameError`, or `UsageError` for options that the format has no use for."""
     if name not in FORMATS:
-        raise UnknownNameError("export format", name, [*FORMATS, *PLANNED])
+        raise UnknownNameError("export format", name, list(FORMATS))
+    given = options or Options()
+    useless = [
+        key for key, value in given.to_json().items() if value != getattr(Options(), key) and key not in FORMATS[name].options
+    ]
+    if useless:
+        raise UsageError(f"format {name} has no use for {', '.join(useless)}")
 
 
-def export_run(run: Path, number: int, form: str, out: Path, workload: Workload | None = None) -> Path:
+def export_run(
+    run: Path, number: int, form: str, out: Path, workload: Workload | None = None, options: Options | None = None
+) -> Path:
     """Write one point of a run's front into ``out``; returns the folder.
 
+    What runs is checked against the outputs of the file that the search measured before it is handed over.
+
     Args:
-        workload: for ``pt2``; default: loaded from the run's source.
+        workload: for ``pt2`` and ``huggingface``; default: loaded from the run's source.
+        options: how an ONNX file is written.
 
     Raises:
         UsageError: the run has no such point, the format needs a workload, or ``out`` holds other files.
+        RunError: what was written does not compute what was measured, or can't be made.
     """
-    check_format(form)
+    options = options or Options()
+    check_format(form, options)
     data = record.read_record(run)
     point = next((p for p in data["front"] if p["trial"] == number), None)
     source = run / "candidates" / str(number)
@@ -65,46 +75,61 @@ def export_run(run: Path, number: int, form: str, out: Path, workload: Workload 
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return _export(run, data, point, form, out, workload)
-    except BaseException:
+        return _export(run, Point(data, number, source, out, options, workload), point, form)
+    except BaseException as error:
         if made:  # a half-filled folder would pass for an export
             shutil.rmtree(out, ignore_errors=True)
+        if isinstance(error, CandidateFailure):
+            raise RunError(f"trial {number} can't be exported as {form}: {error.reason}") from error
         raise
 
 
-def _export(run: Path, data: record.Record, point: dict[str, Any], form: str, out: Path, workload: Workload | None) -> Path:
-    source = run / "candidates" / str(point["trial"])
-    copied = _copy(source, out, ["recipe.json", "keep.safetensors"])
+def _export(run: Path, made: Point, point: dict[str, Any], form: str) -> Path:
+    data, out, options = made.data, made.out, made.options
+    files = FORMATS[form].write(made)
     extra: dict[str, Any] = {}
-    if form == "pt2":
-        copied.append(_pt2(data, source, out, workload))
-    if form == "onnx" and record.model_file(data) != "model.onnx":
-        raise UsageError(f"the run measured {record.model_file(data)} files: export them with --format pt2")
-    if form == "onnx":
-        copied += _copy(source, out, ["model.safetensors", *sorted(p.name for p in source.glob("model.onnx*"))])
+    if (runs := FORMATS[form].runs) is not None:
         for path in sorted((run / "baseline").glob("model.onnx*")):
             name = path.name if path.name != "model.onnx" else "dense.onnx"
-            copied += _copy(run / "baseline", out, [path.name], {path.name: name})
-        copied += _copy(run / "baseline", out, ["example.npz"])
-        extra = _samples(run, data, out)
-        copied += ["samples.npz", "expected.npz"]
+            files += copy(run / "baseline", out, [path.name], {path.name: name})
+        files += copy(run / "baseline", out, ["example.npz"])
+        choices = record.trial(data, made.number)["recipe"]["choices"]
+        extra = {"model": runs[0], "runs_on": runs[1], "tolerance": _tolerance(made, form)}
+        if runs[0].endswith(".onnx"):
+            extra["layout"] = layout.describe(out / runs[0], [choice["pattern"] for choice in choices])
+        extra |= _samples(run, made, runs, extra["tolerance"])
+        files += ["samples.npz", "expected.npz"]
     manifest = {
         "schema": SCHEMA,
         "format": form,
+        "options": options.to_json(),
         "workload": data["workload"],
         "target": data["target"],
         "latency_source": record.latency_source(data),
         "fingerprint": data["fingerprint"],
         "versions": data["versions"],
         "point": point,
+        "recipe": record.trial(data, made.number)["recipe"],
         "dense_latency": data["baseline"]["latency"],
         "dense_metric": record.dense_metric(data),
-        "training": training_of(data, point["trial"]),
+        "calibration_sha256": data["workload"].get("calibration_sha256", ""),
+        "training": training_of(data, made.number),
+        "quantisation": dict(made.quantised) if made.quantised else None,
         **extra,
-        "files": {name: sha256(out / name) for name in sorted(copied)},
+        "files": {name: sha256(out / name) for name in sorted(set(files))},
     }
     write_atomic(out / "manifest.json", dump_json(manifest))
     return out
+
+
+def _tolerance(made: Point, form: str) -> float:
+    """By what the weights are held in, and who runs them."""
+    found = OPENVINO_TOLERANCE if form == "openvino" else TOLERANCE
+    if made.options.precision != "fp32":
+        found = HALF_TOLERANCE
+    if made.quantised:
+        found = max(found, quantise.PRECISIONS[made.quantised["precision"]].tolerance)
+    return found
 
 
 def training_of(data: record.Record, number: int) -> dict[str, Any] | None:
@@ -113,38 +138,13 @@ def training_of(data: record.Record, number: int) -> dict[str, Any] | None:
     return None if not found else {key: found[key] for key in ("of", "plan", "seconds", "examples")}
 
 
-def _copy(source: Path, out: Path, names: list[str], rename: Mapping[str, str] | None = None) -> list[str]:
-    done = []
-    for name in names:
-        if (source / name).is_file():
-            target = (rename or {}).get(name, name)
-            shutil.copyfile(source / name, out / target)
-            done.append(target)
-    return done
+def _samples(run: Path, made: Point, runs: tuple[str, str], tolerance: float) -> dict[str, Any]:
+    """The first batches of the final split with the outputs of the file that was measured; what the manifest says of them.
 
-
-def _pt2(data: record.Record, source: Path, out: Path, workload: Workload | None) -> str:
-    """The candidate's stored weights in the cut structure, as an exported program."""
-    from safetensors.torch import load_file
-
-    if workload is None:
-        if not data["workload"]["source"]:
-            raise UsageError("the run was made from a live Python object: name its workload with --workload to export pt2")
-        workload = sources.load(data["workload"]["source"])
-    pruner = Pruner(workload)
-    stored = export.read_recipe(source / "recipe.json")
-    fingerprint, keeps = stored.fingerprint, stored.keeps
-    if fingerprint != pruner.fingerprint:
-        raise UsageError("the workload's model is not the one that the run was made with (fingerprint differs)")
-    drop = [choice.unit for choice in stored.recipe.choices if choice.pattern == patterns.BRANCH]
-    module = pruner.graph.cut(keeps, drop)
-    module.load_state_dict(load_file(source / "model.safetensors"))
-    export.to_pt2(module, workload.example_inputs, out / "model.pt2")
-    return "model.pt2"
-
-
-def _samples(run: Path, data: record.Record, out: Path) -> dict[str, Any]:
-    """The first batches of the final split with the candidate's outputs on them; returns what the manifest says of it."""
+    Raises:
+        CandidateFailure: what is handed over computes something else.
+    """
+    data, out = made.data, made.out
     split = data["front"][0]["split"]
     chosen: dict[str, np.ndarray[Any, Any]] = {}
     total = 0
@@ -156,20 +156,71 @@ def _samples(run: Path, data: record.Record, out: Path) -> dict[str, Any]:
             if chosen and total > SAMPLE_BYTES:
                 break
             chosen.update(members)
+    if made.options.batch is not None:
+        chosen = whole_batches(chosen, made.options.batch)
+        example = whole_batches(_read(out / "example.npz"), made.options.batch, repeat=True)
+        np.savez(out / "example.npz", allow_pickle=False, **example)
     np.savez(out / "samples.npz", allow_pickle=False, **chosen)
-    target = profile(data) if record.latency_source(data) == record.MEASURED else load_target("cpu")
-    if missing(target):  # the device is elsewhere: expected outputs are this CPU's, in 32 bits
-        target = load_target("cpu")
+    target = _here(data)
     with Bench(target, shapes=example_shapes(out / "example.npz")) as bench:
-        bench.load("model", out / "model.onnx")
+        bench.load("model", made.onnx_file)
         bench.run("model", out / "samples.npz", out / "expected.npz")
         bench.load("dense", out / "dense.onnx")
         bench.run("dense", out / "samples.npz", out / ".dense.npz")
     outputs, dense = evaluate.read_outputs(out / "expected.npz"), evaluate.read_outputs(out / ".dense.npz")
     (out / ".dense.npz").unlink()
+    _check(out, runs, target, outputs, tolerance)
     found: dict[str, Any] = {"samples": {"split": split, "examples": sum(len(batch[0]) for batch in outputs)}}
     metric = metrics.METRICS.get(data["workload"]["metric"])
     targets = evaluate.read_targets(out / "samples.npz")
     if metric is not None and (metric.agreement or all(isinstance(t, torch.Tensor) for t in targets)):
         found["samples"]["metric"] = evaluate.score(metric, outputs, targets, dense).to_json()
+    return found
+
+
+def _here(data: record.Record) -> Target:
+    """The run's target, or this CPU where the device is elsewhere: expected outputs are then in 32 bits."""
+    target = profile(data) if record.latency_source(data) == record.MEASURED else load_target("cpu")
+    return load_target("cpu") if missing(target) else target
+
+
+def _check(out: Path, runs: tuple[str, str], target: Target, expected: evaluate.Outputs, tolerance: float) -> None:
+    """Does what is handed over compute what was measured?"""
+    name, profile_name = runs
+    with Bench(load_target(profile_name) if profile_name else target, shapes=example_shapes(out / "example.npz")) as bench:
+        bench.load("model", out / name)
+        bench.run("model", out / "samples.npz", out / ".made.npz")
+    outputs = evaluate.read_outputs(out / ".made.npz")
+    (out / ".made.npz").unlink()
+    worst = evaluate.largest_difference(outputs, expected)
+    if not worst <= tolerance:
+        raise CandidateFailure("export", f"{name} differs from the measured model by {worst:.2g} of the largest output")
+
+
+def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def whole_batches(arrays: dict[str, np.ndarray[Any, Any]], size: int, repeat: bool = False) -> dict[str, np.ndarray[Any, Any]]:
+    """Stored batches (see `hwprune.evaluate.write_samples`) as ones of exactly ``size`` examples.
+
+    Args:
+        repeat: the first examples of a batch that is too small come again; else what is left over is left out.
+    """
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    batches = sorted({name.split(".")[0] for name in arrays})
+    count = 0
+    for batch in batches:
+        members = {name.split(".", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{batch}.")}
+        length = max((len(array) for array in members.values() if array.ndim), default=0)
+        if repeat and length:
+            members = {n: np.concatenate([a] * -(-size // length))[:size] if a.ndim else a for n, a in members.items()}
+            length = size
+        for start in range(0, length - size + 1, size):
+            for name, array in members.items():
+                found[f"{count:06d}.{name}"] = array[start : start + size] if array.ndim else array
+            count += 1
+    if not found:
+        raise UsageError(f"no batch of the evaluation data has {size} examples: export with a smaller --batch")
     return found

@@ -12,6 +12,8 @@ from typing import Any
 
 from hwprune import evaluate, metrics, record, units
 from hwprune import target as targets
+from hwprune.deploy import layout
+from hwprune.deploy.formats import FORMATS
 from hwprune.deploy.profile import profile
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.files import read_json, sha256
@@ -22,7 +24,7 @@ from hwprune.measurement import Measurement
 from hwprune.metrics import Metric
 
 PARITY_TOLERANCE = 1e-4
-"""Largest difference of the outputs from the recorded ones, relative to the largest."""
+"""Largest difference of the outputs from the recorded ones, relative to the largest, where a manifest says none."""
 SPEEDUP_TOLERANCE = 0.03
 """A speedup measured again may be this much below the recorded one, on the same machine and versions."""
 
@@ -68,6 +70,7 @@ class _Subject:
     point: Mapping[str, Any]
     expected: Path | None
     recorded_metric: Mapping[str, Any] | None
+    tolerance: float = PARITY_TOLERANCE
 
 
 def verify(folder: Path, metric: Metric | None = None, step: Callable[[], None] = lambda: None) -> list[Verified]:
@@ -93,20 +96,47 @@ def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]
     manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("schema") != 1 or "files" not in manifest:
         raise UsageError(f"{folder / 'manifest.json'} is not a manifest of schema 1")
-    if manifest.get("format") != "onnx":
-        raise UsageError(f"verify runs ONNX exports; this one is {manifest.get('format')!r}")
     verified = Verified(folder.name, [_integrity(folder, manifest["files"])])
     if not verified.passed:
         return [verified]
+    known = FORMATS.get(str(manifest.get("format")))
+    if known is None or known.runs is None:
+        verified.checks.append(Check("run", None, f"format {manifest.get('format')} holds nothing that a runtime runs by itself"))
+        return [verified]
+    name, runs_on = str(manifest.get("model", known.runs[0])), str(manifest.get("runs_on", known.runs[1]))
+    if (folder / name).resolve().parent != folder.resolve():
+        raise UsageError(f"{folder / 'manifest.json'}: the model {name!r} is not in the folder")
+    if "layout" in manifest:
+        verified.checks.append(_layout(folder / name, manifest["layout"]))
     sample = manifest.get("samples", {})
     subject = _Subject(
-        folder.name, folder / record.model_file(manifest), manifest["point"], folder / "expected.npz", sample.get("metric")
-    )
+        folder.name, folder / name, manifest["point"], folder / "expected.npz", sample.get("metric"),
+        float(manifest.get("tolerance", PARITY_TOLERANCE)),
+    )  # fmt: skip
     chosen = metric or metrics.METRICS.get(manifest["workload"]["metric"])
     _run_checks(
-        [(verified, subject)], manifest, folder / "dense.onnx", folder / "samples.npz", folder / "example.npz", chosen, step
-    )
+        [(verified, subject)], manifest, folder / "dense.onnx", folder / "samples.npz", folder / "example.npz", chosen, step,
+        runs_on,
+    )  # fmt: skip
     return [verified]
+
+
+def split_file(run: Path, data: record.Record) -> Path:
+    """The samples that the front was scored on. Raises `UsageError` if they are gone."""
+    path = run / "baseline" / f"{data['front'][0]['split']}.npz"
+    if not path.is_file():
+        raise UsageError(f"{path} is missing")
+    return path
+
+
+def _layout(model: Path, recorded: Mapping[str, Any]) -> Check:
+    """What was removed is still removed, and in the pattern that the kernels want."""
+    try:
+        faults = layout.faults(model, recorded)
+    except Exception as error:  # onnx raises what protobuf raises
+        return Check("layout", False, f"{model.name} can't be read: {type(error).__name__}: {str(error).splitlines()[0]}")
+    text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    return Check("layout", not faults, text or layout.summary(recorded))
 
 
 def _integrity(folder: Path, files: Mapping[str, str]) -> Check:
@@ -134,8 +164,7 @@ def _verify_run(run: Path, number: int | None, metric: Metric | None, step: Call
         model = run / "candidates" / str(point["trial"]) / record.model_file(data)
         pairs.append((Verified(name), _Subject(name, model, point, None, point["metric"])))
     baseline = run / "baseline"
-    split = baseline / f"{points[0]['split']}.npz"
-    _run_checks(pairs, data, baseline / record.model_file(data), split, baseline / "example.npz", chosen, step)
+    _run_checks(pairs, data, baseline / record.model_file(data), split_file(run, data), baseline / "example.npz", chosen, step)
     return [verified for verified, _ in pairs]
 
 
@@ -147,9 +176,10 @@ def _run_checks(
     example: Path,
     metric: Metric | None,
     step: Callable[[], None],
+    runs_on: str = "",
 ) -> None:
     measured_run = record.latency_source(dict(data)) == record.MEASURED
-    target = profile(data) if measured_run else targets.load("cpu")
+    target = targets.load(runs_on) if runs_on else profile(data) if measured_run else targets.load("cpu")
     if reasons := missing(target):
         raise UsageError(f"target {target.name} can't be measured on this machine: {'; '.join(reasons)}")
     for needed in (dense, samples, example):
@@ -199,7 +229,7 @@ def _outputs(
         return
     outputs = evaluate.read_outputs(scratch)
     if subject.expected is not None:
-        verified.checks.append(_parity(outputs, evaluate.read_outputs(subject.expected)))
+        verified.checks.append(_parity(outputs, evaluate.read_outputs(subject.expected), subject.tolerance))
     targets_ = evaluate.read_targets(samples)
     if metric is None or (not metric.agreement and any(t is None for t in targets_)):
         verified.checks.append(Check("metric", None, "the metric is a function of the workload's: name it with --workload"))
@@ -220,16 +250,13 @@ def _outputs(
     )
 
 
-def _parity(outputs: evaluate.Outputs, expected: evaluate.Outputs) -> Check:
-    worst = 0.0
-    for got, wanted in zip(outputs, expected, strict=False):
-        for a, b in zip(got, wanted, strict=False):
-            if a.shape != b.shape:
-                return Check("parity", False, f"an output has shape {tuple(a.shape)}, recorded {tuple(b.shape)}")
-            scale = max(float(b.double().abs().max()), 1e-30)
-            worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
-    whole = len(outputs) == len(expected) and bool(outputs)
-    return Check("parity", whole and worst <= PARITY_TOLERANCE, f"largest difference {worst:.2g} of the largest output")
+def _parity(outputs: evaluate.Outputs, expected: evaluate.Outputs, tolerance: float) -> Check:
+    shapes = [[tuple(t.shape) for t in batch] for batch in outputs], [[tuple(t.shape) for t in batch] for batch in expected]
+    if shapes[0] != shapes[1]:
+        got, wanted = (next((f"{a}" for a in one), "nothing") for one in shapes)
+        return Check("parity", False, f"outputs have other shapes than recorded: {got} instead of {wanted}")
+    worst = evaluate.largest_difference(outputs, expected)
+    return Check("parity", worst <= tolerance, f"largest difference {worst:.2g} of the largest output (allowed {tolerance:g})")
 
 
 def _speed(verified: Verified, subject: _Subject, speedup: Measurement, same: bool) -> None:

@@ -14,6 +14,7 @@ FRONT_COLUMNS = (
     "trial", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low", "speedup_ci_high",
     "params", "macs", "size_bytes", "clock", "latency_source", "model", "recipe", "verdict",
     "loaded_bytes", "peak_bytes", "joules", "recovery", "trained_from", "train_seconds", "drop_before_training",
+    "precision", "quantised_from",
 )  # fmt: skip
 TRIAL_COLUMNS = (
     "trial", "state", "origin", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low",
@@ -35,7 +36,7 @@ def front_csv(record: Record) -> str:
     rows = [_row(record, "dense", dense_metric(record), 0.0, base, "baseline")]
     for point in record["front"]:
         row = _row(record, point["trial"], point["metric"], point["drop"], point, f"candidates/{point['trial']}")
-        rows.append({**row, **training_of(record, point["trial"])})
+        rows.append({**row, **training_of(record, point["trial"]), **quantisation_of(record, point["trial"])})
     return _csv(FRONT_COLUMNS, rows)
 
 
@@ -82,6 +83,12 @@ def training_of(record: Record, number: object) -> dict[str, Any]:
         "recovery": f"{plan['kind']}:{plan['epochs']:g}", "trained_from": recovery["of"],
         "train_seconds": round(recovery["seconds"], 1), "drop_before_training": before,
     }  # fmt: skip
+
+
+def quantisation_of(record: Record, number: object) -> dict[str, Any]:
+    """The precision of a point's file and what it was made of (a trial, or ``dense``); nothing for one in 32 bits."""
+    found = next((t.get("quantised") for t in record["trials"] if t["number"] == number), None)
+    return {"precision": found["precision"], "quantised_from": found["of"]} if found else {}
 
 
 def verdict_of(speedup: dict[str, Any], source: str) -> str:

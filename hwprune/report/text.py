@@ -48,9 +48,49 @@ def summary(record: Record, width: int = 100) -> str:
 
 
 def trained(record: Record, number: int) -> str:
-    """`` (distill:2)`` of a trial that was trained so, else nothing."""
-    recovery = trial(record, number).get("recovery")
-    return f" ({recovery['plan']['kind']}:{recovery['plan']['epochs']:g})" if recovery else ""
+    """`` (distill:2, int8)`` of a trial that was trained and quantised so, else nothing."""
+    row = trial(record, number)
+    recovery, quantised = row.get("recovery"), row.get("quantised")
+    steps = [f"{recovery['plan']['kind']}:{recovery['plan']['epochs']:g}"] if recovery else []
+    if quantised:
+        steps.append(f"{quantised['precision']}{' of the dense model' if quantised['of'] == 'dense' else ''}")
+    return f" ({', '.join(steps)})" if steps else ""
+
+
+def chain(record: Record, which: int) -> list[list[str]]:
+    """How a candidate came about, a row a step: dense, pruned, trained, quantised; with size, speed and metric of each.
+
+    Numbers are those of the last measurement; ``(search)`` marks a step that was not confirmed with the front.
+    """
+    base, dense = record["baseline"], dense_metric(record)
+    steps: list[tuple[str, int]] = []
+    row = trial(record, which)
+    while True:
+        quantised, recovery = row.get("quantised"), row.get("recovery")
+        if quantised:
+            steps.append((f"quantised to {quantised['precision']}", row["number"]))
+            if quantised["of"] == "dense":
+                break
+            row = trial(record, quantised["of"])
+        elif recovery:
+            plan = recovery["plan"]
+            steps.append((f"trained, {plan['kind']}:{plan['epochs']:g}", row["number"]))
+            row = trial(record, recovery["of"])
+        else:
+            steps.append(("pruned", row["number"]))
+            break
+    known = {p["trial"]: p for key in ("untrained", "trained", "quantised", "front") for p in record.get(key, ())}
+    rows = [["dense", "", units.speedup(1.0), number(dense["value"]), units.size(base["size_bytes"])]]
+    for name, step in reversed(steps):
+        point = known.get(step) or trial(record, step)
+        mark = "" if step in known else " (search)"
+        rows.append(
+            [
+                name + mark, f"trial {step}", speedup_text(point["speedup"]), number(point["metric"]["value"]),
+                units.size(point["size_bytes"]),
+            ]
+        )  # fmt: skip
+    return rows
 
 
 def verdict(record: Record) -> str:

@@ -252,11 +252,11 @@ def _refined(
     return found
 
 
-def confirm_trained(
-    evaluator: Evaluator, trained: Sequence[Trial], make: Callable[[], Bench], progress: Progress, notes: list[str]
+def confirm_derived(
+    evaluator: Evaluator, made: Sequence[Trial], make: Callable[[], Bench], progress: Progress, notes: list[str]
 ) -> list[Confirmed]:
-    """Trained candidates, whose files are there, measured and scored like any other finalist."""
-    return _confirmed(evaluator, trained, make, progress, notes) if trained else []
+    """Trained or quantised candidates, whose files are there, measured and scored like any other finalist."""
+    return _confirmed(evaluator, made, make, progress, notes) if made else []
 
 
 def repairs(evaluator: Evaluator, job: Job) -> bool:

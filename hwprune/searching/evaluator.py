@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -219,6 +220,7 @@ class Evaluator:
         self.validation = Split(self.home / "validation.npz", [])
         self._test: Split | None = None
         self.baseline: Baseline | None = None
+        self.calibration_sha256 = ""
         self._checked_cut = False
         # Outputs are the same with any number of threads, and nobody times them.
         own = runtimes.get(target.runtime).device == "cpu" and self.runtime.file.endswith(".onnx") and bench.here
@@ -242,8 +244,11 @@ class Evaluator:
             workload.name, workload.model, workload.example_inputs, [], [(workload.example_inputs, torch.zeros(1))]
         )
         evaluate.write_samples(example, "validation", self.example)
-        for _ in workload.batches("calibration"):
-            pass  # a fault of the calibration data must come up now, not in every trial
+        digest = hashlib.sha256()
+        for inputs, _ in workload.batches("calibration"):  # a fault of the data must come up now, not in every trial
+            for tensor in inputs:
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        self.calibration_sha256 = digest.hexdigest()
         self.validation.targets = evaluate.write_samples(workload, "validation", self.validation.file)
         dense = self.pruner.graph.module
         try:
@@ -511,6 +516,17 @@ class Evaluator:
         """Write a candidate's file and recipe; metric and divergence of that file on validation. Raises `CandidateFailure`."""
         return self._write_and_score(candidate, folder, Stopwatch(), Advice())
 
+    def score_file(self, path: Path) -> tuple[Measurement, Measurement]:
+        """Metric and divergence, on validation, of a file that need not compute what any module computes.
+
+        Raises `CandidateFailure`.
+        """
+        self.bench.load("candidate", path, threads=self._threads)
+        outputs = self._outputs("candidate", self.validation)
+        self.bench.drop("candidate")
+        split = self.validation
+        return evaluate.score(self.metric, outputs, split.targets, split.dense), self._divergence(outputs, split)
+
     def refined(self, trial: Trial, compensation: str) -> Trial | None:
         """The same cut with a more thorough compensation, exported and checked; None if it is no better on validation.
 
@@ -547,8 +563,8 @@ class Evaluator:
         """
         folder = self.folder(trial.number)
         missing = not (folder / self.runtime.file).is_file() or not (folder / "recipe.json").is_file()
-        if trial.recovery and missing:
-            raise CandidateFailure("recover", f"the trained files of trial {trial.number} are gone")
+        if not trial.searched and missing:
+            raise CandidateFailure("export", f"the trained or quantised files of trial {trial.number} are gone")
         if missing or (weights and not (folder / "model.safetensors").is_file()):
             candidate = self.pruner.prune(trial.recipe)
             if missing:

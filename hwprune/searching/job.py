@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprune import compensation
+from hwprune.deploy import quantise
 from hwprune.errors import UsageError
 from hwprune.files import dump_toml, read_toml, write_atomic
 from hwprune.recovery import plan
@@ -36,6 +37,7 @@ class Job:
         remote: ``ssh://[user@]host[:port][/path/to/hwprune]`` of the machine that measures; empty: this one.
         table: folder of a latency table measured on the device; the front is then predicted, not measured.
         estimate: latencies from the profile's roofline; the front is then estimated, not measured.
+        quantize: precisions joined by commas (see `hwprune.deploy.quantise`); the dense model and the front are tried in them.
     """
 
     workload: str
@@ -58,6 +60,7 @@ class Job:
     remote: str = ""
     table: str = ""
     estimate: bool = False
+    quantize: str = ""
 
     def __post_init__(self) -> None:
         faults = self._limits()
@@ -73,6 +76,10 @@ class Job:
             faults.append(f"memory_limit must not be negative, got {self.memory_limit}")
         if sum(map(bool, (self.remote, self.table, self.estimate))) > 1:
             faults.append("remote, table and estimate exclude each other: a latency comes from one of them")
+        try:
+            quantise.parse(self.quantize)
+        except UsageError as error:
+            faults.append(f"quantize: {error}")
         if self.recover != "auto":
             try:
                 trained = plan.parse(self.recover) is not None
@@ -109,6 +116,10 @@ class Job:
         """How finalists are trained, if they are."""
         found = plan.parse(self.recover) if self.recover != "auto" else None
         return None if found is None else replace(found, seed=self.seed)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return quantise.parse(self.quantize)
 
     @property
     def repaired(self) -> bool:
@@ -160,6 +171,7 @@ class Job:
             remote=table.text("remote", ""),
             table=table.text("table", ""),
             estimate=table.boolean("estimate", False),
+            quantize=table.text("quantize", ""),
         )
         table.finish()
         return make()

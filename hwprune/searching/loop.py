@@ -48,6 +48,7 @@ def search(
     remote: str = "",
     table: str | Path = "",
     estimate: bool = False,
+    quantize: str = "",
     resume: bool = False,
     trial_timeout_s: float = 120.0,
     memory_limit: int = 0,
@@ -73,6 +74,8 @@ def search(
         table: folder of a latency table that was measured on the device (`hwprune probe --table`): latencies are
             predicted, and the front is written to front.table.csv.
         estimate: latencies from the profile's roofline; the front is written to front.estimated.csv.
+        quantize: precisions joined by commas, such as ``int8,int4``: the dense model and every point of the front are tried in
+            each, measured and scored like any other candidate.
         resume: go on with the run in ``out``.
         trial_timeout_s, memory_limit: limits of one candidate in the measuring process.
 
@@ -86,7 +89,7 @@ def search(
         max_drop=max_drop, min_speedup=min_speedup, max_latency_s=max_latency_s, max_size=max_size,
         recover=recover, all_patterns=all_patterns,
         trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage, database=str(database),
-        remote=remote, table=str(table), estimate=estimate,
+        remote=remote, table=str(table), estimate=estimate, quantize=quantize,
     )  # fmt: skip
     return run_job(job, workload, Path(out) if out else default_run(workload.name), resume, progress or Progress())
 

@@ -50,6 +50,7 @@ def build_record(
     *,
     job: Job,
     workload: Workload,
+    calibration_sha256: str = "",
     target: Target,
     identity: dict[str, Any],
     conditions: dict[str, Any],
@@ -60,6 +61,7 @@ def build_record(
     points: Sequence[Confirmed],
     untrained: Sequence[Confirmed] = (),
     trained: Sequence[Confirmed] = (),
+    quantised: Sequence[Confirmed] = (),
     created: str,
     notes: Sequence[str],
     self_checks: Sequence[dict[str, Any]],
@@ -79,6 +81,7 @@ def build_record(
             "source": workload.source,
             "metric": metric.name,
             "higher_is_better": metric.higher_is_better,
+            "calibration_sha256": calibration_sha256,
             "example_shapes": [list(x.shape) for x in workload.example_inputs],
         },
         "target": {
@@ -114,6 +117,7 @@ def build_record(
         "front": [point.to_json() for point in points],
         "untrained": [point.to_json() for point in untrained],
         "trained": [point.to_json() for point in trained],
+        "quantised": [point.to_json() for point in quantised],
         "finished": finished,
         "notes": list(notes),
     }

@@ -30,7 +30,7 @@ from hwprune.measurement import Measurement
 from hwprune.pruning import Pruner
 from hwprune.recovery.losses import loss_fault
 from hwprune.report.writing import write_report
-from hwprune.searching import advisor, confirm, filtering, samplers, training
+from hwprune.searching import advisor, confirm, filtering, quantising, samplers, training
 from hwprune.searching import space as spaces
 from hwprune.searching.advisor import Advisor
 from hwprune.searching.evaluator import EXAMPLE, Baseline, Evaluator, latency_of, speedup_of
@@ -111,6 +111,7 @@ class Session:
                 self.conditions = bench.conditions()
 
     def _go(self, resume: bool, machine: Host) -> Result:
+        quantising.check(self.job, self.target)
         self._identify(machine)
         storage = self.job.storage or Store.default_storage(self.run)
         store = Store(storage, None) if resume else None
@@ -149,10 +150,12 @@ class Session:
                 points = confirm.confirm(evaluator, store, self.job, lambda: self._bench(machine), self.progress, self.notes)
                 untrained, trained = points, self._trained(evaluator, store, machine)
                 points = training.both_regimes(points, trained, self.job.constraints) if trained else points
+                quantised = self._quantised(evaluator, store, machine, points)
+                points = training.both_regimes(points, quantised, self.job.constraints) if quantised else points
             finally:
                 self._write_record(store, space, evaluator, None)
                 self.progress.close()
-            self._write_record(store, space, evaluator, points, untrained, trained)
+            self._write_record(store, space, evaluator, points, untrained, trained, quantised)
         write_report(self.run)
         clear_candidates(self.run, {point.trial.number for point in points})
         trials = tuple(store.trials())
@@ -165,7 +168,16 @@ class Session:
         if plan is None:
             return []
         found = training.train_finalists(evaluator, store, plan, self.job.constraints, self.progress, self.notes)
-        return confirm.confirm_trained(evaluator, found, lambda: self._bench(machine), self.progress, self.notes)
+        return confirm.confirm_derived(evaluator, found, lambda: self._bench(machine), self.progress, self.notes)
+
+    def _quantised(
+        self, evaluator: Evaluator, store: Store, machine: Host, points: Sequence[confirm.Confirmed]
+    ) -> list[confirm.Confirmed]:
+        """The dense model and the front in other precisions, measured and scored like any other; none where none is asked for."""
+        if not self.job.precisions:
+            return []
+        found = quantising.quantise_points(evaluator, store, self.job, points, self.progress, self.notes)
+        return confirm.confirm_derived(evaluator, found, lambda: self._bench(machine), self.progress, self.notes)
 
     def join(self) -> int:
         """Work on a study that another process has begun, until it is finished; returns how many trials this process did.
@@ -386,8 +398,8 @@ class Session:
 
     def _clear(self, done: list[Trial]) -> None:
         """Keep the files of trials that may be finalists; those of trials that are not finished are not touched."""
-        layers = front.layers([t for t in done if t.measured and not t.recovery], confirm.standing, most=2)
-        kept = {t.number for layer in layers for t in layer} | {t.number for t in done if t.recovery}
+        layers = front.layers([t for t in done if t.measured and t.searched], confirm.standing, most=2)
+        kept = {t.number for layer in layers for t in layer} | {t.number for t in done if not t.searched}
         clear_candidates(self.run, kept, {t.number for t in done})
 
     # -- the dense model against itself ------------------------------------------------------
@@ -440,12 +452,14 @@ class Session:
         points: list[confirm.Confirmed] | None,
         untrained: Sequence[confirm.Confirmed] = (),
         trained: Sequence[confirm.Confirmed] = (),
+        quantised: Sequence[confirm.Confirmed] = (),
     ) -> None:
         """``points`` None: the search is not finished."""
         assert evaluator.baseline is not None
         record = build_record(
             job=self.job,
             workload=self.workload,
+            calibration_sha256=evaluator.calibration_sha256,
             target=self.target,
             identity=self.identity,
             conditions=self.conditions,
@@ -456,6 +470,7 @@ class Session:
             points=points or [],
             untrained=untrained if self.job.training is not None else (),
             trained=trained,
+            quantised=quantised,
             finished=points is not None,
             created=str(store.read("created")),
             notes=self.notes,

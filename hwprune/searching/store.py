@@ -196,7 +196,7 @@ class Store:
             newer = {key: {k: v for k, v in row.items() if k in ("speedup", "latency")} for key, row in newer.items()}
         for frozen in self._frozen():
             trial = self._finished(frozen)
-            if trial is not None and not (as_searched and trial.recovery):
+            if trial is not None and not (as_searched and not trial.searched):
                 again = newer.get(str(frozen.number))
                 found.append(trial if not again else _overlaid(trial, again))
         return found
@@ -244,6 +244,29 @@ class Store:
         """Finish a trial of `number_for`."""
         frozen = next(t for t in self._frozen() if t.number == trial.number)
         self.tell(optuna.Trial(self.study, frozen._trial_id), trial, constraints)
+
+    def number_of_derived(self, origin: str) -> int:
+        """The number of a new trial that is made of another one, or of the dense model; `add_derived` finishes it.
+
+        It has no parameters, and ends as failed in Optuna's eyes, with its numbers in its attributes: no choice of the search has
+        made its speedup, and samplers that read the study must not believe that one has.
+        """
+        with _storage_errors(self.storage):
+            template = optuna.trial.create_trial(
+                state=TrialState.RUNNING, user_attrs={_ORIGIN: origin}, system_attrs={_DUPLICATE: -1, lease.LEASE: lease.own()}
+            )
+            made = self._backend.create_new_trial(self.study._study_id, template_trial=template)
+        return next(int(t.number) for t in self._frozen() if t._trial_id == made)
+
+    def add_derived(self, trial: Trial) -> None:
+        """Finish a trial of `number_of_derived`."""
+        frozen = next(t for t in self._frozen() if t.number == trial.number)
+        asked = optuna.Trial(self.study, frozen._trial_id)
+        with _storage_errors(self.storage):
+            self._backend.set_trial_system_attr(asked._trial_id, _TRIAL, trial.to_json())
+            for key, value in _readable(trial).items():
+                asked.set_user_attr(key, value)
+            self._end(asked, TrialState.FAIL)
 
     def _newer(self, number: int, values: Mapping[str, Any]) -> None:
         newer = dict(self.read(REMEASURED) or {})
@@ -331,7 +354,7 @@ class Store:
                 continue
             finished = self._finished(frozen)
             if finished is not None:
-                if self._digest(frozen, finished.recipe) == wanted:
+                if not finished.quantised and self._digest(frozen, finished.recipe) == wanted:
                     return finished
             elif frozen.state == TrialState.RUNNING and frozen.number < asked.number and self._complete(frozen):
                 assert self._space is not None
