@@ -31,7 +31,7 @@ from hwprune.recovery.tickets import Interval
 from hwprune.workload import Workload
 
 METHODS = (
-    "finetune", "distill", "distill+features", "gradual", "iterative", "movement", "soft-movement", "platon", "growing", "lasso",
+    "finetune", "magnitude", "distill", "distill+features", "gradual", "iterative", "movement", "soft-movement", "platon", "growing", "lasso",
 )  # fmt: skip
 CRITERION = {"unstructured": "l1", "channel": "obs", "neuron": "obs", "head": "obs"}
 
@@ -88,7 +88,13 @@ def main() -> None:
                     rate = used
             cells.setdefault(method, []).append(cell(values[method]))
             print(f"  {sparsity:g} {method}: {cells[method][-1]}", flush=True)
-        for a, b in (("distill", "finetune"), ("gradual", "finetune"), ("movement", "gradual"), ("platon", "gradual")):
+        for a, b in (
+            ("distill", "finetune"),
+            ("gradual", "finetune"),
+            ("gradual", "magnitude"),
+            ("movement", "gradual"),
+            ("platon", "gradual"),
+        ):
             if a in values and b in values and options.seeds > 1:
                 gain = Interval.of([x - y for x, y in zip(values[a], values[b], strict=True)])
                 print(
@@ -122,6 +128,11 @@ def trained(pruner: Pruner, candidate: Any, method: str, epochs: float, seed: in
     if method in ("finetune", "distill", "distill+features"):
         kind, _, features = method.partition("+")
         return recover(pruner, candidate, Plan(kind, epochs, rate=rate, seed=seed, features=1.0 if features else 0.0))
+    if (
+        method == "magnitude"
+    ):  # what gradual pruning is compared with in its paper: the same criterion, all at once, nothing repaired
+        plain = Recipe(tuple(replace(c, method="l1") for c in candidate.recipe.choices), "none")
+        return recover(pruner, pruner.prune(plain), Plan("finetune", epochs, rate=rate, seed=seed))
     schedule = "iterative:5" if method == "iterative" else "cubic"
     decider = "gradual" if method == "iterative" else method
     plain = Recipe(tuple(replace(c, method="l1") for c in candidate.recipe.choices), "none")

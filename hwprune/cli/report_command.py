@@ -7,17 +7,26 @@ from pathlib import Path
 
 from hwprune.cli import arguments as args
 
+EPILOG = """examples:
+  hwprune report runs/demo
+  hwprune report runs/demo --format md
+"""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--format", default="all", metavar="F",
+        help="all (report.html, front.csv, trials.csv, front.png), html, csv, png, or md (report.md, for a pull request)",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     from hwprune.report.text import summary
-    from hwprune.report.writing import write_report
+    from hwprune.report.writing import write_formats
 
     folder = Path(options.run_directory)
-    record = write_report(folder)
-    print(summary(record, args.width()))
-    print(f"\nReport: {folder / 'report.html'}")
+    record, files = write_formats(folder, options.format)
+    print((folder / "report.md").read_text(encoding="utf-8") if options.format == "md" else summary(record, args.width()))
+    print(f"\nWritten: {', '.join(str(path) for path in files)}")
     return 0

@@ -13,11 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hwprune import units
+from hwprune import front, units
 from hwprune.files import write_atomic
 from hwprune.record import MEASURED, Record, dense_metric, latency_source, model_file, trial
 from hwprune.report.picture import WORD, drop_range
-from hwprune.report.text import number, recommended, speedup_text, trained, verdict
+from hwprune.report.text import chain, number, recommended, speedup_text, trained, verdict
 
 LEGEND = {
     "measured": "scored on the split that the search never saw and measured again in fresh processes; bars are intervals.",
@@ -41,6 +41,7 @@ def page_data(record: Record) -> dict[str, Any]:
     """What the page shows, numbers already as text where they are only read."""
     base = record["baseline"]
     dense = dense_metric(record)
+    on_front = {point["trial"] for point in record["front"]}
     return {
         "verdict": verdict(record),
         "notes": record["notes"],
@@ -57,19 +58,29 @@ def page_data(record: Record) -> dict[str, Any]:
             "macs": units.count(base["macs"]),
             "size": units.size(base["size_bytes"]),
             "self": speedup_text(base["self_speedup"]),
+            "latency_ms": 1000 * base["latency"]["value"],
+            "size_mb": base["size_bytes"] / 1e6,
         },
         "front": [_point(record, point) for point in record["front"]],
-        "trials": [_trial(row) for row in record["trials"] if row["state"] == "measured"],
+        "quantised": [_mark(record, point) for point in record.get("quantised", ()) if point["trial"] not in on_front],
+        "trials": [_trial(row) for row in record["trials"] if row["state"] == "measured" and searched(row)],
         "failures": [
             [str(row["number"]), row["failure"]["stage"], row["failure"]["reason"]]
             for row in record["trials"]
             if row["state"] in ("failed", "stopped")
         ],
         "training": _training(record),
+        "precision": precision_rows(record),
+        "history": history(record),
         "left_out": [[item["name"], item["reason"]] for item in record["space"]["left_out"]],
         "quality": _quality(record),
         "environment": _environment(record),
     }
+
+
+def searched(row: dict[str, Any]) -> bool:
+    """Is a trial the search's own, and not made of another one afterwards?"""
+    return not row.get("recovery") and not row.get("quantised")
 
 
 def _trial(row: dict[str, Any]) -> dict[str, Any]:
@@ -77,49 +88,158 @@ def _trial(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "x": row["speedup"]["value"],
         "y": row["drop"],
+        "ms": 1000 * row["latency"]["value"],
+        "mb": row["size_bytes"] / 1e6,
         "text": f"trial {row['number']} ({row['origin']})<br>{speedup_text(row['speedup'])}"
         f"<br>drop {row['drop']:+.4f} (validation)"
         f"<br>{units.count(row['params'])} parameters, {len(choices)} units pruned",
     }
 
 
-def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
+def _mark(record: Record, point: dict[str, Any]) -> dict[str, Any]:
+    """What the picture needs of a confirmed point: on the final split, and as the search saw it on validation."""
     row = trial(record, point["trial"])
-    chosen = {choice["unit"]: choice for choice in row["recipe"]["choices"]}
-    layers = []
-    for unit in record["space"]["units"]:
-        choice = chosen.get(unit["name"])
-        sparsity = choice["sparsity"] if choice else 0.0
-        layers.append(
-            {
-                "unit": unit["name"],
-                "role": unit["role"],
-                "size": unit["size"],
-                "kept": unit["size"] - round(sparsity * unit["size"]),
-                "pattern": choice["pattern"] if choice else "dense",
-                "method": choice["method"] if choice else "",
-            }
-        )
+    drop_before = row["drop"] if row.get("drop") is not None else point["drop"]
     return {
         "trial": point["trial"],
         "trained": trained(record, point["trial"]),
+        "reference": (row.get("quantised") or {}).get("of") == "dense",
         "x": point["speedup"]["value"],
         "low": point["speedup"]["ci_low"],
         "high": point["speedup"]["ci_high"],
         "y": point["drop"],
+        "searched": {"x": row["speedup"]["value"], "y": drop_before, "ms": 1000 * row["latency"]["value"]},
+        "ms": 1000 * point["latency"]["value"],
+        "mb": point["size_bytes"] / 1e6,
         "speedup": speedup_text(point["speedup"]),
         "metric": number(point["metric"]["value"]),
         "interval": f"[{number(point['metric']['ci_low'])}, {number(point['metric']['ci_high'])}]",
         "drop": f"{point['drop']:+.4f}",
         "latency": units.seconds(point["latency"]["value"]),
         "params": units.count(point["params"]),
-        "macs": units.count(point["macs"]),
         "size": units.size(point["size_bytes"]),
         "split": point["split"],
+    }
+
+
+def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
+    row = trial(record, point["trial"])
+    return {
+        **_mark(record, point),
+        "macs": units.count(point["macs"]),
         "compensation": row["recipe"]["compensation"],
-        "layers": layers,
+        "layers": unit_rows(record, point),
+        "times": _times(record, point),
+        "chain": chain(record, point["trial"]),
+        "kernels": _kernels(point),
         "model": f"candidates/{point['trial']}/{model_file(record)}",
         "recipe": f"candidates/{point['trial']}/recipe.json",
+    }
+
+
+def unit_rows(record: Record, point: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every unit of the search at one point: what is kept of it; of what was left alone the reason, as far as it is known."""
+    row = trial(record, point["trial"])
+    chosen = {choice["unit"]: choice for choice in row["recipe"]["choices"]}
+    gone = {name for name, before, here in _times(record, point) if before and not here}
+    dropped = any(choice["pattern"] == "branch" for choice in chosen.values())
+    multiple = record["space"].get("channel_multiple", 1)
+    found = []
+    for unit in record["space"]["units"]:
+        choice = chosen.get(unit["name"])
+        sparsity = choice["sparsity"] if choice else 0.0
+        kept = unit["size"] - round(sparsity * unit["size"])
+        pattern, why = (choice["pattern"], "") if choice else ("dense", "")
+        if choice is None and dropped and unit["name"].rpartition(":")[0] in gone:
+            kept, pattern, why = 0, "gone", "with the branch that it lies in"
+        elif choice is None:
+            why = _why_alone(unit)
+        elif pattern in ("channel", "neuron", "hidden") and multiple > 1 and kept % multiple:
+            why = f"{kept} pad to {-(-kept // multiple) * multiple}: the kernels work in steps of {multiple}"
+        found.append(
+            {
+                "unit": unit["name"], "role": unit["role"], "share": kept / max(1, unit["size"]),
+                "kept": ("dropped" if choice else "kept") if unit["role"] == "branch" else f"{kept} of {unit['size']}",
+                "pattern": pattern, "method": choice["method"] if choice else "", "why": why,
+            }
+        )  # fmt: skip
+    return found
+
+
+def _why_alone(unit: dict[str, Any]) -> str:
+    """The table's word on a unit that stays dense; nothing where there is none (samplers that know no prices)."""
+    saves = [share for size, share in unit.get("saves", ()) if size < unit["size"]]
+    if not saves:
+        return ""
+    most = 100 * max(saves)
+    return f"all of it saves {most:.1f} % of the time by itself" if most > 0.05 else "none of its sizes saves time here"
+
+
+def _times(record: Record, point: dict[str, Any]) -> list[list[Any]]:
+    """Layer, microseconds in the dense model, microseconds here: by the runtime's own profiler. What is gone has 0."""
+    before = record["baseline"].get("footprint", {}).get("layers") or {}
+    here = point.get("footprint", {}).get("layers") or {}
+    if not before or not here:
+        return []
+    names = list(dict.fromkeys([*before, *here]))
+    return [[name, 1e6 * before.get(name, 0.0), 1e6 * here.get(name, 0.0)] for name in names]
+
+
+def _kernels(point: dict[str, Any]) -> list[list[str]]:
+    """What the runtime made of the model, as far as it tells: sparse kernels and why not, kernels by kind."""
+    facts = point.get("footprint", {}).get("runtime") or {}
+    rows = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            rows.append([str(name), ", ".join(f"{key}: {count}" for key, count in value.items())])
+        elif isinstance(value, list):
+            rows += [[str(name), json.dumps(item)] for item in value]
+        else:
+            rows.append([str(name), str(value)])
+    return rows
+
+
+def precision_rows(record: Record) -> list[list[str]]:
+    """The dense model and every point in each precision that was tried, by what it was made of."""
+    rows = []
+    on_front = {point["trial"] for point in record["front"]}
+    for point in record.get("quantised", ()):
+        quantised = trial(record, point["trial"])["quantised"]
+        of = quantised["of"]
+        rows.append(
+            [
+                f"trial {point['trial']}{' (front)' if point['trial'] in on_front else ''}", quantised["precision"],
+                "the dense model" if of == "dense" else f"trial {of}{trained(record, of)}", speedup_text(point["speedup"]),
+                f"{point['drop']:+.4f}", units.size(point["size_bytes"]),
+                f"{quantised['layers']} of {quantised['weighted']} layers",
+            ]
+        )  # fmt: skip
+    return rows
+
+
+def history(record: Record) -> dict[str, Any]:
+    """Hypervolume of what was measured so far, after each trial; and what each kind of proposal has brought.
+
+    Against the corner (largest drop of the picture, speedup 1), as shares of the final one.
+    """
+    rows = [row for row in record["trials"] if row["state"] == "measured" and searched(row)]
+    reference = (drop_range(record)[1], 1.0)
+    volumes, points = [], []
+    for row in rows:
+        points.append((row["drop"], row["speedup"]["value"]))
+        points = front.non_dominated(points, lambda pair: pair)
+        volumes.append(front.hypervolume(points, reference))
+    last = volumes[-1] if volumes and volumes[-1] > 0 else 1.0
+    best = set(points)
+    kinds: dict[str, list[int]] = {}
+    for row in rows:
+        kind = kinds.setdefault(row["origin"], [0, 0])
+        kind[0] += 1
+        kind[1] += (row["drop"], row["speedup"]["value"]) in best
+    return {
+        "numbers": [row["number"] for row in rows],
+        "volumes": [round(volume / last, 5) for volume in volumes],
+        "kinds": [[name, str(count), str(hits)] for name, (count, hits) in sorted(kinds.items(), key=lambda pair: -pair[1][0])],
     }
 
 

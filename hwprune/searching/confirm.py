@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from hwprune import compensation, front, patterns, units
 from hwprune.errors import CandidateFailure, RunError
-from hwprune.latency import fresh
+from hwprune.latency import fresh, layers
 from hwprune.latency.bench import Bench
 from hwprune.latency.source import MEASURED
 from hwprune.measurement import Measurement
@@ -42,7 +44,7 @@ class Confirmed:
     speedup: Measurement
     split: str
     footprint: Mapping[str, Any] = field(default_factory=dict)
-    """Memory and energy, see `hwprune.latency.fresh.footprint`."""
+    """Memory and energy, see `hwprune.latency.fresh.footprint`; seconds by layer, and what the runtime made of the model."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -312,7 +314,27 @@ def _measure(
     measured = fresh.remeasure(models, evaluator.dense_model, evaluator.example, make, step=step, keep=partial(_keep, evaluator))
     if "dense" not in measured:
         raise RunError("the dense model could not be measured again in fresh processes")
-    return measured, fresh.footprint({"dense": evaluator.dense_model, **models}, evaluator.example, make)
+    whole = {"dense": evaluator.dense_model, **models}
+    footprints = fresh.footprint(whole, evaluator.example, make)
+    for key, found in _by_layer(evaluator, whole, make).items():
+        footprints[key] = {**footprints.get(key, {}), **found}
+    return measured, footprints
+
+
+def _by_layer(evaluator: Evaluator, models: Mapping[str, Path], make: Callable[[], Bench]) -> dict[str, dict[str, Any]]:
+    """``layers``: seconds of each by the runtime's own profiler; ``runtime``: what it made of the model. For explanation only."""
+    found: dict[str, dict[str, Any]] = {}
+    with make() as bench:
+        for key, path in models.items():
+            try:
+                bench.load("model", path)
+                facts = bench.facts("model")
+                operators = bench.profile("model", evaluator.example) if path.suffix == ".onnx" else []
+            except CandidateFailure:
+                continue
+            proto = onnx.load(str(path), load_external_data=False) if operators else None
+            found[key] = {"layers": layers.times(operators, proto) if proto is not None else {}, "runtime": facts}
+    return found
 
 
 def _keep(evaluator: Evaluator, key: str, result: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwprune import runtimes
@@ -51,6 +51,7 @@ def build_record(
     job: Job,
     workload: Workload,
     calibration_sha256: str = "",
+    saves: Mapping[str, tuple[list[int], list[float]]] | None = None,
     target: Target,
     identity: dict[str, Any],
     conditions: dict[str, Any],
@@ -105,11 +106,13 @@ def build_record(
                     "size": k.size,
                     "levels": {p: list(v) for p, v in k.levels.items()},
                     "methods": list(k.methods),
+                    "saves": [list(pair) for pair in zip(*(saves or {}).get(k.unit, ((), ())), strict=True)],
                 }
                 for k in space.knobs
             ],
             "left_out": [{"name": name, "reason": reason} for name, reason in space.left_out],
             "axes": len(graph.axes),
+            "channel_multiple": target.multiple(str(identity.get("isa", "default"))),
         },
         "baseline": baseline.to_json(),
         "self_checks": list(self_checks),

@@ -72,6 +72,8 @@ class Session:
         self._written = 0.0
         self._writing_s = 0.0
         self._own_trials = 0
+        self._saves: dict[str, tuple[list[int], list[float]]] = {}
+        """Size of an axis -> share of the dense time that it saves by itself, as the table says."""
 
     def go(self, resume: bool) -> Result:
         machine = host(self.job.remote or None)
@@ -307,6 +309,10 @@ class Session:
         )
         if made.note:
             self.notes.append(made.note)
+        self._saves = made.prices.by_size(space)
+        for knob in space.knobs:
+            if (knob.unit, 1) in made.prices.saved and knob.unit not in self._saves:  # a branch is there or not
+                self._saves[knob.unit] = ([0, knob.size], [made.prices.saved[knob.unit, 1], 0.0])
         return made
 
     def _sampler(self, known: Advisor, store: Store) -> optuna.samplers.BaseSampler:
@@ -460,6 +466,7 @@ class Session:
             job=self.job,
             workload=self.workload,
             calibration_sha256=evaluator.calibration_sha256,
+            saves=self._saves,
             target=self.target,
             identity=self.identity,
             conditions=self.conditions,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -117,20 +116,72 @@ def test_broken_records_say_so(tmp_path, content, text):
         read_record(tmp_path)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
-def test_page_in_a_browser(run, width, tmp_path):
-    """No console message, no request, and the script ran to its end (the verdict and the table are filled)."""
-    record = write_report(run)
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-    log = subprocess.run(
-        ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--enable-logging=stderr",
-         "--virtual-time-budget=5000", "--dump-dom", (run / "report.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in log.stderr
-    assert "tiny on cpu: 5 candidates" in log.stdout
-    for point in record["front"]:
-        assert f"trial {point['trial']}" in log.stdout
-    assert "js-plotly-plot" in log.stdout
+def test_markdown_shows_the_front_and_names_can_not_inject(run):
+    from hwprune.report.markdown import markdown, plain
+    from hwprune.report.writing import write_formats
+
+    record = read_record(run)
+    text = markdown(record)
+    assert text.count("| trial ") + text.count("| **trial ") == len(record["front"]) and "| dense | 1.00x |" in text
+    record["workload"]["name"] = EVIL + "](http://x)|`a`\n# b"
+    record["notes"].append(EVIL)
+    text = markdown(record)
+    assert "<script" not in text.replace("\\<", "") and "\n# b" not in text and "](http" not in text.replace("\\]", "")
+    assert plain("a [1, 2] b") == "a [1, 2] b" and plain("[a](b)") == "[a\\](b)"
+    _, files = write_formats(run, "md")
+    assert [path.name for path in files] == ["report.md"]
+    with pytest.raises(UsageError, match="md"):
+        write_formats(run, "mdd")
+
+
+def test_why_a_unit_was_left_alone(run):
+    from hwprune.report.page import unit_rows
+
+    record = read_record(run)
+    point = record["front"][0]
+    row = next(t for t in record["trials"] if t["number"] == point["trial"])
+    unit = {"role": "channel", "levels": {}, "methods": []}
+    record["space"].update(
+        channel_multiple=16,
+        units=[
+            {**unit, "name": "a.weight:0", "size": 64, "saves": [[16, 0.123], [64, 0.0]]},
+            {**unit, "name": "b.weight:0", "size": 64, "saves": [[16, 0.0001], [64, 0.0]]},
+            {**unit, "name": "c.weight:0", "size": 74, "saves": []},
+            {**unit, "name": "d.weight:0", "size": 64, "saves": [[16, 0.3], [64, 0.0]]},
+            {**unit, "name": "add", "role": "branch", "size": 10, "saves": [[0, 0.2], [10, 0.0]]},
+        ],
+    )
+    row["recipe"]["choices"] = [
+        {"unit": "c.weight:0", "pattern": "channel", "sparsity": 0.5, "method": "l2"},
+        {"unit": "add", "pattern": "branch", "sparsity": 1.0, "method": "drop"},
+    ]
+    record["baseline"]["footprint"] = {"layers": {"a.weight": 1e-6, "d.weight": 2e-6}}
+    point["footprint"] = {"layers": {"a.weight": 1e-6}}
+    rows = {entry["unit"]: entry for entry in unit_rows(record, point)}
+    assert rows["a.weight:0"]["why"] == "all of it saves 12.3 % of the time by itself"
+    assert rows["b.weight:0"]["why"] == "none of its sizes saves time here"
+    assert rows["c.weight:0"]["why"] == "37 pad to 48: the kernels work in steps of 16"
+    assert (rows["d.weight:0"]["pattern"], rows["d.weight:0"]["kept"]) == ("gone", "0 of 64")
+    assert rows["add"]["kept"] == "dropped"
+
+
+def test_the_history_ends_at_one_and_never_falls(run):
+    from hwprune.report.page import history
+
+    found = history(read_record(run))
+    assert found["volumes"] == sorted(found["volumes"]) and found["volumes"][-1] in (0.0, 1.0)
+    assert sum(int(row[1]) for row in found["kinds"]) == len(found["numbers"])
+
+
+def test_a_chain_tells_every_step(run):
+    from hwprune.report.text import chain
+
+    record = read_record(run)
+    first = record["trials"][0]
+    again = {**first, "number": 90, "recovery": {"of": first["number"], "plan": {"kind": "distill", "epochs": 2.0}}}
+    last = {**first, "number": 91, "recovery": again["recovery"], "quantised": {"of": 90, "precision": "int8"}}
+    record["trials"] += [again, last]
+    assert [row[:2] for row in chain(record, 91)] == [
+        ["dense", ""], [f"pruned{'' if first['number'] in {p['trial'] for p in record['front']} else ' (search)'}", f"trial {first['number']}"],
+        ["trained, distill:2 (search)", "trial 90"], ["quantised to int8 (search)", "trial 91"],
+    ]  # fmt: skip
