@@ -65,7 +65,7 @@ def clean(browser):
     assert browser.get_log("browser") == []
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
-    assert [url for url in urls if not url.startswith(("file:", "data:", "blob:", "chrome:"))] == []
+    assert [url for url in urls if not url.startswith(("file:", "data:", "blob:", "chrome"))] == []
     return True
 
 
