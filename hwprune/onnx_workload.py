@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,31 @@ def made_up(proto: onnx.ModelProto) -> tuple[torch.Tensor, ...]:
     return tuple(made)
 
 
-def read_npz(path: Path, proto: onnx.ModelProto, batch: int = 64) -> dict[str, Any]:
-    """Data from an .npz file: an array for each input of the model, and optionally ``targets``.
+def inputs_of(proto: onnx.ModelProto) -> list[str]:
+    """Names of the inputs that are no weights."""
+    return [item.name for item in proto.graph.input if item.name not in {t.name for t in proto.graph.initializer}]
+
+
+def named_inputs(path: Path, known: Sequence[str]) -> list[str]:
+    """Those of ``known`` that an .npz file has arrays for, in their order; the first of them where it has one array alone.
+
+    Raises `UsageError` if the file can't be read, or has arrays that are none of them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = {name.partition(".")[2] if name.partition(".")[0] in SPLITS else name for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} can't be read as an .npz file: {error}") from error
+    names -= {"targets", "labels", "y"}
+    if len(names) == 1 and known:
+        return list(names) if names <= set(known) else [known[0]]
+    if unknown := sorted(names - set(known)):
+        raise UsageError(f"{path} holds {', '.join(unknown)}, which the model does not take; it takes {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def read_npz(path: Path, inputs: Sequence[str], batch: int = 64) -> dict[str, Any]:
+    """Data from an .npz file: an array for each of ``inputs``, and optionally ``targets``.
 
     Names may start with ``calibration.``, ``validation.`` or ``test.``; without that the first quarter of the examples
     calibrates, the rest validates. Raises `UsageError` with what is missing.
@@ -121,7 +144,6 @@ def read_npz(path: Path, proto: onnx.ModelProto, batch: int = 64) -> dict[str, A
             arrays = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} can't be read as an .npz file: {error}") from error
-    inputs = [item.name for item in proto.graph.input if item.name not in {t.name for t in proto.graph.initializer}]
     splits = [split for split in SPLITS if any(name.startswith(f"{split}.") for name in arrays)]
     if splits:
         if "validation" not in splits:
@@ -142,11 +164,10 @@ def read_npz(path: Path, proto: onnx.ModelProto, batch: int = 64) -> dict[str, A
     }
 
 
-def _batches(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], inputs: list[str], size: int) -> list[Batch]:
+def _batches(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], inputs: Sequence[str], size: int) -> list[Batch]:
     targets = next((arrays[name] for name in ("targets", "labels", "y") if name in arrays and name not in inputs), None)
     rest = [name for name in arrays if name not in ("targets", "labels", "y") or name in inputs]
     if len(inputs) == 1 and len(rest) == 1:
-        rest = inputs if rest == inputs else rest
         chosen = [arrays[rest[0]]]
     elif missing := [name for name in inputs if name not in arrays]:
         raise UsageError(

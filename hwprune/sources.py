@@ -8,18 +8,22 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hwprune import demos, onnx_workload, runtimes
+from hwprune import demos, model_libraries, onnx_workload, runtimes
 from hwprune.errors import HwpruneError, UsageError, WorkloadError
 from hwprune.onnx_import import read_onnx
 from hwprune.workload import Workload
 
-FORMS = "demo:digits, demo:digits-vit, path/to/file.py:function, package.module:function or model.onnx"
+FORMS = (
+    "demo:digits, demo:digits-vit, path/to/file.py:function, package.module:function, model.onnx, or with --data "
+    "hf:NAME-or-folder, timm:NAME, torchvision:NAME"
+)
 
 
 def load(source: str, structure_only: bool = False) -> Workload:
@@ -43,6 +47,10 @@ def load(source: str, structure_only: bool = False) -> Workload:
         if arguments:
             raise UsageError(f"demo:{name} takes no arguments, got {', '.join(arguments)}")
         return demos.get(name)
+    if (library := word.partition(":")[0]) in model_libraries.KINDS:
+        where = str(arguments.pop("data", ""))
+        made = model_libraries.load(library, word.partition(":")[2], arguments, partial(_library_data, where) if where else None)
+        return dataclasses.replace(made, source=source)
     workload = _call(_function(word), arguments, word)
     if not isinstance(workload, Workload):
         raise WorkloadError(f"{word} must return a hwprune.Workload, got {type(workload).__name__}")
@@ -66,13 +74,9 @@ def _onnx(path: Path, arguments: dict[str, Any], structure_only: bool) -> Worklo
         raise UsageError(f"there is no file {path} (looked in {Path.cwd()})")
     where = str(arguments.pop("data", ""))
     if where.endswith(".npz"):
-        data = onnx_workload.read_npz(Path(where), read_onnx(path))
+        data = onnx_workload.read_npz(Path(where), onnx_workload.inputs_of(read_onnx(path)))
     elif ":" in where:
-        data = _call(_function(where), {}, where)
-        if not isinstance(data, Mapping):
-            raise WorkloadError(
-                f"{where} must return a dict with validation (and calibration, test, metric), got {type(data).__name__}"
-            )
+        data = _fields(where)
     elif where:
         raise UsageError(f"--data takes file.npz, file.py:function or package.module:function, got {where!r}")
     elif structure_only:
@@ -81,6 +85,26 @@ def _onnx(path: Path, arguments: dict[str, Any], structure_only: bool) -> Worklo
         raise UsageError(f"{path} comes without data: give --data file.npz (an array for each input) or --data file.py:function")
     missing = runtimes.missing("onnxruntime-cpu")
     return onnx_workload.load(path, data, arguments, None if missing else _run_once)
+
+
+def _fields(where: str) -> dict[str, Any]:
+    """What a function for ``--data`` returns."""
+    data = _call(_function(where), {}, where)
+    if not isinstance(data, Mapping):
+        raise WorkloadError(
+            f"{where} must return a dict with validation (and calibration, test, metric), got {type(data).__name__}"
+        )
+    return dict(data)
+
+
+def _library_data(where: str, known: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Data for a model with these inputs, and the names of those that there are; a function's come in the model's order."""
+    if where.endswith(".npz"):
+        names = onnx_workload.named_inputs(Path(where), known)
+        return onnx_workload.read_npz(Path(where), names), names
+    if ":" not in where:
+        raise UsageError(f"--data takes file.npz, file.py:function or package.module:function, got {where!r}")
+    return _fields(where), []
 
 
 def _run_once(path: Path, inputs: tuple[torch.Tensor, ...]) -> list[np.ndarray[Any, Any]]:

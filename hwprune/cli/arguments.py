@@ -43,12 +43,13 @@ def add_workload(parser: argparse.ArgumentParser, default: str | None = None) ->
     """WORKLOAD and its key=value words."""
     parser.add_argument(
         "workload", metavar="WORKLOAD", nargs="?" if default else None, default=default,
-        help="demo:digits, demo:digits-vit, path/to/file.py:function, package.module:function or model.onnx"
+        help="demo:digits, demo:digits-vit, path/to/file.py:function, package.module:function, model.onnx, "
+        "or with --data hf:NAME-or-folder, timm:NAME, torchvision:NAME"
         + (f" (default: {default})" if default else ""),
     )  # fmt: skip
     parser.add_argument("words", metavar="key=value", nargs="*", help="arguments for the workload's function")
     parser.add_argument(
-        "--data", metavar="FILE", help="data for model.onnx: file.npz with an array for each input, or file.py:function"
+        "--data", metavar="FILE", help="data of a model that has none: file.npz with an array for each input, or file.py:function"
     )
 
 

@@ -16,6 +16,7 @@ from hwprune.version import VERSION
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 COMMANDS = {
+    "init": "write a commented workload file and job.toml to begin with",
     "search": "search for recipes, measure them on the target, confirm the front",
     "worker": "join a running search, on this machine or another",
     "inspect": "what can be pruned in a model, and for what cannot, why not",
@@ -31,6 +32,7 @@ COMMANDS = {
     "criteria": "list criteria",
     "patterns": "list patterns",
     "samplers": "list samplers",
+    "completion": "print a completion script for your shell",
     "doctor": "versions, devices, runtimes, and what is missing",
 }
 

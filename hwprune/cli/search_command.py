@@ -22,12 +22,14 @@ EPILOG = """examples:
   hwprune search model.py:workload width=64 --max-drop 0.01 --time 30m
   hwprune search model.onnx --data data.npz --max-latency 2ms --max-size 20MB
   hwprune search model.py:workload --recover distill:2 --quantize int8,int4
+  hwprune search --job job.toml --trials 100
   hwprune search --resume --out runs/demo --trials 80
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     args.add_workload(parser, DEFAULT)
+    parser.add_argument("--job", metavar="FILE", help="a job.toml (see `hwprune init`); what else is said here counts more")
     parser.add_argument("--target", metavar="T", help="a name of `hwprune targets`, or the path of a profile (default: cpu)")
     parser.add_argument("--space", metavar="S", help="a name of `hwprune spaces`, or the path of one (default: default)")
     parser.add_argument("--trials", type=int, metavar="N", help="different recipes to evaluate (default: 60)")
@@ -77,11 +79,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune.searching.job import Job
 
     if options.resume and not options.out:
         raise UsageError("--resume needs --out, the run directory to go on with")
-    job = _changed(Job.read(_held(options.out)), options) if options.resume else _changed(Job(args.source(options)), options)
+    if options.resume and options.job:
+        raise UsageError("a resumed run has a job of its own: leave --job out")
+    job = _changed(_first(options), options)
     from hwprune import record, sources
     from hwprune.cli.progress import make_progress
     from hwprune.report.text import summary
@@ -115,6 +118,33 @@ def run(options: argparse.Namespace) -> int:
         print(summary(data, args.width()))
         print(f"\nReport: {result.run / 'report.html'}\nFiles:  {result.run / 'candidates'}")
     return 0
+
+
+def _first(options: argparse.Namespace) -> Job:
+    """What the command line changes: the run's own job, that of a file, or a new one."""
+    from hwprune.searching.job import Job
+
+    if options.resume:
+        return Job.read(_held(options.out))
+    if not options.job:
+        return Job(args.source(options))
+    job = Job.read_file(Path(options.job))
+    given = args.source(options)
+    return replace(job, workload=_beside(Path(options.job), job.workload or DEFAULT) if given == DEFAULT else given)
+
+
+def _beside(job: Path, workload: str) -> str:
+    """The workload of a job's file, with paths that lie beside the file as seen from here."""
+
+    def seen(path: str) -> str:
+        return str(job.parent / path) if not Path(path).is_absolute() and (job.parent / path).is_file() else path
+
+    words = workload.split(" ")
+    for place, word in enumerate(words):
+        key, equals, value = word.partition("=") if place else ("", "", word)
+        path, colon, rest = value.rpartition(":") if value.rpartition(":")[0].endswith(".py") else (value, "", "")
+        words[place] = key + equals + seen(path) + colon + rest
+    return " ".join(words)
 
 
 def _held(out: str) -> Path:

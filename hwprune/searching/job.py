@@ -146,17 +146,22 @@ class Job:
     @classmethod
     def read(cls, run: Path) -> Job:
         """Raises `UsageError` with all faults of the file."""
-        table = read_toml(run / FILE)
+        return cls.read_file(run / FILE)
+
+    @classmethod
+    def read_file(cls, path: Path) -> Job:
+        """A job's file under any name. Raises `UsageError` with all faults of the file."""
+        table = read_toml(path)
         if table.integer("schema") != SCHEMA:
             table.fault("schema", f"must be {SCHEMA}")
         make = partial(
             cls,
             workload=table.text("workload", ""),
-            target=table.text("target"),
-            space=table.text("space"),
-            trials=table.integer("trials"),
+            target=table.text("target", "cpu"),
+            space=table.text("space", "default"),
+            trials=table.integer("trials", 60),
             time_s=table.number("time_s", 0.0),
-            sampler=table.text("sampler"),
+            sampler=table.text("sampler", DEFAULT),
             seed=table.integer("seed", 0),
             max_drop=table.optional_number("max_drop"),
             min_speedup=table.optional_number("min_speedup"),
