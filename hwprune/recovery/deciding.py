@@ -271,8 +271,20 @@ class Movement(Scored):
     GAIN = 20.0
     """How fast the penalty of the soft variant follows the distance to the wanted sparsity."""
 
+    PRIOR = 1.0
+    """What a weight of the layer's root mean square is worth at the beginning.
+
+    Scores that begin at zero, as the paper's do, are noise for the first thousands of steps, and what they remove is drawn at random:
+    over a short training that ruins a model. Beside a way of `travel` this is little; it decides where movement has not.
+    """
+
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan, soft: bool = False) -> None:
         super().__init__(pruner, recipe, plan)
+        if not soft:
+            with torch.no_grad():
+                for name, score in self.scores.items():
+                    norms = self._norms(pruner.graph.module, name)
+                    score.copy_(self.PRIOR * norms / norms.square().mean().sqrt().clamp(min=1e-12))
         if soft:
             grouped = sorted({c.pattern for u, c in self.choices.values() if u.axis is None and c.pattern != "unstructured"})
             if grouped:

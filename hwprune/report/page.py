@@ -16,7 +16,7 @@ from typing import Any
 from hwprune import front, units
 from hwprune.files import write_atomic
 from hwprune.record import MEASURED, Record, dense_metric, latency_source, model_file, trial
-from hwprune.report.picture import WORD, drop_range
+from hwprune.report.picture import WORD, drop_range, searched
 from hwprune.report.text import chain, number, recommended, speedup_text, trained, verdict
 
 LEGEND = {
@@ -76,11 +76,6 @@ def page_data(record: Record) -> dict[str, Any]:
         "quality": _quality(record),
         "environment": _environment(record),
     }
-
-
-def searched(row: dict[str, Any]) -> bool:
-    """Is a trial the search's own, and not made of another one afterwards?"""
-    return not row.get("recovery") and not row.get("quantised")
 
 
 def _trial(row: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def write_picture(record: Record, path: Path) -> None:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    measured = [row for row in record["trials"] if row["state"] == "measured"]
+    measured = [row for row in record["trials"] if row["state"] == "measured" and searched(row)]
     axes.scatter(
         [row["speedup"]["value"] for row in measured], [row["drop"] for row in measured], s=14, color="#9aa4b2",
         label="candidates (validation split, searched)", zorder=2,
@@ -31,6 +31,7 @@ def write_picture(record: Record, path: Path) -> None:
             xs, ys, xerr=_errors(points), fmt="o-", color="#1768ac", ecolor="#1768ac", elinewidth=1, capsize=3, markersize=6,
             label=f"front ({points[0]['split']} split, {HOW[latency_source(record)]})", zorder=3,
         )  # fmt: skip
+    _quantised(axes, record)
     axes.scatter([1.0], [0.0], marker="*", s=140, color="#d1495b", label="dense", zorder=4)
     low, high = drop_range(record)
     axes.set_ylim(high, low)
@@ -46,11 +47,37 @@ def write_picture(record: Record, path: Path) -> None:
     temporary.replace(path)
 
 
+def searched(row: dict[str, Any]) -> bool:
+    """Is a trial the search's own, and not made of another one afterwards?"""
+    return not row.get("recovery") and not row.get("quantised")
+
+
+def _quantised(axes: Any, record: Record) -> None:
+    """What plain quantisation gives, by name; and pruned and quantised points that are not on the front."""
+    on_front = {point["trial"] for point in record["front"]}
+    rows = {row["number"]: row for row in record["trials"]}
+    rest = []
+    for point in record.get("quantised", ()):
+        made = rows[point["trial"]]["quantised"]
+        x, y = point["speedup"]["value"], point["drop"]
+        if made["of"] == "dense":
+            axes.scatter([x], [y], marker="D", s=46, color="#d1495b", zorder=4)
+            axes.annotate(
+                f"dense, {made['precision']}", (x, y), xytext=(0, 8), textcoords="offset points", fontsize=8, ha="center"
+            )
+        elif point["trial"] not in on_front:
+            rest.append((x, y))
+    if rest:
+        xs, ys = zip(*rest, strict=True)
+        axes.scatter(xs, ys, marker="D", s=30, facecolors="none", edgecolors="#5b6675", label="pruned and quantised", zorder=3)
+
+
 def drop_range(record: Record) -> tuple[float, float]:
     """What the picture shows of the drop: the front and its surroundings; ruined candidates lie outside."""
     drops = [point["drop"] for point in record["front"]] or [
         row["drop"] for row in record["trials"] if row["state"] == "measured"
     ]
+    drops += [point["drop"] for point in record.get("quantised", ()) if point["drop"] <= 2 * max([0.01, *drops])]
     low, high = min([0.0, *drops]), max([0.0, *drops])
     room = 0.15 * (high - low) or 0.01
     return low - room, high + room

@@ -1,0 +1,122 @@
+"""Pruning beside plain quantisation, and both together: accuracy, measured speedup and file size, on ONNX Runtime and OpenVINO.
+
+    python benchmarks/deploy.py [--workloads resnet20,wide_cnn,minilm] [--trials 20] [--max-drop 0.01] [--targets cpu,cpu-openvino]
+                                [--keep DIR]
+
+One search on ONNX Runtime, nothing trained; the fastest point of its front within the drop, and the fastest within three times
+that, are then written in 32 bits, INT8 and 4 bits, beside the dense model in each. Every file is scored on the whole test split and
+measured against the dense one in 32 bits in fresh processes, on each target. Intervals: 95 % of the metric, the extremes over the
+processes for the speedup.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import workloads
+from common import heading
+
+import hwprune
+from hwprune import evaluate, units
+from hwprune import target as targets
+from hwprune.deploy import quantise
+from hwprune.errors import CandidateFailure
+from hwprune.latency import fresh
+from hwprune.latency.bench import Bench
+from hwprune.latency.worker import example_shapes
+
+PRECISIONS = ("fp32", "int8", "int4")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", default="resnet20,wide_cnn,minilm")
+    parser.add_argument("--targets", default="cpu,cpu-openvino")
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--max-drop", type=float, default=0.01)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="keep the runs, with quantised points, in this folder")
+    options = parser.parse_args()
+    heading("pruning beside quantisation")
+    for name in options.workloads.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            table(name, options, Path(folder))
+
+
+def table(name: str, options: argparse.Namespace, folder: Path) -> None:
+    workload = getattr(workloads, name)()
+    run = options.keep / name if options.keep else folder / "run"
+    result = hwprune.search(
+        workload, trials=options.trials, out=run, seed=options.seed, quantize="int8,int4" if options.keep else ""
+    )
+    sources = {"dense": run / "baseline" / "model.onnx"}
+    for limit in (options.max_drop, 3 * options.max_drop):
+        plain = [p for p in result.points if not p.trial.quantised and p.drop <= limit]
+        if not plain:
+            print(f"{name}: no point of the front has a drop of at most {limit:g}")
+            continue
+        point = plain[-1]
+        sources[f"pruned (drop <= {limit:g}, trial {point.trial.number})"] = point.folder / "model.onnx"
+    calibration = [[x.numpy() for x in inputs] for inputs, _ in workload.batches("calibration")]
+    files: dict[str, Path] = {}
+    for label, source in sources.items():
+        for precision in PRECISIONS:
+            key = f"{label}, {precision}"
+            path = folder / f"{len(files)}.onnx"
+            if precision == "fp32":
+                files[key] = source
+                continue
+            try:
+                quantise.quantise(onnx.load(str(source)), precision, lambda: calibration, path)
+                files[key] = path
+            except CandidateFailure as failure:
+                print(f"{key}: {failure.reason}")
+    samples, example = folder / "test.npz", run / "baseline" / "example.npz"
+    labels = evaluate.write_samples(workload, "test", samples)
+    for target in options.targets.split(","):
+        show(name, target, files, samples, example, labels, workload.scoring, folder)
+
+
+def show(name, target, files, samples, example, labels, metric, folder) -> None:  # type: ignore[no-untyped-def]
+    chosen = targets.load(target)
+    scores, out = {}, folder / "out.npz"
+    shapes = example_shapes(example)
+    with Bench(chosen, shapes=shapes) as bench:
+        dense = None
+        for key, path in files.items():
+            try:
+                bench.load("model", path)
+                bench.run("model", samples, out)
+            except CandidateFailure as failure:
+                print(f"{target}: {key}: {failure.reason}")
+                continue
+            outputs = evaluate.read_outputs(out)
+            dense = dense or outputs
+            scores[key] = evaluate.score(metric, outputs, labels, dense)
+    measured = fresh.remeasure(
+        {key: path for key, path in files.items() if key in scores},
+        files["dense, fp32"],
+        example,
+        lambda: Bench(chosen, shapes=shapes),
+    )
+    print(f"\n**{name}, {chosen.description}** ({metric.name}, {sum(map(len, labels))} test examples)\n")
+    print("| model | metric | speedup | file |\n| --- | --- | --- | --- |")
+    for key, score in scores.items():
+        if key not in measured:
+            continue
+        _, speedup = measured[key]
+        print(
+            f"| {key} | {score.value:.4f} [{score.ci_low:.4f}, {score.ci_high:.4f}] | "
+            f"{units.speedup(speedup.value, speedup.ci_low, speedup.ci_high)} | {units.size(files[key].stat().st_size)} |",
+            flush=True,
+        )
+    contended = max(float(np.max(s.conditions["contended"])) for _, s in measured.values())
+    print(f"\ncontended at most {contended:.0%} of a measurement", flush=True)
+
+
+if __name__ == "__main__":
+    main()
