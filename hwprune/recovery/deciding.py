@@ -1,7 +1,7 @@
-"""What goes, decided while the model is trained: gradual pruning, movement pruning, PLATON, growing regularisation.
+"""What goes, decided while the model is trained: what all ways have in common, and gradual pruning.
 
-All of them train a private copy of the model in its own shapes and end in keep masks; the cut and a last training at the final
-sparsity follow (`hwprune.recovery.recovering`).
+All of them (see also `movement`, `platon`, `growing`, `gates`) train a private copy of the model in its own shapes and end in keep
+masks; the cut and a last training at the final sparsity follow (`hwprune.recovery.recovering`).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Deciding(Sparsifier):
                 continue
             mask = torch.ones(parameters[name].shape, dtype=torch.bool)
             for dim, keep in enumerate(dims):
-                mask &= _along(torch.from_numpy(np.asarray(keep)), dim, mask.ndim)
+                mask &= along(torch.from_numpy(np.asarray(keep)), dim, mask.ndim)
             mask = mask.to(parameters[name].device)
             found[name] = found[name] & mask if name in found else mask
         return found
@@ -145,7 +145,8 @@ class Deciding(Sparsifier):
         return whole
 
 
-def _along(values: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
+def along(values: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
+    """Values of one dim, shaped so that they broadcast over a tensor of ``ndim`` dims."""
     return values.reshape([-1 if d == dim else 1 for d in range(ndim)])
 
 
@@ -249,244 +250,3 @@ class Scored(Deciding):
                 keep = unit.matrix.rows(pattern.keep_mask(unit.matrix.rows(scores).contiguous(), asked))
                 masks[name] = self.dense(name, keep, keeps)
         return Decision(keeps, masks)
-
-
-@final
-class Movement(Scored):
-    """Movement pruning: what moves away from zero stays (Sanh et al. 2020, arXiv 2005.07683).
-
-    The forward pass uses W * keep_mask(S); the gradient goes straight through the mask, so dS = dL/dW' * W, summed over what
-    goes together. Of axes that is the structured variant (Lagunas et al. 2021, arXiv 2109.04838). Weights that are masked now
-    go on learning nothing, but their scores move, so that they may come back.
-
-    Args:
-        soft: what stays is what scores above a threshold, and a penalty on sigmoid(S) whose weight follows the distance to the
-            wanted sparsity lowers the scores; units then share the sparsity as they need it. At the end one threshold over all
-            units makes the recipe's sparsity exact. Not for patterns in which weights compete in groups.
-    """
-
-    SCALARS = ("_updates", "weight", "_due")
-    travel = 10.0
-    """Sanh et al. give scores a rate of 1e-2 beside 3e-5 for weights: over a run they can move by some tens."""
-    GAIN = 20.0
-    """How fast the penalty of the soft variant follows the distance to the wanted sparsity."""
-
-    PRIOR = 1.0
-    """What a weight of the layer's root mean square is worth at the beginning.
-
-    Scores that begin at zero, as the paper's do, are noise for the first thousands of steps, and what they remove is drawn at random:
-    over a short training that ruins a model. Beside a way of `travel` this is little; it decides where movement has not.
-    """
-
-    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan, soft: bool = False) -> None:
-        super().__init__(pruner, recipe, plan)
-        if not soft:
-            with torch.no_grad():
-                for name, score in self.scores.items():
-                    norms = self._norms(pruner.graph.module, name)
-                    score.copy_(self.PRIOR * norms / norms.square().mean().sqrt().clamp(min=1e-12))
-        if soft:
-            grouped = sorted({c.pattern for u, c in self.choices.values() if u.axis is None and c.pattern != "unstructured"})
-            if grouped:
-                raise UsageError(f"soft movement takes axes and unstructured weights, got {', '.join(grouped)}")
-        self.soft = soft
-        self.weight = 0.0
-        self._due = 0.0
-
-    def extra(self) -> list[nn.Parameter]:
-        return list(self.scores.values())
-
-    def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        parameters = dict(module.named_parameters())
-        found: dict[str, torch.Tensor] = {}
-        for name, score in self.scores.items():
-            unit, _ = self.choices[name]
-            if unit.axis is None:
-                mask = self.decision.masks.get(name)
-                gate = self._gate(score, mask)
-                found[name] = found.get(name, parameters[name]) * gate
-                continue
-            gate = self._gate(score, self.decision.keeps.get(name))
-            for parameter, dim, index in self._places[name]:
-                values = torch.where(index >= 0, gate[index.clamp(min=0)], torch.ones((), device=gate.device))
-                found[parameter] = found.get(parameter, parameters[parameter]) * _along(values, dim, parameters[parameter].ndim)
-        return found
-
-    @staticmethod
-    def _gate(score: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-        """The mask in the forward pass, the score in the backward pass."""
-        value = torch.ones_like(score) if keep is None else keep.to(score.device, score.dtype)
-        return value + score - score.detach()
-
-    def penalty(self, module: nn.Module) -> torch.Tensor | None:  # noqa: ARG002
-        if not self.soft or self.weight <= 0:
-            return None
-        return self.weight * torch.stack([score.sigmoid().mean() for score in self.scores.values()]).mean()
-
-    def decide(self, share: float) -> Decision:
-        if not self.soft or self.hurried:
-            return super().decide(share)
-        self._due = share
-        wanted = share * sum(c.sparsity for _, c in self.choices.values()) / len(self.choices)
-        if share >= 1:
-            return self._exact()
-        keeps: dict[str, torch.Tensor] = {}
-        masks: dict[str, torch.Tensor] = {}
-        gone = []
-        for name, (unit, _) in self.choices.items():
-            score = self.scores[name].detach().cpu()
-            keep = score >= 0  # sigmoid(S) above one half, where it begins
-            if not bool(keep.any()):
-                keep = score == score.max()
-            gone.append(1 - float(keep.float().mean()))
-            (keeps if unit.axis is not None else masks)[name] = keep
-        self.weight = max(0.0, self.weight + self.GAIN * (wanted - sum(gone) / len(gone)) / self.plan.updates)
-        return Decision(keeps, masks)
-
-    def _exact(self) -> Decision:
-        """One threshold for all units, at the recipe's mean sparsity."""
-        every = torch.cat([score.detach().reshape(-1).cpu() for score in self.scores.values()])
-        total = sum(c.sparsity * self.scores[name].numel() for name, (_, c) in self.choices.items())
-        threshold = every.sort().values[min(len(every) - 1, round(total))]
-        keeps: dict[str, torch.Tensor] = {}
-        masks: dict[str, torch.Tensor] = {}
-        for name, (unit, _) in self.choices.items():
-            score = self.scores[name].detach().cpu()
-            keep = (score >= threshold) | (score == score.max())
-            (keeps if unit.axis is not None else masks)[name] = keep
-        return Decision(keeps, masks)
-
-    def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Masks act in the forward pass alone until the end: what is masked may come back."""
-        if self._updates >= self.updates:
-            super().hold(module, optimizer)
-
-
-@final
-class Platon(Scored):
-    """PLATON: sensitivity times its uncertainty (Zhang et al. 2022, arXiv 2206.12562).
-
-    I = |w g|, smoothed to mean M with factor `BETA1`; U = |I - M| smoothed with `BETA2`; the score is M * U, of an axis the sum
-    over what makes it. Low scores are zeroed after each step; they go on being trained, and may come back.
-    """
-
-    BETA1, BETA2 = 0.85, 0.95
-    TABLES: tuple[str, ...] = ("scores", "_mean", "_uncertain")
-
-    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
-        super().__init__(pruner, recipe, plan)
-        self._mean: dict[str, torch.Tensor] = {}
-        self._uncertain: dict[str, torch.Tensor] = {}
-
-    @torch.no_grad()
-    def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
-        """Scores first: after the step what was zeroed is not zero, so that its score lives on."""
-        parameters = dict(module.named_parameters())
-        for name, (unit, _) in self.choices.items():
-            if unit.axis is None:
-                weight = parameters[name]
-                if weight.grad is None:
-                    continue
-                now = (weight * weight.grad).abs()
-            else:
-                now = torch.zeros_like(self.scores[name])
-                for parameter, dim, index in self._places[name]:
-                    tensor = parameters[parameter]
-                    if tensor.grad is not None:
-                        each = (tensor * tensor.grad).abs().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
-                        now.index_add_(0, index[index >= 0], each[index >= 0])
-            mean = self._mean.setdefault(name, torch.zeros_like(now)).lerp_(now, 1 - self.BETA1)
-            apart = (now - mean).abs()
-            uncertain = self._uncertain.setdefault(name, torch.zeros_like(now)).lerp_(apart, 1 - self.BETA2)
-            self.scores[name].copy_(mean * uncertain)
-        super().after_step(module, optimizer, progress)
-
-
-@final
-class Growing(Scored):
-    """Growing regularisation: an L2 penalty that grows on what is to go, until it is gone by itself (GReg-1; Wang et al. 2021,
-    arXiv 2012.09243). What is to go is chosen once, by L1 norm.
-
-    The penalty acts on the weights themselves, as AdamW's decay does, and rises linearly so far that over the whole training
-    exp(-`TOTAL`) of a weight would be left of it.
-    """
-
-    TOTAL = 6.0
-    SCALARS = ("_updates", "_before")
-
-    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
-        super().__init__(pruner, recipe, plan)
-        parameters = dict(pruner.graph.module.named_parameters())
-        with torch.no_grad():
-            for name, (unit, _) in self.choices.items():
-                if unit.axis is None:
-                    self.scores[name].copy_(parameters[name].abs())
-                    continue
-                for parameter, dim, index in self._places[name]:
-                    each = parameters[parameter].abs().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
-                    self.scores[name].index_add_(0, index[index >= 0], each[index >= 0])
-        self.decision = super().decide(1.0)
-        self._goes = {name: ~mask for name, mask in self.dense_masks().items()}
-        self._before = 0.0
-
-    def decide(self, share: float) -> Decision:  # noqa: ARG002 - it was decided at the beginning
-        return self.decision
-
-    @torch.no_grad()
-    def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing is zeroed before the end."""
-        if self._updates >= self.updates:
-            super().hold(module, optimizer)
-
-    @torch.no_grad()
-    def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
-        factor = float(np.exp(-self.TOTAL * (progress**2 - self._before**2)))
-        self._before = progress
-        parameters = dict(module.named_parameters())
-        for name, goes in self._goes.items():
-            parameters[name].copy_(torch.where(goes.to(parameters[name].device), parameters[name] * factor, parameters[name]))
-        super().after_step(module, optimizer, progress)
-
-
-@final
-class Lasso(Scored):
-    """L1 on single weights, group lasso on axes, and removal by norm at the end (Wen et al. 2016, arXiv 1608.03665).
-
-    The penalty acts as its proximal step after each step of the optimizer: a weight, or the norm of a group, shrinks by a
-    constant and stops at zero. The constant is such that what the recipe removes would be gone at the end if nothing else moved
-    it.
-    """
-
-    SCALARS = ("_updates", "_before")
-
-    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
-        super().__init__(pruner, recipe, plan)
-        self._shrink: dict[str, float] = {}
-        self._before = 0.0
-        for name, (_, choice) in self.choices.items():
-            norms = self._norms(pruner.graph.module, name).reshape(-1)
-            self._shrink[name] = float(norms.sort().values[min(len(norms) - 1, round(choice.sparsity * len(norms)))])
-
-    @torch.no_grad()
-    def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
-        parameters = dict(module.named_parameters())
-        for name, (unit, _) in self.choices.items():
-            if self.hurried:  # to shrink everything within a few steps is another thing than to do so in a whole training
-                break
-            norms = self._norms(module, name)
-            factor = (1 - self._shrink[name] * (progress - self._before) / norms.clamp(min=1e-12)).clamp(min=0)
-            if unit.axis is None:
-                parameters[name].mul_(factor)
-                continue
-            for parameter, dim, index in self._places[name]:
-                values = torch.where(index >= 0, factor[index.clamp(min=0)], torch.ones((), device=factor.device))
-                parameters[parameter].mul_(_along(values, dim, parameters[parameter].ndim))
-        self._before = progress
-        super().after_step(module, optimizer, progress)
-
-    def decide(self, share: float) -> Decision:
-        if share < 1:
-            return self.decision
-        for name in self.choices:
-            self.scores[name].data.copy_(self._norms(self.pruner.graph.module, name))
-        return super().decide(share)

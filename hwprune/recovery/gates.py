@@ -17,7 +17,7 @@ from torch import nn
 from hwprune.errors import UsageError
 from hwprune.pruning import Pruner
 from hwprune.recipe import Recipe, UnitChoice
-from hwprune.recovery.deciding import Decision, Scored, _along
+from hwprune.recovery.deciding import Decision, Scored, along
 from hwprune.recovery.plan import Plan
 
 STRETCH = (-0.1, 1.1)
@@ -93,7 +93,7 @@ class Gates(Scored):
             gate = (s * (high - low) + low).clamp(0, 1)
             for parameter, dim, index in self._places[name]:
                 values = torch.where(index >= 0, gate[index.clamp(min=0)], torch.ones((), device=gate.device))
-                found[parameter] = found.get(parameter, parameters[parameter]) * _along(values, dim, parameters[parameter].ndim)
+                found[parameter] = found.get(parameter, parameters[parameter]) * along(values, dim, parameters[parameter].ndim)
         return found
 
     def open(self, name: str) -> torch.Tensor:

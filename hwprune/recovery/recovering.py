@@ -15,10 +15,13 @@ from hwprune.errors import CandidateFailure, UnknownNameError, UsageError
 from hwprune.pruning import Candidate, Pruner
 from hwprune.recipe import Recipe, UnitChoice
 from hwprune.recovery import distillation
-from hwprune.recovery.deciding import Deciding, Decision, Gradual, Growing, Lasso, Movement, Platon
+from hwprune.recovery.deciding import Deciding, Decision, Gradual
+from hwprune.recovery.growing import Growing, Lasso
 from hwprune.recovery.judging import Judge, device_of
 from hwprune.recovery.masking import Held
+from hwprune.recovery.movement import Movement
 from hwprune.recovery.plan import Plan
+from hwprune.recovery.platon import Platon
 from hwprune.recovery.training import Outcome, Report, train
 from hwprune.workload import Workload
 

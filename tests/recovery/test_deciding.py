@@ -10,9 +10,12 @@ from hwprune import uniform_recipe
 from hwprune.errors import UsageError
 from hwprune.pruning import Pruner
 from hwprune.recipe import Recipe, UnitChoice
-from hwprune.recovery.deciding import Gradual, Growing, Movement, Platon
+from hwprune.recovery.deciding import Gradual
 from hwprune.recovery.gates import Gates
+from hwprune.recovery.growing import Growing
+from hwprune.recovery.movement import Movement
 from hwprune.recovery.plan import Plan
+from hwprune.recovery.platon import Platon
 from hwprune.recovery.recovering import DECIDERS, prune_gradually, recover
 
 CHANNELS = Recipe((UnitChoice("inner.weight:0", "channel", 0.5, "l2"),), "none")
