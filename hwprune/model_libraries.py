@@ -126,7 +126,15 @@ def load(kind: str, name: str, arguments: Mapping[str, Any], data_of: DataOf | N
     if "validation" not in fields:
         raise UsageError(f"the data of {kind}:{name} have no validation split")
     fields.setdefault("calibration", fields["validation"])
-    example = fields.pop("example_inputs", None) or _first(fields["validation"], int(arguments.get("batch", 1)))
+    known = {"calibration", "validation", "test", "train", "metric", "loss", "example_inputs"}
+    if unknown := sorted(set(fields) - known):
+        raise UsageError(f"the data of {kind}:{name} have {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    batch = arguments.get("batch", 1)
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise UsageError(f"batch must be a whole number of examples, at least 1, got {batch!r}")
+    example = fields.pop("example_inputs", None)
+    if example is None:
+        example = _first(fields["validation"], batch)
     example = (example,) if isinstance(example, torch.Tensor) else tuple(example)
     fields.setdefault("metric", "agreement" if _unlabelled(fields["validation"]) else "top1")
     return Workload(name=name.rstrip("/").rpartition("/")[2], model=model, example_inputs=example, **fields)

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"Written: {', '.join(str(folder / name) for name in texts)}")
     print("Fill in workload.py (the lines with TODO), then:")
     where = "" if folder == Path() else f"{folder}/"
-    first = f"model.onnx --data {where}workload.py:data" if options.kind == "onnx" else f"{where}workload.py:workload"
+    first = f"{where}model.onnx --data {where}workload.py:data" if options.kind == "onnx" else f"{where}workload.py:workload"
     print(f"  hwprune inspect {first}")
     print(f"  hwprune search --job {where}job.toml")
     return 0

@@ -129,8 +129,10 @@ def _first(options: argparse.Namespace) -> Job:
     if not options.job:
         return Job(args.source(options))
     job = Job.read_file(Path(options.job))
-    given = args.source(options)
-    return replace(job, workload=_beside(Path(options.job), job.workload or DEFAULT) if given == DEFAULT else given)
+    if options.workload != DEFAULT or options.words:
+        return replace(job, workload=args.source(options))
+    workload = _beside(Path(options.job), job.workload or DEFAULT)
+    return replace(job, workload=f"{workload} data={options.data}" if options.data else workload)
 
 
 def _beside(job: Path, workload: str) -> str:
@@ -189,6 +191,6 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
             fixed.append("workload")
         if fixed:
             raise UsageError(f"a resumed run keeps its {', '.join(fixed)}; start a new one with another --out")
-    elif "time_s" in values and "trials" not in values:
+    elif "time_s" in values and "trials" not in values and not options.job:
         values["trials"] = 0
     return replace(job, **values)

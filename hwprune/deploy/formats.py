@@ -6,8 +6,9 @@ measured before it is handed over (`hwprune.deploy.exporting`).
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from hwprune.pruning import Candidate, Pruner
 from hwprune.workload import Workload
 
 PRECISIONS = ("fp32", "fp16")
+REDUCE_AXES = 18
+"""Opset in which reductions got ``noop_with_empty_axes``."""
 LARGE = 64
 """Bytes from which a weight goes into the file beside the model; shapes and scalars stay where checkers can read them."""
 
@@ -84,12 +87,22 @@ class Point:
 
     def pruner(self) -> Pruner:
         """Of the workload that the run was made with. Raises `UsageError`."""
+        self.refuse_quantised()
         workload = self.workload
         if workload is None:
             if not self.data["workload"]["source"]:
                 raise UsageError("the run was made from a live Python object: name its workload with --workload")
             workload = sources.load(self.data["workload"]["source"])
         return Pruner(workload)
+
+    def refuse_quantised(self) -> None:
+        """Raises `UsageError` for a point whose weights no PyTorch module holds."""
+        if self.quantised is not None:
+            of = self.quantised["of"]
+            rather = "" if of == "dense" else f", or the trial that it was made of ({of}) as this"
+            raise UsageError(
+                f"trial {self.number} is quantised: its weights are in model.onnx alone. Export it with --format onnx{rather}"
+            )
 
     def candidate(self, pruner: Pruner) -> Candidate:
         """The candidate with the weights that were stored, trained ones included. Raises `UsageError`."""
@@ -98,11 +111,6 @@ class Point:
         stored = export.read_recipe(self.source / "recipe.json")
         if stored.fingerprint != pruner.fingerprint:
             raise UsageError("the workload's model is not the one that the run was made with (fingerprint differs)")
-        if self.quantised is not None:
-            raise UsageError(
-                f"trial {self.number} is quantised: its weights are in model.onnx alone. Export it with --format onnx, or the "
-                f"trial that it was made of ({self.quantised['of']}) as this"
-            )
         drop = [choice.unit for choice in stored.recipe.choices if choice.pattern == patterns.BRANCH]
         module = pruner.graph.cut(stored.keeps, drop)
         module.load_state_dict(load_file(self.source / "model.safetensors"))
@@ -135,7 +143,11 @@ def write_onnx(source: Path, path: Path, options: Options) -> None:
         onnx.save(model, str(path), save_as_external_data=True, location=path.name + ".data", size_threshold=LARGE)
     else:
         export.save_onnx(model, path)
-    onnx.checker.check_model(str(path))
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise CandidateFailure("export", f"the converted file is no valid ONNX: {first}") from error
 
 
 def converted_opset(model: onnx.ModelProto, opset: int | None) -> onnx.ModelProto:
@@ -152,6 +164,9 @@ def converted_opset(model: onnx.ModelProto, opset: int | None) -> onnx.ModelProt
     except Exception as error:  # the converter raises its own types
         first = (str(error).strip().splitlines() or [""])[0]
         raise CandidateFailure("export", f"opset {now} -> {opset}: {first}") from error
+    for node in made.graph.node if opset < REDUCE_AXES else ():  # the converter leaves in what older opsets don't know
+        for attribute in [a for a in node.attribute if a.name == "noop_with_empty_axes" and not a.i]:
+            node.attribute.remove(attribute)
     return made
 
 
@@ -172,8 +187,7 @@ def _recipe(point: Point) -> list[str]:
 
 
 def _safetensors(point: Point) -> list[str]:
-    if point.quantised is not None:
-        point.candidate(point.pruner())  # says why not
+    point.refuse_quantised()
     return _recipe(point) + copy(point.source, point.out, ["model.safetensors"])
 
 
@@ -213,18 +227,31 @@ def _tensorrt(point: Point) -> list[str]:
     """The ONNX file with the script that builds the engine; the engine itself where TensorRT and the device are there."""
     done = _onnx(point)
     shapes = point.data["workload"]["example_shapes"]
-    names = [item.name for item in onnx.load(str(point.out / "model.onnx"), load_external_data=False).graph.input]
-    given = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in zip(names, shapes, strict=False) if shape)
+    inputs = onnx.load(str(point.out / "model.onnx"), load_external_data=False).graph.input
+    given = _shapes(inputs, shapes)
     patterns_ = {choice["pattern"] for choice in record.trial(point.data, point.number)["recipe"]["choices"]}
     # One shape: tactics are chosen for what will run. Precision comes from the file: from TensorRT 11 on networks are strongly
     # typed.
-    flags = f"--minShapes={given} --optShapes={given} --maxShapes={given} " if point.options.batch is None else ""
+    # Names are the user's model's own: they must reach trtexec as they are, and never the shell.
+    flags = "".join(f"{shlex.quote(f'--{which}Shapes={given}')} " for which in ("min", "opt", "max")) if given else ""
     flags += "--sparsity=enable " if any(":" in pattern and pattern[0].isdigit() for pattern in patterns_) else ""
     script = point.out / "build.sh"
     script.write_text(BUILD.format(flags=flags), encoding="utf-8")
     script.chmod(0o755)
     done.append(script.name)
     return done + _engine(point, [tuple(shape) for shape in shapes])
+
+
+def _shapes(inputs: Any, shapes: Sequence[Sequence[int]]) -> str:
+    """``name:1x3x8x8,...`` of the inputs with a free dim; trtexec takes no shapes of others. Raises `CandidateFailure`."""
+    found = []
+    for item, shape in zip(inputs, shapes, strict=False):
+        if not shape or all(dim.dim_value > 0 for dim in item.type.tensor_type.shape.dim):
+            continue
+        if set(item.name) & set(":,"):
+            raise CandidateFailure("export", f"trtexec can't be told the shape of input {item.name!r}: its name holds ':' or ','")
+        found.append(f"{item.name}:{'x'.join(str(int(size)) for size in shape)}")
+    return ",".join(found)
 
 
 def _engine(point: Point, shapes: list[tuple[int, ...]]) -> list[str]:

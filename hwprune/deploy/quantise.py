@@ -28,6 +28,8 @@ CALIBRATION = 256
 """Examples that the ranges of activations are taken from."""
 BLOCK = 32
 """Weights of a row that share a scale in 4 bits."""
+LEAST_ZEROS = 0.01
+"""Share of zeros below which a model counts as one from which no weights were masked."""
 LEAST_COLUMNS = 2 * BLOCK
 """Inputs below which a 4-bit layer holds more scale than weight, and its kernel has nothing to gain."""
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -85,21 +87,32 @@ def quantise(model: onnx.ModelProto, precision: str, batches: Batches, path: Pat
         CandidateFailure: (stage ``quantise``) nothing in the model takes this precision, or the quantiser refuses.
     """
     check(precision)
-    model = onnx.ModelProto.FromString(model.SerializeToString())  # quantisers change what they are given
-    before = _zeros(model)
     try:
+        own = onnx.ModelProto()
+        own.CopyFrom(model)  # quantisers change what they are given
+        _name_nodes(own)
+        before = _zeros(own)
         with _quiet():
-            made, facts = PRECISIONS[precision].make(model, batches, symmetric)
+            made, facts = PRECISIONS[precision].make(own, batches, symmetric)
+        if not facts.layers:
+            raise CandidateFailure(STAGE, f"none of the model's {facts.weighted} weighted operators can be held in {precision}")
+        after = _zeros(made)
+        export.save_onnx(made, path)
     except CandidateFailure:
         raise
-    except Exception as error:  # the quantisers raise what they meet
+    except Exception as error:  # the quantisers, and protobuf, raise what they meet
         first = (str(error).strip().splitlines() or [""])[0]
         raise CandidateFailure(STAGE, f"{precision}: {type(error).__name__}: {first}") from error
-    if not facts.layers:
-        raise CandidateFailure(STAGE, f"none of the model's {facts.weighted} weighted operators can be held in {precision}")
-    after = _zeros(made)
-    export.save_onnx(made, path)
-    return Facts(**{**asdict(facts), "zeros": after / before if before > 0.01 else 1.0})
+    return Facts(**{**asdict(facts), "zeros": after / before if before > LEAST_ZEROS else 1.0})
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """A name of its own for each node: quantisers tell them apart by nothing else, and an ONNX file need not have any."""
+    seen: set[str] = set()
+    for place, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}.{place}"
+        seen.add(node.name)
 
 
 def check(precision: str) -> None:
@@ -202,7 +215,7 @@ class _Reader:
         for arrays in self._batches():
             if self.examples >= CALIBRATION:
                 return
-            taken = [np.ascontiguousarray(array[: CALIBRATION - self.examples]) for array in arrays]
+            taken = [np.ascontiguousarray(array) for array in arrays]  # whole: a model may have its batch fixed
             self.examples += len(taken[0])
             for array in taken:
                 self.digest.update(array.tobytes())
@@ -258,7 +271,7 @@ def _gemm_to_matmul(model: onnx.ModelProto) -> None:
             nodes.append(node)
             continue
         weight = numpy_helper.to_array(stored[node.input[1]])
-        turned = f"{node.input[1]}.columns"
+        turned = f"{node.input[1]}.{'rows' if settings.get('transB', 0) else 'columns'}"
         if turned not in stored:
             made = numpy_helper.from_array(np.ascontiguousarray(weight.T if settings.get("transB", 0) else weight), turned)
             model.graph.initializer.append(made)
@@ -281,11 +294,19 @@ def _gemm_to_matmul(model: onnx.ModelProto) -> None:
 
 
 def _zeros(model: onnx.ModelProto) -> float:
-    """Share of weights that are zero, over all constants with at least two dims that are floating point or 8-bit integers."""
+    """Share of weights that are zero, over all constants with at least two dims: floating point, 8-bit integers, 4-bit codes.
+
+    Symmetric 4-bit weights are stored as codes 0 to 15, two in a byte, of which 8 is zero.
+    """
     zero = total = 0
+    packed = {node.input[1] for node in model.graph.node if node.op_type == "MatMulNBits" and len(node.input) < 4}
     kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8)
     for item in model.graph.initializer:
-        if len(item.dims) > 1 and item.data_type in kinds:
+        if item.name in packed:
+            codes = numpy_helper.to_array(item)
+            zero += int(((codes & 15) == 8).sum() + ((codes >> 4) == 8).sum())
+            total += 2 * codes.size
+        elif len(item.dims) > 1 and item.data_type in kinds:
             array = numpy_helper.to_array(item)
             zero += int((array == 0).sum())
             total += array.size

@@ -90,6 +90,13 @@ def rerank(
     name = record.model_file(data)
     if (wanted := runtimes.get(target.runtime).file) != name:
         raise UsageError(f"target {target.name} runs {wanted} files, and the run has {name}: search on {target.name} itself")
+    was = runtimes.get(data["target"]["runtime"]).precision_of_file(data["target"]["precision"])
+    now = runtimes.get(target.runtime).precision_of_file(target.precision)
+    if was != now or "int8" in (target.precision, data["target"]["precision"]):
+        raise UsageError(
+            f"target {target.name} runs files in {target.precision}, and those of the run are in {data['target']['precision']}: "
+            "search on that target, or export the points in its precision"
+        )
     models = {str(p["trial"]): run / "candidates" / str(p["trial"]) / name for p in data["front"]}
     for path in models.values():
         if not path.is_file():

@@ -12,7 +12,7 @@ from typing import Any
 
 from hwprune import evaluate, metrics, record, units
 from hwprune import target as targets
-from hwprune.deploy import layout
+from hwprune.deploy import layout, quantise
 from hwprune.deploy.formats import FORMATS
 from hwprune.deploy.profile import profile
 from hwprune.errors import CandidateFailure, UsageError
@@ -25,6 +25,7 @@ from hwprune.metrics import Metric
 
 PARITY_TOLERANCE = 1e-4
 """Largest difference of the outputs from the recorded ones, relative to the largest, where a manifest says none."""
+LARGEST_TOLERANCE = max(one.tolerance for one in quantise.PRECISIONS.values())
 SPEEDUP_TOLERANCE = 0.03
 """A speedup measured again may be this much below the recorded one, on the same machine and versions."""
 
@@ -103,15 +104,16 @@ def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]
     if known is None or known.runs is None:
         verified.checks.append(Check("run", None, f"format {manifest.get('format')} holds nothing that a runtime runs by itself"))
         return [verified]
-    name, runs_on = str(manifest.get("model", known.runs[0])), str(manifest.get("runs_on", known.runs[1]))
-    if (folder / name).resolve().parent != folder.resolve():
-        raise UsageError(f"{folder / 'manifest.json'}: the model {name!r} is not in the folder")
+    name, runs_on = known.runs
+    if lacking := [n for n in (name, "dense.onnx", "samples.npz", "expected.npz", "example.npz") if n not in manifest["files"]]:
+        verified.checks[0] = Check("integrity", False, f"the manifest does not list {', '.join(lacking)}")
+        return [verified]
     if "layout" in manifest:
         verified.checks.append(_layout(folder / name, manifest["layout"]))
     sample = manifest.get("samples", {})
     subject = _Subject(
         folder.name, folder / name, manifest["point"], folder / "expected.npz", sample.get("metric"),
-        float(manifest.get("tolerance", PARITY_TOLERANCE)),
+        _tolerance(folder, manifest.get("tolerance", PARITY_TOLERANCE)),
     )  # fmt: skip
     chosen = metric or metrics.METRICS.get(manifest["workload"]["metric"])
     _run_checks(
@@ -119,6 +121,14 @@ def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]
         runs_on,
     )  # fmt: skip
     return [verified]
+
+
+def _tolerance(folder: Path, value: object) -> float:
+    """What the manifest allows, and never more than hwprune writes: a manifest that allows anything proves nothing."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= LARGEST_TOLERANCE:
+        path = folder / "manifest.json"
+        raise UsageError(f"{path}: tolerance must be a number between 0 and {LARGEST_TOLERANCE:g}, got {value!r}")
+    return float(value)
 
 
 def split_file(run: Path, data: record.Record) -> Path:

@@ -1,7 +1,7 @@
 """What goes, decided while the model is trained: what all ways have in common, and gradual pruning.
 
-All of them (see also `movement`, `platon`, `growing`, `gates`) train a private copy of the model in its own shapes and end in keep
-masks; the cut and a last training at the final sparsity follow (`hwprune.recovery.recovering`).
+All of them (see also `movement`, `platon`, `growing`, `gates`) train a private copy of the model in its own shapes and end in
+keep masks; the cut and a last training at the final sparsity follow (`hwprune.recovery.recovering`).
 """
 
 from __future__ import annotations

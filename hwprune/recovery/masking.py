@@ -19,6 +19,8 @@ class Sparsifier(abc.ABC):
 
     travel: float | None = None
     """How far `extra` may be moved by the optimizer during the whole run; None: at the rate of the weights."""
+    wander: float | None = None
+    """How far the noise of single batches may move it: a random walk of n steps comes travel / sqrt(n) far. None: any way."""
 
     hurried: bool = False
     """In the short trial of a learning rate: decide as rarely as makes sense."""

@@ -40,6 +40,8 @@ class Movement(Scored):
     Scores that begin at zero, as the paper's do, are noise for the first thousands of steps, and what they remove is drawn at
     random: over a short training that ruins a model. Beside a way of `travel` this is little; it decides where movement has not.
     """
+    WANDER = 0.5
+    """Half of `PRIOR`: what has only been shaken is not torn from its place."""
 
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan, soft: bool = False) -> None:
         super().__init__(pruner, recipe, plan)
@@ -48,6 +50,7 @@ class Movement(Scored):
                 for name, score in self.scores.items():
                     norms = self._norms(pruner.graph.module, name)
                     score.copy_(self.PRIOR * norms / norms.square().mean().sqrt().clamp(min=1e-12))
+            self.wander = self.WANDER
         if soft:
             grouped = sorted({c.pattern for u, c in self.choices.values() if u.axis is None and c.pattern != "unstructured"})
             if grouped:

@@ -247,7 +247,8 @@ class _Run:
             longer = min(LONGER * steps, round(LONGEST_SHARE * total))
             if found.little and longer > steps:
                 steps = longer
-                found = rates.best(loss_of, found.rate)
+                # From there upwards, and from the first rate: what a few steps prefer may be too much for many.
+                found = max((rates.best(loss_of, rate) for rate in dict.fromkeys((found.rate, first))), key=lambda one: one.share)
             return found.rate
         finally:
             self._load(start)
@@ -420,6 +421,8 @@ class _Run:
         named = [(n, p) for n, p in self.module.named_parameters() if n not in frozen]
         extra = self.sparsifier.extra() if self.sparsifier is not None else []
         travel = self.sparsifier.travel if self.sparsifier is not None else None
+        if travel is not None and self.sparsifier is not None and self.sparsifier.wander is not None:
+            travel = min(travel, self.sparsifier.wander * math.sqrt(self._steps()[1]))
         # Adam moves by about the rate in each step, and the schedule's mean is a half of its highest.
         scale = 1.0 if travel is None else travel / (0.5 * max(self.rate, 1e-12) * self._steps()[1])
         if not named and not extra:

@@ -95,11 +95,12 @@ def chain(record: Record, which: int) -> list[list[str]]:
 
 def verdict(record: Record) -> str:
     """One sentence on what the search found."""
-    counts = {state: sum(1 for row in record["trials"] if row["state"] == state) for state in ("failed", "stopped")}
+    rows = [row for row in record["trials"] if not row.get("recovery") and not row.get("quantised")]
+    counts = {state: sum(1 for row in rows if row["state"] == state) for state in ("failed", "stopped")}
     words = {"failed": "failed", "stopped": "stopped early"}
     ends = " and ".join(f"{count} {words[state]}" for state, count in counts.items() if count)
     start = (
-        f"{record['workload']['name']} on {record['target']['name']}: {len(record['trials'])} candidates of "
+        f"{record['workload']['name']} on {record['target']['name']}: {len(rows)} candidates of "
         f"{recipes(record['space']['size_log10'])} recipes{f' ({ends})' if ends else ''}"
     )
     if not record["finished"]:

@@ -194,12 +194,12 @@ def confirm(
         )
     points = final_front(list(done.values()), constraints)
     if not tried:
-        notes.append(constraints.nearest(store.trials(), _describe))
+        notes.append(constraints.nearest(store.trials(as_searched=True), _describe))
     elif not points:
         notes.append("No finalist held up when it was measured and scored again: the front is empty.")
         if constraints:
             known = [replace(t, drop=done[t.number].drop, speedup=done[t.number].speedup) for t in trials if t.number in done]
-            notes.append(constraints.nearest(known or store.trials(), _describe))
+            notes.append(constraints.nearest(known or store.trials(as_searched=True), _describe))
     elif len(points) < len(tried):
         notes.append(
             f"{len(tried) - len(points)} of {len(tried)} finalists left the front in the final round: "
@@ -252,6 +252,24 @@ def _refined(
             continue
         found.append(final)
     return found
+
+
+def aligned(points: Sequence[Confirmed], dense: Measurement) -> list[Confirmed]:
+    """The points with latencies that go with the dense latency of the last round: dense / speedup, as in every round.
+
+    Each round measures the dense model anew, and a shared machine is faster in one minute than in the next; what was measured
+    against it at the same time is the speedup.
+    """
+    return [
+        replace(
+            p,
+            latency=replace(
+                p.latency, value=dense.value / p.speedup.value, ci_low=dense.value / p.speedup.ci_high,
+                ci_high=dense.value / p.speedup.ci_low,
+            ),
+        )
+        for p in points
+    ]  # fmt: skip
 
 
 def confirm_derived(

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
 from hwprune import runtimes
 from hwprune.deploy import quantise
-from hwprune.errors import CandidateFailure, UsageError
+from hwprune.errors import CandidateFailure, HwpruneError, UsageError
 from hwprune.files import dump_json, sha256, write_atomic
 from hwprune.latency.source import MEASURED as MEASURED_SOURCE
 from hwprune.recipe import Recipe
@@ -33,7 +34,8 @@ from hwprune.trial import MEASURED, Trial
 
 FILE = "quantise.json"
 DENSE = "dense"
-FAILURES = (CandidateFailure, MemoryError, OSError)
+FAILURES = (HwpruneError, RuntimeError, ValueError, MemoryError, OSError, DecodeError)
+"""Of one file: the others, and the search's own front, go on."""
 
 
 def check(job: Job, target: Target) -> None:
@@ -78,12 +80,14 @@ class _Maker:
         evaluator = self.evaluator
         of = DENSE if trial is None else trial.number
         source = evaluator.dense_model if trial is None else evaluator.folder(trial.number) / evaluator.runtime.file
-        known = self._known.get((of, precision, sha256(source)))
         scratch = evaluator.run / "candidates" / f"{of}.{precision}"
         try:
+            known = self._known.get((of, precision, sha256(source)))
             if known is not None and (evaluator.folder(known.number) / evaluator.runtime.file).is_file():
                 return known
             facts = self._write(precision, trial, source, scratch)
+            if known is not None and known.quantised.get("made") != facts["made"]:
+                known = None  # the same source with other calibration data, or another quantiser: other numbers
             done = known or self._measured(precision, trial, facts, scratch)
             shutil.rmtree(evaluator.folder(done.number), ignore_errors=True)
             scratch.rename(evaluator.folder(done.number))
@@ -108,8 +112,8 @@ class _Maker:
             symmetric=evaluator.target.device == "cuda",
         )  # fmt: skip
         facts = {
-            "of": DENSE if trial is None else trial.number, "source": sha256(source), **found.to_json(),
-            "seconds": time.monotonic() - start,
+            "made": sha256(scratch / evaluator.runtime.file), "of": DENSE if trial is None else trial.number,
+            "source": sha256(source), **found.to_json(), "seconds": time.monotonic() - start,
         }  # fmt: skip
         if trial is None:
             evaluator.pruner.prune(Recipe()).write_recipe(scratch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwprune.deploy.quantise import PRECISIONS
 from hwprune.errors import UsageError
 from hwprune.measurement import Measurement
 from hwprune.searching.confirm import Confirmed
@@ -122,6 +123,9 @@ def clear_candidates(run: Path, keep: set[int], among: set[int] | None = None) -
     folder = run / "candidates"
     for path in folder.iterdir() if folder.is_dir() else ():
         number, _, kind = path.name.partition(".")
+        if kind in PRECISIONS:  # a quantised form in the making, by a search that was killed
+            shutil.rmtree(path, ignore_errors=True)
+            continue
         if kind == TRAINING and among is not None:
             continue  # a training that was stopped goes on from there
         if number.isdigit() and int(number) not in keep and (among is None or int(number) in among):

@@ -157,6 +157,11 @@ class Session:
             finally:
                 self._write_record(store, space, evaluator, None)
                 self.progress.close()
+            groups = [list(group) for group in (points, untrained, trained, quantised)]
+            if self.measured:
+                assert evaluator.baseline is not None
+                groups = [confirm.aligned(group, evaluator.baseline.latency) for group in groups]
+            points, untrained, trained, quantised = groups
             self._write_record(store, space, evaluator, points, untrained, trained, quantised)
         write_report(self.run)
         clear_candidates(self.run, {point.trial.number for point in points})
@@ -475,7 +480,7 @@ class Session:
             baseline=evaluator.baseline,
             trials=store.trials(),
             points=points or [],
-            untrained=untrained if self.job.training is not None else (),
+            untrained=untrained if self.job.training is not None or self.job.precisions else (),
             trained=trained,
             quantised=quantised,
             finished=points is not None,

@@ -266,7 +266,8 @@ class Store:
             self._backend.set_trial_system_attr(asked._trial_id, _TRIAL, trial.to_json())
             for key, value in _readable(trial).items():
                 asked.set_user_attr(key, value)
-            self._end(asked, TrialState.FAIL)
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self._end(asked, TrialState.FAIL)
 
     def _newer(self, number: int, values: Mapping[str, Any]) -> None:
         newer = dict(self.read(REMEASURED) or {})
@@ -496,7 +497,10 @@ class Store:
             table = Table(frozen.system_attrs[_TRIAL], f"trial {frozen.number} in {self.storage}")
             trial = Trial.from_table(table)
             table.finish()
-            self.tell(asked, trial, constraints(trial))
+            if trial.quantised:  # complete, it would teach samplers a speed that no parameter has made
+                self.add_derived(trial)
+            else:
+                self.tell(asked, trial, constraints(trial))
             return True
         if _RETRY_OF in frozen.user_attrs and self._space is not None and self._complete(frozen):
             reason = "the search died twice while it evaluated this candidate"

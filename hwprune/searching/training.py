@@ -62,7 +62,9 @@ def train_finalists(
 ) -> list[Trial]:
     """Trials of trained candidates with their files, better on validation than before their training; not measured anew."""
     trainer = _Trainer(evaluator, store, plan, constraints, progress, notes)
-    known = {int(t.recovery["of"]): t for t in store.trials() if t.recovery and t.recovery["plan"] == plan.to_json()}
+    # A quantised form of a trained trial remembers its training too, and is not it.
+    trained = [t for t in store.trials() if t.recovery and not t.quantised]
+    known = {int(t.recovery["of"]): t for t in trained if t.recovery["plan"] == plan.to_json()}
     chosen = _looked_at(store.trials(as_searched=True), constraints, evaluator)
     if not chosen:
         notes.append("No candidate is near enough to dense to be trained.")

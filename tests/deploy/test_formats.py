@@ -424,3 +424,119 @@ def test_what_can_not_be_reranked_is_told(finished_run, tmp_path):
     shutil.rmtree(run / "candidates")
     with pytest.raises(UsageError, match="is missing"):
         rerank(run, load_target("cpu"))
+
+
+# -- what a review found ------------------------------------------------------------------------------
+
+
+def test_names_of_inputs_never_reach_the_shell(finished_run, number, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    evil = f"x$(touch {tmp_path}/PWNED) `id`; '"
+    for path in (run / "candidates" / str(number) / "model.onnx", run / "baseline" / "model.onnx"):
+        model = onnx.load(path)
+        old, model.graph.input[0].name = model.graph.input[0].name, evil
+        for node in model.graph.node:
+            node.input[:] = [evil if name == old else name for name in node.input]
+        onnx.save(model, path)
+    folder = export_run(run, number, "tensorrt", tmp_path / "out")
+    tool = tmp_path / "bin" / "trtexec"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    tool.chmod(0o755)
+    out = subprocess.run(
+        ["sh", str(folder / "build.sh")], capture_output=True, text=True, env={"PATH": f"{tool.parent}:/bin:/usr/bin"}
+    )
+    assert f"--optShapes={evil}:1x1x8x8" in out.stdout.splitlines()
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_no_shapes_are_given_where_none_are_free(finished_run, number, tmp_path):
+    from hwprune.errors import CandidateFailure
+
+    folder = export_run(finished_run, number, "tensorrt", tmp_path / "out", options=Options(batch=1))
+    assert "Shapes" not in (folder / "build.sh").read_text()
+    value = onnx.helper.make_tensor_value_info
+    assert formats._shapes([value("a", 1, ["n", 3]), value("b", 1, [2, 3])], [[1, 3], [2, 3]]) == "a:1x3"
+    with pytest.raises(CandidateFailure, match="can't be told the shape"):
+        formats._shapes([value("a:0", 1, ["n", 3])], [[1, 3]])
+
+
+def test_a_reduction_is_converted_to_an_older_opset(finished_run, number, tmp_path):
+    folder = export_run(finished_run, number, "onnx", tmp_path / "out", options=Options(opset=17))
+    assert checks(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tolerance": 1e9}, "tolerance must be"),
+        ({"tolerance": "x"}, "tolerance must be"),
+        ({"tolerance": float("nan")}, "tolerance must be"),
+    ],
+)
+def test_a_manifest_does_not_allow_anything(finished_run, number, tmp_path, change, words):
+    folder = export_run(finished_run, number, "onnx", tmp_path / "out")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(UsageError, match=words):
+        verify(folder)
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": {}}))
+    passed, found = checks(folder)
+    assert not passed and "does not list model.onnx, dense.onnx" in found["integrity"].text
+
+
+def test_files_of_another_precision_are_not_measured_under_a_targets_name(finished_run):
+    import dataclasses
+
+    half = dataclasses.replace(load_target("cpu"), precision="int8")
+    with pytest.raises(UsageError, match="those of the run are in fp32"):
+        rerank(finished_run, half)
+
+
+def test_a_derived_trial_that_a_kill_left_open_never_completes(tmp_path):
+    """Complete without parameters it would empty the space that other samplers see."""
+    from hwprune.pruning import Pruner
+    from hwprune.searching import space as spaces
+    from hwprune.searching.constraints import Constraints
+    from hwprune.searching.store import _TRIAL, Store
+    from tests.test_values import measured
+
+    pruner = Pruner(tiny_workload())
+    store = Store(
+        f"sqlite:///{tmp_path}/s.db", spaces.build(spaces.load("default"), pruner, load_target("cpu"), "default"), create=True
+    )
+    made = store.number_of_derived("int8 of dense")
+    import dataclasses
+
+    trial = dataclasses.replace(measured(made, 0.0, 1.5), quantised={"of": "dense", "precision": "int8", "source": "0"})
+    frozen = next(t for t in store._frozen() if t.number == made)
+    store._backend.set_trial_system_attr(frozen._trial_id, _TRIAL, trial.to_json())
+    frozen = next(t for t in store._frozen() if t.number == made)
+    assert store._bury(frozen, Constraints().of)
+    assert [t.state.name for t in store.study.get_trials()] == ["FAIL"]
+    assert [t.number for t in store.trials()] == [made] and store.trials(as_searched=True) == []
+    store.close()
+
+
+def test_a_trained_trial_and_its_quantised_form_are_told_apart(tmp_path, monkeypatch):
+    """Both remember the training; on resume the quantised one must not stand for the trained one."""
+    from types import SimpleNamespace
+
+    from hwprune.recovery.plan import Plan
+    from hwprune.searching import training
+    from hwprune.searching.constraints import Constraints
+
+    plan = Plan("distill", 1)
+    parent = SimpleNamespace(number=3, recovery={}, quantised={})
+    trained = SimpleNamespace(number=7, recovery={"of": 3, "plan": plan.to_json(), "seconds": 1.0}, quantised={})
+    small = SimpleNamespace(number=8, recovery=trained.recovery, quantised={"of": 7, "precision": "int8"})
+    store = SimpleNamespace(
+        read={"training rate distill:1": 1e-3}.get,
+        write=lambda *_: None,
+        trials=lambda as_searched=False: [parent, trained, small],
+    )
+    monkeypatch.setattr(training, "_looked_at", lambda *_: [parent])
+    monkeypatch.setattr(training._Trainer, "has_files", lambda self, trial: True)
+    progress = SimpleNamespace(stage=lambda *_: None)
+    found = training.train_finalists(SimpleNamespace(run=tmp_path), store, plan, Constraints(), progress, [])
+    assert found == [trained]

@@ -146,3 +146,45 @@ def test_a_quantiser_that_raises_is_a_failure_with_its_reason(tmp_path, monkeypa
     monkeypatch.setattr(onnxruntime.quantization, "quantize_static", broken)
     with pytest.raises(CandidateFailure, match="int8: RuntimeError: no kernel today$"):
         quantise.quantise(linear(data(128, 64)), "int8", lambda: [[data(4)]], tmp_path / "m.onnx")
+
+
+# -- what a review found ------------------------------------------------------------------------------
+
+
+def test_nodes_without_names_are_quantised_too(tmp_path):
+    """An ONNX file need not name its nodes, and quantisers tell nodes apart by nothing else."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])]
+    stored = [numpy_helper.from_array(data(128, 128), "a"), numpy_helper.from_array(data(128, 16), "b")]
+    graph = helper.make_graph(nodes, "g", [value("x", 1, ["n", 128])], [value("y", 1, ["n", None])], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    assert quantise.quantise(model, "int8", lambda: [[data(8)]], tmp_path / "8.onnx").layers == 2
+    assert quantise.quantise(model, "int4", lambda: [], tmp_path / "4.onnx").layers == 2
+
+
+def test_a_model_with_a_fixed_batch_is_calibrated_by_whole_batches(tmp_path):
+    model = linear(data(128, 64))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 100
+    facts = quantise.quantise(model, "int8", lambda: [[data(100)]] * 4, tmp_path / "m.onnx")
+    assert facts.layers == 1 and facts.examples == 300  # the first batches that hold 256
+
+
+def test_zeros_of_four_bits_are_counted(tmp_path):
+    weight = data(128, 64)
+    weight[:64] = 0
+    facts = quantise.quantise(linear(weight), "int4", lambda: [], tmp_path / "m.onnx")
+    assert facts.zeros >= 1.0  # round to nearest makes some more
+
+
+def test_a_weight_that_is_shared_both_ways_round_is_not_confused(tmp_path):
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["h"]), helper.make_node("Gemm", ["h", "w"], ["y"], transB=1)]
+    weight = data(128, 128)
+    graph = helper.make_graph(
+        nodes, "g", [value("x", 1, ["n", 128])], [value("y", 1, ["n", None])], [numpy_helper.from_array(weight, "w")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    quantise.quantise(model, "int4", lambda: [], tmp_path / "m.onnx")
+    x = data(4)
+    wanted = x @ weight @ weight.T
+    assert np.abs(run(tmp_path / "m.onnx", x) - wanted).max() < 0.3 * np.abs(wanted).max()

@@ -36,8 +36,8 @@ def test_export_is_self_contained_and_verifies(exported):
     assert set(manifest["files"]) == {p.name for p in exported.iterdir()} - {"manifest.json"}
     assert manifest["samples"]["examples"] == 60
     found = checks(verify(exported))
-    assert set(found) == {"integrity", "parity", "metric", "latency"}
-    for name in ("integrity", "parity", "metric"):
+    assert set(found) == {"integrity", "layout", "parity", "metric", "latency"}
+    for name in ("integrity", "layout", "parity", "metric"):
         assert found[name].passed, found[name]
 
 
