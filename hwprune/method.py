@@ -14,7 +14,7 @@ from typing import final
 
 import torch
 
-from hwprune import criteria, local, patterns
+from hwprune import criteria, local, patterns, plugins
 from hwprune.criteria import Criterion
 from hwprune.errors import UnknownNameError, UsageError
 from hwprune.local import Solution
@@ -177,10 +177,13 @@ METHODS: dict[str, Method] = {
 
 
 def get(name: str) -> Method:
-    """The method of that name. Raises `UnknownNameError`."""
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    return METHODS[name]
+    """The method of that name; a criterion of another package is one too. Raises `UnknownNameError`, `UsageError`."""
+    if name in METHODS:
+        return METHODS[name]
+    others = plugins.found("hwprune.criteria", criteria.Criterion)
+    if name not in others:
+        raise UnknownNameError("method", name, [*METHODS, *others])
+    return Scored(others[name])
 
 
 def solve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hwprune import plugins
 from hwprune.criteria.activation import Activation, Apoz, Flap
 from hwprune.criteria.base import Criterion
 from hwprune.criteria.fpgm import Fpgm
@@ -27,10 +28,14 @@ BLOCK_INFLUENCE = "block_influence"
 
 
 def get(name: str) -> Criterion:
-    """The criterion of that name. Raises `UnknownNameError`."""
-    if name not in CRITERIA:
-        raise UnknownNameError("criterion", name, CRITERIA)
-    return CRITERIA[name]
+    """The criterion of that name, hwprune's own or one of another package's. Raises `UnknownNameError`, `UsageError`."""
+    if name in CRITERIA:
+        return CRITERIA[name]
+    others = plugins.found("hwprune.criteria", Criterion)
+    if name not in others:
+        raise UnknownNameError("criterion", name, [*CRITERIA, *others])
+    made: Criterion = others[name]
+    return made
 
 
 __all__ = [

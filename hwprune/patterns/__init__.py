@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from hwprune import plugins
 from hwprune.errors import UnknownNameError
 from hwprune.patterns.axis import WholeIndex
 from hwprune.patterns.base import Pattern
@@ -35,14 +36,21 @@ PATTERNS: dict[str, Pattern] = {**AXIS_PATTERNS, **WEIGHT_PATTERNS}
 
 
 def get(name: str) -> Pattern:
-    """The pattern of that name; ``N:M`` and ``block:RxC`` with any numbers. Raises `UnknownNameError`."""
+    """The pattern of that name, hwprune's own or another package's; ``N:M`` and ``block:RxC`` with any numbers.
+
+    Raises `UnknownNameError`, `UsageError`.
+    """
     if name in PATTERNS:
         return PATTERNS[name]
     if match := re.fullmatch(r"(\d{1,4}):(\d{1,4})(:permuted)?", name):
         return NOfM(int(match[1]), int(match[2]), match[3] is not None)
     if match := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", name):
         return Block(int(match[1]), int(match[2]))
-    raise UnknownNameError("pattern", name, PATTERNS, "N:M and block:RxC take any numbers.")
+    others = plugins.found("hwprune.patterns", Pattern)
+    if name not in others:
+        raise UnknownNameError("pattern", name, [*PATTERNS, *others], "N:M and block:RxC take any numbers.")
+    made: Pattern = others[name]
+    return made
 
 
 def is_axis(name: str) -> bool:

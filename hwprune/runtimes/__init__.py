@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hwprune import plugins
 from hwprune.errors import UnknownNameError
 from hwprune.runtimes.base import CUDA_EVENT, THREAD_CPU, WALL, Arrays, Operator, Runner, Runtime, Settings
 from hwprune.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
@@ -20,10 +21,14 @@ RUNTIMES: dict[str, Runtime] = {
 
 
 def get(name: str) -> Runtime:
-    """The runtime of that name. Raises `UnknownNameError`."""
-    if name not in RUNTIMES:
-        raise UnknownNameError("runtime", name, RUNTIMES)
-    return RUNTIMES[name]
+    """The runtime of that name, hwprune's own or one of another package's. Raises `UnknownNameError`, `UsageError`."""
+    if name in RUNTIMES:
+        return RUNTIMES[name]
+    others = plugins.found("hwprune.runtimes", Runtime)
+    if name not in others:
+        raise UnknownNameError("runtime", name, [*RUNTIMES, *others])
+    made: Runtime = others[name]
+    return made
 
 
 def missing(name: str) -> str | None:
