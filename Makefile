@@ -89,7 +89,7 @@ zoo: .venv-zoo/installed
 	@touch $@
 
 docs: .venv-docs/installed
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --site-dir build/site
 
 fuzz: setup
 	$(BIN)/python benchmarks/fuzz.py

@@ -1,7 +1,7 @@
 """Pruning beside plain quantisation, and both together: accuracy, measured speedup and file size, on ONNX Runtime and OpenVINO.
 
     python benchmarks/deploy.py [--workloads resnet20,wide_cnn,minilm] [--trials 20] [--max-drop 0.01] [--targets cpu,cpu-openvino]
-                                [--keep DIR]
+                                [--keep DIR] [--quantize int8,int4]
 
 One search on ONNX Runtime, nothing trained; the fastest point of its front within the drop, and the fastest within three times
 that, are then written in 32 bits, INT8 and 4 bits, beside the dense model in each. Every file is scored on the whole test split and
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--max-drop", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quantize", default="", help="for the search itself, as on the command line")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
     options = parser.parse_args()
     heading("pruning beside quantisation")
@@ -50,11 +51,11 @@ def main() -> None:
 def table(name: str, options: argparse.Namespace, folder: Path) -> None:
     workload = getattr(workloads, name)()
     run = options.keep / name if options.keep else folder / "run"
-    # Without --quantize: quantised forms would push most points in 32 bits off the front.
-    result = hwprune.search(workload, trials=options.trials, out=run, seed=options.seed)
+    # With --quantize the picture of the front is worth a look, but quantised forms push most points in 32 bits off it.
+    result = hwprune.search(workload, trials=options.trials, out=run, seed=options.seed, quantize=options.quantize)
     sources = {"dense": run / "baseline" / "model.onnx"}
     for limit in (options.max_drop, 3 * options.max_drop):
-        plain = [p for p in result.points if p.drop <= limit]
+        plain = [p for p in result.points if p.drop <= limit and not p.trial.quantised]
         if not plain:
             print(f"{name}: no point of the front has a drop of at most {limit:g}")
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hwprune import record_shape
 from hwprune.errors import UsageError
 from hwprune.files import read_json
 
@@ -27,6 +28,8 @@ def read_record(run: Path) -> Record:
     missing = [key for key in _NEEDED if key not in record]
     if missing:
         raise UsageError(f"{path} lacks {', '.join(missing)}")
+    if wrong := record_shape.faults(record):
+        raise UsageError(f"{path} has faults (hwprune has not written it like this):", wrong)
     return record
 
 

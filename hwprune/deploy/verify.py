@@ -95,7 +95,9 @@ def verify(folder: Path, metric: Metric | None = None, step: Callable[[], None] 
 
 def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]) -> list[Verified]:
     manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("schema") != 1 or "files" not in manifest:
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    plain = isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
+    if not isinstance(manifest, dict) or manifest.get("schema") != 1 or not plain:
         raise UsageError(f"{folder / 'manifest.json'} is not a manifest of schema 1")
     verified = Verified(folder.name, [_integrity(folder, manifest["files"])])
     if not verified.passed:

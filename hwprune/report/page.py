@@ -121,7 +121,7 @@ def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
     row = trial(record, point["trial"])
     return {
         **_mark(record, point),
-        "macs": units.count(point["macs"]),
+        "macs": units.count(point["macs"]) if point["macs"] is not None else "",
         "compensation": row["recipe"]["compensation"],
         "layers": unit_rows(record, point),
         "times": _times(record, point),

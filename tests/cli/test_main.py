@@ -65,7 +65,6 @@ def test_launcher_of_a_checkout_works():
         (["inspect", "demo:digits", "x=1"], "takes no arguments"),
         (["report", "/no/such/run"], "no record.json"),
         (["export", "/no/such/run", "--out", "x"], "no record.json"),
-        (["export", "/no/such/run", "--out", "x", "--format", "tensorrt"], "not supported by this version"),
         (["export", "/no/such/run", "--out", "x", "--format", "onxx"], "onnx"),
         (["verify", "/no/such/dir"], "neither manifest.json"),
         (["apply", "/no/recipe.json", "demo:digits", "--out", "x"], "No such file"),

@@ -105,10 +105,12 @@ def test_trials_that_bring_little_are_made_again_longer(stripes, monkeypatch, li
     monkeypatch.setattr(rates, "best", best)
     candidate = masked(stripes, 0.8)
     rate = search_rate(copy.deepcopy(candidate.module), stripes.workload, Plan("finetune", 12), Held(candidate.masks))
-    assert len(asked) == 1 + little
-    assert rate == asked[-1][0] / 2
-    if little:  # from the rate that the short ones found, and four times the steps
-        assert asked[1][0] == asked[0][0] / 2 and asked[1][1][1] < asked[0][1][1]
+    first = asked[0][0]
+    # From the rate that the short ones found and from the first one, with four times the steps.
+    assert [rate for rate, _ in asked] == ([first, first / 2, first] if little else [first])
+    assert rate == asked[min(1, len(asked) - 1)][0] / 2
+    if little:
+        assert asked[2][1][1] < asked[0][1][1]
 
 
 # -- what a user's loss and data may do ------------------------------------------------------------------
