@@ -1,0 +1,161 @@
+"""What must never happen, whatever the files, the disk and the clock do."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import hwprune
+from hwprune import sources
+from hwprune.errors import HwpruneError, UsageError, WorkloadError
+from hwprune.onnx_import import read_onnx
+from hwprune.searching.store import Store
+from tests.conftest import tiny_workload
+
+SOURCES = sorted((Path(__file__).resolve().parents[1] / "hwprune").rglob("*.py"))
+
+
+def external(folder, location):
+    """A model whose weight lies in another file."""
+    tensor = onnx.TensorProto(name="w", dims=[8, 8], data_type=1, data_location=1)
+    for key, value in (("location", location), ("offset", "0"), ("length", "256")):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [value("x", 1, ["n", 8])], [value("y", 1, ["n", 8])], [tensor]
+    )
+    folder.mkdir(exist_ok=True)
+    path = folder / "model.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["above", "absolute", "link"])
+def test_weights_of_an_onnx_file_can_not_lie_outside_of_its_folder(tmp_path, kind):
+    secret = tmp_path / "secret"
+    secret.write_bytes(np.ones(64, np.float32).tobytes())
+    location = {"above": "../secret", "absolute": str(secret), "link": "link"}[kind]
+    path = external(tmp_path / "model", location)
+    if kind == "link":
+        (path.parent / "link").symlink_to(secret)
+    np.savez(tmp_path / "d.npz", x=np.zeros((8, 8), np.float32))
+    for read in (lambda: read_onnx(path), lambda: sources.load(f"{path} data={tmp_path / 'd.npz'}")):
+        with pytest.raises(WorkloadError, match="can't be read as an ONNX model"):
+            read()
+    (path.parent / "inside").write_bytes(secret.read_bytes())
+    assert len(read_onnx(external(tmp_path / "model", "inside")).graph.initializer[0].raw_data) == 256
+
+
+def test_no_source_reads_pickles():
+    for path in SOURCES:
+        text = path.read_text()
+        for call in re.findall(r"torch\.load\([^\n]*", text):
+            assert "weights_only=True" in call, f"{path}: {call}"
+        for call in re.findall(r"np\.load\([^\n]*", text):
+            assert "allow_pickle=False" in call, f"{path}: {call}"
+        assert not re.search(r"^\s*(import|from) (pickle|dill|joblib|cloudpickle|shelve|marshal)\b", text, re.M), path
+        assert "shell=True" not in text and "os.system(" not in text, path
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/hwprune-bomb",))
+
+
+def test_a_pickled_array_is_refused_and_not_run(tmp_path, finished_run):
+    Path("/tmp/hwprune-bomb").unlink(missing_ok=True)
+    array = np.empty(4, object)
+    array[:] = Bomb()
+    np.savez(tmp_path / "d.npz", x=array)
+    path = finished_run / "baseline" / "model.onnx"
+    with pytest.raises(HwpruneError):
+        sources.load(f"{path} data={tmp_path / 'd.npz'}")
+    assert not Path("/tmp/hwprune-bomb").exists()
+
+
+def test_a_second_search_in_a_run_directory_is_refused(tmp_path):
+    from hwprune.searching.loop import locked
+
+    with locked(tmp_path / "run"), pytest.raises(UsageError, match="another search is working"):
+        hwprune.search(tiny_workload(), trials=1, out=tmp_path / "run")
+    assert len(hwprune.search(tiny_workload(), trials=1, out=tmp_path / "run").trials) == 1
+
+
+def test_a_clock_that_jumps_ends_no_search(tmp_path, monkeypatch):
+    """An hour back, a day forward: leases and snapshots must not mind."""
+    start, calls = time.time(), []
+
+    def jumping():
+        calls.append(None)
+        return start + [0, -3600, 86400, 5][len(calls) % 4]
+
+    monkeypatch.setattr(time, "time", jumping)
+    result = hwprune.search(tiny_workload(), trials=4, out=tmp_path / "run", seed=1)
+    assert [t.number for t in result.trials] == sorted({t.number for t in result.trials}) and len(result.trials) == 4
+    assert all(t.state == "measured" for t in result.trials)
+
+
+def test_a_full_disk_is_told_and_the_search_goes_on_afterwards(tmp_path):
+    """A limit on the size of files stands for the disk: model files of a few hundred kB don't fit any more."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import hwprune; from tests.conftest import tiny_workload\n"
+        "from hwprune.searching import session\n"
+        "original = session.Session._after\n"
+        "def after(self, *rest):\n"
+        "    original(self, *rest)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
+        "session.Session._after = after\n"
+        "try:\n    hwprune.search(tiny_workload(), trials=4, out=sys.argv[1], seed=1)\n"
+        "except (hwprune.HwpruneError, OSError) as error:\n    print('told:', type(error).__name__, error); sys.exit(7)\n"
+    )
+    run = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=200)
+    assert done.returncode in (0, 7), done.stderr[-2000:]  # told, or every later candidate is a failed trial
+    before = {}
+    if done.returncode == 7:
+        store = Store(Store.default_storage(run), None)
+        before = {t.number: t.recipe.choices for t in store.trials()}
+        store.close()
+        assert before  # what was finished is there
+    result = hwprune.search(tiny_workload(), trials=6, out=run, seed=1, resume=True)
+    after = {t.number: t.recipe.choices for t in result.trials if t.searched}
+    assert len(after) == 6 and before.items() <= after.items()
+
+
+@pytest.mark.slow
+def test_twenty_kills_in_one_search_lose_nothing(tmp_path):
+    run, words = tmp_path / "run", ["tests/workloads.py:slow", "seconds=0.05"]
+    command = [sys.executable, "-m", "hwprune.cli.main", "search"]
+    seen: dict[int, str] = {}
+    for turn in range(20):
+        resumed = ["--resume"] if (run / "job.toml").is_file() else words
+        process = subprocess.Popen(
+            [*command, *resumed, "--trials", "24", "--seed", "0", "--out", str(run), "--quiet"], stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=4 + 0.37 * turn)
+            break  # it has come to its end between two kills
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if (run / "study.db").is_file() and (run / "job.toml").is_file():
+            store = Store(Store.default_storage(run), None)
+            now = {t.number: t.recipe.digest for t in store.trials(as_searched=True)}
+            store.close()
+            assert seen.items() <= now.items(), "a finished trial is gone"
+            seen = now
+    assert subprocess.run([*command, "--resume", "--out", str(run), "--quiet"], timeout=280).returncode == 0
+    store = Store(Store.default_storage(run), None)
+    done = {t.number: t.recipe.digest for t in store.trials(as_searched=True)}
+    store.close()
+    assert seen.items() <= done.items() and len(done) == 24 and len(set(done.values())) == 24
