@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from hwprune import evaluate, metrics, record
@@ -89,9 +90,7 @@ def _export(run: Path, made: Point, point: dict[str, Any], form: str) -> Path:
     files = FORMATS[form].write(made)
     extra: dict[str, Any] = {}
     if (runs := FORMATS[form].runs) is not None:
-        for path in sorted((run / "baseline").glob("model.onnx*")):
-            name = path.name if path.name != "model.onnx" else "dense.onnx"
-            files += copy(run / "baseline", out, [path.name], {path.name: name})
+        files += _dense(run / "baseline" / "model.onnx", out)
         files += copy(run / "baseline", out, ["example.npz"])
         choices = record.trial(data, made.number)["recipe"]["choices"]
         extra = {"model": runs[0], "runs_on": runs[1], "tolerance": _tolerance(made, form)}
@@ -120,6 +119,14 @@ def _export(run: Path, made: Point, point: dict[str, Any], form: str) -> Path:
     }
     write_atomic(out / "manifest.json", dump_json(manifest))
     return out
+
+
+def _dense(source: Path, out: Path) -> list[str]:
+    """dense.onnx; its weights under a name of their own, where they lie beside the model as the candidate's may."""
+    if not any(path.name != source.name for path in source.parent.glob("model.onnx*")):
+        return copy(source.parent, out, [source.name], {source.name: "dense.onnx"})
+    onnx.save(onnx.load(str(source)), str(out / "dense.onnx"), save_as_external_data=True, location="dense.onnx.data")
+    return ["dense.onnx", "dense.onnx.data"]
 
 
 def _tolerance(made: Point, form: str) -> float:

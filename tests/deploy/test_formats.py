@@ -540,3 +540,13 @@ def test_a_trained_trial_and_its_quantised_form_are_told_apart(tmp_path, monkeyp
     progress = SimpleNamespace(stage=lambda *_: None)
     found = training.train_finalists(SimpleNamespace(run=tmp_path), store, plan, Constraints(), progress, [])
     assert found == [trained]
+
+
+def test_weights_beside_the_dense_model_and_the_candidates_are_kept_apart(finished_run, number, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    for folder in (run / "baseline", run / "candidates" / str(number)):
+        model = onnx.load(folder / "model.onnx")
+        onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=64)
+    folder = export_run(run, number, "onnx", tmp_path / "out")
+    assert {"model.onnx.data", "dense.onnx.data"} <= {path.name for path in folder.iterdir()}
+    assert checks(folder)[0]
