@@ -83,6 +83,8 @@ def test_run_directory(finished_run):
         "trained_from",
         "train_seconds",
         "drop_before_training",
+        "precision",
+        "quantised_from",
     ]
     assert rows[0]["trial"] == "dense"
     assert float(rows[0]["metric"]) == 1.0  # its own labels
