@@ -54,19 +54,19 @@ def mutated(value: Any, draw: random.Random) -> Any:
             parent, key = holder, draw.choice(inside)
             holder = holder[key]
         if key is None:
-            return draw.choice(ODD)
+            return copy.deepcopy(draw.choice(ODD))
         kind = draw.randrange(4)
         if kind == 0:
             del parent[key]
         elif kind == 1 and isinstance(parent, dict):
             parent[str(key) + draw.choice(["x", "\n", ""])] = parent.pop(key)
         elif kind == 2:
-            deep: Any = draw.choice(ODD)
+            deep: Any = copy.deepcopy(draw.choice(ODD))
             for _ in range(draw.choice([1, 3, 60])):
                 deep = [deep] if draw.random() < 0.5 else {"k": deep}
             parent[key] = deep
         else:
-            parent[key] = draw.choice(ODD)
+            parent[key] = copy.deepcopy(draw.choice(ODD))
     return value
 
 
@@ -169,7 +169,7 @@ def fuzz(readers: Readers, name: str, count: int, seed: int, say: Callable[[str]
         else:
             try:
                 data = readers._text(name, mutated(readers.valid[name], draw))
-            except (ValueError, TypeError, UnicodeEncodeError, KeyError, AttributeError):
+            except (ValueError, TypeError, UnicodeEncodeError, KeyError, AttributeError, RecursionError):
                 continue  # this value can't be written in this format
             if name == "table" and draw.random() < 0.6:
                 other = draw.choice(sorted(readers.tables))

@@ -254,7 +254,7 @@ def _refined(
     return found
 
 
-def aligned(points: Sequence[Confirmed], dense: Measurement) -> list[Confirmed]:
+def aligned(points: Sequence[Confirmed], dense_s: float) -> list[Confirmed]:
     """The points with latencies that go with the dense latency of the last round: dense / speedup, as in every round.
 
     Each round measures the dense model anew, and a shared machine is faster in one minute than in the next; what was measured
@@ -264,8 +264,8 @@ def aligned(points: Sequence[Confirmed], dense: Measurement) -> list[Confirmed]:
         replace(
             p,
             latency=replace(
-                p.latency, value=dense.value / p.speedup.value, ci_low=dense.value / p.speedup.ci_high,
-                ci_high=dense.value / p.speedup.ci_low,
+                p.latency, value=dense_s / p.speedup.value, ci_low=dense_s / p.speedup.ci_high,
+                ci_high=dense_s / p.speedup.ci_low,
             ),
         )
         for p in points

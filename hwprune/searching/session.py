@@ -160,7 +160,8 @@ class Session:
             groups = [list(group) for group in (points, untrained, trained, quantised)]
             if self.measured:
                 assert evaluator.baseline is not None
-                groups = [confirm.aligned(group, evaluator.baseline.latency) for group in groups]
+                base = evaluator.baseline  # its own row is divided by what it measured against itself
+                groups = [confirm.aligned(group, base.latency.value * base.self_speedup.value) for group in groups]
             points, untrained, trained, quantised = groups
             self._write_record(store, space, evaluator, points, untrained, trained, quantised)
         write_report(self.run)
