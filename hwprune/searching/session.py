@@ -157,12 +157,7 @@ class Session:
             finally:
                 self._write_record(store, space, evaluator, None)
                 self.progress.close()
-            groups = [list(group) for group in (points, untrained, trained, quantised)]
-            if self.measured:
-                assert evaluator.baseline is not None
-                base = evaluator.baseline  # its own row is divided by what it measured against itself
-                groups = [confirm.aligned(group, base.latency.value * base.self_speedup.value) for group in groups]
-            points, untrained, trained, quantised = groups
+            points, untrained, trained, quantised = self._aligned(evaluator, points, untrained, trained, quantised)
             self._write_record(store, space, evaluator, points, untrained, trained, quantised)
         write_report(self.run)
         clear_candidates(self.run, {point.trial.number for point in points})
@@ -186,6 +181,14 @@ class Session:
             return []
         found = quantising.quantise_points(evaluator, store, self.job, points, self.progress, self.notes)
         return confirm.confirm_derived(evaluator, found, lambda: self._bench(machine), self.progress, self.notes)
+
+    def _aligned(self, evaluator: Evaluator, *groups: Sequence[confirm.Confirmed]) -> list[list[confirm.Confirmed]]:
+        """Points of several rounds with latencies that go with the dense model's of the last one."""
+        base = evaluator.baseline
+        if not self.measured or base is None:
+            return [list(group) for group in groups]
+        dense_s = base.latency.value * base.self_speedup.value  # its own row is divided by what it measured against itself
+        return [confirm.aligned(group, dense_s) for group in groups]
 
     def join(self) -> int:
         """Work on a study that another process has begun, until it is finished; returns how many trials this process did.
