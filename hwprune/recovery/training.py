@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from hwprune.errors import CandidateFailure, WorkloadError
 from hwprune.files import Table
 from hwprune.measurement import Measurement
 from hwprune.recovery import rates
+from hwprune.recovery.batches import Batch, Batches
 from hwprune.recovery.checkpoint import FILE, Checkpoint, optimizer_tensors, restore_optimizer, restore_random
+from hwprune.recovery.interrupting import Interrupts
 from hwprune.recovery.judging import Judge, device_of
 from hwprune.recovery.losses import STAGE, Losses, said
 from hwprune.recovery.masking import Held, Sparsifier, State
+from hwprune.recovery.optimizing import optimizer_of, set_rate
 from hwprune.recovery.plan import Plan, default_rate
 from hwprune.workload import Workload
 
@@ -93,7 +96,7 @@ def train(
         taps: nodes whose outputs are compared with the teacher's (`Plan.features`).
         keep_best: False: the last weights count, because sparsity rises meanwhile and early ones are no candidates.
         folder: where a checkpoint is kept while it runs; a run that was killed goes on from it, if it is the same in everything:
-            weights at the start, masks, teacher, plan.
+            weights at the start, masks, teacher, plan. Ctrl-C then waits for the end of a step and saves it (twice: at once).
         keep_checkpoint: leave the last one there; training anew then ends at once.
         until: share of the steps after which it ends, as the whole run would be at that moment.
 
@@ -128,6 +131,7 @@ class _Run:
     report: Report | None = None
     keep_checkpoint: bool = False
     until: float = 1.0
+    batches: Batches = field(init=False)
     device: torch.device = field(init=False)
     loss: Losses = field(init=False)
     origin: str = field(init=False, default="")
@@ -149,6 +153,9 @@ class _Run:
     _own: State = field(init=False, default_factory=dict)
     _saved: float = field(init=False, default=0.0)
     _started: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.batches = Batches(self.workload, self.plan.seed)
 
     def go(self) -> Outcome:
         plan = self.plan
@@ -230,8 +237,8 @@ class _Run:
                 self.sparsifier.restore(self._own)
             self.rate, self.step = rate, 0
             optimizer = self._optimizer()
-            self._seed(0)
-            items = itertools.chain.from_iterable(map(self._order, itertools.count()))
+            self.batches.begin(0)
+            items = itertools.chain.from_iterable(map(self.batches.of, itertools.count()))
             try:
                 for _ in range(steps):
                     self._update(list(itertools.islice(items, plan.accumulate)), optimizer, steps, rise)
@@ -261,7 +268,7 @@ class _Run:
 
     def _steps(self) -> tuple[int, int]:
         """Of the optimizer: (an epoch, all)."""
-        a_epoch = math.ceil(self._count() / self.plan.accumulate)
+        a_epoch = math.ceil(self.batches.count() / self.plan.accumulate)
         return a_epoch, max(1, round(self.plan.epochs * a_epoch))
 
     # -- the loop ------------------------------------------------------------------------------
@@ -276,7 +283,8 @@ class _Run:
             self.rate = self.search_rate()
         while True:
             try:
-                return self._epochs(judge, resume)
+                with Interrupts(self.folder is not None) as interrupts:
+                    return self._epochs(judge, resume, interrupts)
             except _NotFinite as problem:
                 if self.restarts == RESTARTS:
                     raise CandidateFailure(
@@ -295,12 +303,12 @@ class _Run:
                     self.sparsifier.restore(self._own)
                 self._rng = resume = None
 
-    def _epochs(self, judge: Judge, resume: Checkpoint | None) -> str:
+    def _epochs(self, judge: Judge, resume: Checkpoint | None, interrupts: Interrupts) -> str:
         plan = self.plan
         optimizer = self._optimizer()
         if resume is not None:
             restore_optimizer(optimizer, resume.tensors.get("optimizer", {}))
-        batches = self._count()
+        batches = self.batches.count()
         a_epoch, total = self._steps()
         end = max(1, round(total * self.until))
         every = max(1, a_epoch // plan.checks)
@@ -308,9 +316,9 @@ class _Run:
             return "it had ended"
         for epoch in itertools.count(self.step // a_epoch):
             skip, begun = self.step % a_epoch * plan.accumulate, self.step
-            self._seed(epoch)
-            group: list[tuple[tuple[torch.Tensor, ...], Any]] = []
-            items = iter(self._order(epoch))
+            self.batches.begin(epoch)
+            group: list[Batch] = []
+            items = iter(self.batches.of(epoch))
             for _ in itertools.islice(items, skip):
                 pass
             if self._rng is not None and skip:
@@ -325,23 +333,28 @@ class _Run:
                 last = self.step == end
                 if self.step % every == 0 or last:
                     self._check(judge)
-                    if self.report is not None:
-                        done = time.monotonic() - self._started + self.spent
-                        self.report(self.step, total, done / self.step * (total - self.step), self._after)
+                    self._tell(total)
                     if plan.patience and self.stale >= plan.patience:
                         self._keep(optimizer, last=True)
                         return f"no better validation in {plan.patience} checks"
                 if last:
                     self._keep(optimizer, last=True)
                     return "all epochs"
-                self._keep(optimizer)
+                self._keep(optimizer, now=interrupts.asked)
+                if interrupts.asked:
+                    raise KeyboardInterrupt
             if self.step == begun:
                 raise WorkloadError(f"the train loader of workload {self.workload.name!r} has fewer batches than its len() says")
         raise AssertionError("the loop above only returns")
 
+    def _tell(self, total: int) -> None:
+        if self.report is not None:
+            done = time.monotonic() - self._started + self.spent
+            self.report(self.step, total, done / self.step * (total - self.step), self._after)
+
     def _update(
         self,
-        group: Sequence[tuple[tuple[torch.Tensor, ...], Any]],
+        group: Sequence[Batch],
         optimizer: torch.optim.Optimizer,
         total: int,
         rise: float = 1.0,
@@ -367,8 +380,7 @@ class _Run:
         if not bool(torch.isfinite(norm)):
             raise _NotFinite("the gradient is not finite")
         progress = min(1.0, (self.step + 1) / (rise * total))
-        for g in optimizer.param_groups:
-            g["lr"] = g["scale"] * self.rate * _shape((self.step + 0.5) / total, plan.warmup)
+        set_rate(optimizer, self.rate, (self.step + 0.5) / total, plan.warmup)
         optimizer.step()
         self.step += 1
         if self.sparsifier is not None:
@@ -416,58 +428,7 @@ class _Run:
     # -- pieces ----------------------------------------------------------------------------------
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """Weights decay, biases and norms do not."""
-        frozen = self._frozen()
-        named = [(n, p) for n, p in self.module.named_parameters() if n not in frozen]
-        extra = self.sparsifier.extra() if self.sparsifier is not None else []
-        travel = self.sparsifier.travel if self.sparsifier is not None else None
-        if travel is not None and self.sparsifier is not None and self.sparsifier.wander is not None:
-            travel = min(travel, self.sparsifier.wander * math.sqrt(self._steps()[1]))
-        # Adam moves by about the rate in each step, and the schedule's mean is a half of its highest.
-        scale = 1.0 if travel is None else travel / (0.5 * max(self.rate, 1e-12) * self._steps()[1])
-        if not named and not extra:
-            raise CandidateFailure(STAGE, "every parameter of the model is frozen (requires_grad=False): nothing can be trained")
-        plan = self.plan
-        groups = [
-            {"params": [p for _, p in named if p.ndim > 1], "weight_decay": plan.decay, "scale": 1.0},
-            {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0, "scale": 1.0},
-            {"params": extra, "weight_decay": 0.0, "scale": scale},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if plan.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.rate, momentum=0.9, nesterov=True)
-        return torch.optim.AdamW(groups, lr=self.rate)
-
-    def _count(self) -> int:
-        """Batches of an epoch."""
-        loader: Any = self.workload.train
-        if loader is None:
-            raise WorkloadError(
-                f"workload {self.workload.name!r} has no train data: recovery training needs hwprune.Workload(train=loader)"
-            )
-        with contextlib.suppress(TypeError):
-            if count := len(loader):
-                return int(count)
-        return sum(1 for _ in self.workload.batches("train"))
-
-    def _seed(self, epoch: int) -> None:
-        """Everything random of an epoch follows from its number: dropout, a loader's shuffling, its own generators."""
-        seed = self.plan.seed * 100_003 + epoch
-        torch.manual_seed(seed)
-        loader = self.workload.train
-        for holder in (loader, getattr(loader, "sampler", None)):
-            generator = getattr(holder, "generator", None)
-            if isinstance(generator, torch.Generator):
-                generator.manual_seed(seed)
-
-    def _order(self, epoch: int) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
-        """The batches of an epoch. A list of batches is shuffled; a loader does so itself, with the seed that was just set."""
-        loader = self.workload.train
-        if isinstance(loader, (list, tuple)):
-            draw = torch.Generator().manual_seed(self.plan.seed * 100_003 + epoch)
-            order = torch.randperm(len(loader), generator=draw).tolist()
-            return replace(self.workload, train=[loader[place] for place in order]).batches("train")
-        return self.workload.batches("train")
+        return optimizer_of(self.module, self.plan, self.rate, self._steps()[1], self._frozen(), self.sparsifier)
 
     def _average(self) -> None:
         if not self.plan.average:
@@ -505,11 +466,11 @@ class _Run:
     def _frozen(self) -> set[str]:
         return {name for name, p in self.workload.model.named_parameters() if not p.requires_grad}
 
-    def _keep(self, optimizer: torch.optim.Optimizer, last: bool = False) -> None:
+    def _keep(self, optimizer: torch.optim.Optimizer, last: bool = False, now: bool = False) -> None:
         """Write a checkpoint if it is time. A full disk ends no training: there is only nothing to go on from."""
         if self.folder is None or (last and not self.keep_checkpoint):
             return
-        if not last and time.monotonic() - self._saved < self.plan.checkpoint_s:
+        if not (last or now) and time.monotonic() - self._saved < self.plan.checkpoint_s:
             return
         self._saved = time.monotonic()
         facts = {
@@ -552,10 +513,3 @@ class _Run:
 
 class _NotFinite(Exception):  # noqa: N818 - it leads to another try
     """Numbers have left the range of floating point."""
-
-
-def _shape(done: float, warmup: float) -> float:
-    """The learning rate as a share of its highest: a line up, then a cosine down to a hundredth."""
-    if done < warmup:
-        return (done + 1e-3) / (warmup + 1e-3)
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2
