@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from hwprune.cli import arguments as args
@@ -32,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, metavar="0.004", default=4e-3, help="highest learning rate (default: 0.004)")
     parser.add_argument("--transfer", metavar="WORKLOAD2", help="try the tickets on this workload too")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--resume", action="store_true", help="go on in --out after a kill or Ctrl-C, with the same options")
     parser.add_argument("--out", metavar="DIR", help="write ticket.csv, ticket.json, ticket.png and ticket.safetensors")
     args.add_output(parser)
 
@@ -42,11 +44,10 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.errors import UsageError
     from hwprune.recovery import ticket_files
     from hwprune.recovery.plan import Plan
+    from hwprune.recovery.ticket_course import FILE
     from hwprune.recovery.tickets import TicketPlan, draw
 
-    out = Path(options.out) if options.out else None
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not an empty folder: choose another --out")
+    out = _folder(options)
     training = Plan("finetune", options.epochs, rate=options.rate)
     plan = TicketPlan(options.rounds, options.share, options.rewind, options.seeds, training)
     workload = sources.load(args.source(options))
@@ -60,11 +61,19 @@ def run(options: argparse.Namespace) -> int:
         progress.stage(f"[{done + 1}/{total}] {text}")
 
     try:
-        found = draw(workload, plan, other, step)
+        found = draw(workload, plan, other, step, out)
+    except KeyboardInterrupt:
+        progress.close()
+        if out is not None and (out / FILE).exists():
+            print("\nhwprune: interrupted; the same command with --resume goes on after the last whole round", file=sys.stderr)
+            return 130
+        raise
     finally:
         progress.close()
     name, metric, second = workload.name, workload.scoring.name, other.name if other is not None else ""
     files = ticket_files.write(found, plan, name, metric, out, second) if out is not None else []
+    if out is not None:
+        (out / FILE).unlink(missing_ok=True)
     if options.json:
         facts = {"dense": found.dense, "points": [p.to_json() for p in found.points], "split": found.split}
         print(json.dumps({**facts, "transferred": [p.to_json() for p in found.transferred]}))
@@ -73,3 +82,24 @@ def run(options: argparse.Namespace) -> int:
     if files:
         print(f"\nFiles: {', '.join(map(str, files))}")
     return 0
+
+
+def _folder(options: argparse.Namespace) -> Path | None:
+    """Where the results go; raises `UsageError` if that would mix them with others."""
+    from hwprune.errors import UsageError
+    from hwprune.recovery.ticket_course import FILE
+
+    if not options.out:
+        if options.resume:
+            raise UsageError("--resume needs --out: the folder of the drawing that goes on")
+        return None
+    out = Path(options.out)
+    if options.resume:
+        if not (out / FILE).exists():
+            raise UsageError(f"{out} holds no unfinished drawing of tickets ({FILE}): leave --resume out")
+        return out
+    if (out / FILE).exists():
+        raise UsageError(f"{out} holds an unfinished drawing of tickets: go on with --resume, or choose another --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not an empty folder: choose another --out")
+    return out

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -22,13 +23,13 @@ from hwprune.pruning import Pruner
 from hwprune.recovery.judging import Judge
 from hwprune.recovery.masking import Held
 from hwprune.recovery.plan import Plan
+from hwprune.recovery.ticket_course import Course, Row, State, origin_of
 from hwprune.recovery.training import train
 from hwprune.workload import Workload
 
 EPOCHS = 6.0
 RATE = 4e-3
 """Highest learning rate of AdamW from scratch where the plan gives none."""
-State = dict[str, torch.Tensor]
 Step = Callable[[int, int, str], None]
 """(trainings done, all trainings, what is trained next)."""
 
@@ -131,13 +132,23 @@ class Tickets:
     transfer_higher_is_better: bool = True
 
 
-def draw(workload: Workload | Pruner, plan: TicketPlan, transfer: Workload | None = None, step: Step | None = None) -> Tickets:
+def draw(
+    workload: Workload | Pruner,
+    plan: TicketPlan,
+    transfer: Workload | None = None,
+    step: Step | None = None,
+    folder: Path | None = None,
+) -> Tickets:
     """Find tickets and compare them with random ones; on ``transfer`` too, where one is given.
 
     Metrics are of the last weights of each training, on the test split (validation where there is none).
 
+    Args:
+        folder: where it is written after each round how far it has come; the same drawing goes on from there.
+
     Raises:
-        UsageError: the model has no linear or convolution layer, or the two workloads share no layer.
+        UsageError: the model has no linear or convolution layer, the two workloads share no layer, or the folder holds the course
+            of another drawing.
         CandidateFailure, WorkloadError: as `hwprune.recovery.training.train`.
     """
     pruner = workload if isinstance(workload, Pruner) else Pruner(workload)
@@ -145,57 +156,97 @@ def draw(workload: Workload | Pruner, plan: TicketPlan, transfer: Workload | Non
     names = [matrix.parameter for matrix in pruner.graph.matrices]
     if not names:
         raise UsageError(f"{pruner.workload.name} has no linear or convolution layer to prune")
-    if other is not None and not (shared := _shared(pruner, other, names)):
+    if other is not None and not _shared(pruner, other, names):
         raise UsageError(f"{pruner.workload.name} and {other.workload.name} share no layer: a ticket can't be transferred")
-    total = plan.seeds * (1 + plan.rounds * (2 + (2 if other is not None else 0)))
-    done = 0
-
-    def tell(text: str) -> None:
-        nonlocal done
-        if step is not None:
-            step(done, total, text)
-        done += 1
-
-    dense: list[float] = []
-    rows: list[list[tuple[float, float, float]]] = []
-    moved: list[list[tuple[float, float, float]]] = []
-    first: dict[str, torch.Tensor] = {}
+    drawing = _Drawing(pruner, other, plan, names, step, folder)
     for seed in range(plan.seeds):
-        training = replace(plan.training, seed=seed)
-        start = initial(pruner.workload.model, pruner.graph.module, seed)
-        tell(f"seed {seed}: dense")
-        module, rewound = _trained(pruner, start, {}, training, plan.rewind)
-        dense.append(_metric(pruner, module))
-        masks = {name: torch.ones_like(dict(module.named_parameters())[name], dtype=torch.bool) for name in names}
-        rows.append([])
-        moved.append([])
-        for number in range(1, plan.rounds + 1):
-            masks = pruned(module, masks, plan.share)
-            sparsity = 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
-            shuffled = random_like(masks, seed * 1000 + number)
-            tell(f"seed {seed}, round {number}: winning ticket, {sparsity:.1%} removed")
-            module, _ = _trained(pruner, rewound, masks, training)
-            tell(f"seed {seed}, round {number}: random ticket")
-            lost, _ = _trained(pruner, rewound, shuffled, training)
-            rows[-1].append((sparsity, _metric(pruner, module), _metric(pruner, lost)))
-            if other is not None:
-                found = []
-                for kind, ticket in (("winning", masks), ("random", shuffled)):
-                    tell(f"seed {seed}, round {number}: {kind} ticket on {other.workload.name}")
-                    own = {name: ticket[name] for name in shared}
-                    begin = initial(other.workload.model, other.graph.module, seed)
-                    begin |= {
-                        name: value for name, value in rewound.items() if name in begin and begin[name].shape == value.shape
-                    }
-                    result, _ = _trained(other, begin, own, training)
-                    found.append(_metric(other, result))
-                moved[-1].append((sparsity, found[0], found[1]))
-        if seed == 0:
-            first = masks
+        drawing.seed(seed)
+    course = drawing.course
     return Tickets(
-        tuple(dense), _points(rows), _points(moved), first, _split(pruner), _split(other) if other is not None else "",
+        tuple(course.dense), _points(course.rows), _points(course.moved), {name: m.bool() for name, m in course.first.items()},
+        _split(pruner), _split(other) if other is not None else "",
         pruner.workload.scoring.higher_is_better, other is None or other.workload.scoring.higher_is_better,
     )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Drawing:
+    pruner: Pruner
+    other: Pruner | None
+    plan: TicketPlan
+    names: Sequence[str]
+    step: Step | None
+    folder: Path | None
+    course: Course = field(init=False)
+    _origin: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        self.course = Course()
+        if self.folder is not None:
+            states = [one.workload.model.state_dict() for one in (self.pruner, self.other) if one is not None]
+            self._origin = origin_of(self.plan, *states)
+            self.course = Course.read(self.folder, self._origin)
+
+    def seed(self, seed: int) -> None:
+        """All rounds of a seed that are not done yet."""
+        course = self.course
+        training = replace(self.plan.training, seed=seed)
+        if seed == len(course.dense):
+            start = initial(self.pruner.workload.model, self.pruner.graph.module, seed)
+            self._tell(0, f"seed {seed}: dense")
+            module, course.rewound = _trained(self.pruner, start, {}, training, self.plan.rewind)
+            course.masks = {name: torch.ones_like(dict(module.named_parameters())[name], dtype=torch.bool) for name in self.names}
+            course.weights = _state(module)
+            course.dense.append(_metric(self.pruner, module))
+            course.rows.append([])
+            course.moved.extend([[]] if self.other is not None else [])
+            self._keep()
+        for number in range(len(course.rows[seed]) + 1, self.plan.rounds + 1):
+            self._round(seed, number, training)
+            if seed == 0:
+                course.first = course.masks
+            self._keep()
+
+    def _round(self, seed: int, number: int, training: Plan) -> None:
+        course = self.course
+        module = copy.deepcopy(self.pruner.graph.module)
+        module.load_state_dict(course.weights)
+        # In the layers' order, which a file does not keep: random tickets are drawn in it.
+        masks = pruned(module, {name: course.masks[name].bool() for name in self.names}, self.plan.share)
+        sparsity = 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+        shuffled = random_like(masks, seed * 1000 + number)
+        self._tell(0, f"seed {seed}, round {number}: winning ticket, {sparsity:.1%} removed")
+        module, _ = _trained(self.pruner, course.rewound, masks, training)
+        self._tell(1, f"seed {seed}, round {number}: random ticket")
+        lost, _ = _trained(self.pruner, course.rewound, shuffled, training)
+        row = sparsity, _metric(self.pruner, module), _metric(self.pruner, lost)
+        if self.other is not None:
+            found = []
+            for place, (kind, ticket) in enumerate((("winning", masks), ("random", shuffled))):
+                self._tell(2 + place, f"seed {seed}, round {number}: {kind} ticket on {self.other.workload.name}")
+                found.append(self._transferred(self.other, ticket, training))
+            course.moved[seed].append((sparsity, found[0], found[1]))
+        course.rows[seed].append(row)
+        course.masks, course.weights = masks, _state(module)
+
+    def _transferred(self, other: Pruner, ticket: Mapping[str, torch.Tensor], training: Plan) -> float:
+        own = {name: ticket[name] for name in _shared(self.pruner, other, self.names)}
+        begin = initial(other.workload.model, other.graph.module, training.seed)
+        begin |= {
+            name: value for name, value in self.course.rewound.items() if name in begin and begin[name].shape == value.shape
+        }
+        result, _ = _trained(other, begin, own, training)
+        return _metric(other, result)
+
+    def _tell(self, more: int, text: str) -> None:
+        """``more``: trainings of this round that are done."""
+        if self.step is not None:
+            total = self.plan.seeds * (1 + self.plan.rounds * (2 + (2 if self.other is not None else 0)))
+            self.step(self.course.trainings + more, total, text)
+
+    def _keep(self) -> None:
+        if self.folder is not None:
+            self.course.write(self.folder, self._origin)
 
 
 def initial(model: nn.Module, graph: fx.GraphModule, seed: int) -> State:
@@ -257,9 +308,13 @@ def _trained(
     if rewind:
         before = copy.deepcopy(module)
         train(before, pruner.workload, plan, sparsifier=held, keep_best=False, judge=_Blind(pruner.workload), until=rewind)
-        early = {name: value.detach().clone() for name, value in before.state_dict().items()}
+        early = _state(before)
     train(module, pruner.workload, plan, sparsifier=held, keep_best=False, judge=_Blind(pruner.workload))
     return module, early
+
+
+def _state(module: fx.GraphModule) -> State:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 class _Blind(Judge):
@@ -288,7 +343,7 @@ def _shared(pruner: Pruner, other: Pruner, names: Sequence[str]) -> list[str]:
     return [name for name in names if theirs.get(name) == ours[name]]
 
 
-def _points(rows: Sequence[Sequence[tuple[float, float, float]]]) -> tuple[Point, ...]:
+def _points(rows: Sequence[Sequence[Row]]) -> tuple[Point, ...]:
     """Rounds of all seeds side by side; sparsities of one round differ between seeds by single weights."""
     return tuple(
         Point(fmean(row[0] for row in found), tuple(row[1] for row in found), tuple(row[2] for row in found))

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import itertools
+import json
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ import torch
 from hwprune.cli.main import main
 from hwprune.errors import UsageError
 from hwprune.pruning import Pruner
-from hwprune.recovery import ticket_files
+from hwprune.recovery import ticket_files, tickets
 from hwprune.recovery.plan import Plan
+from hwprune.recovery.ticket_course import FILE
 from hwprune.recovery.tickets import Interval, Point, TicketPlan, draw, initial, pruned, random_like
 
 from .conftest import make
@@ -61,6 +64,35 @@ def test_tickets_and_a_transfer(stripes, tmp_path):
     assert "paired" in ticket_files.text(found, "stripes", "top1", "other")
 
 
+@pytest.mark.parametrize("at", [1, 4, 6, 9, 13])
+def test_a_drawing_that_was_stopped_ends_as_one_that_was_not(stripes, tmp_path, at):
+    """In the first round, between rounds, between seeds, in a transfer."""
+    other = dataclasses.replace(make(), name="other", train=stripes.workload.train[:2])
+    plan = dataclasses.replace(PLAN, training=Plan("finetune", 0.5, rate=0.01))
+    whole = draw(stripes, plan, other)
+
+    class Enough(Exception):
+        pass
+
+    def stop(done, total, text):
+        if done == at:
+            raise Enough
+
+    with pytest.raises(Enough):
+        draw(stripes, plan, other, stop, tmp_path)
+    steps = []
+    found = draw(stripes, plan, other, lambda done, total, text: steps.append((done, total)), tmp_path)
+    assert at - 4 <= steps[0][0] <= at  # a round is four trainings here
+    assert [done for done, _ in steps] == list(range(steps[0][0], steps[0][1]))
+    assert found.dense == whole.dense and found.points == whole.points and found.transferred == whole.transferred
+    assert all(torch.equal(found.masks[name], mask) for name, mask in whole.masks.items())
+    with pytest.raises(UsageError, match="other tickets"):
+        draw(stripes, dataclasses.replace(plan, share=0.3), other, folder=tmp_path)
+    (tmp_path / FILE).write_bytes(b"broken")
+    with pytest.raises(UsageError, match="can't be read"):
+        draw(stripes, plan, other, folder=tmp_path)
+
+
 def test_intervals():
     found = Interval.of([1.0, 2.0, 3.0])
     assert found.mean == 2 and found.high - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
@@ -85,8 +117,33 @@ def test_the_command(tmp_path, capsys):
     assert main(["ticket", "demo:digits-vit", *words, "--out", str(tmp_path / "out")]) == 0
     assert "winning ticket" in capsys.readouterr().out
     assert main(["ticket", "demo:digits-vit", *words, "--out", str(tmp_path / "out")]) == 2  # it is not empty
+    assert main(["ticket", "demo:digits-vit", *words, "--resume"]) == 2  # where?
+    assert main(["ticket", "demo:digits-vit", *words, "--resume", "--out", str(tmp_path / "out")]) == 2  # it is finished
+    assert "no unfinished drawing" in capsys.readouterr().err
     assert main(["ticket", "tests/workloads.py:good", *words]) == 2  # it has no train data
     assert "train=loader" in capsys.readouterr().err
+
+
+def test_ctrl_c_and_resume(tmp_path, capsys, monkeypatch):
+    words = ["ticket", "demo:digits-vit", "--rounds", "2", "--share", "0.5", "--seeds", "2", "--epochs", "0.2", "--json"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    real, count = tickets._trained, itertools.count()
+
+    def stop(*given):
+        if next(count) == 4:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(tickets, "_trained", stop)
+    assert main([*words, "--out", str(tmp_path / "out")]) == 130
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.setattr(tickets, "_trained", real)
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "unfinished" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "out"), "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+    assert not (tmp_path / "out" / FILE).exists()
 
 
 def test_a_pruner_of_the_users_model_never_forgets_a_database(tmp_path):
