@@ -93,6 +93,9 @@ docs: .venv-docs/installed
 
 fuzz: setup
 	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python benchmarks/fuzz_files.py
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python benchmarks/fuzz_atheris.py
 
 clean:
 	rm -rf .venv .venv-zoo .venv-docs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

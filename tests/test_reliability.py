@@ -1,7 +1,9 @@
 """What must never happen, whatever the files, the disk and the clock do."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,8 @@ from hwprune.onnx_import import read_onnx
 from hwprune.searching.store import Store
 from tests.conftest import tiny_workload
 
-SOURCES = sorted((Path(__file__).resolve().parents[1] / "hwprune").rglob("*.py"))
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "hwprune").rglob("*.py"))
 
 
 def external(folder, location):
@@ -102,6 +105,44 @@ def test_a_clock_that_jumps_ends_no_search(tmp_path, monkeypatch):
     result = hwprune.search(tiny_workload(), trials=4, out=tmp_path / "run", seed=1)
     assert [t.number for t in result.trials] == sorted({t.number for t in result.trials}) and len(result.trials) == 4
     assert all(t.state == "measured" for t in result.trials)
+
+
+def test_a_read_only_run_directory_is_read_and_nothing_is_lost_by_trying_to_write(tmp_path, finished_run):
+    """What writes into it says so before it has measured anything; what reads works."""
+    run, page, export = tmp_path / "archive" / "run", tmp_path / "page", tmp_path / "export"
+    shutil.copytree(finished_run, run)
+    for path in (run, *run.rglob("*"), run.parent):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    commands = [
+        ["search", "demo:digits", "--out", str(run / "inner")], ["report", str(run)],
+        ["rerank", str(run), "--target", "cpu"], ["probe", "demo:digits", "--out", str(run / "probe")],
+        ["apply", "channel=0.5", "demo:digits", "--out", str(run / "new")],
+        ["report", str(run), "--out", str(page)], ["export", str(run), "--max-drop", "1", "--out", str(export)],
+    ]  # fmt: skip
+    code = (
+        "import json, sys; from hwprune.cli.main import main\n"
+        "for words in json.loads(sys.argv[1]):\n    print('EXIT', main(words), file=sys.stderr)\n"
+    )
+    words = [sys.executable, "-c", code, json.dumps(commands)]
+    if os.geteuid() == 0:  # what a folder allows binds root only without these
+        rights = "-dac_override,-dac_read_search"
+        words = ["setpriv", "--bounding-set", rights, "--inh-caps", rights, *words]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    told, exits, text = [], [], []
+    for line in done.stderr.splitlines():
+        if line.startswith("EXIT"):
+            exits.append(int(line.split()[1]))
+            told.append(" ".join(text))
+            text = []
+        else:
+            text.append(line)
+    assert exits == [2, 2, 2, 2, 2, 0, 0], done.stderr[-3000:]
+    assert all("can't write into" in one for one in told[:5]), told
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert (page / "report.html").stat().st_size > 1000 and (export / "manifest.json").exists()
+    for path in (run.parent, run, *run.rglob("*")):
+        path.chmod(0o755)
 
 
 def test_a_full_disk_is_told_and_the_search_goes_on_afterwards(tmp_path):

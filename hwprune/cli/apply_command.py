@@ -45,9 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.cli.progress import make_progress
     from hwprune.pruning import Pruner
 
-    out = Path(options.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not an empty folder: choose another --out")
+    out = args.require_new(options.out)
     wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
     if wanted is None and (options.criterion or options.scope):
         raise UsageError("--criterion and --scope are for PATTERN=SPARSITY; a recipe.json says its own")

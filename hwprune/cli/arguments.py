@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import sys
 from collections.abc import Iterable
+from pathlib import Path
+
+from hwprune.errors import UsageError
 
 _TIME = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)(GB|MB|kB|B|)")
@@ -18,6 +22,26 @@ def seconds(text: str) -> float:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90, 90s, 30m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def require_writable(name: str | Path) -> Path:
+    """The folder, which need not exist yet; raises `UsageError` if nothing could be written there.
+
+    Asked before anything takes long.
+    """
+    path = Path(name)
+    there = path if path.exists() else next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"can't write into {name}: it is not a folder, or not writable")
+    return path
+
+
+def require_new(name: str | Path) -> Path:
+    """The same for a folder that must be empty or new."""
+    path = require_writable(name)
+    if path.exists() and any(path.iterdir()):
+        raise UsageError(f"{path} is not an empty folder: choose another --out")
+    return path
 
 
 _LATENCY = re.compile(r"(\d+(?:\.\d+)?)(ms|us|s)")

@@ -103,12 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HwpruneError as error:
         print(f"hwprune: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print("hwprune: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing more to tell
         return DONE
+    except OSError as error:  # a folder that is read-only, a full disk: nothing of ours is wrong
+        if "HWPRUNE_DEBUG" in os.environ or error.filename is None:
+            raise
+        print(f"hwprune: can't use {error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("hwprune: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

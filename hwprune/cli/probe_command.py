@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.estimate and (options.table or options.remote):
         raise UsageError("--estimate measures nothing: it goes neither with --table nor with --remote")
-    _check_outputs(options)
+    for name in filter(None, (options.out, options.table)):
+        args.require_writable(name)
     target = targets.load(options.target)
     loop.check_runtime(target)
     if not options.estimate:
@@ -76,19 +77,6 @@ def run(options: argparse.Namespace) -> int:
         if options.table:
             print(f"Table: {options.table} (for `hwprune search --table {options.table}`)")
     return 0
-
-
-def _check_outputs(options: argparse.Namespace) -> None:
-    """What can't be written is told before anything is measured."""
-    import os
-
-    from hwprune.errors import UsageError
-
-    for name in filter(None, (options.out, options.table)):
-        path = Path(name)
-        there = path if path.exists() else next(parent for parent in path.absolute().parents if parent.exists())
-        if (path.exists() and not path.is_dir()) or not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
-            raise UsageError(f"can't write into {name}: it is not a folder, or not writable")
 
 
 def _measure(options: argparse.Namespace, target, pruner, step):  # type: ignore[no-untyped-def]  # types would import torch

@@ -10,6 +10,7 @@ from hwprune.cli import arguments as args
 EPILOG = """examples:
   hwprune report runs/demo
   hwprune report runs/demo --format md
+  hwprune report archive/run --out page      of a run that is read-only
 """
 
 
@@ -19,14 +20,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--format", default="all", metavar="F",
         help="all (report.html, front.csv, trials.csv, front.png), html, csv, png, or md (report.md, for a pull request)",
     )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="write into this folder instead of the run directory")
 
 
 def run(options: argparse.Namespace) -> int:
     from hwprune.report.text import summary
     from hwprune.report.writing import write_formats
 
-    folder = Path(options.run_directory)
-    record, files = write_formats(folder, options.format)
-    print((folder / "report.md").read_text(encoding="utf-8") if options.format == "md" else summary(record, args.width()))
+    out = Path(options.out) if options.out else None
+    record, files = write_formats(Path(options.run_directory), options.format, out)
+    print(files[0].read_text(encoding="utf-8") if options.format == "md" else summary(record, args.width()))
     print(f"\nWritten: {', '.join(str(path) for path in files)}")
     return 0

@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"--batch must be at least 1, got {options.batch}")
     target = targets.load(options.target) if options.target else profile(data)
+    suffix = f"-batch{options.batch}" if options.batch else ""
+    out = args.require_writable(options.out or folder / f"rerank-{target.name}{suffix}")
     loop.check_runtime(target)
     loop.require_target(target, options.remote)
     metric = sources.load(options.workload).scoring if options.workload else None
@@ -53,8 +55,6 @@ def run(options: argparse.Namespace) -> int:
         raise RunError(failure.reason) from failure
     finally:
         progress.close()
-    suffix = f"-batch{options.batch}" if options.batch else ""
-    out = Path(options.out) if options.out else folder / f"rerank-{target.name}{suffix}"
     reranking.write(points, facts, out)
     if options.json:
         print(json.dumps({**facts, "points": [point.row() for point in points]}))

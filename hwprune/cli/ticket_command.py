@@ -100,6 +100,4 @@ def _folder(options: argparse.Namespace) -> Path | None:
         return out
     if (out / FILE).exists():
         raise UsageError(f"{out} holds an unfinished drawing of tickets: go on with --resume, or choose another --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not an empty folder: choose another --out")
-    return out
+    return args.require_new(out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hwprune.errors import UnknownNameError
+from hwprune.errors import UnknownNameError, UsageError
 from hwprune.files import write_atomic
 from hwprune.record import Record, front_file, read_record
 from hwprune.report.markdown import markdown
@@ -18,31 +18,40 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def write_formats(run: Path, form: str) -> tuple[Record, list[Path]]:
-    """(Re)write what a format stands for; the record and the files.
+def write_formats(run: Path, form: str, out: Path | None = None) -> tuple[Record, list[Path]]:
+    """(Re)write what a format stands for, in the run directory or another folder; the record and the files.
 
     Raises:
         UnknownNameError: no such format.
-        UsageError: there is no record.
+        UsageError: there is no record, or the folder can't be written to.
     """
     if form not in FORMATS:
         raise UnknownNameError("report format", form, list(FORMATS))
     record = read_record(run)
+    folder = out or run
     written: list[Path] = []
-    for kind in FORMATS[form]:
-        if kind == "csv":
-            write_tables(record, run)
-            written += [run / front_file(record), run / "trials.csv"]
-        elif kind == "png":
-            write_picture(record, run / "front.png")
-            written.append(run / "front.png")
-        elif kind == "md":
-            write_atomic(run / "report.md", markdown(record))
-            written.append(run / "report.md")
-        else:
-            write_page(record, run / "report.html")
-            written.append(run / "report.html")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in FORMATS[form]:
+            written += _write(record, kind, folder)
+    except OSError as error:
+        other = "" if out else "; --out writes elsewhere"
+        raise UsageError(f"can't write into {folder}: {(error.strerror or str(error)).lower()}{other}") from error
     return record, written
+
+
+def _write(record: Record, kind: str, folder: Path) -> list[Path]:
+    if kind == "csv":
+        write_tables(record, folder)
+        return [folder / front_file(record), folder / "trials.csv"]
+    if kind == "png":
+        write_picture(record, folder / "front.png")
+        return [folder / "front.png"]
+    if kind == "md":
+        write_atomic(folder / "report.md", markdown(record))
+        return [folder / "report.md"]
+    write_page(record, folder / "report.html")
+    return [folder / "report.html"]
 
 
 def write_report(run: Path) -> Record:
