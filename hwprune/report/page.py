@@ -167,7 +167,7 @@ def _why_alone(unit: dict[str, Any]) -> str:
     if not saves:
         return ""
     most = 100 * max(saves)
-    return f"all of it saves {most:.1f} % of the time by itself" if most > 0.05 else "none of its sizes saves time here"
+    return f"would save at most {most:.1f} % of the time by itself" if most > 0.05 else "none of its sizes saves time here"
 
 
 def _times(record: Record, point: dict[str, Any]) -> list[list[Any]]:

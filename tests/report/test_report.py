@@ -158,7 +158,7 @@ def test_why_a_unit_was_left_alone(run):
     record["baseline"]["footprint"] = {"layers": {"a.weight": 1e-6, "d.weight": 2e-6}}
     point["footprint"] = {"layers": {"a.weight": 1e-6}}
     rows = {entry["unit"]: entry for entry in unit_rows(record, point)}
-    assert rows["a.weight:0"]["why"] == "all of it saves 12.3 % of the time by itself"
+    assert rows["a.weight:0"]["why"] == "would save at most 12.3 % of the time by itself"
     assert rows["b.weight:0"]["why"] == "none of its sizes saves time here"
     assert rows["c.weight:0"]["why"] == "37 pad to 48: the kernels work in steps of 16"
     assert (rows["d.weight:0"]["pattern"], rows["d.weight:0"]["kept"]) == ("gone", "0 of 64")
