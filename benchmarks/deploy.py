@@ -1,10 +1,10 @@
 """Pruning beside plain quantisation, and both together: accuracy, measured speedup and file size, on ONNX Runtime and OpenVINO.
 
-    python benchmarks/deploy.py [--workloads resnet20,wide_cnn,minilm] [--trials 20] [--max-drop 0.01] [--targets cpu,cpu-openvino]
+    python benchmarks/deploy.py [--workloads resnet20,wide_cnn,minilm] [--trials 20] [--drops 0.01,0.03] [--targets cpu,cpu-openvino]
                                 [--keep DIR] [--quantize int8,int4]
 
-One search on ONNX Runtime, nothing trained; the fastest point of its front within the drop, and the fastest within three times
-that, are then written in 32 bits, INT8 and 4 bits, beside the dense model in each. Every file is scored on the whole test split and
+One search on ONNX Runtime, nothing trained (a finished one in ``--keep`` is taken again); the fastest points of its front within
+each of the drops are then written in 32 bits, INT8 and 4 bits, beside the dense model in each. Every file is scored on the whole test split and
 measured against the dense one in 32 bits in fresh processes, on each target. Intervals: 95 % of the metric, the extremes over the
 processes for the speedup.
 """
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--workloads", default="resnet20,wide_cnn,minilm")
     parser.add_argument("--targets", default="cpu,cpu-openvino")
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--max-drop", type=float, default=0.01)
+    parser.add_argument("--drops", default="0.01,0.03")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quantize", default="", help="for the search itself, as on the command line")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
@@ -52,9 +52,16 @@ def table(name: str, options: argparse.Namespace, folder: Path) -> None:
     workload = getattr(workloads, name)()
     run = options.keep / name if options.keep else folder / "run"
     # With --quantize the picture of the front is worth a look, but quantised forms push most points in 32 bits off it.
-    result = hwprune.search(workload, trials=options.trials, out=run, seed=options.seed, quantize=options.quantize)
+    result = hwprune.search(
+        workload,
+        trials=options.trials,
+        out=run,
+        seed=options.seed,
+        quantize=options.quantize,
+        resume=(run / "record.json").exists(),
+    )
     sources = {"dense": run / "baseline" / "model.onnx"}
-    for limit in (options.max_drop, 3 * options.max_drop):
+    for limit in map(float, options.drops.split(",")):
         plain = [p for p in result.points if p.drop <= limit and not p.trial.quantised]
         if not plain:
             print(f"{name}: no point of the front has a drop of at most {limit:g}")
