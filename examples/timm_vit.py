@@ -40,7 +40,7 @@ def workload(name: str = "vit_tiny_patch16_224", epochs: int = 12) -> hwprune.Wo
     import timm
 
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, img_size=32, patch_size=4, num_classes=10, depth=6)
+    model = timm.create_model(name, pretrained=False, img_size=32, patch_size=8, num_classes=10, depth=6)
     train, validation, test = digits()
     weights = cache_folder() / f"example-{name}-{epochs}.safetensors"
     if weights.is_file():

@@ -39,6 +39,11 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def some(number: int, noun: str) -> str:
+    """1, 'finalist' -> '1 finalist'; 3 -> '3 finalists'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(fraction: float) -> str:
     """0.125 -> '12.5 %'."""
     return f"{100 * fraction:.1f} %"

@@ -41,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune import sources, units
+    from hwprune import data_checks, sources, units
     from hwprune.cli.progress import make_progress
     from hwprune.pruning import Pruner
 
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         database = Path(options.database) if options.database else None
         pruner = Pruner(sources.load(args.source(options)), database, progress.calibrated)
+        data_checks.check_batches(pruner.workload, pruner.graph.module)
         candidate, same = _uniform(pruner, wanted, options) if wanted is not None else _stored(pruner, options)
     finally:
         progress.close()

@@ -24,6 +24,14 @@ def seconds(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def number(text: str) -> float:
+    """0.01, 1e-3."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number: write 0.01") from None
+
+
 def require_writable(name: str | Path) -> Path:
     """The folder, which need not exist yet; raises `UsageError` if nothing could be written there.
 

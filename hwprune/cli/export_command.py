@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
 EPILOG = """examples:
@@ -20,8 +21,8 @@ EPILOG = """examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run directory")
     parser.add_argument("--trial", type=int, metavar="N", help="this point of the front")
-    parser.add_argument("--max-drop", type=float, metavar="X", help="the fastest point with at most this drop")
-    parser.add_argument("--min-speedup", type=float, metavar="X", help="the most accurate point with at least this speedup")
+    parser.add_argument("--max-drop", type=args.number, metavar="X", help="the fastest point with at most this drop")
+    parser.add_argument("--min-speedup", type=args.number, metavar="X", help="the most accurate point with at least this speedup")
     parser.add_argument(
         "--format", default="onnx", metavar="F",
         help="onnx, openvino, tensorrt, pt2, safetensors, huggingface or recipe (default: onnx)",
@@ -64,4 +65,6 @@ def run(options: argparse.Namespace) -> int:
         print(f"hwprune: warning: {message}", file=sys.stderr)
     for path in sorted(out.iterdir()):
         print(f"  {path.name}  {units.size(path.stat().st_size)}")
+    if (out / "expected.npz").exists():
+        print(f"Next, on the device: hwprune verify {out}")
     return 0

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found.to_json()))
     else:
-        print(writing.text(found, args.width()))
+        print(writing.text(found, args.width() if sys.stdout.isatty() else 10_000))
         if options.out:
             print(f"\nPage: {Path(options.out) / 'probe.html'}\nCSV:  {Path(options.out) / 'probe.csv'}")
         if options.table:

@@ -38,7 +38,7 @@ class Lines(Progress):
 
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int, left_s: float | None) -> None:
         of = f"/{total}" if total else ""
-        left = f"; {units.duration(left_s)} left" if left_s is not None else ""
+        left = f"; {units.duration(left_s)} to the final round" if left_s else ""
         self._print(f"[{done}{of}] trial {trial.number}: {describe(trial)}{left}")
 
     def trained(self, done: int, total: int, left_s: float, best: str) -> None:
@@ -87,9 +87,9 @@ class Bar(Progress):
 
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int, left_s: float | None) -> None:
         self._show("searching", total)
-        if trial.state == FAILED:
-            self.note(f"trial {trial.number} {describe(trial)}")
-        left = f"{units.duration(left_s)} left" if left_s is not None else ""
+        if trial.state == FAILED or (best is not None and best.number == trial.number):  # what is worth scrolling back to
+            self.note(f"trial {trial.number}: {describe(trial)}")
+        left = f"{units.duration(left_s)} to the final round" if left_s is not None else ""
         found = f"best {describe(best)}" if best is not None else ""
         self._rich.update(self._task, completed=done, best=found, left=left, count=_count(done, total))
 

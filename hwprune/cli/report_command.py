@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from hwprune.cli import arguments as args
@@ -30,5 +31,7 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else None
     record, files = write_formats(Path(options.run_directory), options.format, out)
     print(files[0].read_text(encoding="utf-8") if options.format == "md" else summary(record, args.width()))
-    print(f"\nWritten: {', '.join(str(path) for path in files)}")
+    # Of a report that is printed itself this is no part: it may be on its way into a pull request.
+    where = sys.stderr if options.format == "md" else sys.stdout
+    print(f"\nWritten: {', '.join(str(path) for path in files)}", file=where)
     return 0

@@ -36,8 +36,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", type=args.seconds, metavar="30m", help="start no trial later than this")
     parser.add_argument("--sampler", metavar="NAME", help="a name of `hwprune samplers` (default: knapsack)")
     parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
-    parser.add_argument("--max-drop", type=float, metavar="0.01", help="largest drop, in the metric's own unit")
-    parser.add_argument("--min-speedup", type=float, metavar="1.5", help="smallest speedup")
+    parser.add_argument("--max-drop", type=args.number, metavar="0.01", help="largest drop, in the metric's own unit")
+    parser.add_argument("--min-speedup", type=args.number, metavar="1.5", help="smallest speedup")
     parser.add_argument("--max-latency", type=args.latency, metavar="2ms", help="longest latency of one batch: 2ms, 150us, 0.01s")
     parser.add_argument("--max-size", type=args.size, metavar="20MB", help="largest file of the model")
     parser.add_argument(
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     job = _changed(_first(options), options)
     from hwprune import record, sources
     from hwprune.cli.progress import make_progress
-    from hwprune.report.text import summary
+    from hwprune.report.text import recommended, summary
     from hwprune.searching import loop
 
     loop.check_job(job)
@@ -117,6 +117,9 @@ def run(options: argparse.Namespace) -> int:
     elif not options.quiet:
         print(summary(data, args.width()))
         print(f"\nReport: {result.run / 'report.html'}\nFiles:  {result.run / 'candidates'}")
+        if data["front"]:
+            chosen = data["front"][recommended(data)]["trial"]
+            print(f"Next:   hwprune export {result.run} --trial {chosen} --out deploy")
     return 0
 
 

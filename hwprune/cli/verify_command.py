@@ -29,4 +29,6 @@ def run(options: argparse.Namespace) -> int:
             print(f"{result.name}: {'passed' if result.passed else 'FAILED'}")
             for check in result.checks:
                 print(f"  {words[check.passed]:6}  {check.name:9}  {check.text}")
+        if any(check.name == "integrity" and check.passed is False for result in results for check in result.checks):
+            print("Files are not those that were exported: copy the folder again, or export it again.")
     return 0 if all(result.passed for result in results) else 1

@@ -36,7 +36,7 @@ def text(found: Probe, width: int = 100) -> str:
     shown_units = [unit for unit in sorted(found.units, key=lambda u: -u.share) if unit.like is None]
     lines += [
         "",
-        "Units by their share of the time, and the counts at which a stair ends (keep: the model's predicted speedup if only this is cut):",
+        "Units by their share of the time (a layer between two units counts for both), and the counts at which a stair ends (keep: the model's predicted speedup if only this is cut):",
     ]
     rows = []
     for unit in shown_units:

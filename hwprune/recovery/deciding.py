@@ -43,7 +43,6 @@ class Deciding(Sparsifier):
     SCALARS: tuple[str, ...] = ("_updates",)
     TABLES: tuple[str, ...] = ()
     """Attributes that training changes: numbers, and dictionaries of tensors."""
-    HURRIED = 3
 
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
         """``pruner``: of a private copy of the model, whose ``graph.module`` is what is trained."""
@@ -95,11 +94,10 @@ class Deciding(Sparsifier):
         self.decision = Decision(groups.get("keeps", {}), groups.get("masks", {}))
 
     def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
-        updates = min(self.updates, self.HURRIED) if self.hurried else self.updates
-        due = int(progress * updates + 1e-9)
+        due = int(progress * self.updates + 1e-9)
         if due > self._updates:
-            self._updates = due if due < updates else self.updates
-            share = 1.0 if progress >= 1 else self._schedule(due / updates, 0.0, self._final) / self._final
+            self._updates = due
+            share = 1.0 if progress >= 1 else self._schedule(due / self.updates, 0.0, self._final) / self._final
             self.decision = self.decide(min(share, 1.0))
         self.hold(module, optimizer)
 

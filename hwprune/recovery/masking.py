@@ -23,7 +23,7 @@ class Sparsifier(abc.ABC):
     """How far the noise of single batches may move it: a random walk of n steps comes travel / sqrt(n) far. None: any way."""
 
     hurried: bool = False
-    """In the short trial of a learning rate: decide as rarely as makes sense."""
+    """In the short trial of a learning rate, where all sparsity comes at once: there are no steps for scores or penalties."""
 
     def extra(self) -> list[nn.Parameter]:
         """Parameters of its own that are trained along."""

@@ -216,8 +216,9 @@ class _Run:
     def search_rate(self) -> float:
         """The plan's rate, or the best of short trials; without them where the training is short itself.
 
-        Where sparsity rises it does so in the first half of each trial: what counts is how fast a model learns that has lost
-        what this one will, and whether a dense one survives.
+        Where sparsity rises, all of it comes with the first step of a trial. A rise within the trial favours rates that adapt
+        quickly to each change and are too high for a long run (wide CNN, three quarters of the channels, two epochs: 0.764 with
+        the rate found so, 0.796 with a quarter of it).
         """
         plan = self.plan
         first = plan.rate or default_rate(plan, self.loss.normed)
@@ -225,9 +226,8 @@ class _Run:
         if plan.rate is not None or total < TRIED_FROM:
             return first
         steps = min(max(round(TRIED_SHARE * total), TRIED_LEAST), TRIED_MOST)
-        rise = 1.0
-        if self.sparsifier is not None and not isinstance(self.sparsifier, Held):
-            steps, rise = 2 * steps, 0.5
+        rising = self.sparsifier is not None and not isinstance(self.sparsifier, Held)
+        if self.sparsifier is not None and rising:
             self.sparsifier.hurried = True
         start = self._copy()
 
@@ -241,7 +241,7 @@ class _Run:
             items = itertools.chain.from_iterable(map(self.batches.of, itertools.count()))
             try:
                 for _ in range(steps):
-                    self._update(list(itertools.islice(items, plan.accumulate)), optimizer, steps, rise)
+                    self._update(list(itertools.islice(items, plan.accumulate)), optimizer, steps, at_once=rising)
                 self.loss.train(False)
                 with torch.no_grad():
                     found = torch.stack([self.loss(*item) for item in itertools.islice(items, HELD_BACK)])
@@ -357,9 +357,9 @@ class _Run:
         group: Sequence[Batch],
         optimizer: torch.optim.Optimizer,
         total: int,
-        rise: float = 1.0,
+        at_once: bool = False,
     ) -> None:
-        """One step of the optimizer over a few batches; sparsity has risen after a share ``rise`` of the steps."""
+        """One step of the optimizer over a few batches; sparsity follows the schedule, or is all there at once."""
         plan = self.plan
         self.loss.train()
         optimizer.zero_grad(set_to_none=True)
@@ -379,7 +379,7 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip or math.inf)
         if not bool(torch.isfinite(norm)):
             raise _NotFinite("the gradient is not finite")
-        progress = min(1.0, (self.step + 1) / (rise * total))
+        progress = 1.0 if at_once else min(1.0, (self.step + 1) / total)
         set_rate(optimizer, self.rate, (self.step + 0.5) / total, plan.warmup)
         optimizer.step()
         self.step += 1

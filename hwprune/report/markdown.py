@@ -36,8 +36,8 @@ def markdown(record: Record) -> str:
     device = f" on {identity['device']}, {identity.get('threads')} thread(s)" if "device" in identity else ""
     runtime = identity.get("runtime", record["target"]["runtime"])
     parts.append(
-        plain(f"Latency {how}{device}, {runtime}; hwprune {versions['hwprune']}, seed {record['job']['seed']}; speedups ")
-        + ("with the interval over fresh processes." if latency_source(record) == MEASURED else "are no measurements.")
+        plain(f"Latency {how}{device}, {runtime}; hwprune {versions['hwprune']}, seed {record['job']['seed']}; speedups")
+        + (" with the interval over fresh processes." if latency_source(record) == MEASURED else " are no measurements.")
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 

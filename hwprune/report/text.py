@@ -10,16 +10,18 @@ from hwprune.record import Record, dense_metric, latency_source, trial
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
-    """Columns aligned right (the first left); columns that don't fit the width are left out from the right."""
+    """Columns aligned right (the first left); what doesn't fit the width is left out from the right, which a last line says."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     fitting = len(widths)
     while fitting > 1 and sum(widths[:fitting]) + 2 * (fitting - 1) > width:
         fitting -= 1
-    return "\n".join(
+    shown = [
         "  ".join(cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(line[:fitting])).rstrip()
         for line in lines
-    )
+    ]
+    missing = [name for name in header[fitting:] if name]
+    return "\n".join(shown + ([f"(no room for {', '.join(missing)})"] if missing else []))
 
 
 def summary(record: Record, width: int = 100) -> str:
@@ -101,23 +103,25 @@ def verdict(record: Record) -> str:
     ends = " and ".join(f"{count} {words[state]}" for state, count in counts.items() if count)
     start = (
         f"{record['workload']['name']} on {record['target']['name']}: {len(rows)} candidates of "
-        f"{recipes(record['space']['size_log10'])} recipes{f' ({ends})' if ends else ''}"
+        f"{recipes(record['space']['size_log10'])} possible recipes{f' ({ends})' if ends else ''}"
     )
     if not record["finished"]:
         return f"{start}; the search is not finished."
     if not record["front"]:
         return f"{start}; none is faster than dense within the constraints."
-    low, high = record["front"][0], record["front"][-1]
-    split = low["split"]
+    high = record["front"][-1]
+    split = high["split"]
     how = {
         "measured": f"measured in {high['speedup']['conditions'].get('processes', 1)} fresh processes",
         "table": "PREDICTED from a latency table, not measured",
         "estimated": "ESTIMATED from a data sheet, not measured",
     }[latency_source(record)]
-    return (
-        f"{start}; a front of {len(record['front'])} from {units.speedup(low['speedup']['value'])} to "
-        f"{units.speedup(high['speedup']['value'])}, scored on the {split} split and {how}. {_recommendation(record)}"
-    )
+    return f"{start}; a front of {_extent(record['front'])}, scored on the {split} split and {how}. {_recommendation(record)}"
+
+
+def _extent(points: Sequence[dict[str, Any]]) -> str:
+    first, last = (units.speedup(points[place]["speedup"]["value"]) for place in (0, -1))
+    return f"one point at {first}" if len(points) == 1 else f"{len(points)} points from {first} to {last}"
 
 
 def recipes(size_log10: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from hwprune import compensation, front, patterns, units
+from hwprune import compensation, data_checks, front, patterns, units
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency import fresh, layers
 from hwprune.latency.bench import Bench
@@ -174,7 +174,7 @@ def confirm(
     trials = store.trials(as_searched=True)
     done: dict[int, Confirmed] = {}
     tried: set[int] = set()
-    gains: list[float] = []
+    gains: list[tuple[float, Trial, Trial]] = []
     repaired = repairs(evaluator, job)
     chosen = finalists(trials, constraints, dense=dense, repaired=repaired)
     if chosen:
@@ -190,9 +190,12 @@ def confirm(
         left = [t for t in trials if t.number in done or t.number not in tried]
         chosen = moved_up(_corrected(left, done), set(done), constraints, dense, repaired)
     if gains:
+        ratios = sorted(ratio for ratio, _, _ in gains)
+        _, before, after = max(gains, key=lambda one: abs((one[1].drop or 0.0) - (one[2].drop or 0.0)))
         notes.append(
-            f"{len(gains)} of {len(tried)} finalists were compensated with their own inputs (sequential); their divergence from "
-            f"dense fell to {100 * sorted(gains)[len(gains) // 2]:.0f} % of what it was (median)."
+            f"{len(gains)} of {len(tried)} finalists were compensated with their own inputs (sequential), which repairs more "
+            f"than trials get during the search: their divergence from dense fell to {100 * ratios[len(ratios) // 2]:.0f} % of "
+            f"what it was (median). It changed trial {before.number} most, {_moved(before, after)} on validation."
         )
     points = final_front(list(done.values()), constraints)
     if not tried:
@@ -217,6 +220,10 @@ def _describe(trial: Trial) -> str:
     return f"trial {trial.number} with drop {drop:.4f} at {speedup:.2f}x ({size})"
 
 
+def _moved(before: Trial, after: Trial) -> str:
+    return f"from drop {before.drop or 0.0:+.4f} to {after.drop or 0.0:+.4f}"
+
+
 def _corrected(trials: Sequence[Trial], done: Mapping[int, Confirmed]) -> list[Trial]:
     """The trials with the speedups of their last measurement. Drops stay those of validation: the test split chooses nothing."""
     return [t if t.number not in done else replace(t, speedup=done[t.number].speedup) for t in trials]
@@ -229,7 +236,7 @@ def _refined(
     job: Job,
     progress: Progress,
     notes: list[str],
-    gains: list[float],
+    gains: list[tuple[float, Trial, Trial]],
 ) -> list[Trial]:
     """The finalists with files, compensated with the pruned network's own inputs where that brings them closer to dense."""
     found = []
@@ -244,7 +251,8 @@ def _refined(
                 notes.append(f"Trial {trial.number} keeps its quick compensation; the thorough one failed: {failure.reason}.")
         if better is not None and better.divergence is not None and trial.divergence is not None:
             store.refined(better)
-            gains.append(better.divergence.value / trial.divergence.value)
+            gains.append((better.divergence.value / trial.divergence.value, trial, better))
+            progress.note(f"trial {trial.number}, {_moved(trial, better)} on validation")
         final = better or trial
         try:
             evaluator.check_exact(final)
@@ -322,7 +330,7 @@ def _measure(
     evaluator: Evaluator, models: dict[str, Path], make: Callable[[], Bench], progress: Progress
 ) -> tuple[dict[str, tuple[Measurement, Measurement]], dict[str, dict[str, Any]]]:
     """(latency, speedup) and footprint of the finalists and of the dense model."""
-    progress.stage(f"measuring {len(models)} finalists again in {fresh.PROCESSES} fresh processes")
+    progress.stage(f"measuring {units.some(len(models), 'finalist')} again in {fresh.PROCESSES} fresh processes")
     total = fresh.PROCESSES * fresh.SESSIONS * (1 + len(models))
     count = 0
 
@@ -383,6 +391,9 @@ def _score(
     else:
         name, split = "test", evaluator.test_split()
     dense, _ = evaluator.score("dense", split)
+    word = data_checks.apart(evaluator.metric, base.metric, dense) if name == "test" else None
+    if word and word not in notes:
+        notes.append(word)
     latency, speedup = measured["dense"]
     evaluator.baseline = replace(
         base, test_metric=dense, split=name, latency=latency, self_speedup=speedup, footprint=footprints.get("dense", {})

@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 import torch
 
-from hwprune import evaluate, export, runtimes
+from hwprune import data_checks, evaluate, export, runtimes
 from hwprune.errors import CandidateFailure, RunError, WorkloadError
 from hwprune.evaluate import Outputs
 from hwprune.files import Table
@@ -240,6 +240,7 @@ class Evaluator:
             RunError: the dense model can't be exported or run.
         """
         workload = self.workload
+        data_checks.check_batches(workload, self.pruner.graph.module)
         example = Workload(
             workload.name, workload.model, workload.example_inputs, [], [(workload.example_inputs, torch.zeros(1))]
         )
@@ -256,6 +257,7 @@ class Evaluator:
             self._check_integers()
             self.bench.load("dense", self.dense_model, keep=True)
             metric, self.validation.dense = self.score("dense", self.validation)
+            self._check_labels("validation", self.validation)
             if self._threads is not None and self._divisible():
                 self._chunk = CHUNK
                 metric, self.validation.dense = self.score("dense", Split(self.validation.file, self.validation.targets))
@@ -295,7 +297,11 @@ class Evaluator:
         made = Split(self.home / f"{split}.npz", [])
         made.targets = evaluate.write_samples(self.workload, split, made.file)
         _, made.dense = self.score("dense", made)
+        self._check_labels(split, made)
         return made
+
+    def _check_labels(self, split: str, made: Split) -> None:
+        data_checks.check_labels(self.workload, split, made.dense[0][0].shape, made.targets)
 
     def score(self, key: str, split: Split) -> tuple[Measurement, Outputs]:
         """Metric and outputs of a loaded model on a split."""

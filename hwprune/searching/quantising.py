@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from hwprune import runtimes
+from hwprune import runtimes, units
 from hwprune.deploy import quantise
 from hwprune.errors import CandidateFailure, HwpruneError, UsageError
 from hwprune.files import dump_json, sha256, write_atomic
@@ -66,6 +66,21 @@ def quantise_points(
             if made is not None:
                 found.append(made)
     return found
+
+
+def left_out(quantised: Sequence[Confirmed], points: Sequence[Confirmed]) -> list[str]:
+    """A sentence on every precision that was tried and is nowhere on the front."""
+    on_front = {point.trial.number for point in points}
+    notes = []
+    for name in dict.fromkeys(p.trial.quantised["precision"] for p in quantised if p.trial.quantised):
+        tried = [p for p in quantised if p.trial.quantised and p.trial.quantised["precision"] == name]
+        if not any(p.trial.number in on_front for p in tried):
+            best = max(tried, key=lambda p: p.speedup.value)
+            notes.append(
+                f"{name} was tried on {units.some(len(tried), 'model')} (the dense one and the front), and no point of the front "
+                f"is of it; the fastest has {units.speedup(best.speedup.value)} at drop {best.drop:+.4f}."
+            )
+    return notes
 
 
 class _Maker:

@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 
-from hwprune import compensation, export, front, runtimes
+from hwprune import compensation, data_checks, export, front, runtimes
 from hwprune import method as methods
 from hwprune import target as targets
 from hwprune.database import default_root
@@ -125,6 +125,9 @@ class Session:
             evaluator = Evaluator(pruner, bench, self._source(bench, pruner.fingerprint), self.runs_on, self.run)
             self.progress.stage("measuring the dense model")
             baseline = evaluator.prepare()
+            if word := data_checks.doubt(evaluator.metric, baseline.metric, evaluator.validation.dense[0][0].shape):
+                self.notes.append(word)
+                self.progress.note(f"Warning: {word}")
             gains = self._gains(evaluator, store)
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 self.isa = str(store.read("isa") or self.isa)
@@ -157,6 +160,7 @@ class Session:
             finally:
                 self._write_record(store, space, evaluator, None)
                 self.progress.close()
+            self.notes += quantising.left_out(quantised, points)
             points, untrained, trained, quantised = self._aligned(evaluator, points, untrained, trained, quantised)
             self._write_record(store, space, evaluator, points, untrained, trained, quantised)
         write_report(self.run)

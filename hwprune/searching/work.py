@@ -52,6 +52,7 @@ class Work:
     notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     evaluated: int = field(init=False, default=0)
+    _begun: float = field(init=False, default_factory=time.monotonic)
     _repeats: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -64,6 +65,9 @@ class Work:
 
     def run(self) -> list[Trial]:
         """Work until there is nothing left to do; all finished trials."""
+        self._begun = time.monotonic()
+        if self.chief and (known := len(self.store.trials(as_searched=True))):
+            self.progress.note(f"going on: {known}{f' of {self.job.trials}' if self.job.trials else ''} trials are done")
         while True:
             while self._once():
                 pass
@@ -190,9 +194,10 @@ class Work:
         return Trial(number, recipe, "measured", base.metric, 0.0, base.latency, one, base.params, base.macs, base.size_bytes)
 
     def _left(self, done: int) -> float | None:
-        spent = time.monotonic() - self.started
-        by_trials = spent / max(1, self.evaluated) * (self.job.trials - done) if self.job.trials else None
-        by_time = self.job.time_s - spent if self.job.time_s else None
+        """Seconds until the last trial; what came before the first one took its own time, and so will the final round."""
+        now = time.monotonic()
+        by_trials = (now - self._begun) / max(1, self.evaluated) * (self.job.trials - done) if self.job.trials else None
+        by_time = self.job.time_s - (now - self.started) if self.job.time_s else None
         known = [max(0.0, value) for value in (by_trials, by_time) if value is not None]
         return min(known) if known else None
 

@@ -33,7 +33,7 @@ def test_bar_shows_the_best_point_and_the_time_left(monkeypatch, width):
     shown = stream.getvalue()
     assert "3/7" in shown
     assert "3/12" in shown
-    assert "1:15 left" in shown
+    assert "1:15 to the final round" in shown
     assert ("best 1.70x at drop +0.0040" in shown) == (width == 100)
     assert "it [red]crashed[/]" in shown.replace("\n", " ")  # markup in a reason is text
 
@@ -43,7 +43,7 @@ def test_lines(capsys):
     lines.stage("tracing the model")
     lines.trial(measured(3, 0.004, 1.7), None, 3, 12, 75.0)
     err = capsys.readouterr().err
-    assert "[3/12] trial 3: 1.70x at drop +0.0040; 1:15 left" in err
+    assert "[3/12] trial 3: 1.70x at drop +0.0040; 1:15 to the final round" in err
 
 
 def test_quiet_is_silent(capsys):
