@@ -25,7 +25,7 @@ from hwprune import evaluate, units
 from hwprune import target as targets
 from hwprune.deploy import quantise
 from hwprune.errors import CandidateFailure
-from hwprune.latency import fresh
+from hwprune.latency import fingerprint, fresh
 from hwprune.latency.bench import Bench
 from hwprune.latency.worker import example_shapes
 
@@ -69,6 +69,7 @@ def table(name: str, options: argparse.Namespace, folder: Path) -> None:
         point = plain[-1]
         sources[f"pruned (drop <= {limit:g}, trial {point.trial.number})"] = point.folder / "model.onnx"
     calibration = [[x.numpy() for x in inputs] for inputs, _ in workload.batches("calibration")]
+    integers = quantise.Integers(saturating=fingerprint.saturates())
     files: dict[str, Path] = {}
     for label, source in sources.items():
         for precision in PRECISIONS:
@@ -78,7 +79,7 @@ def table(name: str, options: argparse.Namespace, folder: Path) -> None:
                 files[key] = source
                 continue
             try:
-                quantise.quantise(onnx.load(str(source)), precision, lambda: calibration, path)
+                quantise.quantise(onnx.load(str(source)), precision, lambda: calibration, path, integers)
                 files[key] = path
             except CandidateFailure as failure:
                 print(f"{key}: {failure.reason}")

@@ -62,6 +62,7 @@ class Facts:
         examples, calibration: how many examples ranges were taken from, and the SHA-256 of those; 0 and empty where none are
             needed.
         zeros: share of the weights that are exactly zero, over the same share before; at least 1 if what was removed stays so.
+        bits: that a weight uses; 7 of 8 where the device's kernels would overflow.
     """
 
     precision: str
@@ -70,17 +71,38 @@ class Facts:
     examples: int = 0
     calibration: str = ""
     zeros: float = 1.0
+    bits: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def quantise(model: onnx.ModelProto, precision: str, batches: Batches, path: Path, symmetric: bool = False) -> Facts:
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """What the device wants of 8-bit integers.
+
+    Attributes:
+        symmetric: activations in signed integers without a zero point, as GPUs want them; else unsigned with one, as x86 does.
+        saturating: its kernels add pairs of products in 16 bits, which overflow: x86 with AVX2 or AVX-512 and without VNNI.
+            Weights then take 7 bits. (OpenVINO's and ONNX Runtime's documentation, "saturation issue", "reduce range".)
+    """
+
+    symmetric: bool = False
+    saturating: bool = False
+
+
+def quantise(
+    model: onnx.ModelProto,
+    precision: str,
+    batches: Batches,
+    path: Path,
+    integers: Integers = Integers(),
+) -> Facts:
     """Write ``model`` (32 bits) in ``precision`` to ``path``.
 
     Args:
         batches: calibration inputs; of ``int8`` only.
-        symmetric: activations in signed integers without a zero point, as GPUs want them; else unsigned with one, as x86 does.
+        integers: of ``int8`` only.
 
     Raises:
         UnknownNameError: no such precision.
@@ -93,7 +115,7 @@ def quantise(model: onnx.ModelProto, precision: str, batches: Batches, path: Pat
         _name_nodes(own)
         before = _zeros(own)
         with _quiet():
-            made, facts = PRECISIONS[precision].make(own, batches, symmetric)
+            made, facts = PRECISIONS[precision].make(own, batches, integers)
         if not facts.layers:
             raise CandidateFailure(STAGE, f"none of the model's {facts.weighted} weighted operators can be held in {precision}")
         after = _zeros(made)
@@ -134,7 +156,7 @@ def parse(text: str) -> tuple[str, ...]:
 # -- the precisions ---------------------------------------------------------------------------------
 
 
-def _int8(model: onnx.ModelProto, batches: Batches, symmetric: bool) -> tuple[onnx.ModelProto, Facts]:
+def _int8(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tuple[onnx.ModelProto, Facts]:
     """Static, QDQ, weights per channel and symmetric."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -148,17 +170,18 @@ def _int8(model: onnx.ModelProto, batches: Batches, symmetric: bool) -> tuple[on
         convolutional = sum(kind == "Conv" for kind in wanted.values()) > len(wanted) / 2
         quantize_static(
             str(ready), str(done), reader, quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
+            activation_type=QuantType.QInt8 if integers.symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8, reduce_range=integers.saturating, calibrate_method=CalibrationMethod.MinMax,
             op_types_to_quantize=list(FLOWING) if convolutional else list(WEIGHTED),
             nodes_to_exclude=_dynamic(onnx.load(str(ready))),
-            extra_options={"WeightSymmetric": True, "ActivationSymmetric": symmetric, "DedicatedQDQPair": False},
+            extra_options={"WeightSymmetric": True, "ActivationSymmetric": integers.symmetric, "DedicatedQDQPair": False},
         )  # fmt: skip
         made = onnx.load(str(done))
-    return made, Facts("int8", _behind_dequantize(made), len(wanted), reader.examples, reader.digest.hexdigest())
+    bits = 7 if integers.saturating else 8
+    return made, Facts("int8", _behind_dequantize(made), len(wanted), reader.examples, reader.digest.hexdigest(), bits=bits)
 
 
-def _int4(model: onnx.ModelProto, batches: Batches, symmetric: bool) -> tuple[onnx.ModelProto, Facts]:  # noqa: ARG001 - one interface
+def _int4(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tuple[onnx.ModelProto, Facts]:  # noqa: ARG001 - one interface
     """Weights of linear layers in blocks of 32 that share a scale (round to nearest); activations stay as they are."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -172,15 +195,15 @@ def _int4(model: onnx.ModelProto, batches: Batches, symmetric: bool) -> tuple[on
     quantiser = MatMulNBitsQuantizer(model, bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=small)
     quantiser.process()
     made = quantiser.model.model
-    return made, Facts("int4", sum(node.op_type == "MatMulNBits" for node in made.graph.node), len(wanted))
+    return made, Facts("int4", sum(node.op_type == "MatMulNBits" for node in made.graph.node), len(wanted), bits=4)
 
 
-def _fp16(model: onnx.ModelProto, batches: Batches, symmetric: bool) -> tuple[onnx.ModelProto, Facts]:  # noqa: ARG001 - one interface
+def _fp16(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tuple[onnx.ModelProto, Facts]:  # noqa: ARG001 - one interface
     wanted = _weighted(model)
     made = export.converted(model, "fp16")
     halves = {item.name for item in made.graph.initializer if item.data_type == TensorProto.FLOAT16}
     done = sum(node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in halves for node in made.graph.node)
-    return made, Facts("fp16", done, len(wanted))
+    return made, Facts("fp16", done, len(wanted), bits=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +211,7 @@ class Precision:
     """One way to hold the weights. ``tolerance``: of parity between machines, relative to the largest output."""
 
     description: str
-    make: Callable[[onnx.ModelProto, Batches, bool], tuple[onnx.ModelProto, Facts]]
+    make: Callable[[onnx.ModelProto, Batches, Integers], tuple[onnx.ModelProto, Facts]]
     tolerance: float
 
 

@@ -93,7 +93,11 @@ class Bench:
     # -- the machine -------------------------------------------------------------------------
 
     def check(self) -> dict[str, Any]:
-        """``missing``: why the target can't be measured there; ``isa``. Raises `RunError` if the process can't be started."""
+        """``missing``: why the target can't be measured there; ``isa`` and ``saturates``: see `hwprune.latency.fingerprint`.
+
+        Raises:
+            RunError: the process can't be started.
+        """
         return self._ask("run", "check", {"target": self._target.to_json()})
 
     def identity(self) -> dict[str, Any]:

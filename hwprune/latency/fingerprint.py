@@ -76,6 +76,12 @@ def isa() -> str:
     return "default"
 
 
+def saturates() -> bool:
+    """Do 8-bit kernels of this CPU add products in 16 bits, which may overflow? x86 before VNNI does."""
+    flags = _cpuinfo().get("flags", "").split()
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
 def _cpuinfo() -> dict[str, str]:
     """The first processor's entry of /proc/cpuinfo; empty where there is none."""
     try:

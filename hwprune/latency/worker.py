@@ -65,7 +65,7 @@ class Worker:
 
     def do_check(self, target: dict[str, Any]) -> dict[str, Any]:
         """Why the target can't be measured here (an empty list: it can), and what is here."""
-        return {"missing": missing(Target.from_json(target)), "isa": fingerprint.isa()}
+        return {"missing": missing(Target.from_json(target)), "isa": fingerprint.isa(), "saturates": fingerprint.saturates()}
 
     def do_identity(self, target: dict[str, Any]) -> dict[str, Any]:
         return fingerprint.identity(Target.from_json(target))

@@ -58,6 +58,8 @@ def quantise_points(
 ) -> list[Trial]:
     """Trials of the dense model and of every point in each precision, with their files; not measured again."""
     maker = _Maker(evaluator, store, notes)
+    if maker.integers.saturating and "int8" in job.precisions:
+        notes.append("int8 weights use 7 of their 8 bits: this CPU has no VNNI, and its 8-bit kernels would overflow.")
     found = []
     for name in job.precisions:
         for place, point in enumerate([None, *points]):
@@ -86,6 +88,9 @@ def left_out(quantised: Sequence[Confirmed], points: Sequence[Confirmed]) -> lis
 class _Maker:
     def __init__(self, evaluator: Evaluator, store: Store, notes: list[str]) -> None:
         self.evaluator, self.store, self.notes = evaluator, store, notes
+        device = evaluator.target.device
+        saturating = device == "cpu" and bool(evaluator.bench.check()["saturates"])
+        self.integers = quantise.Integers(symmetric=device == "cuda", saturating=saturating)
         self._known = {
             (t.quantised["of"], t.quantised["precision"], t.quantised["source"]): t for t in store.trials() if t.quantised
         }
@@ -123,8 +128,7 @@ class _Maker:
         scratch.mkdir(parents=True)
         start = time.monotonic()
         found = quantise.quantise(
-            onnx.load(str(source)), precision, self._calibration, scratch / evaluator.runtime.file,
-            symmetric=evaluator.target.device == "cuda",
+            onnx.load(str(source)), precision, self._calibration, scratch / evaluator.runtime.file, self.integers
         )  # fmt: skip
         facts = {
             "made": sha256(scratch / evaluator.runtime.file), "of": DENSE if trial is None else trial.number,

@@ -10,6 +10,7 @@ from torch import nn
 
 from hwprune.deploy import quantise
 from hwprune.errors import CandidateFailure, UnknownNameError, UsageError
+from hwprune.latency import fingerprint
 from hwprune.pruning import Pruner
 from hwprune.runtimes import sparsity
 from tests.conftest import randomise
@@ -122,11 +123,30 @@ def test_a_convolutional_network_runs_in_eight_bits_from_end_to_end(tmp_path, ti
 
 def test_gpus_get_signed_activations_without_a_zero_point(tmp_path):
     x = data(16)
-    quantise.quantise(linear(data(128, 64)), "int8", lambda: [[x]], tmp_path / "m.onnx", symmetric=True)
+    quantise.quantise(linear(data(128, 64)), "int8", lambda: [[x]], tmp_path / "m.onnx", quantise.Integers(symmetric=True))
     made = onnx.load(tmp_path / "m.onnx")
     stored = {item.name: numpy_helper.to_array(item) for item in made.graph.initializer}
     points = [stored[node.input[2]] for node in made.graph.node if node.op_type == "QuantizeLinear"]
     assert points and all(point.dtype == np.int8 and not point.any() for point in points)
+
+
+@pytest.mark.parametrize(("saturating", "most"), [(False, 127), (True, 64)])
+def test_kernels_that_would_overflow_get_weights_of_seven_bits(tmp_path, saturating, most):
+    x = data(16)
+    integers = quantise.Integers(saturating=saturating)
+    facts = quantise.quantise(linear(data(128, 64)), "int8", lambda: [[x]], tmp_path / "m.onnx", integers)
+    stored = [numpy_helper.to_array(item) for item in onnx.load(tmp_path / "m.onnx").graph.initializer]
+    largest = max(int(np.abs(array.astype(int)).max()) for array in stored if array.dtype == np.int8 and array.ndim == 2)
+    assert largest == most and facts.bits == (7 if saturating else 8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("sse avx avx2", True), ("avx2 avx512f", True), ("avx2 avx512f avx512_vnni", False), ("avx2 avx_vnni", False), ("", False)],
+)
+def test_cpus_whose_kernels_overflow(monkeypatch, flags, expected):
+    monkeypatch.setattr(fingerprint, "_cpuinfo", lambda: {"flags": flags})
+    assert fingerprint.saturates() is expected
 
 
 def test_names_are_checked():
