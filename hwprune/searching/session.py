@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 
-from hwprune import compensation, data_checks, export, front, runtimes
+from hwprune import compensation, data_checks, export, front, runtimes, units
 from hwprune import method as methods
 from hwprune import target as targets
 from hwprune.database import default_root
@@ -446,8 +446,9 @@ class Session:
         value = {"trials": done, **{key: speedup[key] for key in ("value", "ci_low", "ci_high")}, "passed": passed}
         self.self_checks.append(value)
         if not passed:
+            when = f"After {units.some(done, 'trial')}" if done else "Before the first trial"
             self.notes.append(
-                f"After {done} trials the dense model measured {value['value']:.3f}x [{value['ci_low']:.3f}, "
+                f"{when} the dense model measured {value['value']:.3f}x [{value['ci_low']:.3f}, "
                 f"{value['ci_high']:.3f}] against copies of itself: the machine is noisy, and speedups of the search that "
                 "differ by less than this can't be told apart. The final front is measured again."
             )
