@@ -18,6 +18,11 @@ FARTHEST = 4
 """Steps of `FACTOR` from the first rate, each way."""
 MARGIN = 0.05
 """A larger rate must bring the loss down by this share more: in a long run the smaller one catches up."""
+MARGIN_RISING = 0.25
+"""The same where sparsity rises meanwhile: the trial begins with a model that has lost everything, the training with a dense one,
+which a large rate ruins first. (Wide CNN, three quarters of the channels, two epochs, gradual: 4e-3 brings 18 % more than 1e-3 in
+the trial and ends at 0.757, 1e-3 at 0.796. Digits-vit, nine tenths of the weights: 6.4e-3 brings three times as much as 1.6e-3,
+and ends at 0.960 where 1e-3 ends at 0.920.)"""
 
 RUINED = 2.0
 """Smaller rates than the first are looked at if it makes the loss so many times larger. A little disturbance is what any useful
@@ -44,7 +49,7 @@ class Found:
         return self.share < LITTLE
 
 
-def best(loss_of: Callable[[float], float], first: float) -> Found:
+def best(loss_of: Callable[[float], float], first: float, margin: float = MARGIN) -> Found:
     """The rate that brings the loss down most, on a geometric ladder: up from ``first``, or down from one that ruins.
 
     What counts is what a rate brings beside none at all. A model that has lost everything gains little in a few steps, and yet
@@ -52,6 +57,7 @@ def best(loss_of: Callable[[float], float], first: float) -> Found:
 
     Args:
         loss_of: rate -> loss after a short run with it; infinite where it fails. It is asked for 0 too.
+        margin: how much more a larger rate must bring, as a share.
     """
     untrained = loss_of(0.0)
 
@@ -70,7 +76,7 @@ def best(loss_of: Callable[[float], float], first: float) -> Found:
         return Found(found, most / abs(untrained) if untrained else 0.0)
     for step in range(1, FARTHEST + 1):
         reached = gain(first * FACTOR**step)
-        if reached <= most + MARGIN * abs(most):
+        if reached <= most + margin * abs(most):
             break
         found, most = first * FACTOR**step, reached
     return Found(found, most / abs(untrained) if untrained else 0.0)

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +217,8 @@ class _Run:
     def search_rate(self) -> float:
         """The plan's rate, or the best of short trials; without them where the training is short itself.
 
-        Where sparsity rises, all of it comes with the first step of a trial. A rise within the trial favours rates that adapt
-        quickly to each change and are too high for a long run (wide CNN, three quarters of the channels, two epochs: 0.764 with
-        the rate found so, 0.796 with a quarter of it).
+        Where sparsity rises, all of it comes with the first step of a trial: what counts is how fast a model learns that has lost
+        what this one will. A larger rate must then bring clearly more (see `rates.MARGIN_RISING`).
         """
         plan = self.plan
         first = plan.rate or default_rate(plan, self.loss.normed)
@@ -230,6 +230,7 @@ class _Run:
         if self.sparsifier is not None and rising:
             self.sparsifier.hurried = True
         start = self._copy()
+        best = partial(rates.best, margin=rates.MARGIN_RISING if rising else rates.MARGIN)
 
         def loss_of(rate: float) -> float:
             self._load(start)
@@ -250,12 +251,12 @@ class _Run:
             return float(found.mean()) if bool(torch.isfinite(found).all()) else math.inf
 
         try:
-            found = rates.best(loss_of, first)
+            found = best(loss_of, first)
             longer = min(LONGER * steps, round(LONGEST_SHARE * total))
             if found.little and longer > steps:
                 steps = longer
                 # From there upwards, and from the first rate: what a few steps prefer may be too much for many.
-                found = max((rates.best(loss_of, rate) for rate in dict.fromkeys((found.rate, first))), key=lambda one: one.share)
+                found = max((best(loss_of, rate) for rate in dict.fromkeys((found.rate, first))), key=lambda one: one.share)
             return found.rate
         finally:
             self._load(start)
