@@ -83,7 +83,7 @@ class Bar(Progress):
         self._show(text, 0)
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int, left_s: float | None) -> None:
         self._show("searching", total)
