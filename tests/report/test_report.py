@@ -101,6 +101,7 @@ def test_narrow_terminals_lose_columns_not_lines(run):
         rows = lines[start : start + 2 + len(record["front"])]
         assert len(rows) == 2 + len(record["front"])
         assert all(len(line) <= width for line in rows)
+        assert any(line.startswith("(no room for") and "file" in line for line in lines) == (width < 200)
 
 
 def test_table_aligns():
