@@ -321,6 +321,15 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(stripes, tmp_path, step,
     assert not (tmp_path / FILE).exists()
 
 
+@pytest.fixture
+def ctrl_c():
+    """As in a terminal: a shell starts what runs in its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("step", [3, 4, 8, 12])
 def test_ctrl_c_loses_nothing(stripes, tmp_path, step):
     """The step that it comes in is finished and saved, though no checkpoint is due; the last step of all included."""
@@ -341,6 +350,7 @@ def test_ctrl_c_loses_nothing(stripes, tmp_path, step):
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_second_ctrl_c_is_obeyed_at_once(stripes, tmp_path):
     reached = []
 
@@ -355,6 +365,7 @@ def test_the_second_ctrl_c_is_obeyed_at_once(stripes, tmp_path):
     assert len(reached) == 1
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_what_fails_of_ctrl_c_is_ctrl_c(stripes, tmp_path):
     """The processes of a loader hear Ctrl-C too and are gone then, which is no failure of the candidate."""
 
@@ -365,6 +376,19 @@ def test_what_fails_of_ctrl_c_is_ctrl_c(stripes, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(copy.deepcopy(cut(stripes).module), stripes.workload, Plan("finetune", 3), folder=tmp_path, report=stop)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so(stripes, tmp_path):
+    """In the background of a shell, under nohup."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        train(
+            copy.deepcopy(cut(stripes).module), stripes.workload, Plan("finetune", 1), folder=tmp_path,
+            report=lambda *_: signal.raise_signal(signal.SIGINT),
+        )  # fmt: skip
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_checkpoint_of_another_plan_or_a_broken_one_is_not_used(stripes, tmp_path):
