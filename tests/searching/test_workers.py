@@ -52,7 +52,7 @@ def until_begun(run, process, limit=120):
 def test_two_workers_share_a_search(tmp_path):
     """Each trial is done once, by somebody; the search confirms and the worker ends by itself."""
     run = tmp_path / "run"
-    source = ["tests/workloads.py:slow", "seconds=1"]
+    source = ["tests/workloads.py:slow", "seconds=1.5"]
     chief = start("search", *source, "--trials", "14", "--out", str(run), "--sampler", "random", "--space", "default")
     until_begun(run, chief)
     worker = start("worker", str(run))
