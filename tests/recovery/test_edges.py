@@ -98,7 +98,8 @@ def test_the_search_for_a_rate_leaves_no_trace_and_is_the_one_that_training_make
 def test_trials_that_bring_little_are_made_again_longer(stripes, monkeypatch, little):
     asked = []
 
-    def best(loss_of, first):
+    def best(loss_of, first, margin):
+        assert margin == rates.MARGIN
         asked.append((first, [loss_of(rate) for rate in (0.0, first)]))
         return rates.Found(first / 2, rates.LITTLE + (-0.01 if little else 0.01))
 
