@@ -95,7 +95,7 @@ def _one(kind: str, count: int, seed: int, run: Path) -> None:
     corpus = Path(tempfile.mkdtemp())
     (corpus / "valid").write_bytes(b"\xff" + whole if kind != "onnx" else whole)
     (corpus / "changes").write_bytes(bytes(64))
-    atheris.Setup([sys.argv[0], f"-runs={count}", f"-seed={seed}", "-max_len=200000", "-timeout=60", str(corpus)], once)
+    atheris.Setup([sys.argv[0], f"-runs={count}", f"-seed={seed}", "-max_len=2000000", "-timeout=60", str(corpus)], once)
     atheris.Fuzz()
 
 
