@@ -195,7 +195,7 @@ def confirm(
         notes.append(
             f"{len(gains)} of {len(tried)} finalists were compensated with their own inputs (sequential), which repairs more "
             f"than trials get during the search: their divergence from dense fell to {100 * ratios[len(ratios) // 2]:.0f} % of "
-            f"what it was (median). It changed trial {before.number} most, {_moved(before, after)} on validation."
+            f"what it was (median). It changed trial {before.number} most: {_moved(before, after)} on validation."
         )
     points = final_front(list(done.values()), constraints)
     if not tried:
@@ -221,7 +221,7 @@ def _describe(trial: Trial) -> str:
 
 
 def _moved(before: Trial, after: Trial) -> str:
-    return f"from drop {before.drop or 0.0:+.4f} to {after.drop or 0.0:+.4f}"
+    return f"drop {before.drop or 0.0:+.4f} became {after.drop or 0.0:+.4f}"
 
 
 def _corrected(trials: Sequence[Trial], done: Mapping[int, Confirmed]) -> list[Trial]:
@@ -252,7 +252,7 @@ def _refined(
         if better is not None and better.divergence is not None and trial.divergence is not None:
             store.refined(better)
             gains.append((better.divergence.value / trial.divergence.value, trial, better))
-            progress.note(f"trial {trial.number}, {_moved(trial, better)} on validation")
+            progress.note(f"trial {trial.number}: {_moved(trial, better)} on validation")
         final = better or trial
         try:
             evaluator.check_exact(final)
