@@ -13,15 +13,16 @@ from hwprune.measurement import Measurement
 from hwprune.metrics import Metric, class_axis
 from hwprune.workload import Workload, first_tensor
 
-SPLITS = ("calibration", "validation", "test", "train")
+SPLITS = ("calibration", "validation", "test")
+"""Those that every search reads."""
 IGNORED = -100
 """The label that PyTorch's losses leave out."""
 FAR = 0.1
 """Validation and test scores of the dense model that differ by more, beyond their intervals, are worth a word."""
 
 
-def check_batches(workload: Workload, module: nn.Module) -> None:
-    """Run the first batch of every split through the dense model.
+def check_batches(workload: Workload, module: nn.Module, splits: Sequence[str] = SPLITS) -> None:
+    """Run the first batch of every split that there is through the dense model.
 
     Args:
         module: in eval mode.
@@ -29,8 +30,8 @@ def check_batches(workload: Workload, module: nn.Module) -> None:
     Raises:
         WorkloadError: the model can't take the inputs of a split, or labels don't go with its outputs.
     """
-    for split in SPLITS:
-        if split in ("test", "train") and getattr(workload, split) is None:
+    for split in splits:
+        if getattr(workload, split) is None:
             continue
         inputs, targets = next(workload.batches(split))
         where = f"batch 0 of the {split} loader of workload {workload.name!r}"
@@ -59,7 +60,7 @@ def check_labels(workload: Workload, split: str, shape: Sequence[int], targets: 
         where = f"batch {number} of the {split} loader of workload {workload.name!r}"
         if not isinstance(labels, torch.Tensor):
             continue
-        if labels.is_floating_point():
+        if labels.ndim != len(shape) - 1 or (labels.is_floating_point() and bool((labels != labels.round()).any())):
             raise WorkloadError(
                 f"{where} has targets of {labels.dtype} and shape {_shapes([labels])}; {metric.name} needs the whole "
                 "numbers of classes (of one-hot rows take argmax)"
@@ -68,7 +69,7 @@ def check_labels(workload: Workload, split: str, shape: Sequence[int], targets: 
         if known.numel() and (int(known.min()) < 0 or int(known.max()) >= classes):
             raise WorkloadError(
                 f"{where} has labels from {int(known.min())} to {int(known.max())}; the model's outputs have {classes} classes, "
-                f"0 to {classes - 1}"
+                f"0 to {classes - 1} (a metric of your own may leave examples out)"
             )
 
 

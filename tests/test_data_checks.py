@@ -22,7 +22,7 @@ def test_inputs_that_the_model_can_not_take(tmp_path, split):
     workload = dataclasses.replace(good, **{split: bad})
     shape = "x".join(map(str, bad[0][0].shape))
     with pytest.raises(WorkloadError, match=f"batch 0 of the {split} loader .* has inputs of shape {shape}.*example_inputs"):
-        hwprune.search(workload, trials=1, out=tmp_path / "run")
+        hwprune.search(workload, trials=1, out=tmp_path / "run", recover="distill:1" if split == "train" else "auto")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_inputs_that_the_model_can_not_take(tmp_path, split):
     [
         (lambda y: y + 7, "labels from"),
         (lambda y: -1 - y, "labels from"),
-        (lambda y: y.float(), "whole numbers"),
+        (lambda y: y + 0.5, "whole numbers"),
         (lambda y: torch.nn.functional.one_hot(y, 20).float(), "argmax"),
     ],
 )
@@ -54,6 +54,7 @@ def test_what_is_right_passes():
     data_checks.check_batches(workload, Pruner(workload).graph.module)
     texts = dataclasses.replace(workload, metric="perplexity")
     data_checks.check_labels(texts, "test", (2, 5, 9), [torch.tensor([[0, 8, -100, 1, 2], [3, 4, 5, 6, 7]])])
+    data_checks.check_labels(workload, "test", (3, 4), [torch.tensor([0.0, 3.0, 1.0])])  # as an .npz may hold them
     free = dataclasses.replace(workload, metric=lambda outputs, targets: outputs.sum(dim=1))
     data_checks.check_labels(free, "test", (4, 3), [torch.full((4,), 99)])  # of a metric of the user's own nothing is known
 
@@ -78,6 +79,13 @@ def test_a_search_with_an_untrained_model_says_so(tmp_path):
     scrambled = [(inputs, (targets + 1) % 4) for inputs, targets in good.validation]
     result = hwprune.search(dataclasses.replace(good, validation=scrambled, test=None), trials=1, out=tmp_path / "run")
     assert any("no better than chance" in note for note in result.notes)
+
+
+def test_a_search_whose_splits_are_not_alike_says_so(tmp_path):
+    good = tiny_workload("top1")
+    other = [(inputs, (targets + 1) % 4) for inputs, targets in good.validation]
+    result = hwprune.search(dataclasses.replace(good, test=other), trials=1, out=tmp_path / "run")
+    assert any("on validation" in note and "not alike" in note for note in result.notes)
 
 
 def test_apply_says_it_too(tmp_path, capsys):

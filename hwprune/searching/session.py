@@ -276,6 +276,7 @@ class Session:
         if pruner.untraceable:
             raise UsageError(f"{what} needs a model that can be traced: {pruner.untraceable}")
         inputs, targets = next(self.workload.batches("train"))  # an empty loader must be known now, not after the search
+        data_checks.check_batches(self.workload, pruner.graph.module.eval(), ("train",))
         if targets is None and self.job.training.task_weight > 0:
             raise UsageError(f"{what} needs labels, and the train loader gives none: distill:EPOCHS learns from the dense model")
         if all(not p.requires_grad for p in self.workload.model.parameters()):
