@@ -303,7 +303,7 @@ def stairs(case: Case) -> None:
 
 
 def side_by_side(case: Case) -> None:
-    import hwprune.target as module
+    from hwprune import target as module
 
     cpu = targets.load("cpu-openvino")
     half = module.Target.from_json({**cpu.to_json(), "precision": "bf16"})

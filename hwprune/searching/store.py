@@ -32,7 +32,7 @@ from hwprune.trial import FAILED, STOPPED, Failure, Trial
 STUDY = "hwprune"
 STARTED = "started"
 """Attribute of a study that has all that a trial needs."""
-_TRIAL, _DUPLICATE, _RETRY_OF, _PARKED = TOLD, DUPLICATE, "hwprune:retry_of", "hwprune:parked"
+_RETRY_OF, _PARKED = "hwprune:retry_of", "hwprune:parked"
 _ORIGIN = "origin"
 CLAIM_S = 0.1
 """Of two workers that claim a trial at the same moment, the one that wrote last sees itself after so long."""
@@ -202,10 +202,10 @@ class Store:
         return found
 
     def _finished(self, frozen: FrozenTrial) -> Trial | None:
-        if not frozen.state.is_finished() or _TRIAL not in frozen.system_attrs:
+        if not frozen.state.is_finished() or TOLD not in frozen.system_attrs:
             return None
         if frozen._trial_id not in self._parsed:
-            table = Table(frozen.system_attrs[_TRIAL], f"trial {frozen.number} in {self.storage}")
+            table = Table(frozen.system_attrs[TOLD], f"trial {frozen.number} in {self.storage}")
             trial = Trial.from_table(table)
             table.finish()
             self._parsed[frozen._trial_id] = trial
@@ -235,7 +235,7 @@ class Store:
         with _storage_errors(self.storage):
             template = optuna.trial.create_trial(
                 state=TrialState.RUNNING, params=frozen.params, distributions=frozen.distributions,
-                user_attrs={_ORIGIN: origin}, system_attrs={_DUPLICATE: of, lease.LEASE: lease.own()},
+                user_attrs={_ORIGIN: origin}, system_attrs={DUPLICATE: of, lease.LEASE: lease.own()},
             )  # fmt: skip
             made = self._backend.create_new_trial(self.study._study_id, template_trial=template)
         return next(int(t.number) for t in self._frozen() if t._trial_id == made)
@@ -253,7 +253,7 @@ class Store:
         """
         with _storage_errors(self.storage):
             template = optuna.trial.create_trial(
-                state=TrialState.RUNNING, user_attrs={_ORIGIN: origin}, system_attrs={_DUPLICATE: -1, lease.LEASE: lease.own()}
+                state=TrialState.RUNNING, user_attrs={_ORIGIN: origin}, system_attrs={DUPLICATE: -1, lease.LEASE: lease.own()}
             )
             made = self._backend.create_new_trial(self.study._study_id, template_trial=template)
         return next(int(t.number) for t in self._frozen() if t._trial_id == made)
@@ -263,7 +263,7 @@ class Store:
         frozen = next(t for t in self._frozen() if t.number == trial.number)
         asked = optuna.Trial(self.study, frozen._trial_id)
         with _storage_errors(self.storage):
-            self._backend.set_trial_system_attr(asked._trial_id, _TRIAL, trial.to_json())
+            self._backend.set_trial_system_attr(asked._trial_id, TOLD, trial.to_json())
             for key, value in _readable(trial).items():
                 asked.set_user_attr(key, value)
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
@@ -388,7 +388,7 @@ class Store:
         """
         try:
             with _storage_errors(self.storage):
-                self._backend.set_trial_system_attr(asked._trial_id, _TRIAL, trial.to_json())
+                self._backend.set_trial_system_attr(asked._trial_id, TOLD, trial.to_json())
                 for key, value in _readable(trial).items():
                     asked.set_user_attr(key, value)
                 if trial.divergence is not None:
@@ -414,7 +414,7 @@ class Store:
         """The recipe was evaluated before: the sampler learns the known numbers, nothing is measured."""
         number = earlier if isinstance(earlier, int) else earlier.number
         with _storage_errors(self.storage), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._backend.set_trial_system_attr(asked._trial_id, _DUPLICATE, number)
+            self._backend.set_trial_system_attr(asked._trial_id, DUPLICATE, number)
             asked.set_user_attr("duplicate of", number)
             if isinstance(earlier, Trial) and earlier.measured:
                 assert earlier.drop is not None and earlier.speedup is not None
@@ -487,14 +487,14 @@ class Store:
 
     def _lost(self, frozen: FrozenTrial) -> bool:
         """Did it end without anything being known of it?"""
-        told = _TRIAL in frozen.system_attrs or _DUPLICATE in frozen.system_attrs
+        told = TOLD in frozen.system_attrs or DUPLICATE in frozen.system_attrs
         return frozen.state == TrialState.FAIL and not told
 
     def _bury(self, frozen: FrozenTrial, constraints: Callable[[Trial], Mapping[str, float]]) -> bool:
         """End a dead worker's trial. True if nothing is left to do for it."""
         asked = optuna.Trial(self.study, frozen._trial_id)
-        if _TRIAL in frozen.system_attrs:  # it died between the numbers and the word that they are there
-            table = Table(frozen.system_attrs[_TRIAL], f"trial {frozen.number} in {self.storage}")
+        if TOLD in frozen.system_attrs:  # it died between the numbers and the word that they are there
+            table = Table(frozen.system_attrs[TOLD], f"trial {frozen.number} in {self.storage}")
             trial = Trial.from_table(table)
             table.finish()
             if trial.quantised:  # complete, it would teach samplers a speed that no parameter has made
@@ -512,7 +512,7 @@ class Store:
                 self._end(asked, TrialState.FAIL)
             except optuna.exceptions.UpdateFinishedTrialError:
                 return True  # another one was quicker
-        return _DUPLICATE in frozen.system_attrs
+        return DUPLICATE in frozen.system_attrs
 
     def superseded(self, asked: optuna.Trial) -> int | None:
         """Of several retries of one trial, which two workers may both have enqueued, only the first counts: its number."""
@@ -529,7 +529,7 @@ class Store:
             if frozen.state == TrialState.RUNNING and frozen.number < asked.number:
                 lease_of = frozen.system_attrs.get(lease.LEASE)
                 found += _PARKED in frozen.system_attrs or self._watch.alive(frozen._trial_id, lease_of)
-            elif frozen.state.is_finished() and _TRIAL in frozen.system_attrs and _DUPLICATE not in frozen.system_attrs:
+            elif frozen.state.is_finished() and TOLD in frozen.system_attrs and DUPLICATE not in frozen.system_attrs:
                 found += 1  # a trained candidate is the duplicate of what was trained
         return found
 
@@ -543,7 +543,7 @@ class Store:
             attributes = {k: v for k, v in frozen.user_attrs.items() if k in (_ORIGIN, _RETRY_OF)}
             # Proposed before it is given up: a kill in between leaves two of them, and the second is a duplicate.
             self.study.enqueue_trial(frozen.params, user_attrs=attributes)
-            self._backend.set_trial_system_attr(asked._trial_id, _DUPLICATE, asked.number)
+            self._backend.set_trial_system_attr(asked._trial_id, DUPLICATE, asked.number)
             self._end(asked, TrialState.FAIL)
 
 

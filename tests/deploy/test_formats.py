@@ -498,7 +498,8 @@ def test_a_derived_trial_that_a_kill_left_open_never_completes(tmp_path):
     from hwprune.pruning import Pruner
     from hwprune.searching import space as spaces
     from hwprune.searching.constraints import Constraints
-    from hwprune.searching.store import _TRIAL, Store
+    from hwprune.searching.knapsack import TOLD
+    from hwprune.searching.store import Store
     from tests.test_values import measured
 
     pruner = Pruner(tiny_workload())
@@ -510,7 +511,7 @@ def test_a_derived_trial_that_a_kill_left_open_never_completes(tmp_path):
 
     trial = dataclasses.replace(measured(made, 0.0, 1.5), quantised={"of": "dense", "precision": "int8", "source": "0"})
     frozen = next(t for t in store._frozen() if t.number == made)
-    store._backend.set_trial_system_attr(frozen._trial_id, _TRIAL, trial.to_json())
+    store._backend.set_trial_system_attr(frozen._trial_id, TOLD, trial.to_json())
     frozen = next(t for t in store._frozen() if t.number == made)
     assert store._bury(frozen, Constraints().of)
     assert [t.state.name for t in store.study.get_trials()] == ["FAIL"]
