@@ -21,13 +21,14 @@ import workloads
 from common import heading
 
 import hwprune
-from hwprune import evaluate, units
-from hwprune import target as targets
-from hwprune.deploy import quantise
+from hwprune.common import formatting
+from hwprune.deploy import onnx_quantisers, quantise
 from hwprune.errors import CandidateFailure
 from hwprune.latency import fingerprint, fresh
 from hwprune.latency.bench import Bench
-from hwprune.latency.worker import example_shapes
+from hwprune.latency.samples import example_shapes
+from hwprune.records import target as targets
+from hwprune.workload import scoring
 
 PRECISIONS = ("fp32", "int8", "int4")
 
@@ -69,10 +70,10 @@ def table(name: str, options: argparse.Namespace, folder: Path) -> None:
         point = plain[-1]
         sources[f"pruned (drop <= {limit:g}, trial {point.trial.number})"] = point.folder / "model.onnx"
     calibration = [[x.numpy() for x in inputs] for inputs, _ in workload.batches("calibration")]
-    integers = quantise.Integers(saturating=fingerprint.saturates())
+    integers = onnx_quantisers.Integers(saturating=fingerprint.saturates())
     # Where the CPU's kernels overflow, plain 8 bits stand beside what hwprune makes of them.
     ways = {name: (name, integers) for name in PRECISIONS} | (
-        {"int8, all 8 bits": ("int8", quantise.Integers())} if integers.saturating else {}
+        {"int8, all 8 bits": ("int8", onnx_quantisers.Integers())} if integers.saturating else {}
     )
     files: dict[str, Path] = {}
     for label, source in sources.items():
@@ -88,7 +89,7 @@ def table(name: str, options: argparse.Namespace, folder: Path) -> None:
             except CandidateFailure as failure:
                 print(f"{key}: {failure.reason}")
     samples, example = folder / "test.npz", run / "baseline" / "example.npz"
-    labels = evaluate.write_samples(workload, "test", samples)
+    labels = scoring.write_samples(workload, "test", samples)
     for target in options.targets.split(","):
         show(name, target, files, samples, example, labels, workload.scoring, folder)
 
@@ -106,9 +107,9 @@ def show(name, target, files, samples, example, labels, metric, folder) -> None:
             except CandidateFailure as failure:
                 print(f"{target}: {key}: {failure.reason}")
                 continue
-            outputs = evaluate.read_outputs(out)
+            outputs = scoring.read_outputs(out)
             dense = dense or outputs
-            scores[key] = evaluate.score(metric, outputs, labels, dense)
+            scores[key] = scoring.score(metric, outputs, labels, dense)
     measured = fresh.remeasure(
         {key: path for key, path in files.items() if key in scores},
         files["dense, fp32"],
@@ -123,7 +124,7 @@ def show(name, target, files, samples, example, labels, metric, folder) -> None:
         _, speedup = measured[key]
         print(
             f"| {key} | {score.value:.4f} [{score.ci_low:.4f}, {score.ci_high:.4f}] | "
-            f"{units.speedup(speedup.value, speedup.ci_low, speedup.ci_high)} | {units.size(files[key].stat().st_size)} |",
+            f"{formatting.speedup(speedup.value, speedup.ci_low, speedup.ci_high)} | {formatting.size(files[key].stat().st_size)} |",
             flush=True,
         )
     contended = max(float(np.max(s.conditions["contended"])) for _, s in measured.values())

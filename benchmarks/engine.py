@@ -27,24 +27,26 @@ import workloads
 from common import heading
 from scipy.stats import spearmanr
 
-from hwprune import patterns, sensitivity
-from hwprune import target as targets
-from hwprune.evaluate import divergence
+from hwprune import patterns
+from hwprune.calibration import gradients, sensitivity
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Settings
 from hwprune.latency.source import Measured
-from hwprune.pruning import Pruner
-from hwprune.recipe import Recipe
-from hwprune.searching import advisor as advisors
-from hwprune.searching import samplers
-from hwprune.searching import space as spaces
+from hwprune.pruning.pruner import Pruner
+from hwprune.records import target as targets
+from hwprune.records.recipe import Recipe
+from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
-from hwprune.searching.evaluator import EXAMPLE, Evaluator
+from hwprune.searching.evaluating.evaluator import EXAMPLE, Evaluator
 from hwprune.searching.job import Job
-from hwprune.searching.knapsack import Choice, Item
 from hwprune.searching.progress import Progress
-from hwprune.trial import Trial
+from hwprune.searching.sampling import advisor as advisors
+from hwprune.searching.sampling import samplers
+from hwprune.searching.sampling.problem import Choice, Item
+from hwprune.searching.space import space as spaces
+from hwprune.searching.space import space_file
+from hwprune.workload.scoring import divergence
 
 
 def main() -> None:
@@ -71,12 +73,11 @@ def prior(options: argparse.Namespace) -> None:
     print("## Predicted against evaluated KL (1,000 images), Spearman's rank correlation; nothing evaluated before")
     print("| workload | recipes | sum of local errors | Fisher, T = 1 | T = 2 | T = 3 | T = 4 | T = 3 with interactions |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    from hwprune import calibrate
 
     for name in options.workloads.split(","):
         with tempfile.TemporaryDirectory() as folder:
             pruner = Pruner(getattr(workloads, name)(), Path(folder))
-            space = spaces.build(spaces.load("default"), pruner, targets.load("cpu"), fingerprint.isa())
+            space = spaces.build(space_file.load("default"), pruner, targets.load("cpu"), fingerprint.isa())
             made = {
                 knob.unit: pruner.options(knob.unit, pattern, "obs", levels, "obs")
                 for knob in space.knobs
@@ -87,7 +88,7 @@ def prior(options: argparse.Namespace) -> None:
             wanted = {unit: (unit, len(found)) for unit, found in made.items()}
             rows = {}
             for temperature in (1.0, 2.0, 3.0, 4.0):
-                calibrate.TEMPERATURE = temperature
+                gradients.TEMPERATURE = temperature
                 rows[temperature] = sensitivity.responses(
                     pruner.graph, pruner.workload, pruner.units, wanted, made.__getitem__, branches
                 )
@@ -176,12 +177,12 @@ def throughput(pairs: int) -> None:
             source = Measured(bench, run / "baseline" / EXAMPLE, Settings(clock=bench.clock))
             evaluator = Evaluator(pruner, bench, source, target, run)
             baseline = evaluator.prepare()
-            space = spaces.build(spaces.load("default"), pruner, target, fingerprint.isa())
+            space = spaces.build(space_file.load("default"), pruner, target, fingerprint.isa())
             advisor = advisors.build(
                 Job("", trials=60), pruner, space, target, bench, bench.identity(), baseline, Constraints(), {}, lambda _: None
             )
-            from hwprune.searching.store import Store
-            from hwprune.searching.work import Work
+            from hwprune.searching.loop import Work
+            from hwprune.searching.study.store import Store
 
             print("## Candidates a minute, ResNet-20, ORT CPU, accuracy on 1,000 images")
             print("| sampler | plain pipeline, s | a trial of the search, s | ratio [least, most] | stopped early |")
@@ -268,12 +269,12 @@ def reestimate(module: torch.fx.GraphModule, workload: Any) -> None:
 
 def overhead() -> None:
     """5,000 finished trials of 12 items with 10 choices each, in SQLite."""
-    from hwprune.searching.space import Knob, SearchSpace
-    from hwprune.searching.store import Store
+    from hwprune.searching.space.space import Knob, SearchSpace
+    from hwprune.searching.study.store import Store
 
     draw = np.random.default_rng(0)
     knobs = tuple(Knob(f"u{u}", "channel", 160, {"channel": tuple((i + 1) / 11 for i in range(9))}, ("obs",)) for u in range(12))
-    space = SearchSpace(spaces.load("default"), knobs, "none", ())
+    space = SearchSpace(space_file.load("default"), knobs, "none", ())
     items = []
     for knob in knobs:
         rows = np.outer(np.linspace(0, 1, 10), draw.standard_normal(512)) * 0.1
@@ -325,7 +326,7 @@ def overhead() -> None:
 
 
 def measured(number: int, recipe: Recipe, kl: float, speedup: float) -> Trial:
-    from hwprune.measurement import Measurement
+    from hwprune.records.measurement import Measurement
 
     def of(value: float, unit: str) -> Measurement:
         return Measurement(value, unit, value, value, 1)

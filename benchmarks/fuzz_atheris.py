@@ -37,7 +37,7 @@ def main() -> None:
         run = options.run
         if run is None:
             import hwprune
-            from hwprune import demos
+            from hwprune.workload import demos
 
             run = Path(folder) / "run"
             hwprune.search(demos.get("digits"), trials=3, out=run)

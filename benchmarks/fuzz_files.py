@@ -22,20 +22,20 @@ from typing import Any
 
 from common import ROOT
 
-from hwprune import export, target
+from hwprune.common.files import dump_toml
 from hwprune.deploy.reranking import rerank
 from hwprune.deploy.verify import verify
 from hwprune.errors import HwpruneError
-from hwprune.files import dump_toml
-from hwprune.latency.table import _FEATURES, Entry, LatencyTable, Whole
-from hwprune.onnx_import import read_onnx
-from hwprune.record import read_record
+from hwprune.latency.latency_table import FEATURES, Entry, LatencyTable, Whole
+from hwprune.onnx_files import read_onnx, recipe_files
+from hwprune.records import target
+from hwprune.records.record import read_record
 from hwprune.report.markdown import markdown
 from hwprune.report.page import page_data
 from hwprune.report.tables import front_csv, trials_csv
 from hwprune.report.text import summary
-from hwprune.searching import space
 from hwprune.searching.job import Job
+from hwprune.searching.space import space_file
 
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**63, -(2**70), 1e308, -1e-320, float("nan"), float("inf"), "", " ", "a" * 5000, "\u202e\u0000\ud7ff", "../../etc/passwd", "1", [], {}, [[]], [None], {"a": {"b": []}},
@@ -100,7 +100,7 @@ class Readers:
         self.valid["target"] = tomllib.loads((ROOT / "profiles" / "cpu.toml").read_text())
         self.valid["space"] = tomllib.loads((ROOT / "search_spaces" / "default.toml").read_text())
         made = LatencyTable({"device": "x", "runtime": "y"}, folder, reference_s={"float32": 1e-3})
-        made.entries["s"] = Entry("s", "Conv", "Conv", 1e-5, 1e-7, dict.fromkeys(_FEATURES, 1.0))
+        made.entries["s"] = Entry("s", "Conv", "Conv", 1e-5, 1e-7, dict.fromkeys(FEATURES, 1.0))
         made.models["n", "dense"] = Whole("n", "dense", 1e-3, 1e-5, {"s": 2})
         made._write_files(folder)
         self.valid["table"] = json.loads((folder / "fingerprint.json").read_text())
@@ -135,7 +135,7 @@ class Readers:
         elif name == "target":
             target.load(str(path))
         elif name == "space":
-            space.load(str(path))
+            space_file.load(str(path))
         elif name == "table":
             for other, stored in self.tables.items():
                 (self.folder / other).write_bytes(stored)
@@ -145,7 +145,7 @@ class Readers:
                 (self.folder / other.decode()).write_bytes(broken_)
             LatencyTable.read(self.folder)
         elif name == "recipe":
-            export.read_recipe(path)
+            recipe_files.read_recipe(path)
         elif name == "manifest":
             (self.folder / "record.json").unlink(missing_ok=True)
             verify(self.folder)
@@ -205,7 +205,7 @@ def main() -> None:
         run = options.run
         if run is None and {"record", "recipe", "manifest", "onnx"} & set(names):
             import hwprune
-            from hwprune import demos
+            from hwprune.workload import demos
 
             run = Path(name) / "run"
             hwprune.search(demos.get("digits"), trials=3, out=run)

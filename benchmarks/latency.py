@@ -30,18 +30,18 @@ import workloads
 from common import heading
 
 from hwprune import runtimes
-from hwprune import target as targets
 from hwprune.latency import fresh, paired
 from hwprune.latency.bench import Bench
+from hwprune.latency.latency_table import LatencyTable, save_inputs
 from hwprune.latency.paired import Settings
 from hwprune.latency.predictor import LatencyModel
 from hwprune.latency.segments import Segment
 from hwprune.latency.source import Measured
-from hwprune.latency.table import LatencyTable, save_inputs
 from hwprune.probe.pieces import Pieces, random_counts, staircase_of
 from hwprune.probe.probing import WINDOW, WINDOW_ROUNDS
 from hwprune.probe.staircase import detected_multiple
-from hwprune.pruning import Pruner
+from hwprune.pruning.pruner import Pruner
+from hwprune.records import target as targets
 
 PARTS = ("aa", "slowdown", "fresh", "cost", "model", "stairs", "runtimes")
 
@@ -303,7 +303,7 @@ def stairs(case: Case) -> None:
 
 
 def side_by_side(case: Case) -> None:
-    from hwprune import target as module
+    from hwprune.records import target as module
 
     cpu = targets.load("cpu-openvino")
     half = module.Target.from_json({**cpu.to_json(), "precision": "bf16"})

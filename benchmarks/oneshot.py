@@ -21,7 +21,8 @@ import workloads
 from common import heading
 
 from hwprune.errors import HwpruneError
-from hwprune.pruning import Pruner, uniform_recipe
+from hwprune.pruning.pruner import Pruner
+from hwprune.pruning.uniform import uniform_recipe
 
 STRUCTURED = [
     ("l1", "none"), ("l1", "batchnorm"), ("l2", "batchnorm"), ("fpgm", "batchnorm"), ("slimming", "batchnorm"), ("lamp", "batchnorm"),

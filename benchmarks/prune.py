@@ -21,11 +21,13 @@ import torch
 import workloads
 from common import heading
 
-from hwprune import calibrate, patterns
-from hwprune.local import _Budget
-from hwprune.pruning import Pruner, uniform_recipe
+from hwprune import patterns
+from hwprune.calibration import collect
+from hwprune.methods.layerwise import _Budget
+from hwprune.pruning.pruner import Pruner
+from hwprune.pruning.uniform import uniform_recipe
 from hwprune.second_order import hessian, least_squares, sparsegpt, structured
-from hwprune.structure.tracing import trace
+from hwprune.structure.torch.analyse import trace
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -133,9 +135,7 @@ def part_statistics(pairs: int) -> None:
                     workload.model(*inputs)
 
         for kind, names in (("Gram matrices, norms, activations", ["gram"]), ("gradients and Fisher information", ["fisher"])):
-            ratio = compare(
-                lambda g=graph, w=workload, n=names: calibrate.collect_statistics(g, w, n), forward, max(3, pairs // 2)
-            )
+            ratio = compare(lambda g=graph, w=workload, n=names: collect.collect_statistics(g, w, n), forward, max(3, pairs // 2))
             print(f"{workload.name}, {kind}: {ratio}")
 
 

@@ -22,13 +22,14 @@ from typing import Any
 import workloads
 from common import heading
 
-from hwprune import demos, uniform_recipe
-from hwprune.pruning import Pruner
-from hwprune.recipe import Recipe
+from hwprune import uniform_recipe
+from hwprune.pruning.pruner import Pruner
+from hwprune.records.recipe import Recipe
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.recovering import Recovered, judge_of, prune_gradually, recover
-from hwprune.recovery.tickets import Interval
-from hwprune.workload import Workload
+from hwprune.recovery.recover import Recovered, judge_of, prune_gradually, recover
+from hwprune.recovery.tickets.ticket_result import Interval
+from hwprune.workload import demos
+from hwprune.workload.workload import Workload
 
 METHODS = (
     "finetune", "magnitude", "distill", "distill+features", "gradual", "iterative", "movement", "soft-movement", "platon", "growing", "lasso",

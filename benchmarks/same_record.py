@@ -24,7 +24,7 @@ import onnx
 SEARCHES: dict[str, dict[str, Any]] = {
     "digits": {"workload": "demo:digits", "space": "default", "trials": 16},
     "digits-vit": {"workload": "demo:digits-vit", "space": "default", "trials": 12},
-    "masks": {"workload": "demo:digits", "space": "mixed", "trials": 12, "all_patterns": True},
+    "masks": {"workload": "demo:digits", "space": "two-four", "trials": 12, "all_patterns": True},
 }
 LEFT_OUT = frozenset({
     "seconds", "created", "conditions", "footprint", "identity", "versions", "size_bytes", "started", "finished_at", "load_average",
@@ -84,7 +84,17 @@ def main() -> None:
         for name in given.only.split(","):
             asked = SEARCHES[name]
             run = Path(folder) / name
-            words = ["search", asked["workload"], "--space", asked["space"], "--trials", str(asked["trials"]), "--seed", "0", "--quiet"]
+            words = [
+                "search",
+                asked["workload"],
+                "--space",
+                asked["space"],
+                "--trials",
+                str(asked["trials"]),
+                "--seed",
+                "0",
+                "--quiet",
+            ]
             words += ["--all-patterns"] if asked.get("all_patterns") else []
             if command([*words, "--out", str(run)]):
                 raise SystemExit(f"the search {name} failed")

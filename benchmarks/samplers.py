@@ -31,21 +31,23 @@ import optuna
 import workloads
 from common import heading
 
-from hwprune import front as fronts
-from hwprune import target as targets
 from hwprune.errors import CandidateFailure
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Settings
 from hwprune.latency.source import Measured
-from hwprune.pruning import Pruner
-from hwprune.searching import advisor as advisors
-from hwprune.searching import filtering, samplers
-from hwprune.searching import space as spaces
+from hwprune.pruning.pruner import Pruner
+from hwprune.records import pareto as fronts
+from hwprune.records import target as targets
 from hwprune.searching.constraints import Constraints
-from hwprune.searching.evaluator import EXAMPLE, Evaluator
+from hwprune.searching.evaluating import pattern_filter
+from hwprune.searching.evaluating.evaluator import EXAMPLE, Evaluator
 from hwprune.searching.job import Job
-from hwprune.searching.knapsack import DIVERGENCE
+from hwprune.searching.sampling import advisor as advisors
+from hwprune.searching.sampling import samplers
+from hwprune.searching.space import space as spaces
+from hwprune.searching.space import space_file
+from hwprune.searching.study.attributes import DIVERGENCE
 
 BUDGETS = (10, 20, 40, 80)
 REFERENCE = (0.10, 1.0)
@@ -213,7 +215,7 @@ def pick(distribution: Any, draw: random.Random) -> Any:
 
 
 def store_distributions(space: spaces.SearchSpace) -> dict[str, Any]:
-    from hwprune.searching.store import Store
+    from hwprune.searching.study.store import Store
 
     made = Store.__new__(Store)
     made._space = space
@@ -283,13 +285,13 @@ def ground_of(name: str, options: argparse.Namespace, folder: Path, bench: Bench
     source = Measured(bench, run / "baseline" / EXAMPLE, Settings(clock=bench.clock, limit_s=0.2))
     evaluator = Evaluator(pruner, bench, source, target, run)
     baseline = evaluator.prepare()
-    file = spaces.load(options.space)
+    file = space_file.load(options.space)
     if options.tied:
         file = replace(file, tie=True)
-    gains = filtering.gains(evaluator, file.patterns, max(file.mask_sparsities))
+    gains = pattern_filter.gains(evaluator, file.patterns, max(file.mask_sparsities))
     for pattern, gain in gains.items():
-        print(f"{pattern}: {'pays' if filtering.pays(gain) else filtering.reason(gain)}")
-    refused = {n: None if filtering.pays(g) else filtering.reason(g) for n, g in gains.items()}
+        print(f"{pattern}: {'pays' if pattern_filter.pays(gain) else pattern_filter.reason(gain)}")
+    refused = {n: None if pattern_filter.pays(g) else pattern_filter.reason(g) for n, g in gains.items()}
     space = spaces.build(file, pruner, target, fingerprint.isa(), refused=refused)
     start = time.perf_counter()
     from hwprune import compensation
@@ -320,8 +322,8 @@ def ground_of(name: str, options: argparse.Namespace, folder: Path, bench: Bench
     dense, _ = evaluator.score("dense", evaluator.test_split())
     made.dense_test = (dense.value, dense.samples)
     if cache.is_file():
-        from hwprune.files import Table
-        from hwprune.recipe import Recipe
+        from hwprune.common.files import Table
+        from hwprune.records.recipe import Recipe
 
         data = json.loads(cache.read_text())
         made.costs = {key: max(value, data["costs"][key]) for key, value in costs.items()}  # a cached database costs nothing
@@ -476,15 +478,15 @@ BELIEFS = {
     "no misfit": {"MISFIT": 1e-6, "KL_NOISE": 0.12},
     "what it replaced": {"INTERACTIONS": 1.0, "SENSITIVITY": 0.35, "MISFIT": 1e-6, "KL_NOISE": 0.12},
 }
-"""Name -> constants of `hwprune.searching.surrogate`."""
+"""Name -> constants of `hwprune.searching.sampling.error_model`."""
 NEAR = 0.4
 """ln KL above the least that saves as much: what a search chooses between."""
 
 
 def beliefs(ground: Ground, repeats: int = 16) -> None:
     """How well the divergence of candidates near the front is predicted from a few others."""
-    from hwprune.searching import surrogate
-    from hwprune.searching.knapsack import KnapsackSampler
+    from hwprune.searching.sampling import error_model
+    from hwprune.searching.sampling.knapsack import KnapsackSampler
 
     sampler = samplers.make("knapsack", 0, ground.advisor(0).context(80, store_distributions(ground.space)))
     assert isinstance(sampler, KnapsackSampler)
@@ -507,10 +509,10 @@ def beliefs(ground: Ground, repeats: int = 16) -> None:
         f"others of {count}, mean over {repeats} draws\n| beliefs | " + " | ".join(f"N = {n}" for n in sizes) + " |"
     )
     print("| --- |" + " --- |" * len(sizes))
-    before = {name: getattr(surrogate, name) for how in BELIEFS.values() for name in how}
+    before = {name: getattr(error_model, name) for how in BELIEFS.values() for name in how}
     for name, how in BELIEFS.items():
         for constant, value in (before | how).items():
-            setattr(surrogate, constant, value)
+            setattr(error_model, constant, value)
         cells = []
         for n in sizes:
             draw = np.random.default_rng(0)
@@ -518,14 +520,14 @@ def beliefs(ground: Ground, repeats: int = 16) -> None:
             for _ in range(repeats):
                 order = draw.permutation(count)
                 seen, others = order[:n], order[n:][near[order[n:]]]
-                model = surrogate.ErrorModel(sampler._errors, sampler._gram)
+                model = error_model.ErrorModel(sampler._errors, sampler._gram)
                 model.fit(chosen[seen], divergence[seen], np.ones(n))
                 told = model.samples(chosen[others], np.random.default_rng(0), 2)[0]
                 errors.append(float(np.sqrt(np.mean((told - np.log(divergence[others])) ** 2))))
             cells.append(f"{statistics.fmean(errors):.3f}")
         print(f"| {name} | " + " | ".join(cells) + " |")
     for constant, value in before.items():
-        setattr(surrogate, constant, value)
+        setattr(error_model, constant, value)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import hwprune
-from hwprune import export
-from hwprune import target as targets
 from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Settings
-from hwprune.structure import tracing
-from hwprune.template import Template
+from hwprune.onnx_files import to_onnx
+from hwprune.onnx_files.template import Template
+from hwprune.records import target as targets
+from hwprune.structure.torch import analyse, capture
 
 sys.path.insert(0, str(ROOT / "examples"))
 
@@ -74,9 +74,9 @@ def llama() -> None:
         model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     inputs = (torch.zeros(1, 128, dtype=torch.long, device="meta"),)
     start = time.perf_counter()
-    captured = tracing.capture(model, inputs)
+    captured = capture.capture(model, inputs)
     traced = time.perf_counter()
-    graph = tracing.analyse(captured)
+    graph = analyse.analyse(captured)
     analysed = time.perf_counter()
     free = [axis for axis in graph.axes if axis.frozen is None]
     counts = {axis.name: axis.size // 2 for axis in free}
@@ -108,11 +108,11 @@ def median_ms(function: object, times: int = 20) -> str:
 
 def resnet50() -> None:
     model, inputs = zoo_models.MODELS["torchvision/resnet50"]()
-    captured = tracing.capture(model, inputs)
-    graph = tracing.analyse(captured)
+    captured = capture.capture(model, inputs)
+    graph = analyse.analyse(captured)
     keeps = {axis.name: torch.arange(axis.size) % 2 == 0 for axis in graph.axes if axis.frozen is None}
     print(
-        f"ResNet-50, {len(captured.graph.nodes)} nodes: analysis {median_ms(lambda: tracing.analyse(captured))}, cut of all {len(keeps)} axes {median_ms(lambda: graph.cut(keeps))}\n"
+        f"ResNet-50, {len(captured.graph.nodes)} nodes: analysis {median_ms(lambda: analyse.analyse(captured))}, cut of all {len(keeps)} axes {median_ms(lambda: graph.cut(keeps))}\n"
     )
 
 
@@ -129,7 +129,7 @@ def resnet56() -> None:
         cut, exported, npz = Path(folder) / "cut.onnx", Path(folder) / "exported.onnx", Path(folder) / "example.npz"
         print(f"a candidate's file from the dense one {median_ms(lambda: template.write(small, keeps, cut))}", end="; ")
         start = time.perf_counter()
-        export.to_onnx(small, (example,), exported)
+        to_onnx.to_onnx(small, (example,), exported)
         print(f"exported {time.perf_counter() - start:.1f} s")
         np.savez(npz, **{"00000.input0": example.numpy()})
         with Bench(targets.load("cpu")) as bench:

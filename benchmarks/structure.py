@@ -23,6 +23,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from hwprune.structure.torch import capture
+
 TIMEOUT = 40
 
 
@@ -74,16 +76,16 @@ def hwprune_(name: str) -> dict[str, Any]:
     import zoo
     import zoo_models
 
-    from hwprune.structure import tracing
+    from hwprune.structure.torch import analyse
 
     torch.manual_seed(0)
     model, inputs = zoo_models.MODELS[name]()
     model.eval()
     zoo.randomise(model)
     start = time.perf_counter()
-    captured = tracing.capture(model, inputs)
+    captured = capture.capture(model, inputs)
     traced = time.perf_counter()
-    graph = tracing.analyse(captured)
+    graph = analyse.analyse(captured)
     analysed = time.perf_counter()
     free = [axis for axis in graph.axes if axis.frozen is None]
     small = graph.cut(zoo.halves(free, 3))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import hwprune
-from hwprune.files import cache_folder
+from hwprune.common.files import cache_folder
 
 DATA = Path(os.environ.get("HWPRUNE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 CALIBRATION = 1024

@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hwprune.structure.torch import capture
+
 TIMEOUT = 600
 SEED = 0
 
@@ -101,7 +103,7 @@ def examine(name: str, onnx: bool) -> dict[str, Any]:
     import torch
     import zoo_models
 
-    from hwprune.structure import tracing
+    from hwprune.structure.torch import analyse
 
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
@@ -110,13 +112,13 @@ def examine(name: str, onnx: bool) -> dict[str, Any]:
     randomise(model)
     row: dict[str, Any] = {"model": name, "stage": "trace"}
     start = time.perf_counter()
-    captured = tracing.capture(model, inputs)
+    captured = capture.capture(model, inputs)
     row["trace_s"] = time.perf_counter() - start
     row["stage"] = "analyse"
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        graph = tracing.analyse(captured)
+        graph = analyse.analyse(captured)
         times.append(time.perf_counter() - start)
     row["analyse_s"] = min(times)
     row["nodes"] = len(captured.graph.nodes)
@@ -168,7 +170,7 @@ def examine(name: str, onnx: bool) -> dict[str, Any]:
     out = [
         x
         for x in torch.utils._pytree.tree_leaves(
-            small.train()(*((torch.cat([x, x]) for x in tensors) if tracing.has_free_batch(captured) else tensors))
+            small.train()(*((torch.cat([x, x]) for x in tensors) if capture.has_free_batch(captured) else tensors))
         )
         if isinstance(x, torch.Tensor) and x.is_floating_point()
     ]

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 
 from hwprune.errors import CandidateFailure
-from hwprune.template import Template
+from hwprune.onnx_files.template import Template
 
 
 def run(path: Path, inputs: Any) -> list[Any]:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hwprune import demos, export
+from hwprune.onnx_files import to_onnx
+from hwprune.workload import demos
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("onnx_only"))
     options = parser.parse_args()
     workload = demos.get("digits")
-    export.to_onnx(workload.model, workload.example_inputs, options.out / "model.onnx")
+    to_onnx.to_onnx(workload.model, workload.example_inputs, options.out / "model.onnx")
     arrays = {}
     for split in ("calibration", "validation", "test"):
         batches = list(workload.batches(split))

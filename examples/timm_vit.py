@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import hwprune
-from hwprune.files import cache_folder
+from hwprune.common.files import cache_folder
 
 Split = list[tuple[torch.Tensor, torch.Tensor]]
 

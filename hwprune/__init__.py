@@ -8,63 +8,69 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hwprune.common import old_paths
 from hwprune.version import VERSION
 
 if TYPE_CHECKING:
     from hwprune import criteria, patterns
     from hwprune.errors import HwpruneError
-    from hwprune.method import Method, Option, solve
-    from hwprune.metrics import Metric
-    from hwprune.own_class import apply_to_module
-    from hwprune.pruning import Candidate, Pruner, prune, uniform_recipe
-    from hwprune.recipe import Recipe, UnitChoice
-    from hwprune.recovery.recovering import Recovered, prune_gradually, recover
-    from hwprune.searching.knapsack import Choice, Item, KnapsackSampler
-    from hwprune.searching.loop import join, search
+    from hwprune.layers.part import Part
+    from hwprune.layers.statistics import LayerStatistics
+    from hwprune.layers.units import Unit
+    from hwprune.methods.method import Method, Option, solve
+    from hwprune.pruning.candidate import Candidate
+    from hwprune.pruning.own_class import apply_to_module
+    from hwprune.pruning.pruner import Pruner, prune
+    from hwprune.pruning.uniform import uniform_recipe
+    from hwprune.records.recipe import Recipe, UnitChoice
+    from hwprune.records.target import Target
+    from hwprune.records.trial import Trial
+    from hwprune.recovery.recover import Recovered, prune_gradually, recover
     from hwprune.searching.result import FrontPoint, Result
-    from hwprune.statistics import LayerStatistics, Part
+    from hwprune.searching.sampling.knapsack import KnapsackSampler
+    from hwprune.searching.sampling.problem import Choice, Item
+    from hwprune.searching.search import join, search
     from hwprune.structure.axes import Axis
-    from hwprune.structure.graph import AxisGraph
-    from hwprune.structure.tracing import trace
-    from hwprune.structure.units import Unit
-    from hwprune.target import Target
-    from hwprune.trial import Trial
-    from hwprune.workload import Workload
+    from hwprune.structure.torch.analyse import trace
+    from hwprune.structure.torch.graph import AxisGraph
+    from hwprune.workload.metrics import Metric
+    from hwprune.workload.workload import Workload
 
 __version__ = VERSION
+old_paths.install()
 
 _HOMES = {
     "Axis": "structure.axes",
-    "AxisGraph": "structure.graph",
-    "Candidate": "pruning",
-    "Choice": "searching.knapsack",
+    "AxisGraph": "structure.torch.graph",
+    "Candidate": "pruning.candidate",
+    "Choice": "searching.sampling.problem",
     "FrontPoint": "searching.result",
     "HwpruneError": "errors",
-    "Item": "searching.knapsack",
-    "KnapsackSampler": "searching.knapsack",
-    "LayerStatistics": "statistics",
-    "Method": "method",
-    "Metric": "metrics",
-    "Option": "method",
-    "Part": "statistics",
-    "Pruner": "pruning",
-    "Recipe": "recipe",
-    "Recovered": "recovery.recovering",
+    "Item": "searching.sampling.problem",
+    "KnapsackSampler": "searching.sampling.knapsack",
+    "LayerStatistics": "layers.statistics",
+    "Method": "methods.method",
+    "Metric": "workload.metrics",
+    "Option": "methods.method",
+    "Part": "layers.part",
+    "Pruner": "pruning.pruner",
+    "Recipe": "records.recipe",
+    "Recovered": "recovery.recover",
     "Result": "searching.result",
-    "Target": "target",
-    "Trial": "trial",
-    "Unit": "structure.units",
-    "UnitChoice": "recipe",
-    "Workload": "workload",
-    "apply_to_module": "own_class",
-    "join": "searching.loop",
-    "prune": "pruning",
-    "prune_gradually": "recovery.recovering",
-    "recover": "recovery.recovering",
-    "search": "searching.loop",
-    "solve": "method",
-    "trace": "structure.tracing",
-    "uniform_recipe": "pruning",
+    "Target": "records.target",
+    "Trial": "records.trial",
+    "Unit": "layers.units",
+    "UnitChoice": "records.recipe",
+    "Workload": "workload.workload",
+    "apply_to_module": "pruning.own_class",
+    "join": "searching.search",
+    "prune": "pruning.pruner",
+    "prune_gradually": "recovery.recover",
+    "recover": "recovery.recover",
+    "search": "searching.search",
+    "solve": "methods.method",
+    "trace": "structure.torch.analyse",
+    "uniform_recipe": "pruning.uniform",
 }
 
 __all__ = [

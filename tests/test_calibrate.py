@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import hwprune
-from hwprune import calibrate
-from hwprune.calibrate import GRADIENT, INFLUENCE, collect_statistics
+from hwprune.calibration import gram, passes
+from hwprune.calibration.collect import GRADIENT, INFLUENCE, collect_statistics
 from hwprune.errors import UsageError, WorkloadError
-from hwprune.pruning import Pruner
-from hwprune.structure import layers as layer_table
-from hwprune.structure.tracing import trace
+from hwprune.layers import layer as layer_table
+from hwprune.pruning.pruner import Pruner
+from hwprune.structure.torch.analyse import trace
 from tests.conftest import randomise, tiny_workload
 
 
@@ -131,8 +131,8 @@ def test_several_passes_for_a_small_memory_limit_give_the_same(geometries):
 def test_sampled_positions_are_close_to_all_of_them(geometries, monkeypatch):
     graph = trace(geometries.model, geometries.example_inputs)
     exact = collect_statistics(graph, geometries).layers["a.weight"].gram
-    monkeypatch.setattr(calibrate, "MIN_ROWS", 200)
-    monkeypatch.setattr(calibrate, "ROWS_PER_COLUMN", 1)
+    monkeypatch.setattr(gram, "MIN_ROWS", 200)
+    monkeypatch.setattr(gram, "ROWS_PER_COLUMN", 1)
     sampled = collect_statistics(graph, geometries).layers["a.weight"]
     assert 190 <= sampled.rows <= 210
     assert 0.01 < float((sampled.gram - exact).norm() / exact.norm()) < 0.5
@@ -321,7 +321,7 @@ def test_models_that_can_not_be_traced_are_calibrated_by_hooks():
 def test_the_callers_matmul_precision_comes_back():
     torch.set_float32_matmul_precision("high")
     try:
-        with calibrate.full_precision():
+        with passes.full_precision():
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
     finally:

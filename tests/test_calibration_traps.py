@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import hwprune
-from hwprune import calibrate
-from hwprune.calibrate import collect_statistics
-from hwprune.database import Database, calibration_fingerprint
+from hwprune.calibration.collect import collect_statistics
 from hwprune.errors import UsageError, WorkloadError
-from hwprune.pruning import Pruner
-from hwprune.statistics import LayerStatistics
-from hwprune.structure.tracing import trace
+from hwprune.layers.statistics import LayerStatistics
+from hwprune.pruning.database import Database, calibration_fingerprint
+from hwprune.pruning.pruner import Pruner
+from hwprune.structure.torch.analyse import trace
+from hwprune.workload import batches
 from tests.conftest import randomise, tiny_workload
 from tests.test_calibrate import workload_of
 from tests.test_compensation import loss
@@ -188,8 +188,8 @@ def test_examples_are_counted_where_a_sampler_draws_them():
     workload = dataclasses.replace(
         tiny_workload(), calibration=loader, example_inputs=(torch.randn(1, 3, 12, 12),), metric="top1"
     )
-    assert calibrate._count(workload) == 64
-    assert calibrate._count(dataclasses.replace(workload, calibration=Endless())) == 64
+    assert batches.example_count(workload) == 64
+    assert batches.example_count(dataclasses.replace(workload, calibration=Endless())) == 64
 
 
 def test_a_large_mean_does_not_swallow_the_covariance():

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import hwprune
-from hwprune import export
 from hwprune.compensation import COMPENSATIONS, Context, canonical, lockstep, parse
 from hwprune.errors import CandidateFailure, UnknownNameError, UsageError
-from hwprune.pruning import Pruner
+from hwprune.onnx_files import recipe_files
+from hwprune.pruning.pruner import Pruner
 from tests.conftest import TinyNet, randomise, tiny_workload
 from tests.test_calibrate import workload_of
 
@@ -131,7 +131,7 @@ def test_composition_cut_then_two_four_then_sequential(plain, tmp_path):
     folder = tmp_path / "out"
     candidate = pruner.prune(hwprune.Recipe(choices, "obs+sequential"))
     candidate.export(folder)
-    stored = export.read_recipe(folder / "recipe.json")
+    stored = recipe_files.read_recipe(folder / "recipe.json")
     again = Pruner(plain).prune(stored.recipe, stored.keeps, stored.masks, stored.orders)
     for name, tensor in candidate.module.state_dict().items():
         assert torch.allclose(tensor, again.module.state_dict()[name], rtol=1e-3, atol=1e-3), name
@@ -164,7 +164,7 @@ def test_permuted_two_four_computes_the_same_before_the_mask_and_keeps_more(tmp_
     assert torch.allclose(plain(x), other(x), atol=1e-5)
     folder = tmp_path / "out"
     candidate.export(folder)
-    stored = export.read_recipe(folder / "recipe.json")
+    stored = recipe_files.read_recipe(folder / "recipe.json")
     assert stored.orders["conv1.weight:0"].tolist() == orders["conv1.weight:0"].tolist()
     again = pruner.prune(stored.recipe, stored.keeps, stored.masks, stored.orders)
     assert torch.allclose(again.module(x), candidate.module(x), atol=1e-5)
@@ -222,12 +222,12 @@ def test_reestimation_that_is_not_finite_is_a_failed_candidate():
 def test_examples_are_limited_by_memory(plain, monkeypatch):
     pruner = Pruner(plain)
     context = Context(pruner.graph.module, pruner._calibration, pruner.graph.matrices)
-    assert sum(len(inputs[0]) for inputs in lockstep.split(context)) == 48
+    assert sum(len(inputs[0]) for inputs in lockstep.choose_batches(context)) == 48
     per_example = 2 * 4 * 3 * 12 * 12
-    few = lockstep.split(context, limit=per_example)
+    few = lockstep.choose_batches(context, limit=per_example)
     assert sum(len(inputs[0]) for inputs in few) == 24  # at least the first batch
     monkeypatch.setattr(lockstep, "BATCH", 8)
-    some = lockstep.split(context, limit=16 * 2 * 64 * 12 * 12 * 4)
+    some = lockstep.choose_batches(context, limit=16 * 2 * 64 * 12 * 12 * 4)
     assert 8 <= sum(len(inputs[0]) for inputs in some) < 48
 
 

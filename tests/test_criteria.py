@@ -7,7 +7,8 @@ import torch
 
 from hwprune import criteria
 from hwprune.errors import UnknownNameError, UsageError
-from hwprune.statistics import MAKES, OTHER, READS, SCALES, LayerStatistics, Part
+from hwprune.layers.part import MAKES, OTHER, READS, SCALES, Part
+from hwprune.layers.statistics import LayerStatistics
 
 EXAMPLES = 7
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import hwprune
-from hwprune import data_checks, metrics
 from hwprune.cli.main import main
 from hwprune.errors import WorkloadError
-from hwprune.measurement import Measurement
-from hwprune.pruning import Pruner
+from hwprune.pruning.pruner import Pruner
+from hwprune.records.measurement import Measurement
+from hwprune.workload import data_checks, metrics
 from tests.conftest import tiny_workload
 
 

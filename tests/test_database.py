@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import hwprune
-from hwprune import calibrate, database, method
-from hwprune.pruning import Pruner
+from hwprune.calibration import collect as calibrate
+from hwprune.methods import method
+from hwprune.pruning import database
+from hwprune.pruning.pruner import Pruner
 from tests.conftest import tiny_workload
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hwprune.errors import UsageError
-from hwprune.record import read_record
+from hwprune.records.record import read_record
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 

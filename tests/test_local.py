@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hwprune
-from hwprune import local, method, patterns
+from hwprune import patterns
 from hwprune.errors import UsageError
+from hwprune.layers.part import READS, Part
+from hwprune.layers.statistics import LayerStatistics
+from hwprune.methods import layerwise, method
 from hwprune.patterns import permutation
-from hwprune.pruning import Pruner
+from hwprune.pruning.pruner import Pruner
 from hwprune.second_order import least_squares
-from hwprune.statistics import READS, LayerStatistics, Part
 from tests.conftest import tiny_workload
 
 
@@ -72,7 +74,7 @@ def test_errors_are_the_true_change_of_the_outputs(shape, groups, compensation, 
     """tr((W' - W) H (W' - W)^T) over the outputs' variance, on covariance if a constant can be added."""
     one = part(shape, groups, centred=centred)
     keep = torch.rand(shape, generator=torch.Generator().manual_seed(3)) > 0.5
-    solution = local.masked(one, keep, compensation)
+    solution = layerwise.masked(one, keep, compensation)
     assert not solution.weight[~keep].any()
     covariance, mean = one.statistics.covariance.double(), one.statistics.mean.double()[:, :, None]
     h = covariance if centred else covariance + mean * mean.mT
@@ -80,7 +82,7 @@ def test_errors_are_the_true_change_of_the_outputs(shape, groups, compensation, 
     change = new - old
     expected = float(((change @ h) * change).sum() / ((old @ h) * old).sum())
     assert solution.error == pytest.approx(expected, rel=1e-3)
-    assert solution.error < local.removal_error(one, keep, of_axis=False)
+    assert solution.error < layerwise.removal_error(one, keep, of_axis=False)
     if centred:
         shift = -(change @ mean).reshape(-1)
         assert torch.allclose(solution.shift.double(), shift, atol=1e-4)
@@ -91,7 +93,7 @@ def test_errors_are_the_true_change_of_the_outputs(shape, groups, compensation, 
 def test_exact_least_squares_is_never_worse_than_the_sweep():
     one = part((8, 24), seed=5)
     keep = torch.rand((8, 24), generator=torch.Generator().manual_seed(1)) > 0.6
-    assert local.masked(one, keep, "lstsq").error <= local.masked(one, keep, "obs").error + 1e-9
+    assert layerwise.masked(one, keep, "lstsq").error <= layerwise.masked(one, keep, "obs").error + 1e-9
 
 
 def test_better_methods_choose_better_masks():
@@ -102,44 +104,44 @@ def test_better_methods_choose_better_masks():
         one = part((12, 24), seed=seed)
         for name in losses:
             (keep,) = method.get(name).keeps([one], patterns.get("unstructured"), [0.6])
-            losses[name] += local.masked(one, keep, "lstsq").error
+            losses[name] += layerwise.masked(one, keep, "lstsq").error
     assert losses["obs"] < 0.7 * min(losses["sparsegpt"], losses["wanda"])
     assert max(losses["sparsegpt"], losses["wanda"]) < 0.7 * losses["random"]
 
 
 def test_large_matrices_take_the_sweep(monkeypatch):
     one = part((8, 12))
-    monkeypatch.setattr(local, "EXACT_LIMIT", 0)
-    assert torch.equal(local.exact_keep(one, patterns.get("2:4"), None), local.swept_keep(one, patterns.get("2:4"), None))
+    monkeypatch.setattr(layerwise, "EXACT_LIMIT", 0)
+    assert torch.equal(layerwise.exact_keep(one, patterns.get("2:4"), None), layerwise.swept_keep(one, patterns.get("2:4"), None))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_axis_options_at_all_levels(groups):
     """Levels nest; weights are least squares on what is kept; everything removed but the mean would be an error of 1."""
     one = part((8, 6, 3, 1), groups, centred=True)
-    keeps = local.axis_keeps([one], [0.2, 0.5, 0.8])
+    keeps = layerwise.axis_keeps([one], [0.2, 0.5, 0.8])
     assert [int(keep.sum()) for keep in keeps] == [5, 3, 1]
     assert all((after <= before).all() for before, after in itertools.pairwise(keeps))
-    solutions = local.kept_columns(one, keeps)
+    solutions = layerwise.kept_columns(one, keeps)
     errors = [solution.error for solution in solutions]
     assert errors == sorted(errors)
     assert 0 < errors[-1] < 1
     for keep, solution in zip(keeps, solutions, strict=True):
-        (alone,) = local.kept_columns(one, [keep])
+        (alone,) = layerwise.kept_columns(one, [keep])
         assert torch.allclose(solution.weight, alone.weight, atol=1e-4)
         assert solution.weight.shape == (8, int(keep.sum()), 3, 1)
-    (whole,) = local.kept_columns(one, [torch.ones(6, dtype=torch.bool)])
+    (whole,) = layerwise.kept_columns(one, [torch.ones(6, dtype=torch.bool)])
     assert torch.allclose(whole.weight, one.tensor, atol=1e-4)
     assert whole.error == pytest.approx(0, abs=1e-6)
     nothing = torch.zeros(6, dtype=torch.bool)
-    assert local.removal_error(one, nothing, of_axis=True) == pytest.approx(1)
+    assert layerwise.removal_error(one, nothing, of_axis=True) == pytest.approx(1)
 
 
 def test_levels_that_do_not_nest_are_solved_one_by_one():
     one = part((4, 5))
     keeps = [torch.tensor([True, True, False, False, True]), torch.tensor([False, False, True, False, True])]
-    for keep, solution in zip(keeps, local.kept_columns(one, keeps), strict=True):
-        assert torch.allclose(solution.weight, local.kept_columns(one, [keep])[0].weight, atol=1e-5)
+    for keep, solution in zip(keeps, layerwise.kept_columns(one, keeps), strict=True):
+        assert torch.allclose(solution.weight, layerwise.kept_columns(one, [keep])[0].weight, atol=1e-5)
 
 
 def test_solve_is_public_and_says_what_does_not_fit():

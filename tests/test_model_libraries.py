@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from hwprune import model_libraries, sources
 from hwprune.errors import UsageError, WorkloadError
+from hwprune.workload import libraries as model_libraries
+from hwprune.workload import loading
 
 
 class Encoder(nn.Module):
@@ -59,18 +60,18 @@ def data(tmp_path):
 
 
 def test_inputs_are_passed_by_name_where_they_are_not_the_first(libraries, data):
-    workload = sources.load(f"hf:folder/encoder batch=2 data={data}")
+    workload = loading.load(f"hf:folder/encoder batch=2 data={data}")
     assert workload.name == "encoder" and workload.metric == "top1"
     assert isinstance(workload.model, model_libraries.ByName) and workload.model.names == ("input_ids", "attention_mask")
     assert [tuple(x.shape) for x in workload.example_inputs] == [(2, 8), (2, 8)]
     assert workload.model(*workload.example_inputs).shape == (2, 3)
-    assert sources.load(workload.source).name == "encoder"  # a run finds it again
+    assert loading.load(workload.source).name == "encoder"  # a run finds it again
 
 
 def test_weights_of_a_file(libraries, data, tmp_path):
     wanted = Encoder()
     torch.save(wanted.state_dict(), tmp_path / "w.pt")
-    made = sources.load(f"timm:tiny weights={tmp_path / 'w.pt'} data={data}").model
+    made = loading.load(f"timm:tiny weights={tmp_path / 'w.pt'} data={data}").model
     assert torch.equal(made.model.fc.weight, wanted.fc.weight)
     torch.save({"state_dict": wanted.state_dict()}, tmp_path / "w.pth")
     assert torch.equal(model_libraries.model_of("torchvision", "tiny", str(tmp_path / "w.pth")).fc.weight, wanted.fc.weight)
@@ -98,15 +99,15 @@ def test_weights_of_a_file(libraries, data, tmp_path):
 )
 def test_what_is_wrong_is_told(libraries, data, source, error, words):
     with pytest.raises(error, match=words):
-        sources.load(source.replace("DATA", str(data)))
+        loading.load(source.replace("DATA", str(data)))
 
 
 def test_arrays_that_the_model_does_not_take_are_told(libraries, tmp_path):
     np.savez(tmp_path / "d.npz", input_ids=np.zeros((4, 8), np.int64), pixels=np.zeros((4, 8)))
     with pytest.raises(UsageError, match="holds pixels, which the model does not take; it takes input_ids, token_type_ids"):
-        sources.load(f"timm:tiny weights=none data={tmp_path / 'd.npz'}")
+        loading.load(f"timm:tiny weights=none data={tmp_path / 'd.npz'}")
     np.savez(tmp_path / "d.npz", whatever=np.zeros((8, 8), np.int64))
-    assert sources.load(f"timm:tiny weights=none data={tmp_path / 'd.npz'}").metric == "agreement"
+    assert loading.load(f"timm:tiny weights=none data={tmp_path / 'd.npz'}").metric == "agreement"
 
 
 def test_a_function_for_the_data(libraries, tmp_path):
@@ -114,11 +115,11 @@ def test_a_function_for_the_data(libraries, tmp_path):
         "import torch\ndef data():\n    b = [(torch.zeros(4, 8, dtype=torch.long), torch.zeros(4, dtype=torch.long))]\n"
         "    return {'validation': b, 'test': b, 'metric': 'agreement'}\n"
     )
-    workload = sources.load(f"timm:tiny weights=none data={tmp_path / 'mine.py'}:data")
+    workload = loading.load(f"timm:tiny weights=none data={tmp_path / 'mine.py'}:data")
     assert workload.metric == "agreement" and workload.test is not None and isinstance(workload.model, Encoder)
 
 
 def test_a_library_that_is_not_there_is_told(monkeypatch, data):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match="pip install timm"):
-        sources.load(f"timm:resnet18 data={data}")
+        loading.load(f"timm:resnet18 data={data}")

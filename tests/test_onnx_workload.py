@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import hwprune
-from hwprune import onnx_tidy, sources
 from hwprune.cli.main import main
 from hwprune.errors import TraceError, UsageError, WorkloadError
-from hwprune.pruning import Pruner
+from hwprune.onnx_files import tidy
+from hwprune.pruning.pruner import Pruner
+from hwprune.workload import loading
 from tests.conftest import TinyNet, randomise
 from tests.structure.test_onnx import N, net, run
 
@@ -32,7 +33,7 @@ def files(tmp_path, monkeypatch, made):
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     model, x = randomise(TinyNet()), torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    with onnx_tidy.quiet():
+    with tidy.quiet():
         torch.onnx.export(
             model, (x[:2],), folder / "tiny.onnx", dynamo=True, dynamic_shapes=({0: torch.export.Dim.AUTO},), verbose=False
         )
@@ -54,14 +55,14 @@ def made(tmp_path_factory):
 
 
 def test_npz_and_functions_give_data(files):
-    plain = sources.load("tiny.onnx data=data.npz")
+    plain = loading.load("tiny.onnx data=data.npz")
     assert plain.metric == "agreement" and plain.name == "tiny"
     assert sum(len(x[0]) for x, _ in plain.batches("validation")) == 45
     assert sum(len(x[0]) for x, _ in plain.batches("calibration")) == 15
-    assert sources.load("tiny.onnx metric=top1 data=labelled.npz").metric == "top1"
-    assert sources.load("tiny.onnx batch=4 data=data.npz").example_inputs[0].shape == (4, 1, 8, 8)
-    assert sources.load("tiny.onnx data=splits.npz").test is not None
-    assert len(list(sources.load("tiny.onnx data=adapter.py:data").batches("calibration"))) == 1
+    assert loading.load("tiny.onnx metric=top1 data=labelled.npz").metric == "top1"
+    assert loading.load("tiny.onnx batch=4 data=data.npz").example_inputs[0].shape == (4, 1, 8, 8)
+    assert loading.load("tiny.onnx data=splits.npz").test is not None
+    assert len(list(loading.load("tiny.onnx data=adapter.py:data").batches("calibration"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_npz_and_functions_give_data(files):
 def test_faults_are_told(files, source, error, text):
     (files / "broken.onnx").write_bytes(b"no protobuf at all, really not")
     with pytest.raises(error, match=text):
-        sources.load(source)
+        loading.load(source)
 
 
 def test_search_inspect_and_apply(files, capsys):
@@ -102,7 +103,7 @@ def test_search_inspect_and_apply(files, capsys):
 
 def test_the_users_own_file_is_cut(files):
     """Names of inputs and outputs and the operators stay those of the file."""
-    workload = sources.load("tiny.onnx data=data.npz")
+    workload = loading.load("tiny.onnx data=data.npz")
     pruner = Pruner(workload)
     recipe = hwprune.uniform_recipe(workload, "channel", 0.5)
     candidate = pruner.prune(recipe)
@@ -119,12 +120,12 @@ def test_the_users_own_file_is_cut(files):
 def test_what_the_runtime_computes_otherwise_is_refused(files, monkeypatch):
     onnx.save(net([N("MatMul", ["x", "w"], ["a"]), N("Gelu", ["a"], ["y"])], {"w": (6, 3)}, opset=20), "gelu.onnx")
     np.savez("x.npz", x=np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32))
-    sources.load("gelu.onnx data=x.npz")
-    from hwprune.onnx_import.operators import OPERATORS
+    loading.load("gelu.onnx data=x.npz")
+    from hwprune.onnx_files.operators.table import OPERATORS
 
     monkeypatch.setitem(OPERATORS, "Gelu", lambda node: torch.relu(node.tensor(0)))
     with pytest.raises(WorkloadError, match="computes something else than the runtime"):
-        sources.load("gelu.onnx data=x.npz")
+        loading.load("gelu.onnx data=x.npz")
 
 
 class Branching(nn.Module):

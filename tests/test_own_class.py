@@ -8,7 +8,7 @@ from torch import nn
 
 import hwprune
 from hwprune.errors import UsageError
-from hwprune.pruning import Pruner
+from hwprune.pruning.pruner import Pruner
 from tests.conftest import TinyNet, randomise, tiny_workload
 
 

@@ -5,13 +5,14 @@ from importlib import metadata
 import pytest
 import torch
 
-from hwprune import criteria, patterns, plugins, runtimes, uniform_recipe
+from hwprune import criteria, patterns, runtimes, uniform_recipe
+from hwprune.common import plugins
 from hwprune.criteria.base import Criterion
 from hwprune.criteria.magnitude import L1
 from hwprune.errors import UnknownNameError, UsageError
 from hwprune.patterns.base import Pattern
 from hwprune.patterns.unstructured import Unstructured
-from hwprune.pruning import Pruner
+from hwprune.pruning.pruner import Pruner
 
 
 class Largest(Criterion):

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import hwprune
-from hwprune import export
 from hwprune.errors import CandidateFailure, UsageError
-from hwprune.pruning import Pruner
-from hwprune.structure.tracing import trace
-from hwprune.structure.units import units
-from hwprune.template import Template
+from hwprune.layers.units import units
+from hwprune.onnx_files import recipe_files, to_onnx
+from hwprune.onnx_files.template import Template
+from hwprune.pruning.pruner import Pruner
+from hwprune.structure.torch.analyse import trace
 from tests.conftest import randomise, tiny_workload
 from tests.structure.test_cut import MODELS, free_axes, relative
 
@@ -111,7 +111,7 @@ def test_template_gives_what_an_export_gives(name, tmp_path):
     keeps = {a.name: torch.arange(a.size) >= a.size // 3 for a in free_axes(graph, exact=False)}
     small = graph.cut(keeps)
     assert template.write(small, keeps, tmp_path / "model.onnx")
-    export.to_onnx(small, (x[:1],), tmp_path / "exported.onnx")
+    to_onnx.to_onnx(small, (x[:1],), tmp_path / "exported.onnx")
     assert optimised_operators(tmp_path / "model.onnx") == optimised_operators(tmp_path / "exported.onnx")
     for batch in (1, 5):
         with torch.no_grad():
@@ -127,7 +127,7 @@ def test_candidate_files_repeat_the_pruning(tiny, tmp_path):
     recipe = hwprune.uniform_recipe(tiny, "unstructured", 0.5, "random")
     candidate = hwprune.prune(tiny, recipe)
     candidate.export(tmp_path)
-    back = export.read_recipe(tmp_path / "recipe.json")
+    back = recipe_files.read_recipe(tmp_path / "recipe.json")
     assert (back.recipe, back.fingerprint) == (recipe, tiny.fingerprint)
     again = Pruner(tiny).prune(back.recipe, back.keeps, back.masks)
     for name, parameter in candidate.module.named_parameters():
@@ -141,7 +141,7 @@ def test_changed_masks_are_refused(tiny, tmp_path):
     data[-1] ^= 1
     (tmp_path / "keep.safetensors").write_bytes(bytes(data))
     with pytest.raises(UsageError, match="SHA-256"):
-        export.read_recipe(tmp_path / "recipe.json")
+        recipe_files.read_recipe(tmp_path / "recipe.json")
 
 
 @pytest.mark.parametrize("kept", [[0, 99], ["0"], [-1], "all"])
@@ -151,12 +151,12 @@ def test_recipes_with_senseless_indices_are_refused(tiny, tmp_path, kept):
     data["kept"]["conv1.weight:0"] = kept
     (tmp_path / "recipe.json").write_text(json.dumps(data))
     with pytest.raises(UsageError, match="kept"):
-        export.read_recipe(tmp_path / "recipe.json")
+        recipe_files.read_recipe(tmp_path / "recipe.json")
 
 
 def test_pt2_runs_and_holds_no_sample_inputs(tiny, tmp_path):
     candidate = hwprune.prune(tiny, hwprune.uniform_recipe(tiny, "channel", 0.5))
-    export.to_pt2(candidate.module, tiny.example_inputs, tmp_path / "model.pt2")
+    to_onnx.to_pt2(candidate.module, tiny.example_inputs, tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2")
     x = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
@@ -186,10 +186,10 @@ def test_check_cut_stops_a_wrong_cut(tiny, monkeypatch):
 
 
 def test_samples_hold_what_the_loader_gave(tiny, tmp_path):
-    from hwprune import evaluate
-    from hwprune.latency.worker import read_batches
+    from hwprune.latency.samples import read_batches
+    from hwprune.workload import scoring
 
-    targets = evaluate.write_samples(tiny, "validation", tmp_path / "v.npz")
+    targets = scoring.write_samples(tiny, "validation", tmp_path / "v.npz")
     stored = [inputs[0] for _, inputs in read_batches(str(tmp_path / "v.npz"))]
     for (inputs, target), array, kept in zip(tiny.validation, stored, targets, strict=True):
         np.testing.assert_array_equal(array, inputs.numpy())

@@ -17,10 +17,10 @@ import pytest
 from onnx import helper
 
 import hwprune
-from hwprune import sources
 from hwprune.errors import HwpruneError, UsageError, WorkloadError
-from hwprune.onnx_import import read_onnx
-from hwprune.searching.store import Store
+from hwprune.onnx_files import read_onnx
+from hwprune.searching.study.store import Store
+from hwprune.workload import loading
 from tests.conftest import tiny_workload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def test_weights_of_an_onnx_file_can_not_lie_outside_of_its_folder(tmp_path, kin
     if kind == "link":
         (path.parent / "link").symlink_to(secret)
     np.savez(tmp_path / "d.npz", x=np.zeros((8, 8), np.float32))
-    for read in (lambda: read_onnx(path), lambda: sources.load(f"{path} data={tmp_path / 'd.npz'}")):
+    for read in (lambda: read_onnx(path), lambda: loading.load(f"{path} data={tmp_path / 'd.npz'}")):
         with pytest.raises(WorkloadError, match="can't be read as an ONNX model"):
             read()
     (path.parent / "inside").write_bytes(secret.read_bytes())
@@ -82,12 +82,12 @@ def test_a_pickled_array_is_refused_and_not_run(tmp_path, finished_run):
     np.savez(tmp_path / "d.npz", x=array)
     path = finished_run / "baseline" / "model.onnx"
     with pytest.raises(HwpruneError):
-        sources.load(f"{path} data={tmp_path / 'd.npz'}")
+        loading.load(f"{path} data={tmp_path / 'd.npz'}")
     assert not Path("/tmp/hwprune-bomb").exists()
 
 
 def test_a_second_search_in_a_run_directory_is_refused(tmp_path):
-    from hwprune.searching.loop import locked
+    from hwprune.searching.search import locked
 
     with locked(tmp_path / "run"), pytest.raises(UsageError, match="another search is working"):
         hwprune.search(tiny_workload(), trials=1, out=tmp_path / "run")

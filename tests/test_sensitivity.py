@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import hwprune
-from hwprune import calibrate, sensitivity
-from hwprune.pruning import Pruner
+from hwprune.calibration import gradients, sensitivity
+from hwprune.pruning.pruner import Pruner
 from tests.conftest import randomise, tiny_workload
 
 
@@ -31,7 +31,7 @@ def workload(metric="agreement", examples=64):
 
 def expected(dense, pruned):
     """1/2 mean dz^T (diag p - p p^T) dz of the softened outputs."""
-    p = (dense / calibrate.TEMPERATURE).softmax(dim=1)
+    p = (dense / gradients.TEMPERATURE).softmax(dim=1)
     dz = pruned - dense
     return float(((p * dz.square()).sum(1) - (p * dz).sum(1).square()).mean()) / 2
 

@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwprune import front, metrics, units
+from hwprune.common import formatting
+from hwprune.common.files import Table, dump_json, dump_toml, read_json, read_toml, write_atomic
 from hwprune.errors import UnknownNameError, UsageError
-from hwprune.files import Table, dump_json, dump_toml, read_json, read_toml, write_atomic
-from hwprune.measurement import Measurement
-from hwprune.recipe import Recipe, UnitChoice
-from hwprune.trial import Failure, Trial
+from hwprune.records import pareto
+from hwprune.records.measurement import Measurement
+from hwprune.records.recipe import Recipe, UnitChoice
+from hwprune.records.trial import Failure, Trial
+from hwprune.workload import metrics
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=12)
 # Hypothesis tries the text constants of the code under test too, "branch" among them, whose sparsity is always 1.
@@ -157,7 +159,7 @@ points = st.lists(st.tuples(st.integers(-5, 20), st.integers(0, 20)), max_size=2
 
 @given(points)
 def test_front_against_brute_force(listed):
-    found = front.non_dominated(listed, lambda p: p)
+    found = pareto.non_dominated(listed, lambda p: p)
     expected = {p for p in listed if not any((q[0] <= p[0] and q[1] >= p[1]) and q != p for q in listed)}
     assert set(found) == expected
     assert len(found) == len(expected)
@@ -166,7 +168,7 @@ def test_front_against_brute_force(listed):
 
 @given(points)
 def test_layers_partition(listed):
-    layers = front.layers([tuple(p) for p in listed], lambda p: p)
+    layers = pareto.layers([tuple(p) for p in listed], lambda p: p)
     assert sorted(p for layer in layers for p in layer) == sorted(listed)
 
 
@@ -175,7 +177,7 @@ def test_layers_partition(listed):
 def test_hypervolume_counts_dominated_cells(listed):
     """On whole numbers the dominated area is a number of unit cells."""
     cells = sum(any(drop <= x and speedup >= y + 1 for drop, speedup in listed) for x in range(-5, 15) for y in range(1, 20))
-    assert front.hypervolume([(float(a), float(b)) for a, b in listed], (15.0, 1.0)) == cells
+    assert pareto.hypervolume([(float(a), float(b)) for a, b in listed], (15.0, 1.0)) == cells
 
 
 def test_wilson_interval_by_hand():
@@ -209,24 +211,24 @@ def test_unknown_metric_lists_the_choices():
 
 
 def test_units():
-    assert units.seconds(0.00123) == "1.23 ms"
-    assert units.seconds(4.56e-5) == "45.6 us"
-    assert units.count(669_000) == "669 k"
-    assert units.size(2_680_000) == "2.68 MB"
-    assert units.duration(3723) == "1:02:03"
-    assert units.speedup(1.5, 1.48, 1.52) == "1.50x [1.48, 1.52]"
+    assert formatting.seconds(0.00123) == "1.23 ms"
+    assert formatting.seconds(4.56e-5) == "45.6 us"
+    assert formatting.count(669_000) == "669 k"
+    assert formatting.size(2_680_000) == "2.68 MB"
+    assert formatting.duration(3723) == "1:02:03"
+    assert formatting.speedup(1.5, 1.48, 1.52) == "1.50x [1.48, 1.52]"
 
 
 def test_divergence_by_what_the_outputs_are():
     """KL for scores of classes, masked positions left out; a share of the variance for everything else."""
-    from hwprune import evaluate, metrics
+    from hwprune.workload import metrics, scoring
 
     draw = torch.Generator().manual_seed(0)
     dense, found = torch.randn(8, 5, generator=draw), torch.randn(8, 5, generator=draw)
     labels = torch.arange(8) % 5
 
     def of(metric, a, b, target):
-        return evaluate.divergence(metrics.get(metric), [(a,)], [(b,)], [target])
+        return scoring.divergence(metrics.get(metric), [(a,)], [(b,)], [target])
 
     kl = float(torch.nn.functional.kl_div(found.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="batchmean"))
     assert of("top1", found, dense, labels).value == pytest.approx(kl, rel=1e-5)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
+from hwprune.onnx_files import recipe_files
 
 if TYPE_CHECKING:
-    from hwprune.pruning import Candidate, Pruner
-    from hwprune.recipe import UnitChoice
+    from hwprune.pruning.candidate import Candidate
+    from hwprune.pruning.pruner import Pruner
+    from hwprune.records.recipe import UnitChoice
 
 EPILOG = """RECIPE is a recipe.json, or the same choice for every unit that fits:
   hwprune apply channel=0.5 demo:digits --out out                       half of the channels, by OBS with compensation
@@ -41,9 +43,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune import data_checks, sources, units
-    from hwprune.cli.progress import make_progress
-    from hwprune.pruning import Pruner
+    from hwprune.cli.progress_bar import make_progress
+    from hwprune.common import formatting
+    from hwprune.pruning.pruner import Pruner
+    from hwprune.workload import data_checks, loading
 
     out = args.require_new(options.out)
     wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
@@ -52,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     progress = make_progress(options.quiet)
     try:
         database = Path(options.database) if options.database else None
-        pruner = Pruner(sources.load(args.source(options)), database, progress.calibrated)
+        pruner = Pruner(loading.load(args.source(options)), database, progress.calibrated)
         data_checks.check_batches(pruner.workload, pruner.graph.module)
         candidate, same = _uniform(pruner, wanted, options) if wanted is not None else _stored(pruner, options)
     finally:
@@ -75,8 +78,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0
     how = "with its stored decisions" if same else "as computed for this model"
-    zeros = f", {units.count(facts['zeros'])} of them zero" if facts["zeros"] else ""
-    sizes = f"{units.count(before)} -> {units.count(candidate.parameter_count)} parameters{zeros}"
+    zeros = f", {formatting.count(facts['zeros'])} of them zero" if facts["zeros"] else ""
+    sizes = f"{formatting.count(before)} -> {formatting.count(candidate.parameter_count)} parameters{zeros}"
     steps = candidate.recipe.compensation
     print(
         f"Applied {len(candidate.recipe.choices)} choices {how} (compensation {steps}): {sizes}; "
@@ -107,8 +110,8 @@ def _parse(text: str) -> list[tuple[str, float | None]]:
 
 def _uniform(pruner: Pruner, wanted: list[tuple[str, float | None]], options: argparse.Namespace) -> tuple[Candidate, bool]:
     from hwprune import compensation, criteria, patterns
-    from hwprune.pruning import uniform_recipe
-    from hwprune.recipe import Recipe
+    from hwprune.pruning.uniform import uniform_recipe
+    from hwprune.records.recipe import Recipe
 
     steps = pruner.default_compensation() if options.compensation is None else options.compensation
     idle = [one.name for one in compensation.parse(steps) if not one.applies(pruner.graph.module)]
@@ -134,9 +137,9 @@ def _uniform(pruner: Pruner, wanted: list[tuple[str, float | None]], options: ar
 def _stored(pruner: Pruner, options: argparse.Namespace) -> tuple[Candidate, bool]:
     import dataclasses
 
-    from hwprune import compensation, export
+    from hwprune import compensation
 
-    stored = export.read_recipe(Path(options.recipe))
+    stored = recipe_files.read_recipe(Path(options.recipe))
     recipe = stored.recipe
     if options.compensation is not None:
         recipe = dataclasses.replace(recipe, compensation=compensation.canonical(options.compensation))
@@ -153,7 +156,7 @@ def _stored(pruner: Pruner, options: argparse.Namespace) -> tuple[Candidate, boo
 def _scores(pruner: Pruner, candidate: Candidate) -> tuple[float, float]:
     import torch
 
-    from hwprune import evaluate
+    from hwprune.workload import scoring
 
     def outputs(module: torch.nn.Module) -> list[tuple[torch.Tensor, ...]]:
         found = []
@@ -166,6 +169,6 @@ def _scores(pruner: Pruner, candidate: Candidate) -> tuple[float, float]:
     targets = [target for _, target in pruner.workload.batches("validation")]
     dense = outputs(pruner.graph.module)
     metric = pruner.workload.scoring
-    return evaluate.score(metric, dense, targets, dense).value, evaluate.score(
+    return scoring.score(metric, dense, targets, dense).value, scoring.score(
         metric, outputs(candidate.module), targets, dense
     ).value

@@ -36,10 +36,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune import record, sources, units
+    from hwprune.common import formatting
     from hwprune.deploy import exporting
-    from hwprune.deploy.formats import Options
+    from hwprune.deploy.point import Options
+    from hwprune.records import record
     from hwprune.searching.result import choose
+    from hwprune.workload import loading
 
     folder = Path(options.run_directory)
     form = Options(options.opset, options.precision, options.external_data, options.batch)
@@ -54,17 +56,17 @@ def run(options: argparse.Namespace) -> int:
             for p in data["front"]
         ]
         number = choose(points, options.max_drop, options.min_speedup).trial.number
-    workload = sources.load(options.workload) if options.workload else None
+    workload = loading.load(options.workload) if options.workload else None
     out = exporting.export_run(folder, number, options.format, Path(options.out), workload, form)
     point = next(p for p in data["front"] if p["trial"] == number)
-    print(f"trial {number}: {units.speedup(point['speedup']['value'])} at drop {point['drop']:+.4f} -> {out}")
+    print(f"trial {number}: {formatting.speedup(point['speedup']['value'])} at drop {point['drop']:+.4f} -> {out}")
     if options.format == "recipe" and exporting.training_of(data, number) is not None:
         message = (
             "this point was trained after pruning; its recipe alone prunes, and does not give these weights (--format onnx does)"
         )
         print(f"hwprune: warning: {message}", file=sys.stderr)
     for path in sorted(out.iterdir()):
-        print(f"  {path.name}  {units.size(path.stat().st_size)}")
+        print(f"  {path.name}  {formatting.size(path.stat().st_size)}")
     if (out / "expected.npz").exists():
         print(f"Next, on the device: hwprune verify {out}")
     return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hwprune.cli import arguments as args
 
 if TYPE_CHECKING:
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +21,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune import sources
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
+    from hwprune.workload import loading
 
-    workload = sources.load(args.source(options), structure_only=True)
+    workload = loading.load(args.source(options), structure_only=True)
     data = describe(Pruner(workload))
     if options.json:
         print(json.dumps({"workload": workload.name, **data}, indent=1))
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
 def describe(pruner: Pruner) -> dict[str, Any]:
     """Axes, matrices and branches as JSON values."""
-    from hwprune.structure.units import ties
+    from hwprune.layers.units import ties
 
     graph = pruner.graph
     alike = ties(pruner.units)

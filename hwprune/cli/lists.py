@@ -7,9 +7,10 @@ import json
 from typing import TYPE_CHECKING
 
 from hwprune.cli import arguments as args
+from hwprune.searching.space import space_file
 
 if TYPE_CHECKING:
-    from hwprune.searching.space import SpaceFile
+    from hwprune.searching.space.space_file import SpaceFile
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _targets() -> list[tuple[str, str]]:
-    from hwprune import target
-    from hwprune.latency.worker import missing
+    from hwprune.latency.availability import missing
+    from hwprune.records import target
 
     rows = []
     for name in target.names():
@@ -40,9 +41,8 @@ def _targets() -> list[tuple[str, str]]:
 
 
 def _spaces() -> list[tuple[str, str]]:
-    from hwprune.searching import space
 
-    return [(name, explained(space.load(name))) for name in space.names()]
+    return [(name, explained(space_file.load(name))) for name in space_file.names()]
 
 
 def explained(one: SpaceFile) -> str:
@@ -57,7 +57,8 @@ def explained(one: SpaceFile) -> str:
 
 
 def _criteria() -> list[tuple[str, str]]:
-    from hwprune import criteria, method
+    from hwprune import criteria
+    from hwprune.methods import method
 
     rows = []
     for name, one in criteria.CRITERIA.items():
@@ -77,6 +78,6 @@ def _patterns() -> list[tuple[str, str]]:
 
 
 def _samplers() -> list[tuple[str, str]]:
-    from hwprune.searching import samplers
+    from hwprune.searching.sampling import samplers
 
     return [(name, text) for name, (text, _) in samplers.SAMPLERS.items()]

@@ -30,22 +30,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune import sources
-    from hwprune import target as targets
-    from hwprune.cli.progress import make_progress
+    from hwprune.cli.progress_bar import make_progress
     from hwprune.errors import UsageError
-    from hwprune.probe import estimating, writing
-    from hwprune.pruning import Pruner
-    from hwprune.searching import loop
+    from hwprune.probe import estimating, probe_files
+    from hwprune.pruning.pruner import Pruner
+    from hwprune.records import target as targets
+    from hwprune.searching import search
+    from hwprune.workload import loading
 
     if options.estimate and (options.table or options.remote):
         raise UsageError("--estimate measures nothing: it goes neither with --table nor with --remote")
     for name in filter(None, (options.out, options.table)):
         args.require_writable(name)
     target = targets.load(options.target)
-    loop.check_runtime(target)
+    search.check_runtime(target)
     if not options.estimate:
-        loop.require_target(target, options.remote or "")
+        search.require_target(target, options.remote or "")
     progress = make_progress(quiet=options.quiet or options.json)
 
     last = ""
@@ -58,12 +58,12 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         progress.stage(f"loading {args.source(options)}")
-        pruner = Pruner(sources.load(args.source(options), structure_only=True))
+        pruner = Pruner(loading.load(args.source(options), structure_only=True))
         found, table = (
             (estimating.estimate(pruner, target, step), None) if options.estimate else _measure(options, target, pruner, step)
         )
         if options.out:
-            writing.write(found, Path(options.out))
+            probe_files.write(found, Path(options.out))
         if table is not None and options.table:
             table.copy_to(Path(options.table))
     finally:
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found.to_json()))
     else:
-        print(writing.text(found, args.width() if sys.stdout.isatty() else 10_000))
+        print(probe_files.text(found, args.width() if sys.stdout.isatty() else 10_000))
         if options.out:
             print(f"\nPage: {Path(options.out) / 'probe.html'}\nCSV:  {Path(options.out) / 'probe.csv'}")
         if options.table:
@@ -80,10 +80,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace, target, pruner, step):  # type: ignore[no-untyped-def]  # types would import torch
-    from hwprune.files import cache_folder
+    from hwprune.common.files import cache_folder
     from hwprune.latency.bench import Bench
     from hwprune.latency.host import host
-    from hwprune.latency.table import LatencyTable
+    from hwprune.latency.latency_table import LatencyTable
     from hwprune.probe import probing
 
     machine = host(options.remote)

@@ -28,14 +28,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune import record, sources, units
-    from hwprune import target as targets
-    from hwprune.cli.progress import make_progress
+    from hwprune.cli.progress_bar import make_progress
+    from hwprune.common import formatting
     from hwprune.deploy import reranking
-    from hwprune.deploy.profile import profile
+    from hwprune.deploy.target_of_run import profile
     from hwprune.errors import CandidateFailure
+    from hwprune.records import record
+    from hwprune.records import target as targets
     from hwprune.report.text import table
-    from hwprune.searching import loop
+    from hwprune.searching import search
+    from hwprune.workload import loading
 
     folder = Path(options.run_directory)
     data = record.read_record(folder)
@@ -44,9 +46,9 @@ def run(options: argparse.Namespace) -> int:
     target = targets.load(options.target) if options.target else profile(data)
     suffix = f"-batch{options.batch}" if options.batch else ""
     out = args.require_writable(options.out or folder / f"rerank-{target.name}{suffix}")
-    loop.check_runtime(target)
-    loop.require_target(target, options.remote)
-    metric = sources.load(options.workload).scoring if options.workload else None
+    search.check_runtime(target)
+    search.require_target(target, options.remote)
+    metric = loading.load(options.workload).scoring if options.workload else None
     progress = make_progress(quiet=options.quiet or options.json)
     progress.stage(f"scoring and measuring {len(data['front'])} points on {target.name}")
     try:
@@ -60,9 +62,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({**facts, "points": [point.row() for point in points]}))
     else:
         header = ["", f"on {target.name}", f"on {data['target']['name']}", "drop", "before", ""]
-        print(
-            f"dense: {units.seconds(facts['dense_latency']['value'])} for a batch of {facts['batch']} on {target.description}\n"
-        )
+        dense = formatting.seconds(facts["dense_latency"]["value"])
+        print(f"dense: {dense} for a batch of {facts['batch']} on {target.description}\n")
         print(table(header, reranking.text_rows(points), args.width()))
         print(f"\nFiles: {out / 'rerank.csv'}, {out / 'rerank.json'}")
     return 0 if any(point.speedup is not None for point in points) else 1

@@ -85,12 +85,13 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and options.job:
         raise UsageError("a resumed run has a job of its own: leave --job out")
     job = _changed(_first(options), options)
-    from hwprune import record, sources
-    from hwprune.cli.progress import make_progress
+    from hwprune.cli.progress_bar import make_progress
+    from hwprune.records import record
     from hwprune.report.text import recommended, summary
-    from hwprune.searching import loop
+    from hwprune.searching import search
+    from hwprune.workload import loading
 
-    loop.check_job(job)
+    search.check_job(job)
     if not job.workload:
         raise UsageError(
             f"the run in {options.out} was made from a live Python object: resume it with hwprune.search(..., resume=True)"
@@ -100,9 +101,9 @@ def run(options: argparse.Namespace) -> int:
     path = Path(options.out) if options.out else None
     try:
         progress.stage(f"loading {job.workload}")
-        workload = sources.load(job.workload)
-        path = path or loop.default_run(workload.name)
-        result = loop.run_job(job, workload, path, options.resume, progress)
+        workload = loading.load(job.workload)
+        path = path or search.default_run(workload.name)
+        result = search.run_job(job, workload, path, options.resume, progress)
     except KeyboardInterrupt:
         progress.close()
         if path is not None and (path / "job.toml").exists():

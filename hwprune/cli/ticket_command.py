@@ -39,19 +39,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune import sources
-    from hwprune.cli.progress import make_progress
+    from hwprune.cli.progress_bar import make_progress
     from hwprune.errors import UsageError
-    from hwprune.recovery import ticket_files
     from hwprune.recovery.plan import Plan
-    from hwprune.recovery.ticket_course import FILE
-    from hwprune.recovery.tickets import TicketPlan, draw
+    from hwprune.recovery.tickets import ticket_files
+    from hwprune.recovery.tickets.course import FILE
+    from hwprune.recovery.tickets.drawing import draw
+    from hwprune.recovery.tickets.ticket_plan import TicketPlan
+    from hwprune.workload import loading
 
     out = _folder(options)
     training = Plan("finetune", options.epochs, rate=options.rate)
     plan = TicketPlan(options.rounds, options.share, options.rewind, options.seeds, training)
-    workload = sources.load(args.source(options))
-    other = sources.load(options.transfer) if options.transfer else None
+    workload = loading.load(args.source(options))
+    other = loading.load(options.transfer) if options.transfer else None
     for one in (workload, other):
         if one is not None and one.train is None:
             raise UsageError(f"{one.name} has no train data: a ticket is found by training, hwprune.Workload(train=loader)")
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 def _folder(options: argparse.Namespace) -> Path | None:
     """Where the results go; raises `UsageError` if that would mix them with others."""
     from hwprune.errors import UsageError
-    from hwprune.recovery.ticket_course import FILE
+    from hwprune.recovery.tickets.course import FILE
 
     if not options.out:
         if options.resume:

@@ -16,10 +16,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune import sources
     from hwprune.deploy.verify import verify
+    from hwprune.workload import loading
 
-    metric = sources.load(options.workload).scoring if options.workload else None
+    metric = loading.load(options.workload).scoring if options.workload else None
     results = verify(Path(options.folder), metric)
     if options.json:
         print(json.dumps([result.to_json() for result in results], indent=1))

@@ -21,12 +21,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune.cli.progress import make_progress
-    from hwprune.searching import loop
+    from hwprune.cli.progress_bar import make_progress
+    from hwprune.searching import search
 
     progress = make_progress(quiet=options.quiet)
     try:
-        done = loop.join(Path(options.folder), progress)
+        done = search.join(Path(options.folder), progress)
     except KeyboardInterrupt:
         progress.close()
         print("\nhwprune: interrupted; what this worker was at is proposed again", file=sys.stderr)

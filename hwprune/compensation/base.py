@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from hwprune.structure.graph import Matrix
+from hwprune.structure.model_graph import Matrix
 
 Batches = Callable[[], Iterable[tuple[torch.Tensor, ...]]]
 """Gives the calibration inputs anew at each call."""
@@ -38,24 +38,6 @@ class Context:
     cache: dict[str, Any] = field(default_factory=dict)
     relevance: Callable[[tuple[torch.Tensor, ...]], Mapping[str, torch.Tensor]] | None = None
 
-    def split(self) -> list[tuple[torch.Tensor, ...]]:
-        """Calibration batches to run side by side; the same at every call."""
-        from hwprune.compensation import lockstep
-
-        if "split" not in self.cache:
-            self.cache["split"] = lockstep.split(self)
-        found: list[tuple[torch.Tensor, ...]] = self.cache["split"]
-        return found
-
-    def relevant(self, batch: int) -> Mapping[str, torch.Tensor]:
-        """Positions that matter in that batch of `split`; empty: all do."""
-        if self.relevance is None:
-            return {}
-        known: dict[int, Mapping[str, torch.Tensor]] = self.cache.setdefault("relevance", {})
-        if batch not in known:
-            known[batch] = self.relevance(self.split()[batch])
-        return known[batch]
-
 
 class Compensation(abc.ABC):
     """Changes what was kept so that the model's outputs change least. No training, no labels."""
@@ -63,7 +45,7 @@ class Compensation(abc.ABC):
     name: str
     description: str
     local = False
-    """Is it part of the units' options (see `hwprune.local`), and not a step on the whole model?"""
+    """Is it part of the units' options (see `hwprune.methods.layerwise`), and not a step on the whole model?"""
     needs: tuple[str, ...] = ()
     """Fields of `LayerStatistics` that it reads."""
 

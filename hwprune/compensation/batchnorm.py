@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from hwprune.compensation.base import Compensation, Context
-from hwprune.compensation.lockstep import Steps
+from hwprune.compensation.lockstep import Steps, calibration_batches
 from hwprune.errors import CandidateFailure
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
@@ -83,7 +83,7 @@ class BatchNorm(Compensation):
     @torch.no_grad()
     def apply(self, module: fx.GraphModule, context: Context) -> None:
         module.eval()
-        batches = _first(context.split(), EXAMPLES)
+        batches = _first(calibration_batches(context), EXAMPLES)
         dense: dict[str, Moments] = context.cache.setdefault(_DENSE, {})
         if not dense:
             _walk(context.dense, batches, lambda node, found: dense.__setitem__(node.name, found))

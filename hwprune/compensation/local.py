@@ -1,5 +1,5 @@
-"""Compensations of one layer at a time, in the table so that recipes can name them; `hwprune.local` computes them with the
-options.
+"""Compensations of one layer at a time, in the table so that recipes can name them;
+`hwprune.methods.layerwise` computes them with the options.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import final
 from torch import fx
 
 from hwprune.compensation.base import Compensation, Context
-from hwprune.structure.opaque import opaque_model
-from hwprune.structure.tracing import WEIGHT_ARGUMENT
+from hwprune.structure.torch.analyse import WEIGHT_ARGUMENT
+from hwprune.structure.torch.opaque import opaque_model
 
 
 @final

@@ -7,15 +7,15 @@ that allows is measured on the first batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from hwprune.calibrate import splittable
 from hwprune.compensation.base import Context
 from hwprune.errors import CandidateFailure
+from hwprune.workload.batches import splittable
 
 MEMORY_LIMIT = 2_000_000_000
 """Bytes of activations of both models together."""
@@ -68,7 +68,25 @@ class Steps:
         return sum(storages.values())
 
 
-def split(context: Context, limit: int = MEMORY_LIMIT) -> list[Inputs]:
+def calibration_batches(context: Context) -> list[Inputs]:
+    """Calibration batches to run side by side; the same at every call."""
+    if "batches" not in context.cache:
+        context.cache["batches"] = choose_batches(context)
+    batches: list[Inputs] = context.cache["batches"]
+    return batches
+
+
+def relevant_positions(context: Context, batch: int) -> Mapping[str, torch.Tensor]:
+    """Positions that matter in that batch of `calibration_batches`; empty: all do."""
+    if context.relevance is None:
+        return {}
+    known: dict[int, Mapping[str, torch.Tensor]] = context.cache.setdefault("relevance", {})
+    if batch not in known:
+        known[batch] = context.relevance(calibration_batches(context)[batch])
+    return known[batch]
+
+
+def choose_batches(context: Context, limit: int = MEMORY_LIMIT) -> list[Inputs]:
     """Calibration batches of at most `BATCH` examples, as many as the memory limit allows."""
     free = context.dense.meta.get("free_batch", True)
     chosen: list[Inputs] = []
@@ -108,7 +126,7 @@ def walk(module: fx.GraphModule, context: Context, names: set[str], visit: Visit
     Raises:
         CandidateFailure: there are no calibration data.
     """
-    batches = context.split()
+    batches = calibration_batches(context)
     if not batches:
         raise CandidateFailure("prune", "there are no calibration data to compensate with")
     module.eval()

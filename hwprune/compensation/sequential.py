@@ -14,20 +14,21 @@ from typing import Any, final
 import torch
 from torch import fx
 
-from hwprune.calibrate import MIN_ROWS, ROWS_PER_COLUMN, full_precision
+from hwprune.calibration.gram import MIN_ROWS, ROWS_PER_COLUMN
+from hwprune.calibration.passes import full_precision
 from hwprune.compensation.base import Compensation, Context
 from hwprune.compensation.batchnorm import carry_over, moments
-from hwprune.compensation.lockstep import walk
+from hwprune.compensation.lockstep import relevant_positions, walk
 from hwprune.errors import CandidateFailure
-from hwprune.local import EXACT_LIMIT
+from hwprune.layers import layer as layer_table
+from hwprune.layers.layer import Layer
+from hwprune.layers.part import grouped
+from hwprune.methods.layerwise import EXACT_LIMIT
 from hwprune.second_order import hessian, least_squares
-from hwprune.statistics import grouped
-from hwprune.structure import layers as layer_table
-from hwprune.structure.graph import Matrix
-from hwprune.structure.layers import Layer
-from hwprune.structure.opaque import opaque_model
-from hwprune.structure.rules.table import read_argument
-from hwprune.structure.tracing import WEIGHT_ARGUMENT
+from hwprune.structure.model_graph import Matrix
+from hwprune.structure.torch.analyse import WEIGHT_ARGUMENT
+from hwprune.structure.torch.opaque import opaque_model
+from hwprune.structure.torch.rules.table import read_argument
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 SCALE_LIMITS = (0.5, 2.0)
@@ -94,7 +95,7 @@ class _Walker:
         mine, theirs = [], []
         for number, (x, y) in enumerate(zip(own, dense, strict=True)):
             limit = ceil(target * len(x) / total)
-            allowed = self.context.relevant(number).get(pair.dense.nodes[0])
+            allowed = relevant_positions(self.context, number).get(pair.dense.nodes[0])
             mine.append(pair.own.columns(x, limit, torch.Generator().manual_seed(number), allowed))
             theirs.append(pair.dense.columns(y, limit, torch.Generator().manual_seed(number), allowed)[pair.groups])
         return torch.cat(mine, dim=1).float(), torch.cat(theirs, dim=1).float()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from hwprune import plugins
+from hwprune.common import plugins
 from hwprune.criteria.activation import Activation, Apoz, Flap
 from hwprune.criteria.base import Criterion
+from hwprune.criteria.curvature import Obs, SparseGPT
 from hwprune.criteria.fpgm import Fpgm
 from hwprune.criteria.gradient import Gradient, Obd, Taylor
 from hwprune.criteria.inputs import Ria, Wanda
 from hwprune.criteria.lamp import Lamp
 from hwprune.criteria.magnitude import L1, L2
 from hwprune.criteria.random import Random
-from hwprune.criteria.second_order import Obs, SparseGPT
 from hwprune.criteria.slimming import Slimming
 from hwprune.errors import UnknownNameError
 

@@ -8,7 +8,8 @@ from typing import final
 import torch
 
 from hwprune.criteria.base import Criterion, total
-from hwprune.statistics import READS, LayerStatistics, Part
+from hwprune.layers.part import READS, Part
+from hwprune.layers.statistics import LayerStatistics
 
 
 @final

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from hwprune.errors import UsageError
-from hwprune.statistics import LayerStatistics, Part
+from hwprune.layers.part import Part
+from hwprune.layers.statistics import LayerStatistics
 
 
 class Criterion(abc.ABC):

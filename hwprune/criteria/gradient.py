@@ -8,7 +8,8 @@ from typing import final
 import torch
 
 from hwprune.criteria.base import Criterion, total
-from hwprune.statistics import READS, LayerStatistics, Part, producers, readers
+from hwprune.layers.part import READS, Part, producers, readers
+from hwprune.layers.statistics import LayerStatistics
 
 
 @final

@@ -8,7 +8,8 @@ from typing import final
 import torch
 
 from hwprune.criteria.base import Criterion, total
-from hwprune.statistics import LayerStatistics, Part, grouped, producers, readers
+from hwprune.layers.part import Part, grouped, producers, readers
+from hwprune.layers.statistics import LayerStatistics
 
 
 def _norms(statistics: LayerStatistics) -> torch.Tensor:

@@ -8,7 +8,8 @@ from typing import final
 import torch
 
 from hwprune.criteria.base import Criterion, total
-from hwprune.statistics import LayerStatistics, Part, producers
+from hwprune.layers.part import Part, producers
+from hwprune.layers.statistics import LayerStatistics
 
 
 @final

@@ -9,7 +9,8 @@ from typing import final
 import torch
 
 from hwprune.criteria.base import Criterion
-from hwprune.statistics import LayerStatistics, Part, producers
+from hwprune.layers.part import Part, producers
+from hwprune.layers.statistics import LayerStatistics
 
 
 @final

@@ -14,17 +14,20 @@ import numpy as np
 import onnx
 import torch
 
-from hwprune import evaluate, metrics, record
+from hwprune.common.files import dump_json, sha256, write_atomic
 from hwprune.deploy import layout, quantise
-from hwprune.deploy.formats import FORMATS, Options, Point, copy
-from hwprune.deploy.profile import profile
+from hwprune.deploy.formats import FORMATS
+from hwprune.deploy.point import Options, Point, copy
+from hwprune.deploy.target_of_run import profile
 from hwprune.errors import CandidateFailure, RunError, UnknownNameError, UsageError
-from hwprune.files import dump_json, sha256, write_atomic
+from hwprune.latency.availability import missing
 from hwprune.latency.bench import Bench
-from hwprune.latency.worker import example_shapes, missing
-from hwprune.target import Target
-from hwprune.target import load as load_target
-from hwprune.workload import Workload
+from hwprune.latency.samples import example_shapes
+from hwprune.records import record
+from hwprune.records.target import Target
+from hwprune.records.target import load as load_target
+from hwprune.workload import metrics, scoring
+from hwprune.workload.workload import Workload
 
 SCHEMA = 1
 SAMPLE_BYTES = 32_000_000
@@ -174,14 +177,14 @@ def _samples(run: Path, made: Point, runs: tuple[str, str], tolerance: float) ->
         bench.run("model", out / "samples.npz", out / "expected.npz")
         bench.load("dense", out / "dense.onnx")
         bench.run("dense", out / "samples.npz", out / ".dense.npz")
-    outputs, dense = evaluate.read_outputs(out / "expected.npz"), evaluate.read_outputs(out / ".dense.npz")
+    outputs, dense = scoring.read_outputs(out / "expected.npz"), scoring.read_outputs(out / ".dense.npz")
     (out / ".dense.npz").unlink()
     _check(out, runs, target, outputs, tolerance)
     found: dict[str, Any] = {"samples": {"split": split, "examples": sum(len(batch[0]) for batch in outputs)}}
     metric = metrics.METRICS.get(data["workload"]["metric"])
-    targets = evaluate.read_targets(out / "samples.npz")
+    targets = scoring.read_targets(out / "samples.npz")
     if metric is not None and (metric.agreement or all(isinstance(t, torch.Tensor) for t in targets)):
-        found["samples"]["metric"] = evaluate.score(metric, outputs, targets, dense).to_json()
+        found["samples"]["metric"] = scoring.score(metric, outputs, targets, dense).to_json()
     return found
 
 
@@ -191,15 +194,15 @@ def _here(data: record.Record) -> Target:
     return load_target("cpu") if missing(target) else target
 
 
-def _check(out: Path, runs: tuple[str, str], target: Target, expected: evaluate.Outputs, tolerance: float) -> None:
+def _check(out: Path, runs: tuple[str, str], target: Target, expected: scoring.Outputs, tolerance: float) -> None:
     """Does what is handed over compute what was measured?"""
     name, profile_name = runs
     with Bench(load_target(profile_name) if profile_name else target, shapes=example_shapes(out / "example.npz")) as bench:
         bench.load("model", out / name)
         bench.run("model", out / "samples.npz", out / ".made.npz")
-    outputs = evaluate.read_outputs(out / ".made.npz")
+    outputs = scoring.read_outputs(out / ".made.npz")
     (out / ".made.npz").unlink()
-    worst = evaluate.largest_difference(outputs, expected)
+    worst = scoring.largest_difference(outputs, expected)
     if not worst <= tolerance:
         raise CandidateFailure("export", f"{name} differs from the measured model by {worst:.2g} of the largest output")
 
@@ -210,7 +213,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def whole_batches(arrays: dict[str, np.ndarray[Any, Any]], size: int, repeat: bool = False) -> dict[str, np.ndarray[Any, Any]]:
-    """Stored batches (see `hwprune.evaluate.write_samples`) as ones of exactly ``size`` examples.
+    """Stored batches (see `hwprune.workload.scoring.write_samples`) as ones of exactly ``size`` examples.
 
     Args:
         repeat: the first examples of a batch that is too small come again; else what is left over is left out.

@@ -7,88 +7,20 @@ zero (weights are symmetric, so that zero is a code of its own; N:M keeps its pa
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from hwprune import export
+from hwprune.deploy.onnx_quantisers import Batches, Facts, Integers, quiet, to_fp16, to_int4, to_int8
 from hwprune.errors import CandidateFailure, UnknownNameError, UsageError
+from hwprune.onnx_files import to_onnx
 
 STAGE = "quantise"
-CALIBRATION = 256
-"""Examples that the ranges of activations are taken from."""
-BLOCK = 32
-"""Weights of a row that share a scale in 4 bits."""
 LEAST_ZEROS = 0.01
 """Share of zeros below which a model counts as one from which no weights were masked."""
-LEAST_COLUMNS = 2 * BLOCK
-"""Inputs below which a 4-bit layer holds more scale than weight, and its kernel has nothing to gain."""
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-FLOWING = (
-    *WEIGHTED,
-    "Add",
-    "Relu",
-    "Clip",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "Concat",
-    "Reshape",
-    "Transpose",
-    "Flatten",
-)
-"""In a convolutional network what lies between two layers is quantised too, so that activations stay in 8 bits on the way."""
-
-Batches = Callable[[], Iterable[Sequence[np.ndarray[Any, Any]]]]
-"""Called anew for each pass: batches of the model's inputs, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What was quantised.
-
-    Attributes:
-        precision: see `PRECISIONS`.
-        layers, weighted: weighted operators in that precision, and all of them.
-        examples, calibration: how many examples ranges were taken from, and the SHA-256 of those; 0 and empty where none are
-            needed.
-        zeros: share of the weights that are exactly zero, over the same share before; at least 1 if what was removed stays so.
-        bits: that a weight uses; 7 of 8 where the device's kernels would overflow.
-    """
-
-    precision: str
-    layers: int
-    weighted: int
-    examples: int = 0
-    calibration: str = ""
-    zeros: float = 1.0
-    bits: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Integers:
-    """What the device wants of 8-bit integers.
-
-    Attributes:
-        symmetric: activations in signed integers without a zero point, as GPUs want them; else unsigned with one, as x86 does.
-        saturating: its kernels add pairs of products in 16 bits, which overflow: x86 with AVX2 or AVX-512 and without VNNI.
-            Weights then take 7 bits. (OpenVINO's and ONNX Runtime's documentation, "saturation issue", "reduce range".)
-    """
-
-    symmetric: bool = False
-    saturating: bool = False
 
 
 def quantise(
@@ -96,7 +28,7 @@ def quantise(
     precision: str,
     batches: Batches,
     path: Path,
-    integers: Integers = Integers(),
+    integers: Integers | None = None,
 ) -> Facts:
     """Write ``model`` (32 bits) in ``precision`` to ``path``.
 
@@ -114,12 +46,12 @@ def quantise(
         own.CopyFrom(model)  # quantisers change what they are given
         _name_nodes(own)
         before = _zeros(own)
-        with _quiet():
-            made, facts = PRECISIONS[precision].make(own, batches, integers)
+        with quiet():
+            made, facts = PRECISIONS[precision].make(own, batches, integers or Integers())
         if not facts.layers:
             raise CandidateFailure(STAGE, f"none of the model's {facts.weighted} weighted operators can be held in {precision}")
         after = _zeros(made)
-        export.save_onnx(made, path)
+        to_onnx.save_onnx(made, path)
     except CandidateFailure:
         raise
     except Exception as error:  # the quantisers, and protobuf, raise what they meet
@@ -156,56 +88,6 @@ def parse(text: str) -> tuple[str, ...]:
 # -- the precisions ---------------------------------------------------------------------------------
 
 
-def _int8(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tuple[onnx.ModelProto, Facts]:
-    """Static, QDQ, weights per channel and symmetric."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    names = [item.name for item in model.graph.input]
-    reader = _Reader(batches, names)
-    with tempfile.TemporaryDirectory(prefix="hwprune-int8-") as folder:
-        ready, done = Path(folder) / "ready.onnx", Path(folder) / "int8.onnx"
-        quant_pre_process(model, str(ready), skip_optimization=True, skip_symbolic_shape=True)
-        wanted = _weighted(onnx.load(str(ready)))
-        convolutional = sum(kind == "Conv" for kind in wanted.values()) > len(wanted) / 2
-        quantize_static(
-            str(ready), str(done), reader, quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QInt8 if integers.symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8, reduce_range=integers.saturating, calibrate_method=CalibrationMethod.MinMax,
-            op_types_to_quantize=list(FLOWING) if convolutional else list(WEIGHTED),
-            nodes_to_exclude=_dynamic(onnx.load(str(ready))),
-            extra_options={"WeightSymmetric": True, "ActivationSymmetric": integers.symmetric, "DedicatedQDQPair": False},
-        )  # fmt: skip
-        made = onnx.load(str(done))
-    bits = 7 if integers.saturating else 8
-    return made, Facts("int8", _behind_dequantize(made), len(wanted), reader.examples, reader.digest.hexdigest(), bits=bits)
-
-
-def _int4(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tuple[onnx.ModelProto, Facts]:  # noqa: ARG001 - one interface
-    """Weights of linear layers in blocks of 32 that share a scale (round to nearest); activations stay as they are."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    wanted = _weighted(model)
-    _gemm_to_matmul(model)
-    stored = {item.name: item for item in model.graph.initializer}
-    small = [
-        node.name for node in model.graph.node
-        if node.op_type == "MatMul" and (node.input[1] not in stored or stored[node.input[1]].dims[0] < LEAST_COLUMNS)
-    ]  # fmt: skip
-    quantiser = MatMulNBitsQuantizer(model, bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=small)
-    quantiser.process()
-    made = quantiser.model.model
-    return made, Facts("int4", sum(node.op_type == "MatMulNBits" for node in made.graph.node), len(wanted), bits=4)
-
-
-def _fp16(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tuple[onnx.ModelProto, Facts]:  # noqa: ARG001 - one interface
-    wanted = _weighted(model)
-    made = export.converted(model, "fp16")
-    halves = {item.name for item in made.graph.initializer if item.data_type == TensorProto.FLOAT16}
-    done = sum(node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in halves for node in made.graph.node)
-    return made, Facts("fp16", done, len(wanted), bits=16)
-
-
 @dataclass(frozen=True, slots=True)
 class Precision:
     """One way to hold the weights. ``tolerance``: of parity between machines, relative to the largest output."""
@@ -216,104 +98,13 @@ class Precision:
 
 
 PRECISIONS: Mapping[str, Precision] = {
-    "int8": Precision("static INT8 with Q/DQ, weights per channel, ranges of activations from calibration data", _int8, 5e-2),
-    "int4": Precision("weights of linear layers in 4 bits, blocks of 32 (MatMulNBits)", _int4, 2e-2),
-    "fp16": Precision("16-bit floating point, inputs and outputs in 32", _fp16, 2e-2),
+    "int8": Precision("static INT8 with Q/DQ, weights per channel, ranges of activations from calibration data", to_int8, 5e-2),
+    "int4": Precision("weights of linear layers in 4 bits, blocks of 32 (MatMulNBits)", to_int4, 2e-2),
+    "fp16": Precision("16-bit floating point, inputs and outputs in 32", to_fp16, 2e-2),
 }
 
 
 # -- pieces ------------------------------------------------------------------------------------------
-
-
-class _Reader:
-    """ONNX Runtime's interface for calibration data; one example at a time would be as slow as it sounds, so batches go whole."""
-
-    def __init__(self, batches: Batches, names: Sequence[str]) -> None:
-        self._batches, self._names = batches, names
-        self.examples = 0
-        self.digest = hashlib.sha256()
-        self._left = self._read()
-
-    def _read(self) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-        for arrays in self._batches():
-            if self.examples >= CALIBRATION:
-                return
-            taken = [np.ascontiguousarray(array) for array in arrays]  # whole: a model may have its batch fixed
-            self.examples += len(taken[0])
-            for array in taken:
-                self.digest.update(array.tobytes())
-            yield dict(zip(self._names, taken, strict=False))
-
-    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        return next(self._left, None)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """The library asks for it where it divides the data; ranges are taken from all of it."""
-
-
-def _weighted(model: onnx.ModelProto) -> dict[str, str]:
-    """Name -> operator of all nodes with a constant weight."""
-    constants = {item.name for item in model.graph.initializer}
-    made = {name: node for node in model.graph.node for name in node.output}
-    found = {}
-    for node in model.graph.node:
-        if node.op_type in WEIGHTED and len(node.input) > 1 and _constant(node.input[1], constants, made):
-            found[node.name or node.output[0]] = node.op_type
-    return found
-
-
-def _constant(name: str, constants: set[str], made: Mapping[str, onnx.NodeProto]) -> bool:
-    """Does a tensor come from an initializer alone, through casts and transposes?"""
-    while name in made and made[name].op_type in ("Cast", "Transpose", "Identity", "DequantizeLinear", "QuantizeLinear"):
-        name = made[name].input[0]
-    return name in constants or (name in made and made[name].op_type == "Constant")
-
-
-def _dynamic(model: onnx.ModelProto) -> list[str]:
-    """Products of two activations: attention. In 8 bits they gain little and lose much."""
-    weighted = _weighted(model)
-    return [node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.name not in weighted]
-
-
-def _behind_dequantize(model: onnx.ModelProto) -> int:
-    made = {name: node.op_type for node in model.graph.node for name in node.output}
-    return sum(
-        node.op_type in WEIGHTED and all(made.get(name) == "DequantizeLinear" for name in node.input[:2])
-        for node in model.graph.node
-    )
-
-
-def _gemm_to_matmul(model: onnx.ModelProto) -> None:
-    """4-bit kernels are of MatMul; a Gemm with a constant weight is the same and a sum."""
-    stored = {item.name: item for item in model.graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        settings = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        plain = settings.get("alpha", 1.0) == 1.0 and settings.get("beta", 1.0) == 1.0 and not settings.get("transA", 0)
-        if node.op_type != "Gemm" or node.input[1] not in stored or not plain:
-            nodes.append(node)
-            continue
-        weight = numpy_helper.to_array(stored[node.input[1]])
-        turned = f"{node.input[1]}.{'rows' if settings.get('transB', 0) else 'columns'}"
-        if turned not in stored:
-            made = numpy_helper.from_array(np.ascontiguousarray(weight.T if settings.get("transB", 0) else weight), turned)
-            model.graph.initializer.append(made)
-            stored[turned] = made
-        biased = len(node.input) > 2 and bool(node.input[2])
-        product = f"{node.output[0]}.product" if biased else node.output[0]
-        nodes.append(
-            onnx.helper.make_node("MatMul", [node.input[0], turned], [product], name=f"{node.name or node.output[0]}.matmul")
-        )
-        if biased:
-            nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias"))
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-    used = {name for node in model.graph.node for name in node.input} | {item.name for item in model.graph.output}
-    kept = [item for item in model.graph.initializer if item.name in used]
-    copied = [TensorProto.FromString(item.SerializeToString()) for item in kept]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(copied)
 
 
 def _zeros(model: onnx.ModelProto) -> float:
@@ -334,17 +125,3 @@ def _zeros(model: onnx.ModelProto) -> float:
             zero += int((array == 0).sum())
             total += array.size
     return zero / total if total else 0.0
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The library advises on the root logger, and prints progress of its own."""
-    loggers = [logging.getLogger(), logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from hwprune import evaluate, front, metrics, record, runtimes, units
+from hwprune import runtimes
+from hwprune.common import formatting
+from hwprune.common.files import dump_json, write_atomic
 from hwprune.deploy.exporting import whole_batches
 from hwprune.deploy.verify import split_file
 from hwprune.errors import CandidateFailure, UsageError
-from hwprune.files import dump_json, write_atomic
 from hwprune.latency import fresh
 from hwprune.latency.bench import Bench, Limits
 from hwprune.latency.host import host
-from hwprune.latency.worker import example_shapes
-from hwprune.measurement import Measurement
-from hwprune.metrics import Metric
-from hwprune.target import Target
+from hwprune.latency.samples import example_shapes
+from hwprune.records import pareto, record
+from hwprune.records.measurement import Measurement
+from hwprune.records.target import Target
+from hwprune.workload import metrics, scoring
+from hwprune.workload.metrics import Metric
 
 COLUMNS = (
     "trial", "on_front", "speedup", "speedup_ci_low", "speedup_ci_high", "latency_s", "metric", "metric_ci_low", "metric_ci_high",
@@ -155,19 +158,19 @@ def _scores(
     scores: dict[str, Measurement] = {}
     failures: dict[str, str] = {}
     out = folder / "outputs.npz"
-    targets = evaluate.read_targets(samples)
+    targets = scoring.read_targets(samples)
     usable = metric is not None and (metric.agreement or all(t is not None for t in targets))
-    reference: evaluate.Outputs | None = None
+    reference: scoring.Outputs | None = None
     with make() as bench:
         identity = bench.identity()
         for key, path in {"dense": dense, **models}.items():
             try:
                 bench.load("model", path)
                 bench.run("model", samples, out)
-                outputs = evaluate.read_outputs(out)
+                outputs = scoring.read_outputs(out)
                 reference = outputs if key == "dense" else reference
                 if usable and metric is not None:
-                    scores[key] = evaluate.score(metric, outputs, targets, reference)
+                    scores[key] = scoring.score(metric, outputs, targets, reference)
             except CandidateFailure as failure:
                 if key == "dense":
                     raise
@@ -207,7 +210,7 @@ def _ranked(points: Sequence[Reranked]) -> list[Reranked]:
 
     runs = [p for p in points if p.speedup is not None]
     faster = [p for p in runs if p.speedup is not None and p.speedup.value > 1 and p.speedup.ci_high > 1]
-    best = {p.trial for p in front.non_dominated(faster, lambda p: (drop(p), p.speedup.value if p.speedup else 0.0))}
+    best = {p.trial for p in pareto.non_dominated(faster, lambda p: (drop(p), p.speedup.value if p.speedup else 0.0))}
     ordered = sorted(runs, key=lambda p: p.speedup.value if p.speedup else 0.0)
     return [replace(p, on_front=p.trial in best) for p in ordered] + [p for p in points if p.speedup is None]
 
@@ -232,7 +235,7 @@ def text_rows(points: Sequence[Reranked]) -> list[list[str]]:
             continue
         rows.append(
             [
-                f"trial {p.trial}", units.speedup(p.speedup.value, p.speedup.ci_low, p.speedup.ci_high),
+                f"trial {p.trial}", formatting.speedup(p.speedup.value, p.speedup.ci_low, p.speedup.ci_high),
                 f"{p.speedup_before:.2f}x",
                 "" if p.drop is None else f"{p.drop:+.4f}", f"{p.drop_before:+.4f}", "front" if p.on_front else "",
             ]

@@ -10,18 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hwprune import evaluate, metrics, record, units
-from hwprune import target as targets
+from hwprune.common import formatting
+from hwprune.common.files import read_json, sha256
 from hwprune.deploy import layout, quantise
 from hwprune.deploy.formats import FORMATS
-from hwprune.deploy.profile import profile
+from hwprune.deploy.target_of_run import profile
 from hwprune.errors import CandidateFailure, UsageError
-from hwprune.files import read_json, sha256
 from hwprune.latency import fingerprint, fresh
+from hwprune.latency.availability import missing
 from hwprune.latency.bench import Bench, Limits
-from hwprune.latency.worker import example_shapes, missing
-from hwprune.measurement import Measurement
-from hwprune.metrics import Metric
+from hwprune.latency.samples import example_shapes
+from hwprune.records import record
+from hwprune.records import target as targets
+from hwprune.records.measurement import Measurement
+from hwprune.workload import metrics, scoring
+from hwprune.workload.metrics import Metric
 
 PARITY_TOLERANCE = 1e-4
 """Largest difference of the outputs from the recorded ones, relative to the largest, where a manifest says none."""
@@ -202,7 +205,7 @@ def _run_checks(
         with Bench(target, shapes=example_shapes(example)) as bench:
             bench.load("model", dense)
             bench.run("model", samples, scratch)
-            dense_outputs = evaluate.read_outputs(scratch)
+            dense_outputs = scoring.read_outputs(scratch)
             for verified, subject in pairs:
                 _outputs(bench, verified, subject, samples, scratch, metric, dense_outputs)
     finally:
@@ -231,7 +234,7 @@ def _outputs(
     samples: Path,
     scratch: Path,
     metric: Metric | None,
-    dense: evaluate.Outputs,
+    dense: scoring.Outputs,
 ) -> None:
     try:
         bench.load("model", subject.model)
@@ -239,15 +242,15 @@ def _outputs(
     except CandidateFailure as failure:
         verified.checks.append(Check("run", False, failure.reason))
         return
-    outputs = evaluate.read_outputs(scratch)
+    outputs = scoring.read_outputs(scratch)
     if subject.expected is not None:
-        verified.checks.append(_parity(outputs, evaluate.read_outputs(subject.expected), subject.tolerance))
-    targets_ = evaluate.read_targets(samples)
+        verified.checks.append(_parity(outputs, scoring.read_outputs(subject.expected), subject.tolerance))
+    targets_ = scoring.read_targets(samples)
     if metric is None or (not metric.agreement and any(t is None for t in targets_)):
         verified.checks.append(Check("metric", None, "the metric is a function of the workload's: name it with --workload"))
         return
     try:
-        value = evaluate.score(metric, outputs, targets_, dense)
+        value = scoring.score(metric, outputs, targets_, dense)
     except CandidateFailure as failure:
         verified.checks.append(Check("metric", False, failure.reason))
         return
@@ -262,12 +265,12 @@ def _outputs(
     )
 
 
-def _parity(outputs: evaluate.Outputs, expected: evaluate.Outputs, tolerance: float) -> Check:
+def _parity(outputs: scoring.Outputs, expected: scoring.Outputs, tolerance: float) -> Check:
     shapes = [[tuple(t.shape) for t in batch] for batch in outputs], [[tuple(t.shape) for t in batch] for batch in expected]
     if shapes[0] != shapes[1]:
         got, wanted = (next((f"{a}" for a in one), "nothing") for one in shapes)
         return Check("parity", False, f"outputs have other shapes than recorded: {got} instead of {wanted}")
-    worst = evaluate.largest_difference(outputs, expected)
+    worst = scoring.largest_difference(outputs, expected)
     return Check("parity", worst <= tolerance, f"largest difference {worst:.2g} of the largest output (allowed {tolerance:g})")
 
 
@@ -275,7 +278,9 @@ def _speed(verified: Verified, subject: _Subject, speedup: Measurement, same: bo
     recorded = float(subject.point["speedup"]["value"])
     verified.speedup, verified.recorded_speedup = speedup, recorded
     ratio = speedup.value / recorded - 1
-    text = f"{units.speedup(speedup.value, speedup.ci_low, speedup.ci_high)}, recorded {recorded:.2f}x ({100 * ratio:+.1f} %)"
+    text = (
+        f"{formatting.speedup(speedup.value, speedup.ci_low, speedup.ci_high)}, recorded {recorded:.2f}x ({100 * ratio:+.1f} %)"
+    )
     if not same:
         verified.checks.append(Check("latency", None, f"{text}; another machine or version, so not judged"))
         return

@@ -20,7 +20,7 @@ from hwprune import runtimes
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency.host import Host, Local
 from hwprune.latency.paired import Settings
-from hwprune.target import Target
+from hwprune.records.target import Target
 from hwprune.version import VERSION
 
 START_S = 120.0

@@ -15,7 +15,7 @@ from typing import Any
 
 from hwprune import runtimes
 from hwprune.latency import sensors
-from hwprune.target import Target
+from hwprune.records.target import Target
 
 _ARM = {
     ("0x41", "0xd0c"): "Neoverse-N1", ("0x41", "0xd40"): "Neoverse-V1", ("0x41", "0xd4f"): "Neoverse-V2",

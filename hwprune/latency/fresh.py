@@ -17,7 +17,7 @@ from hwprune.errors import CandidateFailure
 from hwprune.latency.bench import Bench
 from hwprune.latency.interval import process_interval
 from hwprune.latency.paired import Settings
-from hwprune.measurement import Measurement
+from hwprune.records.measurement import Measurement
 
 PROCESSES = 6
 SESSIONS = 2

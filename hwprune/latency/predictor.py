@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from hwprune.latency.bench import Bench
+from hwprune.latency.latency_table import GROUP, Entry, LatencyTable, Whole
 from hwprune.latency.segments import Segment
-from hwprune.latency.table import GROUP, Entry, LatencyTable, Whole
 
 Array = np.ndarray[Any, Any]
 

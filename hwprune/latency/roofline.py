@@ -15,7 +15,7 @@ from typing import Any
 
 from hwprune.errors import UsageError
 from hwprune.latency.segments import Segment
-from hwprune.target import Target
+from hwprune.records.target import Target
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 

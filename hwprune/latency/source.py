@@ -19,13 +19,14 @@ import onnx
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import paired
 from hwprune.latency.bench import Bench
+from hwprune.latency.latency_table import LatencyTable
 from hwprune.latency.paired import Settings
 from hwprune.latency.predictor import LatencyModel
 from hwprune.latency.roofline import Roofline
-from hwprune.latency.segments import Segment, split
-from hwprune.latency.table import LatencyTable
+from hwprune.latency.segments import Segment
+from hwprune.latency.splitting import split
+from hwprune.records.target import Target
 from hwprune.runtimes.sparsity import of_model
-from hwprune.target import Target
 
 MEASURED, TABLE, ESTIMATED = "measured", "table", "estimated"
 GATE_SESSIONS = 4

@@ -21,18 +21,20 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hwprune import runtimes
-from hwprune.files import cache_folder
+from hwprune.common.files import cache_folder
 from hwprune.latency import fingerprint, micro, paired, sensors
-from hwprune.latency.slot import Slot
+from hwprune.latency.availability import missing
+from hwprune.latency.device_lock import Slot
+from hwprune.latency.samples import read_batches
+from hwprune.records.target import Target
 from hwprune.runtimes import Runner
-from hwprune.target import Target
 from hwprune.version import VERSION
 
 OWN, OWN_FAILED = ("reference", "nothing"), "the runtime can't run the reference"
@@ -216,18 +218,6 @@ class Worker:
         return sensors.gpu_memory_used() if runtimes.get(runtime).device == "cuda" else sensors.resident_bytes()
 
 
-def missing(target: Target) -> list[str]:
-    """Why a target can't be measured on this machine; empty: it can."""
-    reasons = [reason] if (reason := runtimes.missing(target.runtime)) else []
-    if target.device == "cuda":
-        gpu = fingerprint.gpu_name()
-        if gpu is None or not target.matches(gpu):
-            reasons.insert(0, f"its GPU is {gpu} (CUDA_VISIBLE_DEVICES chooses another)" if gpu else "it has no NVIDIA GPU")
-    elif target.device_match and not target.matches(fingerprint.device_name()):
-        reasons.insert(0, f"its CPU is {fingerprint.device_name()}")
-    return reasons
-
-
 def throttled(before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Did the device slow itself down meanwhile?"""
     counted = after.get("throttle_count", 0) > before.get("throttle_count", 0)
@@ -259,31 +249,6 @@ def _load(path: str, runtime: str, settings: dict[str, Any]) -> Runner:
     cache = str(cache_folder() / "runtimes") if settings.get("cache") is None else settings["cache"]
     made = runtimes.Settings(**{**settings, "shapes": shapes, "cache": cache})
     return runtimes.get(runtime).load(Path(path), made)
-
-
-def read_batches(path: str) -> Iterator[tuple[str, list[np.ndarray[Any, Any]]]]:
-    """(batch number, its inputs) of an evaluation samples file."""
-    with np.load(path, allow_pickle=False) as stored:
-        names: dict[str, list[str]] = {}
-        for name in sorted(stored.files, key=_order):
-            number, _, kind = name.partition(".")
-            if kind.startswith("input"):
-                names.setdefault(number, []).append(name)
-        for number, members in names.items():
-            yield number, [stored[member] for member in members]
-
-
-def example_shapes(path: Path) -> list[tuple[int, ...]]:
-    """Shapes of the first batch of a samples file."""
-    _, inputs = next(iter(read_batches(str(path))))
-    return [array.shape for array in inputs]
-
-
-def _order(name: str) -> tuple[str, int]:
-    """Batches by number, inputs by position: input10 comes after input9."""
-    number, _, kind = name.partition(".")
-    digits = kind.removeprefix("input")
-    return number, int(digits) if digits.isdigit() else -1
 
 
 def _difference(after: int | None, before: int | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hwprune import plugins
+from hwprune.common import plugins
 from hwprune.errors import UnknownNameError
 from hwprune.patterns.axis import WholeIndex
 from hwprune.patterns.base import Pattern

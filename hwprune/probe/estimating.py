@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from hwprune.latency.roofline import Roofline
+from hwprune.probe.findings import PatternProbe, Probe, Step, UnitProbe
 from hwprune.probe.pieces import POINTS, Pieces, touched
 from hwprune.probe.probing import Progress, quiet
-from hwprune.probe.result import PatternProbe, Probe, Step, UnitProbe
 from hwprune.probe.staircase import counts_for
-from hwprune.pruning import Pruner
-from hwprune.target import Target
+from hwprune.pruning.pruner import Pruner
+from hwprune.records.target import Target
 
 
 def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Probe:

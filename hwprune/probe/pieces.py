@@ -10,11 +10,12 @@ from pathlib import Path
 import onnx
 import torch
 
-from hwprune import export
 from hwprune.latency.predictor import LatencyModel
-from hwprune.latency.segments import Segment, split
-from hwprune.pruning import Pruner
-from hwprune.structure.units import Unit
+from hwprune.latency.segments import Segment
+from hwprune.latency.splitting import split
+from hwprune.layers.units import Unit
+from hwprune.onnx_files import to_onnx
+from hwprune.pruning.pruner import Pruner
 
 POINTS = 16
 """Keep counts of a unit's staircase."""
@@ -34,9 +35,9 @@ class Pieces:
         model = self.pruner.template.model(module, keeps, drop)
         if model is None:
             with tempfile.TemporaryDirectory() as folder:
-                path = export.to_onnx(module, self.pruner.workload.example_inputs, Path(folder) / "model.onnx")
+                path = to_onnx.to_onnx(module, self.pruner.workload.example_inputs, Path(folder) / "model.onnx")
                 model = onnx.load(str(path))
-        return model if self.precision == "fp32" else export.converted(model, self.precision)
+        return model if self.precision == "fp32" else to_onnx.converted(model, self.precision)
 
     def cut(self, counts: Mapping[str, int], drop: Sequence[str] = ()) -> onnx.ModelProto:
         """The first so many indices of axes are kept; which ones does not change the time."""

@@ -16,22 +16,24 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from hwprune import export, patterns, runtimes
+from hwprune import patterns, runtimes
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency.bench import Bench
+from hwprune.latency.latency_table import DENSE, LatencyTable, save_inputs
 from hwprune.latency.paired import Settings
 from hwprune.latency.predictor import LatencyModel, settle
 from hwprune.latency.segments import Segment
 from hwprune.latency.source import Measured
-from hwprune.latency.table import DENSE, LatencyTable, save_inputs
-from hwprune.measurement import Measurement
+from hwprune.layers.units import Unit
+from hwprune.onnx_files import to_onnx
 from hwprune.probe.attribution import attribute
+from hwprune.probe.findings import PatternProbe, Probe, Step, UnitProbe
 from hwprune.probe.pieces import POINTS, Pieces, random_counts, staircase_of, touched
-from hwprune.probe.result import PatternProbe, Probe, Step, UnitProbe
 from hwprune.probe.staircase import counts_for, detected_multiple, window
-from hwprune.pruning import Pruner, uniform_recipe
-from hwprune.structure.units import Unit
-from hwprune.target import Target
+from hwprune.pruning.pruner import Pruner
+from hwprune.pruning.uniform import uniform_recipe
+from hwprune.records.measurement import Measurement
+from hwprune.records.target import Target
 
 WINDOW = 48
 """Widths, one by one, in which the channel multiple is looked for."""
@@ -135,7 +137,7 @@ class _Probing:
 
     def _units(self, dense: Sequence[Segment], shares: Mapping[str, float], dense_s: float) -> list[UnitProbe]:
         """The staircase of each axis; axes that are alike share one."""
-        from hwprune.structure.units import ties
+        from hwprune.layers.units import ties
 
         alike = ties(self.pruner.units)
         first: dict[str, str] = {}
@@ -291,7 +293,7 @@ class _Probing:
         path = self.folder / "masked.onnx"
         self.pruner.template.write(candidate.module, candidate.keeps, path)
         model = onnx.load(str(path))
-        return model if self.pieces.precision == "fp32" else export.converted(model, self.pieces.precision)
+        return model if self.pieces.precision == "fp32" else to_onnx.converted(model, self.pieces.precision)
 
     def _pattern(self, name: str, what: str, make: Callable[[], onnx.ModelProto], source: Measured) -> PatternProbe:
         expected = self.target.why_not(name)
@@ -309,7 +311,7 @@ class _Probing:
         return PatternProbe(name, what, numbers, speedup.verdict, note, tuple(details))
 
     def _write(self, name: str, model: onnx.ModelProto) -> Path:
-        return export.save_onnx(model, self.folder / f"{name}.onnx")
+        return to_onnx.save_onnx(model, self.folder / f"{name}.onnx")
 
     # -- warnings ----------------------------------------------------------------------------
 

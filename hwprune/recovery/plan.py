@@ -25,7 +25,7 @@ class Plan:
             rises while the model is trained with both, and training goes on afterwards).
         epochs: passes over the train split, fractions allowed.
         optimizer: ``adamw`` or ``sgd`` (with Nesterov momentum 0.9).
-        rate: highest learning rate; None: the best of short trials around `default_rate` (see `hwprune.recovery.rates`).
+        rate: highest learning rate; None: the best of short trials around `default_rate` (see `hwprune.recovery.loop.rates`).
         decay: weight decay of everything with more than one dim.
         warmup: share of the steps over which the rate rises; then it falls along a cosine to 1 % of the highest.
         clip: largest norm of the gradient; 0: any.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hwprune import units
-from hwprune.record import MEASURED, Record, dense_metric, latency_source
+from hwprune.common import formatting
+from hwprune.records.record import MEASURED, Record, dense_metric, latency_source
 from hwprune.report.page import precision_rows
 from hwprune.report.text import number, recommended, speedup_text, trained, verdict
 
@@ -16,14 +16,22 @@ def markdown(record: Record) -> str:
     base, dense, metric = record["baseline"], dense_metric(record), record["workload"]["metric"]
     chosen = recommended(record)
     rows = [
-        ["dense", "1.00x", "", number(dense["value"]), units.seconds(base["latency"]["value"]), units.size(base["size_bytes"])]
+        [
+            "dense",
+            "1.00x",
+            "",
+            number(dense["value"]),
+            formatting.seconds(base["latency"]["value"]),
+            formatting.size(base["size_bytes"]),
+        ]
     ]
     for place, point in enumerate(record["front"]):
         name = f"trial {point['trial']}{trained(record, point['trial'])}"
         rows.append(
             [
                 f"**{plain(name)}**" if place == chosen else name, speedup_text(point["speedup"]), f"{point['drop']:+.4f}",
-                number(point["metric"]["value"]), units.seconds(point["latency"]["value"]), units.size(point["size_bytes"]),
+                number(point["metric"]["value"]), formatting.seconds(point["latency"]["value"]),
+                formatting.size(point["size_bytes"]),
             ]
         )  # fmt: skip
     parts = [f"### {plain(record['workload']['name'])} on {plain(record['target']['name'])}", plain(verdict(record))]

@@ -13,9 +13,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hwprune import front, units
-from hwprune.files import write_atomic
-from hwprune.record import MEASURED, Record, dense_metric, latency_source, model_file, trial
+from hwprune.common import formatting
+from hwprune.common.files import write_atomic
+from hwprune.records import pareto
+from hwprune.records.record import MEASURED, Record, dense_metric, latency_source, model_file, trial
 from hwprune.report.picture import WORD, drop_range, searched
 from hwprune.report.text import chain, number, recommended, speedup_text, trained, verdict
 
@@ -53,10 +54,10 @@ def page_data(record: Record) -> dict[str, Any]:
         "dense": {
             "metric": number(dense["value"]),
             "interval": f"[{number(dense['ci_low'])}, {number(dense['ci_high'])}]",
-            "latency": units.seconds(base["latency"]["value"]),
-            "params": units.count(base["params"]),
-            "macs": units.count(base["macs"]),
-            "size": units.size(base["size_bytes"]),
+            "latency": formatting.seconds(base["latency"]["value"]),
+            "params": formatting.count(base["params"]),
+            "macs": formatting.count(base["macs"]),
+            "size": formatting.size(base["size_bytes"]),
             "self": speedup_text(base["self_speedup"]),
             "latency_ms": 1000 * base["latency"]["value"],
             "size_mb": base["size_bytes"] / 1e6,
@@ -87,7 +88,7 @@ def _trial(row: dict[str, Any]) -> dict[str, Any]:
         "mb": row["size_bytes"] / 1e6,
         "text": f"trial {row['number']} ({row['origin']})<br>{speedup_text(row['speedup'])}"
         f"<br>drop {row['drop']:+.4f} (validation)"
-        f"<br>{units.count(row['params'])} parameters, {len(choices)} units pruned",
+        f"<br>{formatting.count(row['params'])} parameters, {len(choices)} units pruned",
     }
 
 
@@ -110,9 +111,9 @@ def _mark(record: Record, point: dict[str, Any]) -> dict[str, Any]:
         "metric": number(point["metric"]["value"]),
         "interval": f"[{number(point['metric']['ci_low'])}, {number(point['metric']['ci_high'])}]",
         "drop": f"{point['drop']:+.4f}",
-        "latency": units.seconds(point["latency"]["value"]),
-        "params": units.count(point["params"]),
-        "size": units.size(point["size_bytes"]),
+        "latency": formatting.seconds(point["latency"]["value"]),
+        "params": formatting.count(point["params"]),
+        "size": formatting.size(point["size_bytes"]),
         "split": point["split"],
     }
 
@@ -121,7 +122,7 @@ def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
     row = trial(record, point["trial"])
     return {
         **_mark(record, point),
-        "macs": units.count(point["macs"]) if point["macs"] is not None else "",
+        "macs": formatting.count(point["macs"]) if point["macs"] is not None else "",
         "compensation": row["recipe"]["compensation"],
         "layers": unit_rows(record, point),
         "times": _times(record, point),
@@ -205,7 +206,7 @@ def precision_rows(record: Record) -> list[list[str]]:
             [
                 f"trial {point['trial']}{' (front)' if point['trial'] in on_front else ''}", quantised["precision"],
                 "the dense model" if of == "dense" else f"trial {of}{trained(record, of)}", speedup_text(point["speedup"]),
-                f"{point['drop']:+.4f}", units.size(point["size_bytes"]),
+                f"{point['drop']:+.4f}", formatting.size(point["size_bytes"]),
                 f"{quantised['layers']} of {quantised['weighted']} layers",
             ]
         )  # fmt: skip
@@ -222,8 +223,8 @@ def history(record: Record) -> dict[str, Any]:
     volumes, points = [], []
     for row in rows:
         points.append((row["drop"], row["speedup"]["value"]))
-        points = front.non_dominated(points, lambda pair: pair)
-        volumes.append(front.hypervolume(points, reference))
+        points = pareto.non_dominated(points, lambda pair: pair)
+        volumes.append(pareto.hypervolume(points, reference))
     last = volumes[-1] if volumes and volumes[-1] > 0 else 1.0
     best = set(points)
     kinds: dict[str, list[int]] = {}
@@ -252,7 +253,7 @@ def _training(record: Record) -> list[list[str]]:
                 f"{plan['kind']}:{plan['epochs']:g}", speedup_text(point["speedup"]),
                 f"{first['drop']:+.4f}" if first else "", f"{point['drop']:+.4f}",
                 f"{number(recovery['before'])} to {number(recovery['after'])}",
-                f"{units.duration(recovery['seconds'])}, {units.count(recovery['examples'])} examples",
+                f"{formatting.duration(recovery['seconds'])}, {formatting.count(recovery['examples'])} examples",
             ]
         )  # fmt: skip
     return rows
@@ -281,7 +282,7 @@ def _quality(record: Record) -> list[list[str]]:
     if throttled:
         rows.append(["Measurements while the device slowed itself down", f"{throttled} of {len(speedups)}"])
     if shares:
-        rows.append(["Contended quads, median trial", units.percent(shares[len(shares) // 2])])
+        rows.append(["Contended quads, median trial", formatting.percent(shares[len(shares) // 2])])
         rows.append(["Search measurements that hit their time limit", f"{wide} of {len(speedups)}"])
     return rows
 

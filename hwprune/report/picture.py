@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hwprune.record import Record, latency_source
+from hwprune.records.record import Record, latency_source
 
 WORD = {"measured": "measured", "table": "PREDICTED (not measured)", "estimated": "ESTIMATED (not measured)"}
 HOW = {"measured": "measured again", "table": "predicted from a table", "estimated": "estimated from a data sheet"}

@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from hwprune.files import write_atomic
-from hwprune.record import Record, dense_metric, front_file, latency_source, model_file, recipe_text
+from hwprune.common.files import write_atomic
+from hwprune.records.record import Record, dense_metric, front_file, latency_source, model_file, recipe_text
 
 FRONT_COLUMNS = (
     "trial", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low", "speedup_ci_high",

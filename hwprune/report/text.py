@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hwprune import units
-from hwprune.record import Record, dense_metric, latency_source, trial
+from hwprune.common import formatting
+from hwprune.records.record import Record, dense_metric, latency_source, trial
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
@@ -28,8 +28,8 @@ def summary(record: Record, width: int = 100) -> str:
     """The front, the dense model first, and the notes."""
     base, metric = record["baseline"], record["workload"]["metric"]
     dense = dense_metric(record)
-    rows = [["dense", units.speedup(1.0), "", number(dense["value"]), units.seconds(base["latency"]["value"]),
-             units.count(base["params"]), units.size(base["size_bytes"])]]  # fmt: skip
+    rows = [["dense", formatting.speedup(1.0), "", number(dense["value"]), formatting.seconds(base["latency"]["value"]),
+             formatting.count(base["params"]), formatting.size(base["size_bytes"])]]  # fmt: skip
     for point in record["front"]:
         rows.append(
             [
@@ -37,9 +37,9 @@ def summary(record: Record, width: int = 100) -> str:
                 speedup_text(point["speedup"]),
                 f"{point['drop']:+.4f}",
                 number(point["metric"]["value"]),
-                units.seconds(point["latency"]["value"]),
-                units.count(point["params"]),
-                units.size(point["size_bytes"]),
+                formatting.seconds(point["latency"]["value"]),
+                formatting.count(point["params"]),
+                formatting.size(point["size_bytes"]),
             ]
         )
     parts = [verdict(record)]
@@ -82,14 +82,14 @@ def chain(record: Record, which: int) -> list[list[str]]:
             steps.append(("pruned", row["number"]))
             break
     known = {p["trial"]: p for key in ("untrained", "trained", "quantised", "front") for p in record.get(key, ())}
-    rows = [["dense", "", units.speedup(1.0), number(dense["value"]), units.size(base["size_bytes"])]]
+    rows = [["dense", "", formatting.speedup(1.0), number(dense["value"]), formatting.size(base["size_bytes"])]]
     for name, step in reversed(steps):
         point = known.get(step) or trial(record, step)
         mark = "" if step in known else " (search)"
         rows.append(
             [
                 name + mark, f"trial {step}", speedup_text(point["speedup"]), number(point["metric"]["value"]),
-                units.size(point["size_bytes"]),
+                formatting.size(point["size_bytes"]),
             ]
         )  # fmt: skip
     return rows
@@ -120,7 +120,7 @@ def verdict(record: Record) -> str:
 
 
 def _extent(points: Sequence[dict[str, Any]]) -> str:
-    first, last = (units.speedup(points[place]["speedup"]["value"]) for place in (0, -1))
+    first, last = (formatting.speedup(points[place]["speedup"]["value"]) for place in (0, -1))
     return f"one point at {first}" if len(points) == 1 else f"{len(points)} points from {first} to {last}"
 
 
@@ -151,7 +151,7 @@ def _recommendation(record: Record) -> str:
 
 
 def speedup_text(speedup: dict[str, Any]) -> str:
-    return units.speedup(speedup["value"], speedup["ci_low"], speedup["ci_high"])
+    return formatting.speedup(speedup["value"], speedup["ci_low"], speedup["ci_high"])
 
 
 def number(value: float) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from hwprune.common.files import write_atomic
 from hwprune.errors import UnknownNameError, UsageError
-from hwprune.files import write_atomic
-from hwprune.record import Record, front_file, read_record
+from hwprune.records.record import Record, front_file, read_record
 from hwprune.report.markdown import markdown
 from hwprune.report.page import write_page
 from hwprune.report.picture import write_picture

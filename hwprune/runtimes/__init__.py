@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hwprune import plugins
+from hwprune.common import plugins
 from hwprune.errors import UnknownNameError
 from hwprune.runtimes.base import CUDA_EVENT, THREAD_CPU, WALL, Arrays, Operator, Runner, Runtime, Settings
 from hwprune.runtimes.onnxruntime_cpu import OnnxRuntimeCpu

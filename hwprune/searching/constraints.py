@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hwprune import units
-from hwprune.trial import Trial
+from hwprune.common import formatting
+from hwprune.records.trial import Trial
 
 DROP_SLACK, SPEED_SLACK = 0.01, 0.97
 """How far validation (a point; of metrics beyond 1 a hundredth of the dense value) and a single session may be off: who misses a
@@ -90,9 +90,9 @@ class Constraints:
         if self.min_speedup is not None:
             words.append(f"speedup >= {self.min_speedup:g}")
         if self.max_latency_s is not None:
-            words.append(f"latency <= {units.seconds(self.max_latency_s)}")
+            words.append(f"latency <= {formatting.seconds(self.max_latency_s)}")
         if self.max_size is not None:
-            words.append(f"size <= {units.size(self.max_size)}")
+            words.append(f"size <= {formatting.size(self.max_size)}")
         return ", ".join(words)
 
     def nearest(self, trials: Sequence[Trial], describe: Callable[[Trial], str]) -> str:

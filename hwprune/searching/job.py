@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from hwprune import compensation
+from hwprune.common.files import dump_toml, read_toml, write_atomic
 from hwprune.deploy import quantise
 from hwprune.errors import UsageError
-from hwprune.files import dump_toml, read_toml, write_atomic
 from hwprune.recovery import plan
 from hwprune.searching.constraints import Constraints
-from hwprune.searching.samplers import DEFAULT
 
 SCHEMA = 1
 FILE = "job.toml"
+DEFAULT = "knapsack"
+"""The sampler unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,218 +1,227 @@
-"""`hwprune.search`: from a workload to a confirmed front."""
+"""The loop that evaluates trials. The search itself runs it, and so does every worker that joins."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import fcntl
-import os
-from collections.abc import Iterator
-from pathlib import Path
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from hwprune import runtimes, sources
-from hwprune import target as targets
-from hwprune.errors import UnavailableError, UsageError
-from hwprune.latency.bench import Bench
-from hwprune.latency.host import host
-from hwprune.latency.roofline import Roofline
-from hwprune.latency.source import check_table
-from hwprune.latency.table import LatencyTable
-from hwprune.latency.worker import missing
-from hwprune.searching import samplers
-from hwprune.searching import space as spaces
-from hwprune.searching.job import FILE, Job
+import optuna
+
+from hwprune.records.trial import Trial
+from hwprune.searching.constraints import Constraints
+from hwprune.searching.evaluating.evaluator import Evaluator
+from hwprune.searching.evaluating.scored import Scored
+from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
-from hwprune.searching.result import Result
-from hwprune.searching.session import Session
-from hwprune.target import Target
-from hwprune.workload import Workload
+from hwprune.searching.sampling.advisor import Advisor
+from hwprune.searching.sampling.knapsack import KnapsackSampler
+from hwprune.searching.sampling.samplers import UNIFORM
+from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.study.lease import own
+from hwprune.searching.study.store import Store
+
+REPEATS = 10
+"""Proposals in a row that were evaluated before, after which something random is proposed."""
+WAIT_S = 0.5
+CLOSED = "closed"
+"""Attribute of the study: no trial is started any more."""
 
 
-def search(
-    workload: Workload,
-    target: str = "cpu",
-    space: str = "default",
-    trials: int = 60,
-    out: str | Path | None = None,
-    seed: int = 0,
-    sampler: str = samplers.DEFAULT,
-    time_s: float = 0.0,
-    max_drop: float | None = None,
-    min_speedup: float | None = None,
-    max_latency_s: float | None = None,
-    max_size: int | None = None,
-    recover: str = "auto",
-    all_patterns: bool = False,
-    storage: str = "",
-    database: str | Path = "",
-    remote: str = "",
-    table: str | Path = "",
-    estimate: bool = False,
-    quantize: str = "",
-    resume: bool = False,
-    trial_timeout_s: float = 120.0,
-    memory_limit: int = 0,
-    progress: Progress | None = None,
-) -> Result:
-    """Search for recipes, measure them on the target, confirm the front.
+@dataclass(slots=True)
+class Work:
+    """Evaluates trials of one study until it is finished.
 
-    Args:
-        workload: model, data and metric.
-        target, space, sampler: names, or paths of .toml files for target and space.
-        trials: number of different recipes to evaluate; 0 with ``time_s``: as many as fit.
-        out: run directory; default ``runs/NAME-TIME``. One that holds a run is refused without ``resume``.
-        time_s: no trial starts later than this; 0: no limit.
-        max_drop, min_speedup, max_latency_s, max_size: constraints in the metric's own unit, in times dense, in seconds of one
-            batch, and in bytes of the model's file.
-        recover: ``none``, compensations joined by ``+`` (see `hwprune.compensation`), ``auto``: what the model has use for, or a
-            training of the finalists, ``finetune:EPOCHS``, ``distill:EPOCHS`` or ``gradual:EPOCHS``, for which the workload needs
-            ``train`` data.
-        all_patterns: search also patterns that the target can't execute faster.
-        storage: Optuna storage URL; default: SQLite in the run directory.
-        database: folder of the option database, which runs share; default: in the user's cache folder.
-        remote: ``ssh://[user@]host[:port][/path/to/hwprune]`` of a machine with hwprune that measures; default: this one.
-        table: folder of a latency table that was measured on the device (`hwprune probe --table`): latencies are
-            predicted, and the front is written to front.table.csv.
-        estimate: latencies from the profile's roofline; the front is written to front.estimated.csv.
-        quantize: precisions joined by commas, such as ``int8,int4``: the dense model and every point of the front are tried in
-            each, measured and scored like any other candidate.
-        resume: go on with the run in ``out``.
-        trial_timeout_s, memory_limit: limits of one candidate in the measuring process.
-
-    Raises:
-        UsageError: wrong names, files or data (exit code 2 on the command line).
-        RunError: the dense model can't be measured, or the storage fails.
-        KeyboardInterrupt: passed on after the state was saved.
+    Attributes:
+        can_time: is this process on the device? If not, it leaves latencies to those that are.
+        chief: the search itself; it waits for the trials of others, and what must be done once is its own.
+        after: called after each trial of this process with all finished trials.
     """
-    job = Job(
-        workload=workload.source, target=target, space=space, trials=trials, time_s=time_s, sampler=sampler, seed=seed,
-        max_drop=max_drop, min_speedup=min_speedup, max_latency_s=max_latency_s, max_size=max_size,
-        recover=recover, all_patterns=all_patterns,
-        trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage, database=str(database),
-        remote=remote, table=str(table), estimate=estimate, quantize=quantize,
-    )  # fmt: skip
-    return run_job(job, workload, Path(out) if out else default_run(workload.name), resume, progress or Progress())
 
+    job: Job
+    store: Store
+    space: SearchSpace
+    evaluator: Evaluator
+    advisor: Advisor
+    sampler: optuna.samplers.BaseSampler
+    progress: Progress
+    chief: bool = True
+    can_time: bool = True
+    after: Callable[[list[Trial]], None] = lambda _trials: None
+    notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    evaluated: int = field(init=False, default=0)
+    _begun: float = field(init=False, default_factory=time.monotonic)
+    _repeats: int = field(init=False, default=0)
 
-def default_run(name: str) -> Path:
-    """runs/NAME-DATE-TIME."""
-    safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
-    return Path("runs") / f"{safe}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    def __post_init__(self) -> None:
+        if isinstance(self.sampler, KnapsackSampler):
+            self.advisor.model = self.sampler
 
+    @property
+    def constraints(self) -> Constraints:
+        return self.job.constraints
 
-def check_job(job: Job) -> tuple[Target, spaces.SpaceFile]:
-    """Everything that can be wrong before a model is loaded. Raises `UsageError`."""
-    samplers.check(job.sampler)
-    chosen = targets.load(job.target)
-    check_runtime(chosen)
-    if job.estimate:
-        Roofline(chosen)
-    elif job.table:
-        check_table(LatencyTable.read(Path(job.table)), chosen)
-    else:
-        require_target(chosen, job.remote)
-    return chosen, spaces.load(job.space)
+    def run(self) -> list[Trial]:
+        """Work until there is nothing left to do; all finished trials."""
+        self._begun = time.monotonic()
+        if self.chief and (known := len(self.store.trials(as_searched=True))):
+            self.progress.note(f"going on: {known}{f' of {self.job.trials}' if self.job.trials else ''} trials are done")
+        while True:
+            while self._once():
+                pass
+            if not self.chief:
+                break
+            self._close()
+            # A worker may have died over one of the last trials: it is still to be done.
+            if self._finished(self.store.trials(as_searched=True)) or not self.store.waiting:
+                break
+        return self.store.trials()
 
+    def _close(self) -> None:
+        """Nobody starts another trial; what others have begun belongs to the search."""
+        self.store.write(CLOSED, True)
+        while self.store.busy():
+            if self.can_time and (parked := self.store.unpark()) is not None:
+                self._time(*parked, self.store.trials(as_searched=True))
+                continue
+            time.sleep(WAIT_S)
+            self.store.recover(self.constraints.of)
 
-def check_runtime(target: Target) -> None:
-    """Raises `UsageError` if the profile names no known runtime, or a precision that this one does not run."""
-    known = runtimes.get(target.runtime)
-    if target.precision not in known.precisions:
-        raise UsageError(
-            f"target {target.name}: {known.name} does not run {target.precision}; it runs {', '.join(known.precisions)}"
-        )
-    if known.options is not None and (unknown := sorted(set(target.options) - known.options)):
-        raise UsageError(
-            f"target {target.name}: {known.name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known.options))}"
-        )
-    if target.device == "cuda" and "device_id" in target.options:
-        raise UsageError(
-            f"target {target.name}: choose the GPU with CUDA_VISIBLE_DEVICES, not with device_id: the first one is used"
-        )
-    if target.device != known.device:
-        raise UsageError(f"target {target.name} is a {target.device} device, but {known.name} runs on {known.device}")
+    def _once(self) -> bool:
+        """Do the next thing; False: there is none left."""
+        while True:
+            if again := self.store.recover(self.constraints.of):
+                self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
+            if self.can_time and (parked := self.store.unpark()) is not None:
+                self._time(*parked, self.store.trials(as_searched=True))
+                return True
+            with self.store.one_look():
+                trials, busy = self.store.trials(as_searched=True), self.store.busy()
+            if self._finished(trials) or (not self.chief and self.store.read(CLOSED)):
+                return False
+            if self.job.trials and len(trials) + busy >= self.job.trials:
+                time.sleep(WAIT_S)  # all that are wanted are being evaluated; one may die
+                continue
+            if self.job.sampler == UNIFORM and self.store.waiting == 0:
+                self.notes.append(f"The uniform sweep is finished after {len(trials)} trials.")
+                return False
+            if not self._next(trials):
+                self.notes.append(f"The search space is exhausted after {len(trials)} trials.")
+                return False
+            return True
 
+    def _finished(self, trials: list[Trial]) -> bool:
+        if self.job.trials and len(trials) >= self.job.trials:
+            return True
+        # The search keeps the time; workers go by its word that it is over.
+        return self.chief and bool(self.job.time_s) and time.monotonic() - self.started >= self.job.time_s
 
-def require_target(target: Target, remote: str = "") -> None:
-    """Raises `UnavailableError` if the target can't be measured on this machine (or the remote one); never silently another."""
-    where = "this machine"
-    if remote:
-        machine = host(remote)
+    def _next(self, trials: list[Trial]) -> bool:
+        """One proposal; False if nothing new can be proposed."""
         try:
-            with Bench(target, host=machine) as bench:
-                reasons = list(bench.check()["missing"])
-        finally:
-            machine.close()
-        where = remote
-    else:
-        reasons = missing(target)
-    if not reasons:
-        return
-    raise UnavailableError(
-        f"target {target.name} ({target.description}) can't be measured on {where}: {'; '.join(reasons)}.\n"
-        "Three ways on:\n"
-        "  1. measure on a machine that has the device and hwprune: --remote ssh://user@host\n"
-        "  2. bring a latency table: run `hwprune probe WORKLOAD --target NAME --table DIR` there, then --table DIR here\n"
-        "  3. a roofline estimate from the data sheet: --estimate\n"
-        "Or measure on this machine's CPU: --target cpu"
-    )
-
-
-@contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Two searches can't share a run directory."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as handle:
+            asked = self.store.ask(self.sampler)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return True  # it took so long to propose that another worker took this one for dead
+        recipe = self.space.recipe(asked.params)
+        with self.store.one_look():
+            late = self.job.trials and self.store.ahead(asked) >= self.job.trials
+            other = self.store.superseded(asked)
+            earlier = other if other is not None else self.store.known(asked, recipe) or self._dense(recipe, asked.number)
+        if late:
+            self.store.interrupt(asked)  # others were quicker to ask for the last one
+            return True
+        if earlier is not None:
+            known = earlier if isinstance(earlier, Trial) else None
+            self.store.tell_duplicate(asked, earlier, self.constraints.of(known) if known else {})
+            self._repeats += 1
+            if self._repeats >= REPEATS and self.job.sampler != UNIFORM:
+                return self._enqueue_unseen({trial.recipe.digest for trial in trials})
+            return True
+        self._repeats = 0
+        advice = self.advisor.advice(self.store.study, asked, trials, self.job.max_size)
+        origin = self.store.origin(asked, self.job.sampler)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"another search is working in {run}") from error
-        yield
+            with self.store.holding(asked):
+                scored = self.evaluator.scored(asked.number, recipe, origin, advice)
+                if isinstance(scored, Scored) and not self.can_time:
+                    self.store.park(asked, {**scored.to_json(), "by": own()})
+                    self.evaluated += 1
+                    return True
+                trial = self.evaluator.timed(scored, advice) if isinstance(scored, Scored) else scored
+        except BaseException:
+            self.store.interrupt(asked)
+            raise
+        self._tell(asked, trial, trials)
+        return True
 
+    def _time(self, asked: optuna.Trial, data: Mapping[str, Any], trials: list[Trial]) -> None:
+        """Measure the latency of a candidate that another worker has made and scored."""
+        scored = Scored.from_json(asked.number, data)
+        try:
+            with self.store.holding(asked):
+                advice = self.advisor.advice(self.store.study, asked, trials, self.job.max_size)
+                trial = self.evaluator.timed(scored, advice)
+        except BaseException:
+            self.store.park(asked, {**data, "by": own()})  # whoever comes next times it
+            raise
+        self._tell(asked, trial, trials)
 
-def join(run: Path, progress: Progress | None = None, workload: Workload | None = None) -> int:
-    """Work on a run that `search` has begun, until it has all its trials; returns how many this process did.
+    def _tell(self, asked: optuna.Trial, trial: Trial, trials: list[Trial]) -> None:
+        whole = max(1, self.evaluator.validation.examples)
+        share = min(1.0, trial.divergence.samples / whole) if trial.divergence is not None else 1.0
+        twin = self.store.known(asked, trial.recipe)
+        if isinstance(twin, Trial):  # two workers proposed it at the same moment
+            self.store.tell_duplicate(asked, twin, self.constraints.of(twin))
+            return
+        dense = self.evaluator.baseline.size_bytes if self.evaluator.baseline is not None else None
+        if not self.store.tell(asked, trial, self.constraints.of(trial), share, dense):
+            self.progress.note(f"trial {asked.number}: another worker has finished it meanwhile")
+            return
+        self.evaluated += 1
+        done = [*trials, trial]
+        self.progress.trial(trial, self._best(done), len(done), self.job.trials, self._left(len(done)))
+        self.after(done)
 
-    Any number of processes may join, on any machines that see the run directory and its storage. Those on another device than
-    the search prune and score candidates; latencies are measured by those on the study's own.
+    def _dense(self, recipe: Any, number: int) -> Trial | None:
+        """The dense recipe needs no trial: it is the baseline."""
+        if recipe.choices:
+            return None
+        base = self.evaluator.baseline
+        assert base is not None
+        one = replace(base.self_speedup, value=1.0, ci_low=1.0, ci_high=1.0)
+        return Trial(number, recipe, "measured", base.metric, 0.0, base.latency, one, base.params, base.macs, base.size_bytes)
 
-    Args:
-        run: the run directory.
-        workload: of a run that was made from a live Python object; default: as the run's job says.
+    def _left(self, done: int) -> float | None:
+        """Seconds until the last trial; what came before the first one took its own time, and so will the final round."""
+        now = time.monotonic()
+        by_trials = (now - self._begun) / max(1, self.evaluated) * (self.job.trials - done) if self.job.trials else None
+        by_time = self.job.time_s - (now - self.started) if self.job.time_s else None
+        known = [max(0.0, value) for value in (by_trials, by_time) if value is not None]
+        return min(known) if known else None
 
-    Raises:
-        UsageError: there is no such run, it is of another model, or it has not begun.
-    """
-    job = Job.read(run) if (run / FILE).is_file() else None
-    if job is None:
-        raise UsageError(f"{run} holds no run to work on (no {FILE}): has `hwprune search --out {run}` got to its first trial?")
-    if workload is None:
-        if not job.workload:
-            raise UsageError(f"the run in {run} was made from a live Python object: join it with hwprune.join(run, workload=...)")
-        workload = sources.load(job.workload)
-    target, space_file = targets.load(job.target), spaces.load(job.space)
-    with _writable(run):
-        return Session(job, workload, run, target, space_file, progress or Progress()).join()
+    def _enqueue_unseen(self, known: set[str]) -> bool:
+        """Propose a random recipe that was not evaluated yet; False if none was found in 1,000 draws."""
+        self._repeats = 0
+        draw = random.Random(f"{self.job.seed} {len(known)}")
+        distributions = self.store.distributions()
+        for _ in range(1000):
+            parameters: dict[str, Any] = {}
+            for name, distribution in distributions.items():
+                if isinstance(distribution, optuna.distributions.IntDistribution):
+                    parameters[name] = draw.randint(distribution.low, distribution.high)
+                elif isinstance(distribution, optuna.distributions.CategoricalDistribution):
+                    parameters[name] = draw.choice(distribution.choices)
+            recipe = self.space.recipe(parameters)
+            if recipe.choices and recipe.digest not in known:
+                self.store.enqueue(parameters, "random")
+                return True
+        return False
 
-
-def run_job(job: Job, workload: Workload, run: Path, resume: bool, progress: Progress) -> Result:
-    """The search itself, with everything resolved."""
-    target, space_file = check_job(job)
-    held = (run / FILE).exists()
-    if held and not resume:
-        raise UsageError(f"{run} holds a run already: go on with it (--resume) or choose another --out")
-    if resume and not held:
-        raise UsageError(f"{run} holds no run to resume")
-    with _writable(run), locked(run):
-        return Session(job, workload, run, target, space_file, progress).go(resume)
-
-
-@contextlib.contextmanager
-def _writable(run: Path) -> Iterator[None]:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"can't write into {run}: {error.strerror or error}") from error
-    if not os.access(run, os.W_OK):
-        raise UsageError(f"can't write into {run}: permission denied")
-    yield
+    def _best(self, done: list[Trial]) -> Trial | None:
+        """The fastest trial within ``max_drop`` (or one point), for the progress line."""
+        limit = self.job.max_drop if self.job.max_drop is not None else 0.01
+        good = [t for t in done if t.measured and t.drop is not None and t.drop <= limit]
+        return max(good, key=lambda t: t.speedup.value if t.speedup else 0.0, default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hwprune.trial import Trial
+from hwprune.records.trial import Trial
 
 
 class Progress:

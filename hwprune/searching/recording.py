@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwprune import runtimes
-from hwprune.searching.confirm import Confirmed
-from hwprune.searching.evaluator import Baseline
+from hwprune.records.target import Target
+from hwprune.records.trial import Trial
+from hwprune.searching.evaluating.dense import Baseline
+from hwprune.searching.final.point import Confirmed
 from hwprune.searching.job import Job
-from hwprune.searching.space import SearchSpace
-from hwprune.structure.graph import ModelGraph
-from hwprune.target import Target
-from hwprune.trial import Trial
-from hwprune.workload import Workload
+from hwprune.searching.space.space import SearchSpace
+from hwprune.structure.model_graph import ModelGraph
+from hwprune.workload.workload import Workload
 
 SCHEMA = 1
 PACKAGES = (

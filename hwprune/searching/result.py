@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwprune.deploy.quantise import PRECISIONS
 from hwprune.errors import UsageError
-from hwprune.measurement import Measurement
-from hwprune.searching.confirm import Confirmed
-from hwprune.trial import Trial
+from hwprune.records.measurement import Measurement
+from hwprune.records.trial import Trial
 
 if TYPE_CHECKING:
     import pandas
 
-    from hwprune.workload import Workload
-
-
-TRAINING = "training"
-"""What follows the number of a candidate in the name of the folder that holds the checkpoints of its training."""
+    from hwprune.workload.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +94,3 @@ def choose(points: Sequence[Any], max_drop: float | None, min_speedup: float | N
     if max_drop is None and min_speedup is not None:
         return min(fits, key=lambda p: p.drop)
     return max(fits, key=lambda p: p.speedup.value)
-
-
-def point_of(confirmed: Confirmed, run: Path) -> FrontPoint:
-    return FrontPoint(
-        confirmed.trial,
-        confirmed.metric,
-        confirmed.drop,
-        confirmed.latency,
-        confirmed.speedup,
-        run / "candidates" / str(confirmed.trial.number),
-    )
-
-
-def clear_candidates(run: Path, keep: set[int], among: set[int] | None = None) -> None:
-    """Remove the folders of all candidates but these.
-
-    Args:
-        among: only of these; others may be in the making.
-    """
-    folder = run / "candidates"
-    for path in folder.iterdir() if folder.is_dir() else ():
-        number, _, kind = path.name.partition(".")
-        if kind in PRECISIONS:  # a quantised form in the making, by a search that was killed
-            shutil.rmtree(path, ignore_errors=True)
-            continue
-        if kind == TRAINING and among is not None:
-            continue  # a training that was stopped goes on from there
-        if number.isdigit() and int(number) not in keep and (among is None or int(number) in among):
-            shutil.rmtree(path, ignore_errors=True)

@@ -14,37 +14,50 @@ from typing import Any
 
 import optuna
 
-from hwprune import compensation, data_checks, export, front, runtimes, units
-from hwprune import method as methods
-from hwprune import target as targets
-from hwprune.database import default_root
+from hwprune import compensation, runtimes
+from hwprune.common import formatting
+from hwprune.common.files import Table, dump_json, sha256, write_atomic
 from hwprune.errors import CandidateFailure, RunError, UsageError
-from hwprune.files import Table, dump_json, sha256, write_atomic
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench, Limits
 from hwprune.latency.host import Host, host
+from hwprune.latency.latency_table import LatencyTable
 from hwprune.latency.paired import Settings
 from hwprune.latency.source import MEASURED, Estimated, FromTable, Measured, Source
-from hwprune.latency.table import LatencyTable
-from hwprune.measurement import Measurement
-from hwprune.pruning import Pruner
-from hwprune.recovery.losses import loss_fault
+from hwprune.methods import method as methods
+from hwprune.onnx_files import to_onnx
+from hwprune.pruning.database import default_root
+from hwprune.pruning.pruner import Pruner
+from hwprune.records import pareto
+from hwprune.records import target as targets
+from hwprune.records.measurement import Measurement
+from hwprune.records.target import Target
+from hwprune.records.trial import Trial
+from hwprune.recovery.loop.losses import loss_fault
 from hwprune.report.writing import write_report
-from hwprune.searching import advisor, confirm, filtering, quantising, samplers, training
-from hwprune.searching import space as spaces
-from hwprune.searching.advisor import Advisor
-from hwprune.searching.evaluator import EXAMPLE, Baseline, Evaluator, latency_of, speedup_of
+from hwprune.searching.evaluating import pattern_filter
+from hwprune.searching.evaluating.candidate_files import clear_candidates
+from hwprune.searching.evaluating.dense import Baseline
+from hwprune.searching.evaluating.evaluator import EXAMPLE, Evaluator
+from hwprune.searching.evaluating.timing import latency_of, speedup_of
+from hwprune.searching.final import confirm, finalists, point, quantise_finalists, train_finalists
+from hwprune.searching.final.point import point_of
 from hwprune.searching.job import Job
-from hwprune.searching.pricing import Prices
+from hwprune.searching.loop import CLOSED, Work
+from hwprune.searching.preflight import check_same_metric
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import build_record
-from hwprune.searching.result import Result, clear_candidates, point_of
-from hwprune.searching.space import SearchSpace
-from hwprune.searching.store import STARTED, Store
-from hwprune.searching.work import CLOSED, Work
-from hwprune.target import Target
-from hwprune.trial import Trial
-from hwprune.workload import Workload
+from hwprune.searching.result import Result
+from hwprune.searching.sampling import advisor, samplers
+from hwprune.searching.sampling.advisor import Advisor
+from hwprune.searching.sampling.prices import Prices
+from hwprune.searching.space import space as spaces
+from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.space.space_file import SpaceFile
+from hwprune.searching.study.attributes import STARTED
+from hwprune.searching.study.store import Store
+from hwprune.workload import data_checks
+from hwprune.workload.workload import Workload
 
 SELF_CHECK_EVERY = 50
 """Trials between two measurements of the dense model against itself."""
@@ -54,7 +67,7 @@ class Session:
     """One search from start or resume to the confirmed front. Used once."""
 
     def __init__(
-        self, job: Job, workload: Workload, run: Path, target: Target, space_file: spaces.SpaceFile, progress: Progress
+        self, job: Job, workload: Workload, run: Path, target: Target, space_file: SpaceFile, progress: Progress
     ) -> None:
         self.job, self.workload, self.run, self.target, self.progress = job, workload, run, target, progress
         self.space_file = space_file
@@ -92,7 +105,7 @@ class Session:
             return Estimated(self.target, shapes)
         if self.job.table:
             precision = runtimes.get(self.target.runtime).precision_of_file(self.target.precision)
-            convert = None if precision == "fp32" else partial(export.converted, precision=precision)
+            convert = None if precision == "fp32" else partial(to_onnx.converted, precision=precision)
             return FromTable(LatencyTable.read(Path(self.job.table)), model, self.target, shapes, convert)
         return Measured(bench, example or self.run / "baseline" / EXAMPLE, Settings(clock=bench.clock))
 
@@ -113,7 +126,7 @@ class Session:
                 self.conditions = bench.conditions()
 
     def _go(self, resume: bool, machine: Host) -> Result:
-        quantising.check(self.job, self.target)
+        quantise_finalists.check(self.job, self.target)
         self._identify(machine)
         storage = self.job.storage or Store.default_storage(self.run)
         store = Store(storage, None) if resume else None
@@ -154,13 +167,13 @@ class Session:
                 work.run()
                 points = confirm.confirm(evaluator, store, self.job, lambda: self._bench(machine), self.progress, self.notes)
                 untrained, trained = points, self._trained(evaluator, store, machine)
-                points = training.both_regimes(points, trained, self.job.constraints) if trained else points
+                points = train_finalists.both_regimes(points, trained, self.job.constraints) if trained else points
                 quantised = self._quantised(evaluator, store, machine, points)
-                points = training.both_regimes(points, quantised, self.job.constraints) if quantised else points
+                points = train_finalists.both_regimes(points, quantised, self.job.constraints) if quantised else points
             finally:
                 self._write_record(store, space, evaluator, None)
                 self.progress.close()
-            self.notes += quantising.left_out(quantised, points)
+            self.notes += quantise_finalists.left_out(quantised, points)
             points, untrained, trained, quantised = self._aligned(evaluator, points, untrained, trained, quantised)
             self._write_record(store, space, evaluator, points, untrained, trained, quantised)
         write_report(self.run)
@@ -169,30 +182,30 @@ class Session:
         store.close()
         return Result(self.run, trials, tuple(point_of(p, self.run) for p in points), tuple(self.notes))
 
-    def _trained(self, evaluator: Evaluator, store: Store, machine: Host) -> list[confirm.Confirmed]:
+    def _trained(self, evaluator: Evaluator, store: Store, machine: Host) -> list[point.Confirmed]:
         """The trained candidates, measured and scored like any other; none where the job asks for no training."""
         plan = self.job.training
         if plan is None:
             return []
-        found = training.train_finalists(evaluator, store, plan, self.job.constraints, self.progress, self.notes)
+        found = train_finalists.train_finalists(evaluator, store, plan, self.job.constraints, self.progress, self.notes)
         return confirm.confirm_derived(evaluator, found, lambda: self._bench(machine), self.progress, self.notes)
 
     def _quantised(
-        self, evaluator: Evaluator, store: Store, machine: Host, points: Sequence[confirm.Confirmed]
-    ) -> list[confirm.Confirmed]:
+        self, evaluator: Evaluator, store: Store, machine: Host, points: Sequence[point.Confirmed]
+    ) -> list[point.Confirmed]:
         """The dense model and the front in other precisions, measured and scored like any other; none where none is asked for."""
         if not self.job.precisions:
             return []
-        found = quantising.quantise_points(evaluator, store, self.job, points, self.progress, self.notes)
+        found = quantise_finalists.quantise_points(evaluator, store, self.job, points, self.progress, self.notes)
         return confirm.confirm_derived(evaluator, found, lambda: self._bench(machine), self.progress, self.notes)
 
-    def _aligned(self, evaluator: Evaluator, *groups: Sequence[confirm.Confirmed]) -> list[list[confirm.Confirmed]]:
+    def _aligned(self, evaluator: Evaluator, *groups: Sequence[point.Confirmed]) -> list[list[point.Confirmed]]:
         """Points of several rounds with latencies that go with the dense model's of the last one."""
         base = evaluator.baseline
         if not self.measured or base is None:
             return [list(group) for group in groups]
         dense_s = base.latency.value * base.self_speedup.value  # its own row is divided by what it measured against itself
-        return [confirm.aligned(group, dense_s) for group in groups]
+        return [point.aligned(group, dense_s) for group in groups]
 
     def join(self) -> int:
         """Work on a study that another process has begun, until it is finished; returns how many trials this process did.
@@ -224,7 +237,7 @@ class Session:
             before, prices, dense_s = (store.read(key) for key in ("dense_metric", "prices", "dense_latency_s"))
             store.close()
             store = Store(storage, space)
-            _same_metric(self.run, before, baseline.metric.value, exact=can_time)
+            check_same_metric(self.run, before, baseline.metric.value, exact=can_time)
             # What a limit on the latency means is decided by the study's device.
             baseline = replace(baseline, latency=replace(baseline.latency, value=dense_s, ci_low=dense_s, ci_high=dense_s))
             advisor = self._advisor(pruner, space, bench, baseline, gains, prices)
@@ -295,12 +308,12 @@ class Session:
             return {}
         self.progress.stage("measuring what the mask patterns gain at most")
         most = max(self.space_file.mask_sparsities, default=0.5)
-        return filtering.gains(evaluator, self.space_file.patterns, most)
+        return pattern_filter.gains(evaluator, self.space_file.patterns, most)
 
     def _space(self, pruner: Pruner, gains: Mapping[str, Measurement]) -> SearchSpace:
         refused: dict[str, str | None] = {}
         if self.measured:  # a prediction overrules no profile
-            refused = {name: None if filtering.pays(gain) else filtering.reason(gain) for name, gain in gains.items()}
+            refused = {name: None if pattern_filter.pays(gain) else pattern_filter.reason(gain) for name, gain in gains.items()}
         space = spaces.build(self.space_file, pruner, self.target, self.isa, self.job.all_patterns, refused)
         if not self.job.repaired:
             space = replace(space, compensation=self._compensation(pruner))
@@ -337,11 +350,13 @@ class Session:
     def _solve(self, pruner: Pruner, space: SearchSpace) -> None:
         """Every option of the axes, before the first trial: a trace gives all levels at once."""
         inside = next((one.name for one in compensation.parse(space.compensation) if one.local), compensation.NONE)
-        units = [(unit, knob) for knob in space.knobs for unit in (knob.unit, *knob.tied) if pruner.units[unit].axis is not None]
-        if inside == compensation.NONE and not any(methods.get(name).needs for _, knob in units for name in knob.methods):
+        formatting = [
+            (unit, knob) for knob in space.knobs for unit in (knob.unit, *knob.tied) if pruner.units[unit].axis is not None
+        ]
+        if inside == compensation.NONE and not any(methods.get(name).needs for _, knob in formatting for name in knob.methods):
             return  # scores alone are quick
-        for number, (unit, knob) in enumerate(units):
-            self.progress.stage(f"pruning {unit} in every way ({number + 1} of {len(units)})")
+        for number, (unit, knob) in enumerate(formatting):
+            self.progress.stage(f"pruning {unit} in every way ({number + 1} of {len(formatting)})")
             for pattern, levels in knob.levels.items():
                 for name in knob.methods:
                     pruner.options(unit, pattern, name, levels, inside)
@@ -390,7 +405,7 @@ class Session:
             self._warm_start(store, space)
             store.write(STARTED, True)
         store.write(CLOSED, False)
-        _same_metric(self.run, store.read("dense_metric"), dense_metric, exact=True)
+        check_same_metric(self.run, store.read("dense_metric"), dense_metric, exact=True)
 
     def _warm_start(self, store: Store, space: SearchSpace) -> None:
         """A uniform sweep first, for samplers that know nothing of the choices; the uniform sampler has nothing else."""
@@ -418,7 +433,7 @@ class Session:
 
     def _clear(self, done: list[Trial]) -> None:
         """Keep the files of trials that may be finalists; those of trials that are not finished are not touched."""
-        layers = front.layers([t for t in done if t.measured and t.searched], confirm.standing, most=2)
+        layers = pareto.layers([t for t in done if t.measured and t.searched], finalists.standing, most=2)
         kept = {t.number for layer in layers for t in layer} | {t.number for t in done if not t.searched}
         clear_candidates(self.run, kept, {t.number for t in done})
 
@@ -447,7 +462,7 @@ class Session:
         value = {"trials": done, **{key: speedup[key] for key in ("value", "ci_low", "ci_high")}, "passed": passed}
         self.self_checks.append(value)
         if not passed:
-            when = f"After {units.some(done, 'trial')}" if done else "Before the first trial"
+            when = f"After {formatting.some(done, 'trial')}" if done else "Before the first trial"
             self.notes.append(
                 f"{when} the dense model measured {value['value']:.3f}x [{value['ci_low']:.3f}, "
                 f"{value['ci_high']:.3f}] against copies of itself: the machine is noisy, and speedups of the search that "
@@ -470,10 +485,10 @@ class Session:
         store: Store,
         space: SearchSpace,
         evaluator: Evaluator,
-        points: list[confirm.Confirmed] | None,
-        untrained: Sequence[confirm.Confirmed] = (),
-        trained: Sequence[confirm.Confirmed] = (),
-        quantised: Sequence[confirm.Confirmed] = (),
+        points: list[point.Confirmed] | None,
+        untrained: Sequence[point.Confirmed] = (),
+        trained: Sequence[point.Confirmed] = (),
+        quantised: Sequence[point.Confirmed] = (),
     ) -> None:
         """``points`` None: the search is not finished."""
         assert evaluator.baseline is not None
@@ -499,12 +514,6 @@ class Session:
             self_checks=self.self_checks,
         )
         write_atomic(self.run / "record.json", dump_json(record))
-
-
-def _same_metric(run: Path, before: float, now: float, exact: bool) -> None:
-    """The same data give the same dense metric; on another device a few answers may flip. Raises `UsageError`."""
-    if abs(before - now) > (1e-6 if exact else 0.02) * max(1.0, abs(before)):
-        raise UsageError(f"{run} was started with other validation data: the dense model scored {before:.6g}, now {now:.6g}")
 
 
 def _banner(job: Job, target: Target) -> str:

@@ -35,7 +35,7 @@ def test_the_template_runs_as_it_is(tmp_path, capsys):
 
 
 def test_a_job_is_searched_and_words_count_more(tmp_path, monkeypatch, capsys):
-    from hwprune.searching import loop
+    from hwprune.searching import search
 
     asked = []
 
@@ -46,7 +46,7 @@ def test_a_job_is_searched_and_words_count_more(tmp_path, monkeypatch, capsys):
         asked.append((job, workload))
         raise Enough
 
-    monkeypatch.setattr(loop, "run_job", run_job)
+    monkeypatch.setattr(search, "run_job", run_job)
     main(["init", str(tmp_path / "mine")])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Enough):

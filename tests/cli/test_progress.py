@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from hwprune.cli.progress import Bar, Lines, make_progress
-from hwprune.recipe import Recipe
-from hwprune.trial import Failure, Trial
+from hwprune.cli.progress_bar import Bar, Lines, make_progress
+from hwprune.records.recipe import Recipe
+from hwprune.records.trial import Failure, Trial
 from tests.test_values import measured
 
 

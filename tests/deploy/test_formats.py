@@ -11,16 +11,18 @@ import torch
 from onnx import numpy_helper
 
 import hwprune
-from hwprune import record
 from hwprune.cli.main import main
-from hwprune.deploy import formats, layout
+from hwprune.common.files import dump_json, sha256
+from hwprune.deploy import huggingface_format, layout, onnx_format, tensorrt_format
 from hwprune.deploy.exporting import check_format, export_run, whole_batches
-from hwprune.deploy.formats import FORMATS, Options
+from hwprune.deploy.formats import FORMATS
+from hwprune.deploy.point import Options
 from hwprune.deploy.reranking import rerank
 from hwprune.deploy.verify import verify
 from hwprune.errors import RunError, UnknownNameError, UsageError
-from hwprune.files import dump_json, sha256
-from hwprune.target import load as load_target
+from hwprune.records import record
+from hwprune.records.target import load as load_target
+from hwprune.searching.space import space_file
 from tests.conftest import tiny_workload
 
 
@@ -87,7 +89,7 @@ def test_what_a_format_has_no_use_for_is_told():
         Options(opset=9, precision="int3", batch=0)
     assert all(word in str(told.value) for word in ("opset", "precision", "batch"))
     with pytest.raises(UsageError, match="knows opsets up to"):
-        formats.converted_opset(onnx.ModelProto(opset_import=[onnx.helper.make_opsetid("", 20)]), 999)
+        onnx_format.converted_opset(onnx.ModelProto(opset_import=[onnx.helper.make_opsetid("", 20)]), 999)
 
 
 def test_a_conversion_that_computes_something_else_is_never_handed_over(finished_run, number, tmp_path, monkeypatch):
@@ -289,7 +291,7 @@ def test_a_class_that_saves_itself_is_a_folder_for_from_pretrained(tmp_path):
     assert torch.allclose(Saves.from_pretrained(folder, True).eval()(x), expected, atol=1e-5)
     model = Saves.from_pretrained(folder, True)
     (folder / "config.json").write_text(json.dumps({"mid": 65}))
-    assert "RuntimeError" in formats._not_loadable(model, folder)  # sizes that the configuration can't say
+    assert "RuntimeError" in huggingface_format._not_loadable(model, folder)  # sizes that the configuration can't say
 
 
 def test_every_format_is_described():
@@ -317,7 +319,7 @@ def test_quantised_candidates_are_trials_with_numbers_and_files(quantised_run):
 
 
 def test_a_resumed_run_quantises_nothing_twice_and_samplers_learn_nothing_from_it(quantised_run, tmp_path):
-    from hwprune.searching.store import Store
+    from hwprune.searching.study.store import Store
 
     run = shutil.copytree(quantised_run, tmp_path / "run")
     before = {t["number"] for t in record.read_record(run)["trials"]}
@@ -456,9 +458,9 @@ def test_no_shapes_are_given_where_none_are_free(finished_run, number, tmp_path)
     folder = export_run(finished_run, number, "tensorrt", tmp_path / "out", options=Options(batch=1))
     assert "Shapes" not in (folder / "build.sh").read_text()
     value = onnx.helper.make_tensor_value_info
-    assert formats._shapes([value("a", 1, ["n", 3]), value("b", 1, [2, 3])], [[1, 3], [2, 3]]) == "a:1x3"
+    assert tensorrt_format._shapes([value("a", 1, ["n", 3]), value("b", 1, [2, 3])], [[1, 3], [2, 3]]) == "a:1x3"
     with pytest.raises(CandidateFailure, match="can't be told the shape"):
-        formats._shapes([value("a:0", 1, ["n", 3])], [[1, 3]])
+        tensorrt_format._shapes([value("a:0", 1, ["n", 3])], [[1, 3]])
 
 
 def test_a_reduction_is_converted_to_an_older_opset(finished_run, number, tmp_path):
@@ -495,16 +497,16 @@ def test_files_of_another_precision_are_not_measured_under_a_targets_name(finish
 
 def test_a_derived_trial_that_a_kill_left_open_never_completes(tmp_path):
     """Complete without parameters it would empty the space that other samplers see."""
-    from hwprune.pruning import Pruner
-    from hwprune.searching import space as spaces
+    from hwprune.pruning.pruner import Pruner
     from hwprune.searching.constraints import Constraints
-    from hwprune.searching.knapsack import TOLD
-    from hwprune.searching.store import Store
+    from hwprune.searching.space import space as spaces
+    from hwprune.searching.study.attributes import TOLD
+    from hwprune.searching.study.store import Store
     from tests.test_values import measured
 
     pruner = Pruner(tiny_workload())
     store = Store(
-        f"sqlite:///{tmp_path}/s.db", spaces.build(spaces.load("default"), pruner, load_target("cpu"), "default"), create=True
+        f"sqlite:///{tmp_path}/s.db", spaces.build(space_file.load("default"), pruner, load_target("cpu"), "default"), create=True
     )
     made = store.number_of_derived("int8 of dense")
     import dataclasses
@@ -524,8 +526,8 @@ def test_a_trained_trial_and_its_quantised_form_are_told_apart(tmp_path, monkeyp
     from types import SimpleNamespace
 
     from hwprune.recovery.plan import Plan
-    from hwprune.searching import training
     from hwprune.searching.constraints import Constraints
+    from hwprune.searching.final import train_finalists
 
     plan = Plan("distill", 1)
     parent = SimpleNamespace(number=3, recovery={}, quantised={})
@@ -536,10 +538,10 @@ def test_a_trained_trial_and_its_quantised_form_are_told_apart(tmp_path, monkeyp
         write=lambda *_: None,
         trials=lambda as_searched=False: [parent, trained, small],
     )
-    monkeypatch.setattr(training, "_looked_at", lambda *_: [parent])
-    monkeypatch.setattr(training._Trainer, "has_files", lambda self, trial: True)
+    monkeypatch.setattr(train_finalists, "_looked_at", lambda *_: [parent])
+    monkeypatch.setattr(train_finalists._Trainer, "has_files", lambda self, trial: True)
     progress = SimpleNamespace(stage=lambda *_: None)
-    found = training.train_finalists(SimpleNamespace(run=tmp_path), store, plan, Constraints(), progress, [])
+    found = train_finalists.train_finalists(SimpleNamespace(run=tmp_path), store, plan, Constraints(), progress, [])
     assert found == [trained]
 
 

@@ -8,10 +8,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from hwprune.deploy import quantise
+from hwprune.deploy import onnx_quantisers, quantise
 from hwprune.errors import CandidateFailure, UnknownNameError, UsageError
 from hwprune.latency import fingerprint
-from hwprune.pruning import Pruner
+from hwprune.pruning.pruner import Pruner
 from hwprune.runtimes import sparsity
 from tests.conftest import randomise
 
@@ -92,9 +92,9 @@ def test_products_of_two_activations_stay_in_32_bits(tmp_path):
             return torch.softmax(self.q(x) @ self.k(x).transpose(1, 2), -1) @ self.v(x)
 
     x = torch.randn(2, 5, 32)
-    from hwprune import export
+    from hwprune.onnx_files import to_onnx
 
-    model = export.exported(randomise(Attention()), (x,))
+    model = to_onnx.exported(randomise(Attention()), (x,))
     facts = quantise.quantise(model, "int8", lambda: [[x.numpy()]], tmp_path / "m.onnx")
     assert (facts.layers, facts.weighted) == (3, 3)
     made = onnx.load(tmp_path / "m.onnx")
@@ -123,7 +123,7 @@ def test_a_convolutional_network_runs_in_eight_bits_from_end_to_end(tmp_path, ti
 
 def test_gpus_get_signed_activations_without_a_zero_point(tmp_path):
     x = data(16)
-    quantise.quantise(linear(data(128, 64)), "int8", lambda: [[x]], tmp_path / "m.onnx", quantise.Integers(symmetric=True))
+    quantise.quantise(linear(data(128, 64)), "int8", lambda: [[x]], tmp_path / "m.onnx", onnx_quantisers.Integers(symmetric=True))
     made = onnx.load(tmp_path / "m.onnx")
     stored = {item.name: numpy_helper.to_array(item) for item in made.graph.initializer}
     points = [stored[node.input[2]] for node in made.graph.node if node.op_type == "QuantizeLinear"]
@@ -133,7 +133,7 @@ def test_gpus_get_signed_activations_without_a_zero_point(tmp_path):
 @pytest.mark.parametrize(("saturating", "most"), [(False, 127), (True, 64)])
 def test_kernels_that_would_overflow_get_weights_of_seven_bits(tmp_path, saturating, most):
     x = data(16)
-    integers = quantise.Integers(saturating=saturating)
+    integers = onnx_quantisers.Integers(saturating=saturating)
     facts = quantise.quantise(linear(data(128, 64)), "int8", lambda: [[x]], tmp_path / "m.onnx", integers)
     stored = [numpy_helper.to_array(item) for item in onnx.load(tmp_path / "m.onnx").graph.initializer]
     largest = max(int(np.abs(array.astype(int)).max()) for array in stored if array.dtype == np.int8 and array.ndim == 2)

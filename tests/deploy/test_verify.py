@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import hwprune
-from hwprune import record
 from hwprune.deploy.exporting import export_run
 from hwprune.deploy.verify import verify
 from hwprune.errors import UsageError
+from hwprune.records import record
 from tests.conftest import tiny_workload
 
 
@@ -62,7 +62,7 @@ def test_one_flipped_byte_is_found(exported, tmp_path):
 
 def test_another_model_under_the_same_name_is_found(exported, finished_run, tmp_path):
     """Even with a manifest that was made to fit."""
-    from hwprune.files import dump_json, sha256
+    from hwprune.common.files import dump_json, sha256
 
     copy = shutil.copytree(exported, tmp_path / "copy")
     shutil.copyfile(copy / "dense.onnx", copy / "model.onnx")
@@ -115,7 +115,7 @@ def test_export_needs_a_point_and_an_empty_folder(finished_run, number, tmp_path
 
 
 def test_best_says_what_is_nearest(finished_run):
-    from hwprune.searching.confirm import Confirmed
+    from hwprune.searching.final.point import Confirmed
     from hwprune.searching.result import choose
     from tests.test_values import measured
 

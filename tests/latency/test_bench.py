@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import hwprune
-from hwprune import target as targets
 from hwprune.errors import CandidateFailure, RunError, UnknownNameError, UsageError
 from hwprune.latency.bench import Bench, Limits
 from hwprune.latency.fresh import remeasure
 from hwprune.latency.paired import Settings
-from hwprune.workload import Workload
+from hwprune.records import target as targets
+from hwprune.workload.workload import Workload
 from tests.conftest import tiny_workload
 
 FAST = Settings(limit_s=0.1)
@@ -27,13 +27,13 @@ FAST = Settings(limit_s=0.1)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Dense model, a pruned one, and samples."""
-    from hwprune import evaluate
+    from hwprune.workload import scoring
 
     folder = tmp_path_factory.mktemp("bench")
     tiny = tiny_workload()
     hwprune.prune(tiny, hwprune.Recipe()).export(folder / "dense")
     hwprune.prune(tiny, hwprune.uniform_recipe(tiny, "channel", 0.75)).export(folder / "small")
-    evaluate.write_samples(tiny, "validation", folder / "samples.npz")
+    scoring.write_samples(tiny, "validation", folder / "samples.npz")
     assert isinstance(tiny, Workload)
     return folder
 
@@ -44,13 +44,13 @@ def cpu():
 
 
 def test_runs_and_times_a_model(files, cpu, tmp_path):
-    from hwprune import evaluate
+    from hwprune.workload import scoring
 
     with Bench(cpu) as bench:
         bench.load("dense", files / "dense" / "model.onnx", keep=True)
         bench.load("small", files / "small" / "model.onnx")
         bench.run("small", files / "samples.npz", tmp_path / "out.npz")
-        outputs = evaluate.read_outputs(tmp_path / "out.npz")
+        outputs = scoring.read_outputs(tmp_path / "out.npz")
         assert [batch[0].shape for batch in outputs] == [torch.Size([20, 4])] * 3
         result = bench.pair("small", "dense", files / "samples.npz", FAST)
         assert result["clock"] == "thread_cpu"

@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from hwprune.latency import predictor
+from hwprune.latency.latency_table import Entry, LatencyTable
 from hwprune.latency.predictor import LatencyModel, Regressor, settle
-from hwprune.latency.segments import split
-from hwprune.latency.table import Entry, LatencyTable
+from hwprune.latency.splitting import split
 
 
 def network(widths, size=16):

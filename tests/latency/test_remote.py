@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import hwprune
-from hwprune import evaluate
-from hwprune import target as targets
 from hwprune.cli.main import main
 from hwprune.errors import RunError, UsageError
 from hwprune.latency.bench import Bench, Limits
 from hwprune.latency.host import Ssh, host
 from hwprune.latency.paired import Settings
+from hwprune.records import target as targets
+from hwprune.workload import scoring
 from tests.conftest import tiny_workload
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
@@ -80,7 +80,7 @@ def files(tmp_path_factory):
     tiny = tiny_workload()
     hwprune.prune(tiny, hwprune.Recipe()).export(folder / "dense")
     hwprune.prune(tiny, hwprune.uniform_recipe(tiny, "channel", 0.75)).export(folder / "small")
-    evaluate.write_samples(tiny, "validation", folder / "samples.npz")
+    scoring.write_samples(tiny, "validation", folder / "samples.npz")
     return folder
 
 
@@ -94,7 +94,7 @@ def test_runs_measures_and_cleans_up_over_ssh(remote, files, tmp_path):
         bench.run("small", files / "samples.npz", tmp_path / "there.npz")
         here.load("small", files / "small" / "model.onnx")
         here.run("small", files / "samples.npz", tmp_path / "here.npz")
-        there, own = evaluate.read_outputs(tmp_path / "there.npz"), evaluate.read_outputs(tmp_path / "here.npz")
+        there, own = scoring.read_outputs(tmp_path / "there.npz"), scoring.read_outputs(tmp_path / "here.npz")
         assert all((a[0] == b[0]).all() for a, b in zip(there, own, strict=True))
         result = bench.pair("small", "dense", files / "samples.npz", FAST)
         assert result["ci_low"] <= result["speedup"] <= result["ci_high"]

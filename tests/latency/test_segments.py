@@ -9,15 +9,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from hwprune import demos, export
 from hwprune.errors import UsageError
-from hwprune.latency.segments import split
-from hwprune.structure.tracing import trace
+from hwprune.latency.splitting import split
+from hwprune.onnx_files import to_onnx
+from hwprune.structure.torch.analyse import trace
+from hwprune.workload import demos
 from tests.conftest import TinyNet, randomise
 
 
 def exported(model, x, tmp_path):
-    return onnx.load(str(export.to_onnx(model.eval(), (x,), tmp_path / "model.onnx")))
+    return onnx.load(str(to_onnx.to_onnx(model.eval(), (x,), tmp_path / "model.onnx")))
 
 
 def run(model, feed):
@@ -158,8 +159,8 @@ def test_constants_in_every_form_are_no_inputs():
 
 
 def test_half_precision_files_are_sorted_and_split(tmp_path):
-    path = export.to_onnx(randomise(TinyNet()), (torch.randn(1, 1, 8, 8),), tmp_path / "model.onnx")
-    export.convert(path, "fp16")
+    path = to_onnx.to_onnx(randomise(TinyNet()), (torch.randn(1, 1, 8, 8),), tmp_path / "model.onnx")
+    to_onnx.convert(path, "fp16")
     model = onnx.load(str(path))
     onnx.checker.check_model(model)
     pieces = split(model, [(1, 1, 8, 8)])

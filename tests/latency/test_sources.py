@@ -12,17 +12,17 @@ import time
 import pytest
 import torch
 
-from hwprune import export
-from hwprune import target as targets
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import paired, sensors
+from hwprune.latency.device_lock import Slot
+from hwprune.latency.latency_table import FEATURES, Entry, LatencyTable
 from hwprune.latency.roofline import Roofline
-from hwprune.latency.segments import split
-from hwprune.latency.slot import Slot
 from hwprune.latency.source import Estimated, FromTable, Measured, check_table, judged
-from hwprune.latency.table import _FEATURES, Entry, LatencyTable
+from hwprune.latency.splitting import split
 from hwprune.latency.worker import throttled
-from hwprune.measurement import Measurement
+from hwprune.onnx_files import to_onnx
+from hwprune.records import target as targets
+from hwprune.records.measurement import Measurement
 from tests.conftest import TinyNet, randomise
 
 PROFILE = """
@@ -52,7 +52,7 @@ def device(tmp_path):
 def linear(rows, columns, inner, tmp_path):
     import onnx
 
-    path = export.to_onnx(torch.nn.Linear(inner, columns).eval(), (torch.randn(rows, inner),), tmp_path / "model.onnx")
+    path = to_onnx.to_onnx(torch.nn.Linear(inner, columns).eval(), (torch.randn(rows, inner),), tmp_path / "model.onnx")
     return split(onnx.load(str(path)), [(rows, inner)])[0]
 
 
@@ -216,7 +216,7 @@ def known(target, device="a CPU"):
         "threads": target.threads,
         "options": dict(target.options),
     }
-    features = dict.fromkeys(_FEATURES, 1.0)
+    features = dict.fromkeys(FEATURES, 1.0)
     return LatencyTable(identity, entries={"x": Entry("x", "Conv", "Conv", 1e-5, 1e-7, features)})
 
 
@@ -239,7 +239,7 @@ def test_masks_that_a_target_executes_are_not_taken_for_dense(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(8, 4))
     with torch.no_grad():
         model[0].weight[:, 0::2] = 0
-    path = export.to_onnx(model.eval(), (torch.randn(1, 8),), tmp_path / "m.onnx")
+    path = to_onnx.to_onnx(model.eval(), (torch.randn(1, 8),), tmp_path / "m.onnx")
     with pytest.raises(CandidateFailure, match="2:4 weights"):
         FromTable(known(h100, "NVIDIA H100"), "n", h100, [(1, 8)]).dense(path)
     assert FromTable(known(cpu), "n", cpu, [(1, 8)]).dense(path)["speedup"] == 1.0
@@ -247,7 +247,7 @@ def test_masks_that_a_target_executes_are_not_taken_for_dense(tmp_path):
     with torch.no_grad():
         model[0].weight.add_(1.0)
     assert (
-        Estimated(targets.load("t4"), [(1, 8)]).dense(export.to_onnx(model, (torch.randn(1, 8),), tmp_path / "n.onnx"))[
+        Estimated(targets.load("t4"), [(1, 8)]).dense(to_onnx.to_onnx(model, (torch.randn(1, 8),), tmp_path / "n.onnx"))[
             "latency_s"
         ]
         == plain
@@ -257,7 +257,7 @@ def test_masks_that_a_target_executes_are_not_taken_for_dense(tmp_path):
 def test_predicted_sources_are_labelled_and_consistent(device, tmp_path):
     cpu = targets.load("cpu")
     table = known(cpu)
-    big = export.to_onnx(randomise(TinyNet()), (torch.randn(1, 1, 8, 8),), tmp_path / "big.onnx")
+    big = to_onnx.to_onnx(randomise(TinyNet()), (torch.randn(1, 1, 8, 8),), tmp_path / "big.onnx")
     for source, label in (
         (Estimated(device, [(1, 1, 8, 8)]), "estimated"),
         (FromTable(table, "n", cpu, [(1, 1, 8, 8)]), "table"),

@@ -7,14 +7,14 @@ import random
 import pytest
 import torch
 
-from hwprune import export
-from hwprune import target as targets
 from hwprune.errors import UsageError
 from hwprune.latency import micro
 from hwprune.latency.bench import Bench
+from hwprune.latency.latency_table import COLUMNS, LatencyTable
 from hwprune.latency.paired import Clock, Timed
-from hwprune.latency.segments import split
-from hwprune.latency.table import COLUMNS, LatencyTable
+from hwprune.latency.splitting import split
+from hwprune.onnx_files import to_onnx
+from hwprune.records import target as targets
 from tests.conftest import TinyNet, randomise
 
 IDENTITY = {"device": "a CPU", "runtime": "a runtime 1.0"}
@@ -71,7 +71,7 @@ def segments(tmp_path_factory):
     import onnx
 
     folder = tmp_path_factory.mktemp("segments")
-    path = export.to_onnx(randomise(TinyNet()), (torch.randn(1, 1, 8, 8),), folder / "model.onnx")
+    path = to_onnx.to_onnx(randomise(TinyNet()), (torch.randn(1, 1, 8, 8),), folder / "model.onnx")
     return split(onnx.load(str(path)), [(1, 1, 8, 8)])
 
 
@@ -186,7 +186,7 @@ def test_a_piece_that_kills_the_process_costs_only_itself(segments, tmp_path, mo
 def test_runtime_that_can_not_run_the_reference_is_an_error(segments, monkeypatch):
     """Not a table of guesses."""
     from hwprune.errors import RunError
-    from hwprune.latency import table as module
+    from hwprune.latency import latency_table as module
 
     whole = module._write_reference
 

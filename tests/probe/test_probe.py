@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 import hwprune
-from hwprune import export
-from hwprune import target as targets
 from hwprune.cli.main import main
 from hwprune.errors import UsageError
 from hwprune.latency.bench import Bench
-from hwprune.latency.segments import split
-from hwprune.latency.table import LatencyTable
-from hwprune.probe import estimating, probing, writing
+from hwprune.latency.latency_table import LatencyTable
+from hwprune.latency.splitting import split
+from hwprune.onnx_files import to_onnx
+from hwprune.probe import estimating, probe_files, probing
 from hwprune.probe.attribution import attribute
 from hwprune.probe.pieces import staircase_of
-from hwprune.pruning import Pruner
+from hwprune.pruning.pruner import Pruner
+from hwprune.records import target as targets
 from tests.conftest import randomise, tiny_workload
 
 
@@ -69,15 +69,15 @@ def test_table_knows_everything_that_was_timed(found):
 
 def test_text_csv_json_and_page_tell_the_same(found, tmp_path):
     probe, _ = found
-    text = writing.text(probe, 100)
+    text = probe_files.text(probe, 100)
     assert "Most that each pattern can give" in text
     assert all(len(line) <= 100 for line in text.splitlines() if line.startswith("  "))
-    assert max(len(line) for line in writing.text(probe, 60).splitlines() if line.startswith("  ")) <= 60
-    rows = list(csv.DictReader(io.StringIO(writing.to_csv(probe))))
+    assert max(len(line) for line in probe_files.text(probe, 60).splitlines() if line.startswith("  ")) <= 60
+    rows = list(csv.DictReader(io.StringIO(probe_files.to_csv(probe))))
     assert len(rows) == sum(len(unit.steps) for unit in probe.units)
     assert {row["source"] for row in rows} <= {"measured", "predicted"}
     assert sum(row["source"] == "measured" for row in rows) >= len(rows) / 2
-    writing.write(probe, tmp_path)
+    probe_files.write(probe, tmp_path)
     assert json.loads((tmp_path / "probe.json").read_text())["schema"] == 1
     page = (tmp_path / "probe.html").read_text()
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
@@ -90,7 +90,7 @@ def test_names_can_not_inject_html(found):
     probe = replace(
         found[0], workload="<script>alert(1)</script>", units=[replace(found[0].units[0], name="<img src=x onerror=y>$x$")]
     )
-    page = writing.page(probe)
+    page = probe_files.page(probe)
     assert "<script>" not in page
     assert "<img src=x" not in page
 
@@ -99,8 +99,8 @@ def test_estimate_is_labelled_and_needs_a_roofline(pruner):
     probe = estimating.estimate(pruner, targets.load("l4"))
     assert probe.source == "estimated"
     assert "ESTIMATED" in probe.warnings[0]
-    assert "ESTIMATED, NOT MEASURED" in writing.text(probe)
-    assert "ESTIMATED, NOT MEASURED" in writing.page(probe)
+    assert "ESTIMATED, NOT MEASURED" in probe_files.text(probe)
+    assert "ESTIMATED, NOT MEASURED" in probe_files.page(probe)
     assert any("launches of kernels" in warning for warning in probe.warnings)  # a tiny network on a GPU
     for unit in probe.units:
         assert [step.speedup for step in unit.steps][-1] == pytest.approx(1.0)
@@ -119,7 +119,7 @@ def test_profile_is_told_by_segments(tmp_path):
 
     model = nn.Sequential(*[layer for _ in range(17) for layer in (nn.Conv2d(4, 4, 1), nn.ReLU())])
     segments = split(
-        onnx.load(str(export.to_onnx(randomise(model), (torch.randn(1, 4, 4, 4),), tmp_path / "m.onnx"))), [(1, 4, 4, 4)]
+        onnx.load(str(to_onnx.to_onnx(randomise(model), (torch.randn(1, 4, 4, 4),), tmp_path / "m.onnx"))), [(1, 4, 4, 4)]
     )
     last = {segment.nodes[-1].output[0]: segment.name for segment in segments}
     operators = [{"name": f"{out}_nchwc", "kind": "Conv", "seconds": 1.0, "kernel": ""} for out in last]
@@ -136,7 +136,7 @@ def test_profile_is_told_by_segments(tmp_path):
 def test_command_line_on_a_bare_onnx_file(tmp_path, capsys):
     """No data, no PyTorch code: only shapes count."""
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 4))
-    export.to_onnx(randomise(model), (torch.randn(1, 3, 8, 8),), tmp_path / "model.onnx")
+    to_onnx.to_onnx(randomise(model), (torch.randn(1, 3, 8, 8),), tmp_path / "model.onnx")
     arguments = ["probe", str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out"), "--table", str(tmp_path / "t"), "--quiet"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
@@ -218,7 +218,7 @@ def test_a_layer_that_looks_like_another_still_counts(tmp_path):
     def pieces(width):
         model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, width, 1), nn.ReLU(), nn.Conv2d(width, 8, 1), nn.ReLU())
         return split(
-            onnx.load(str(export.to_onnx(randomise(model), (torch.randn(1, 8, 4, 4),), tmp_path / "m.onnx"))), [(1, 8, 4, 4)]
+            onnx.load(str(to_onnx.to_onnx(randomise(model), (torch.randn(1, 8, 4, 4),), tmp_path / "m.onnx"))), [(1, 8, 4, 4)]
         )
 
     times = staircase_of({width: pieces(width) for width in (4, 6, 8)}, Table())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hwprune
-from hwprune.pruning import Pruner
+from hwprune.pruning.pruner import Pruner
 
 
 class Net(nn.Module):

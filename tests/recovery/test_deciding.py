@@ -8,15 +8,15 @@ import torch
 
 from hwprune import uniform_recipe
 from hwprune.errors import UsageError
-from hwprune.pruning import Pruner
-from hwprune.recipe import Recipe, UnitChoice
-from hwprune.recovery.deciding import Gradual
-from hwprune.recovery.gates import Gates
-from hwprune.recovery.growing import Growing
-from hwprune.recovery.movement import Movement
+from hwprune.pruning.pruner import Pruner
+from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.platon import Platon
-from hwprune.recovery.recovering import DECIDERS, prune_gradually, recover
+from hwprune.recovery.recover import DECIDERS, prune_gradually, recover
+from hwprune.recovery.sparsifiers.deciding import Gradual
+from hwprune.recovery.sparsifiers.gates import Gates
+from hwprune.recovery.sparsifiers.growing import Growing
+from hwprune.recovery.sparsifiers.movement import Movement
+from hwprune.recovery.sparsifiers.platon import Platon
 
 CHANNELS = Recipe((UnitChoice("inner.weight:0", "channel", 0.5, "l2"),), "none")
 
@@ -143,7 +143,7 @@ def test_platon_is_sensitivity_times_uncertainty(stripes):
 
 
 def test_growing_regularisation_empties_what_is_to_go_before_it_goes(stripes):
-    from hwprune.recovery.training import train
+    from hwprune.recovery.loop.run import train
 
     own = private(stripes)
     decider = Growing(own, CHANNELS, Plan("gradual"))

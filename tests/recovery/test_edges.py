@@ -15,18 +15,19 @@ from torch import nn
 import hwprune
 from hwprune import uniform_recipe
 from hwprune.errors import CandidateFailure, UsageError
-from hwprune.metrics import Metric
-from hwprune.pruning import Pruner
-from hwprune.recipe import Recipe, UnitChoice
-from hwprune.recovery import batch_norms, distillation, rates, schedules
-from hwprune.recovery.checkpoint import FILE, Checkpoint
-from hwprune.recovery.deciding import Gradual
-from hwprune.recovery.gates import Gates
-from hwprune.recovery.masking import Held
+from hwprune.pruning.pruner import Pruner
+from hwprune.records.recipe import Recipe, UnitChoice
+from hwprune.recovery import schedules
+from hwprune.recovery.loop import batch_norms, distillation, rates
+from hwprune.recovery.loop.checkpoint import FILE, Checkpoint
+from hwprune.recovery.loop.run import search_rate, train
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.recovering import DECIDERS, prune_gradually, recover
-from hwprune.recovery.training import search_rate, train
-from hwprune.workload import first_tensor
+from hwprune.recovery.recover import DECIDERS, prune_gradually, recover
+from hwprune.recovery.sparsifiers.base import Held
+from hwprune.recovery.sparsifiers.deciding import Gradual
+from hwprune.recovery.sparsifiers.gates import Gates
+from hwprune.workload.metrics import Metric
+from hwprune.workload.workload import first_tensor
 from tests.recovery.conftest import batches
 
 HALF = Recipe((UnitChoice("inner.weight:0", "channel", 0.5, "l1"),), "none")

@@ -10,11 +10,14 @@ import torch
 
 from hwprune.cli.main import main
 from hwprune.errors import UsageError
-from hwprune.pruning import Pruner
-from hwprune.recovery import ticket_files, tickets
+from hwprune.pruning.pruner import Pruner
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.ticket_course import FILE
-from hwprune.recovery.tickets import Interval, Point, TicketPlan, draw, initial, pruned, random_like
+from hwprune.recovery.tickets import drawing, ticket_files
+from hwprune.recovery.tickets.course import FILE
+from hwprune.recovery.tickets.drawing import draw
+from hwprune.recovery.tickets.masks import initial, pruned, random_like
+from hwprune.recovery.tickets.ticket_plan import TicketPlan
+from hwprune.recovery.tickets.ticket_result import Interval, Point
 
 from .conftest import make
 
@@ -128,17 +131,17 @@ def test_ctrl_c_and_resume(tmp_path, capsys, monkeypatch):
     words = ["ticket", "demo:digits-vit", "--rounds", "2", "--share", "0.5", "--seeds", "2", "--epochs", "0.2", "--json"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     expected = json.loads(capsys.readouterr().out)
-    real, count = tickets._trained, itertools.count()
+    real, count = drawing._trained, itertools.count()
 
     def stop(*given):
         if next(count) == 4:
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(tickets, "_trained", stop)
+    monkeypatch.setattr(drawing, "_trained", stop)
     assert main([*words, "--out", str(tmp_path / "out")]) == 130
     assert "--resume" in capsys.readouterr().err
-    monkeypatch.setattr(tickets, "_trained", real)
+    monkeypatch.setattr(drawing, "_trained", real)
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert "unfinished" in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "out"), "--resume"]) == 0

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from hwprune import metrics, uniform_recipe
+from hwprune import uniform_recipe
 from hwprune.errors import CandidateFailure, RunError, UsageError, WorkloadError
-from hwprune.recovery.checkpoint import FILE, Checkpoint
-from hwprune.recovery.masking import Held
+from hwprune.recovery.loop.checkpoint import FILE, Checkpoint
+from hwprune.recovery.loop.run import train
+from hwprune.recovery.loop.validation import Judge
 from hwprune.recovery.plan import Plan, parse
-from hwprune.recovery.recovering import recover
-from hwprune.recovery.training import Judge, train
+from hwprune.recovery.recover import recover
+from hwprune.recovery.sparsifiers.base import Held
+from hwprune.workload import metrics
 
 from .conftest import batches, make
 
@@ -142,7 +144,7 @@ def test_early_stopping(stripes):
 
 
 def test_features_of_the_teacher_come_nearer(stripes):
-    from hwprune.recovery import distillation
+    from hwprune.recovery.loop import distillation
 
     recipe = uniform_recipe(stripes, "channel", 0.5, criterion="l1", compensation="none")
     recipe = dataclasses.replace(recipe, choices=tuple(c for c in recipe.choices if c.unit.startswith("inner")))
@@ -165,7 +167,7 @@ def test_features_of_the_teacher_come_nearer(stripes):
 
 
 def test_labels_are_not_needed_where_the_dense_model_teaches(stripes):
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
 
     splits = {name: [(x, None) for x, _ in getattr(stripes.workload, name)] for name in ("train", "validation", "calibration")}
     pruner = Pruner(dataclasses.replace(stripes.workload, metric="agreement", **splits))
@@ -175,7 +177,7 @@ def test_labels_are_not_needed_where_the_dense_model_teaches(stripes):
 
 
 def test_agreement_is_with_the_dense_model_where_labels_teach_too(stripes):
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
 
     pruner = Pruner(dataclasses.replace(stripes.workload, metric="agreement"))
     assert recover(pruner, cut(stripes), "finetune:1").outcome.before.value < 0.9
@@ -193,7 +195,7 @@ def test_agreement_is_with_the_dense_model_where_labels_teach_too(stripes):
     ],
 )
 def test_what_can_not_be_trained_is_said(stripes, change, error, words):
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
 
     pruner = Pruner(dataclasses.replace(stripes.workload, **change))
     before = {name: value.clone() for name, value in pruner.workload.model.state_dict().items()}
@@ -210,7 +212,7 @@ def test_a_loss_that_explodes_is_tried_again_with_a_smaller_rate(stripes):
         value = nn.functional.cross_entropy(out, y)
         return value * float("nan") if len(calls) == 5 else value
 
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
 
     made = recover(Pruner(dataclasses.replace(stripes.workload, loss=loss)), cut(stripes), Plan("finetune", 2, rate=0.004))
     assert made.outcome.restarts == 1 and made.outcome.rate == pytest.approx(0.001)
@@ -218,7 +220,7 @@ def test_a_loss_that_explodes_is_tried_again_with_a_smaller_rate(stripes):
 
 
 def test_frozen_parameters_stay_and_a_frozen_model_is_refused():
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
 
     workload = make()
     workload.model.stem.weight.requires_grad_(False)
@@ -233,7 +235,7 @@ def test_frozen_parameters_stay_and_a_frozen_model_is_refused():
 
 
 def test_one_batch_is_enough(stripes):
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
 
     made = recover(Pruner(dataclasses.replace(stripes.workload, train=batches(8, 1, 8))), cut(stripes), "distill:3")
     assert made.outcome.steps == 3

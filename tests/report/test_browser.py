@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hwprune.files import dump_json
-from hwprune.record import read_record
+from hwprune.common.files import dump_json
+from hwprune.records.record import read_record
 from hwprune.report.page import write_page
 
 DRIVER = Path("/usr/bin/chromedriver")

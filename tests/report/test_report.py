@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from hwprune.errors import UsageError
-from hwprune.record import read_record
+from hwprune.records.record import read_record
 from hwprune.report.page import write_page
 from hwprune.report.text import summary, table
 from hwprune.report.writing import write_report

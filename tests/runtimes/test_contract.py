@@ -7,8 +7,9 @@ import onnx
 import pytest
 import torch
 
-from hwprune import export, runtimes
+from hwprune import runtimes
 from hwprune.errors import UnknownNameError
+from hwprune.onnx_files import to_onnx
 from hwprune.runtimes import RUNTIMES, Settings
 from tests.conftest import TinyNet, randomise
 
@@ -24,8 +25,8 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtimes")
     model = randomise(TinyNet())
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    export.to_onnx(model, (x,), folder / "model.onnx")
-    export.to_pt2(model, (x,), folder / "model.pt2")
+    to_onnx.to_onnx(model, (x,), folder / "model.onnx")
+    to_onnx.to_pt2(model, (x,), folder / "model.pt2")
     with torch.no_grad():
         return folder, x.numpy(), model(x).numpy()
 
@@ -191,7 +192,7 @@ def test_semi_structured_weights_run_sparse_and_close():
             layer.weight.view(-1, 4)[:, 2:] = 0
     x = torch.randn(64, 256)
     with tempfile.TemporaryDirectory() as folder:
-        export.to_pt2(model, (x,), Path(folder) / "model.pt2")
+        to_onnx.to_pt2(model, (x,), Path(folder) / "model.pt2")
         settings = Settings(precision="fp16", options={"semi_structured": True}, shapes=((64, 256),))
         runner = one.load(Path(folder) / "model.pt2", settings)
     assert len(runner.facts()["semi_structured"]) == 2
@@ -220,8 +221,8 @@ def test_tensorrt_tells_of_sparse_tactics(tmp_path):
         model[0].weight[:, 0::4] = 0
         model[0].weight[:, 1::4] = 0
     x = torch.randn(8, 256, 14, 14)
-    export.to_onnx(model, (x,), tmp_path / "model.onnx")
-    export.convert(tmp_path / "model.onnx", "fp16")
+    to_onnx.to_onnx(model, (x,), tmp_path / "model.onnx")
+    to_onnx.convert(tmp_path / "model.onnx", "fp16")
     settings = Settings(precision="fp16", shapes=((8, 256, 14, 14),), cache=str(tmp_path))
     (row,) = one.load(tmp_path / "model.onnx", settings).facts()["sparsity"]
     assert row["two_four"]

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from hwprune.runtimes import tensorrt as ours
+from hwprune.runtimes import tensorrt_sparsity
 
 STUBS = {
     "nvinfer": ["createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
@@ -174,7 +175,7 @@ def test_published_version_is_the_one_that_was_read(ask):
 
 
 def test_sparsity_is_read_from_the_log():
-    log = ours.SparsityLog()
+    log = tensorrt_sparsity.SparsityLog()
     log.read("(Sparsity) Found 2 layer(s) eligible to use sparse tactics: conv1, conv2 + relu")
     log.read("(Sparsity) Chose 1 layer(s) using sparse tactics: conv1")
     log.read("[MemUsageChange] nothing of interest")
@@ -195,13 +196,15 @@ INSPECTED = {
 def test_inspector_and_verdicts_say_why_not():
     from hwprune.runtimes.sparsity import Layout
 
-    layers = ours.inspected(json.dumps(INSPECTED))
+    layers = tensorrt_sparsity.inspected(json.dumps(INSPECTED))
     assert [layer["nodes"] for layer in layers] == ["conv1 relu1", "conv2", ""]
-    log = ours.SparsityLog()
+    log = tensorrt_sparsity.SparsityLog()
     log.read("(Sparsity) Found 2 layer(s) eligible to use sparse tactics: conv1, conv2")
     log.read("(Sparsity) Chose 1 layer(s) using sparse tactics: conv1")
     fits = [Layout(name, "Conv", "w", 4, 0, True, "") for name in ("conv1", "conv2", "conv3")]
-    rows = ours.verdicts([*fits, Layout("stem", "Conv", "w", 0, 0, False, "its 3 inputs are not a multiple of 4")], log, layers)
+    rows = tensorrt_sparsity.verdicts(
+        [*fits, Layout("stem", "Conv", "w", 0, 0, False, "its 3 inputs are not a multiple of 4")], log, layers
+    )
     by = {row["node"]: row for row in rows}
     assert by["conv1"] == {"node": "conv1", "two_four": True, "eligible": True, "built": True, "sparse": True, "why_not": ""}
     assert by["conv2"]["eligible"] and not by["conv2"]["sparse"]

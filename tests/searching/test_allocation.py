@@ -7,8 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from hwprune.searching import allocation
-from hwprune.searching.allocation import Allocation, solve_limits, undominated
+from hwprune.searching.sampling import allocation
+from hwprune.searching.sampling.allocation import Allocation
+from hwprune.searching.sampling.dominance import undominated
+from hwprune.searching.sampling.exact_program import solve_limits
 
 
 def instance(seed, items=4, options=4, ties=False):

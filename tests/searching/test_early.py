@@ -6,18 +6,21 @@ import dataclasses
 
 import pytest
 
-from hwprune import target as targets
 from hwprune.errors import CandidateFailure
 from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Settings
 from hwprune.latency.source import Measured, Source
-from hwprune.measurement import Measurement
-from hwprune.pruning import Pruner
-from hwprune.searching import filtering
-from hwprune.searching import space as spaces
-from hwprune.searching.advisor import limits_of, rivals
+from hwprune.pruning.pruner import Pruner
+from hwprune.records import target as targets
+from hwprune.records.measurement import Measurement
 from hwprune.searching.constraints import REPAIR, Constraints
-from hwprune.searching.evaluator import EXAMPLE, Advice, Evaluator, Rival, Scored
+from hwprune.searching.evaluating import pattern_filter
+from hwprune.searching.evaluating.early_stopping import Advice, Rival
+from hwprune.searching.evaluating.evaluator import EXAMPLE, Evaluator
+from hwprune.searching.evaluating.scored import Scored
+from hwprune.searching.sampling.advisor import limits_of, rivals
+from hwprune.searching.space import space as spaces
+from hwprune.searching.space import space_file
 from tests.conftest import tiny_workload
 from tests.test_values import measured
 
@@ -37,7 +40,7 @@ def evaluator(tmp_path_factory):
 
 
 def recipe_of(evaluator, level):
-    space = spaces.build(spaces.load("structured"), evaluator.pruner, evaluator.target, "avx512")
+    space = spaces.build(space_file.load("structured"), evaluator.pruner, evaluator.target, "avx512")
     return space.recipe({"level:conv1.weight:0": level, "method:conv1.weight:0": "l2"})
 
 
@@ -104,17 +107,19 @@ def test_rivals_are_the_front_by_divergence_and_ratio():
 
 
 def test_masks_on_a_runtime_that_does_not_execute_them_are_measured_and_refused(evaluator):
-    gains = filtering.gains(evaluator, ["unstructured", "2:4", "3:7"], 0.9)
+    gains = pattern_filter.gains(evaluator, ["unstructured", "2:4", "3:7"], 0.9)
     assert set(gains) == {"unstructured", "2:4"}  # 3:7 fits nowhere
     for gain in gains.values():
         assert gain.ci_low <= gain.value <= gain.ci_high
-    assert filtering.reason(Measurement(1.0, "x", 0.99, 1.01, 9)) == "no speedup on this target: measured 1.00 [0.99, 1.01]"
-    assert filtering.pays(Measurement(1.5, "x", 1.4, 1.6, 9)) and not filtering.pays(Measurement(1.02, "x", 1.0, 1.04, 9))
+    assert pattern_filter.reason(Measurement(1.0, "x", 0.99, 1.01, 9)) == "no speedup on this target: measured 1.00 [0.99, 1.01]"
+    assert pattern_filter.pays(Measurement(1.5, "x", 1.4, 1.6, 9)) and not pattern_filter.pays(
+        Measurement(1.02, "x", 1.0, 1.04, 9)
+    )
 
 
 def test_measured_patterns_overrule_the_profile():
     pruner, target = Pruner(tiny_workload()), targets.load("cpu")
-    space = spaces.build(spaces.load("mixed"), pruner, target, "avx512", refused={"2:4": None, "4:8": "no speedup: measured"})
+    space = spaces.build(space_file.load("mixed"), pruner, target, "avx512", refused={"2:4": None, "4:8": "no speedup: measured"})
     assert any("2:4" in knob.levels for knob in space.knobs)
     assert ("4:8", "no speedup: measured") in space.left_out
 
@@ -152,7 +157,7 @@ def test_limits_for_the_sampler(evaluator):
 
 
 def test_a_file_that_computes_something_else_is_never_a_finalists(evaluator, monkeypatch):
-    from hwprune.searching import evaluator as module
+    from hwprune.searching.evaluating import evaluator as module
 
     trial = evaluator.timed(evaluator.scored(93, recipe_of(evaluator, 2), "test"))
     before = (evaluator.folder(93) / "model.onnx").read_bytes()
@@ -166,16 +171,16 @@ def test_a_file_that_computes_something_else_is_never_a_finalists(evaluator, mon
 
 
 def test_on_a_machine_that_others_use_a_pattern_must_pay_by_more():
-    from hwprune.measurement import Measurement
+    from hwprune.records.measurement import Measurement
 
     for contended, low, expected in ((0.0, 1.05, True), (1.0, 1.05, False), (1.0, 1.4, True), (0.0, 1.0, False)):
         gain = Measurement(low + 0.02, "x", low, low + 0.04, 9, {"contended": contended})
-        assert filtering.pays(gain) is expected
+        assert pattern_filter.pays(gain) is expected
 
 
 def test_a_pattern_that_pays_by_chance_is_not_searched(evaluator, monkeypatch):
     """On a busy machine one of a few patterns may look faster: it has to be faster twice."""
-    from hwprune.measurement import Measurement
+    from hwprune.records.measurement import Measurement
 
     told = {
         "lucky": [Measurement(1.2, "x", 1.1, 1.3, 4), Measurement(1.0, "x", 0.95, 1.05, 4)],
@@ -183,5 +188,5 @@ def test_a_pattern_that_pays_by_chance_is_not_searched(evaluator, monkeypatch):
     }
     for kind, expected in (("lucky", False), ("real", True)):
         left = list(told[kind])
-        monkeypatch.setattr(filtering, "_measured", lambda *_, left=left: left.pop(0))
-        assert filtering.pays(filtering.gains(evaluator, ["unstructured"], 0.9)["unstructured"]) is expected
+        monkeypatch.setattr(pattern_filter, "_measured", lambda *_, left=left: left.pop(0))
+        assert pattern_filter.pays(pattern_filter.gains(evaluator, ["unstructured"], 0.9)["unstructured"]) is expected

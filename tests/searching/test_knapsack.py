@@ -11,8 +11,11 @@ import optuna
 import pytest
 
 import hwprune
-from hwprune.searching.knapsack import Choice, Item, KnapsackSampler, Limits
-from hwprune.searching.surrogate import INTERACTIONS, DropModel, ErrorModel, RatioModel, improvement
+from hwprune.searching.sampling.drop_model import DropModel, improvement
+from hwprune.searching.sampling.error_model import INTERACTIONS, ErrorModel
+from hwprune.searching.sampling.knapsack import KnapsackSampler
+from hwprune.searching.sampling.problem import Choice, Item, Limits
+from hwprune.searching.sampling.ratio_model import RatioModel
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -361,13 +364,14 @@ def test_a_split_that_sees_no_drop_does_not_make_small_divergences_worthless():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_kinds_are_trusted_by_how_often_they_came_to_the_front(seed):
-    from hwprune.searching.knapsack import PRIOR_SUCCESSES, PRIOR_TRIES, _Seen
+    from hwprune.searching.sampling.history import History
+    from hwprune.searching.sampling.proposals import PRIOR_SUCCESSES, PRIOR_TRIES
 
     draw = np.random.default_rng(seed)
     ratio, divergence = draw.random(60).round(1), draw.random(60).round(1)  # ties too
     kinds = draw.choice(["mean", "move", ""], 60).tolist()
     ratio[::13] = np.nan
-    found = KnapsackSampler._trust(_Seen(ratio=ratio.tolist(), divergence=divergence.tolist(), kind=kinds))
+    found = KnapsackSampler._trust(History(ratio=ratio.tolist(), divergence=divergence.tolist(), kind=kinds))
     for kind in ("mean", "move"):
         tried = [i for i in range(60) if kinds[i] == kind and np.isfinite(ratio[i])]
         won = [i for i in tried if not any(ratio[j] <= ratio[i] and divergence[j] <= divergence[i] for j in range(i))]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import onnx
 
-from hwprune.searching import confirm
+from hwprune.searching.final import confirm
 
 
 def test_other_work_on_the_machine_is_not_taken_for_a_layers_own(tmp_path, monkeypatch):

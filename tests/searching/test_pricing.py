@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 import hwprune
-from hwprune import target as targets
 from hwprune.errors import UsageError
 from hwprune.probe.pieces import Pieces
-from hwprune.pruning import Pruner
-from hwprune.searching import items
-from hwprune.searching import space as spaces
-from hwprune.searching.pricing import Prices, Pricing, axis_level, by_work
+from hwprune.pruning.pruner import Pruner
+from hwprune.records import target as targets
+from hwprune.searching.sampling import items
+from hwprune.searching.sampling.prices import Prices, axis_level, by_work
+from hwprune.searching.sampling.pricing import Pricing
+from hwprune.searching.space import space as spaces
+from hwprune.searching.space import space_file
 from tests.conftest import randomise, tiny_workload
 
 
@@ -47,7 +49,7 @@ def by_macs(segments):
 
 def priced(workload, name="structured"):
     pruner = Pruner(workload)
-    space = spaces.build(spaces.load(name), pruner, targets.load("cpu"), "avx512")
+    space = spaces.build(space_file.load(name), pruner, targets.load("cpu"), "avx512")
     return pruner, space, Pricing(pruner, space, Pieces(pruner), by_macs).prices()
 
 
@@ -81,8 +83,8 @@ def test_bytes_saved_are_those_of_the_parameters():
 
 
 def test_savings_by_size_are_the_table_that_gates_learn_from():
-    from hwprune.recovery.gates import Gates
     from hwprune.recovery.plan import Plan
+    from hwprune.recovery.sparsifiers.gates import Gates
 
     _, space, prices = priced(plain())
     found = prices.by_size(space)
@@ -120,7 +122,7 @@ def test_uncoupled_axes_share_cuts_and_still_get_their_own_price():
 
 def test_by_work_where_models_cannot_be_taken_apart():
     pruner = Pruner(plain())
-    space = spaces.build(spaces.load("structured"), pruner, targets.load("cpu"), "avx512")
+    space = spaces.build(space_file.load("structured"), pruner, targets.load("cpu"), "avx512")
     prices = by_work(pruner, space)
     for (unit, level), saved in prices.saved.items():
         counts = axis_level(next(k for k in space.knobs if k.unit == unit), level)[0]
@@ -129,7 +131,7 @@ def test_by_work_where_models_cannot_be_taken_apart():
 
 def test_a_branch_and_what_is_inside_it_are_one_item():
     pruner = Pruner(tiny_workload())
-    space = spaces.build(spaces.load("default"), pruner, targets.load("cpu"), "avx512")
+    space = spaces.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
     prices = Pricing(pruner, space, Pieces(pruner), by_macs).prices()
     (item,) = items.build(pruner, space, prices)
     axis, branch = "level:conv1.weight:0", next(f"level:{k.unit}" for k in space.knobs if k.role == "branch")
@@ -148,7 +150,7 @@ def test_a_branch_and_what_is_inside_it_are_one_item():
 def test_a_mask_saves_its_layers_share_of_what_was_measured_for_the_pattern():
     pruner = Pruner(plain())
     target = targets.load("cpu")
-    space = spaces.build(spaces.load("two-four"), pruner, target, "avx512", refused={"2:4": None})
+    space = spaces.build(space_file.load("two-four"), pruner, target, "avx512", refused={"2:4": None})
     pieces = Pieces(pruner)
     prices = Pricing(pruner, space, pieces, by_macs).prices()
     made = items.build(pruner, space, prices, {"2:4": 0.3})
@@ -161,7 +163,7 @@ def test_a_mask_saves_its_layers_share_of_what_was_measured_for_the_pattern():
 
 def test_a_space_without_prices_has_no_savings():
     pruner = Pruner(tiny_workload())
-    space = spaces.build(spaces.load("structured"), pruner, targets.load("cpu"), "avx512")
+    space = spaces.build(space_file.load("structured"), pruner, targets.load("cpu"), "avx512")
     (item,) = items.build(pruner, space, Prices())
     assert all(choice.saved == 0 for choice in item.choices)
 
@@ -204,7 +206,7 @@ def test_prices_survive_the_study():
 def test_any_spelling_of_a_choice_is_recognised():
     """Another method, a method for a unit that stays dense, levels inside a branch that is gone: each stands for one choice."""
     pruner = Pruner(tiny_workload())
-    space = spaces.build(spaces.load("default"), pruner, targets.load("cpu"), "avx512")
+    space = spaces.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
     made = items.build(pruner, space, Pricing(pruner, space, Pieces(pruner), by_macs).prices())
     turn = items.canonical(space, made)
     names = {tuple(sorted(c.parameters.items())) for c in made[0].choices}
@@ -221,7 +223,7 @@ def test_any_spelling_of_a_choice_is_recognised():
 
 def test_a_tied_mask_saves_the_time_of_all_its_units():
     pruner = Pruner(plain())
-    space = spaces.build(spaces.load("two-four"), pruner, targets.load("cpu"), "avx512", refused={"2:4": None})
+    space = spaces.build(space_file.load("two-four"), pruner, targets.load("cpu"), "avx512", refused={"2:4": None})
     prices = Pricing(pruner, space, Pieces(pruner), by_macs).prices()
     alone = {item.name: item.choices[1].saved for item in items.build(pruner, space, prices, {"2:4": 0.3})}
     first, second = "b.weight", "c.weight"
@@ -233,7 +235,7 @@ def test_a_tied_mask_saves_the_time_of_all_its_units():
 
 def test_masks_that_are_searched_against_the_measurement_are_still_proposed():
     pruner = Pruner(plain())
-    space = spaces.build(spaces.load("two-four"), pruner, targets.load("cpu"), "avx512", all_patterns=True)
+    space = spaces.build(space_file.load("two-four"), pruner, targets.load("cpu"), "avx512", all_patterns=True)
     for prices in (Pricing(pruner, space, Pieces(pruner), by_macs).prices(), by_work(pruner, space)):
         for item in items.build(pruner, space, prices, {"2:4": 0.0}):
             assert item.choices[1].saved > 0

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from hwprune.searching.confirm import Confirmed
-from hwprune.searching.quantising import left_out
+from hwprune.searching.final.point import Confirmed
+from hwprune.searching.final.quantise_finalists import left_out
 from tests.test_values import measured
 
 

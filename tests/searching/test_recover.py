@@ -9,10 +9,10 @@ import torch
 
 import hwprune
 from hwprune.cli.main import main
+from hwprune.common.files import sha256
 from hwprune.errors import UsageError
-from hwprune.files import sha256
-from hwprune.searching import training
 from hwprune.searching.constraints import Constraints
+from hwprune.searching.final import train_finalists
 from tests.recovery.conftest import make
 
 
@@ -57,7 +57,7 @@ def test_the_file_holds_the_trained_weights(trained):
     workload, run, result = trained
     from safetensors.torch import load_file
 
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
 
     point = next((p for p in result.points if p.trial.recovery), None)
     if point is None:
@@ -78,7 +78,7 @@ def test_a_finished_run_that_is_resumed_trains_nobody_again(trained, tmp_path, m
     def never(*_args, **_kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(training, "recover", never)
+    monkeypatch.setattr(train_finalists, "recover", never)
     again = hwprune.search(workload, trials=4, out=run, resume=True, recover="distill:3", seed=0)
     numbers = {t.number for t in again.trials}
     assert numbers == {t.number for t in result.trials}
@@ -129,7 +129,7 @@ def test_the_front_of_both_regimes_holds_no_dominated_point(trained):
     points = list(result.points)
     for a in points:
         assert not any(b.drop <= a.drop and b.speedup.value > a.speedup.value for b in points if b is not a)
-    assert training.both_regimes([], [], Constraints()) == []
+    assert train_finalists.both_regimes([], [], Constraints()) == []
 
 
 def test_a_trained_recipe_applied_again_says_that_it_prunes_only(trained, tmp_path, capsys):
@@ -153,7 +153,7 @@ def test_ctrl_c_leaves_the_checkpoint_and_a_failure_does_not(tmp_path, monkeypat
     written = {}
     store = SimpleNamespace(read=written.get, write=written.__setitem__, trials=list)
     evaluator = SimpleNamespace(run=tmp_path, pruner=SimpleNamespace(prune=lambda recipe: None))
-    trainer = training._Trainer(evaluator, store, Plan("distill"), Constraints(), None, notes)
+    trainer = train_finalists._Trainer(evaluator, store, Plan("distill"), Constraints(), None, notes)
     for error in (KeyboardInterrupt(), CandidateFailure("recover", "no luck")):
 
         def stopped(*_args, folder, error=error, **_kwargs):
@@ -161,7 +161,7 @@ def test_ctrl_c_leaves_the_checkpoint_and_a_failure_does_not(tmp_path, monkeypat
             (folder / "recovery.safetensors").write_bytes(b"so far")
             raise error
 
-        monkeypatch.setattr(training, "recover", stopped)
+        monkeypatch.setattr(train_finalists, "recover", stopped)
         trial = SimpleNamespace(number=3, recipe=None)
         checkpoint = tmp_path / "candidates" / "3.training" / "recovery.safetensors"
         if isinstance(error, KeyboardInterrupt):
@@ -170,7 +170,7 @@ def test_ctrl_c_leaves_the_checkpoint_and_a_failure_does_not(tmp_path, monkeypat
             assert checkpoint.is_file()
         else:
             assert trainer.train(trial) is None
-            assert not checkpoint.exists() and written[f"{training.FAILED} distill:1"] == {"3": "no luck"}
+            assert not checkpoint.exists() and written[f"{train_finalists.FAILED} distill:1"] == {"3": "no luck"}
 
 
 def test_an_export_says_that_its_weights_were_trained(trained, tmp_path, capsys):
@@ -225,7 +225,7 @@ def test_a_misspelt_training_is_told_what_there_is(text, words):
 def test_asking_for_the_loss_leaves_a_model_in_train_mode_as_it_is(tmp_path):
     from types import SimpleNamespace
 
-    from hwprune.pruning import Pruner
+    from hwprune.pruning.pruner import Pruner
     from hwprune.searching.job import Job
     from hwprune.searching.session import Session
 
@@ -245,13 +245,13 @@ def test_a_full_disk_is_tried_again_when_the_search_is_resumed(tmp_path, monkeyp
     written = {}
     store = SimpleNamespace(read=written.get, write=written.__setitem__, trials=list)
     evaluator = SimpleNamespace(run=tmp_path, pruner=SimpleNamespace(prune=lambda recipe: None))
-    trainer = training._Trainer(evaluator, store, Plan("distill"), Constraints(), None, [])
+    trainer = train_finalists._Trainer(evaluator, store, Plan("distill"), Constraints(), None, [])
     checkpoint = tmp_path / "candidates" / "3.training"
     checkpoint.mkdir(parents=True)
 
     def full(*_args, **_kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr(training, "recover", full)
+    monkeypatch.setattr(train_finalists, "recover", full)
     assert trainer.train(SimpleNamespace(number=3, recipe=None)) is None
     assert trainer.passing == {"3": "OSError: no space left"} and not written and checkpoint.is_dir()

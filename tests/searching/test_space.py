@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from hwprune import target as targets
 from hwprune.errors import UnknownNameError, UsageError
-from hwprune.pruning import Pruner
-from hwprune.searching import space as spaces
-from hwprune.workload import Workload
+from hwprune.pruning.pruner import Pruner
+from hwprune.records import target as targets
+from hwprune.searching.space import space as spaces
+from hwprune.searching.space import space_file
+from hwprune.workload.workload import Workload
 from tests.conftest import tiny_workload
 
 
@@ -26,7 +27,7 @@ def cpu():
 
 
 def test_levels_are_on_the_targets_multiple(pruner, cpu):
-    space = spaces.build(spaces.load("structured"), pruner, cpu, "avx512")
+    space = spaces.build(space_file.load("structured"), pruner, cpu, "avx512")
     (knob,) = space.knobs
     assert (knob.unit, knob.role, knob.size) == ("conv1.weight:0", "channel", 64)
     assert knob.levels == {"channel": (0.25, 0.5, 0.75)}
@@ -42,7 +43,7 @@ def test_quantum(size, multiple, step):
 
 
 def test_what_cannot_pay_is_left_out_with_the_reason(pruner, cpu):
-    space = spaces.build(spaces.load("mixed"), pruner, cpu, "avx512")
+    space = spaces.build(space_file.load("mixed"), pruner, cpu, "avx512")
     reasons = dict(space.left_out)
     assert "no sparse kernels" in reasons["2:4"]
     assert "zeros" in reasons["unstructured"]
@@ -51,7 +52,7 @@ def test_what_cannot_pay_is_left_out_with_the_reason(pruner, cpu):
 
 
 def test_all_patterns_overrides(pruner, cpu):
-    space = spaces.build(spaces.load("mixed"), pruner, cpu, "avx512", all_patterns=True)
+    space = spaces.build(space_file.load("mixed"), pruner, cpu, "avx512", all_patterns=True)
     matrices = {knob.unit: knob for knob in space.knobs if knob.role == "matrix"}
     assert set(matrices) == {"stem.weight", "conv1.weight", "conv2.weight", "fc.weight"}
     assert "2:4" not in matrices["stem.weight"].levels  # one input channel
@@ -60,7 +61,7 @@ def test_all_patterns_overrides(pruner, cpu):
 
 
 def test_equal_prunings_are_equal_recipes(pruner, cpu):
-    mixed = dataclasses.replace(spaces.load("mixed"), criteria=("l2", "l1"))
+    mixed = dataclasses.replace(space_file.load("mixed"), criteria=("l2", "l1"))
     space = spaces.build(mixed, pruner, cpu, "avx512", all_patterns=True)
     dense = space.uniform(0.0, "l2")
     assert space.recipe(dense).choices == ()
@@ -79,34 +80,34 @@ def test_equal_prunings_are_equal_recipes(pruner, cpu):
 
 
 def test_uniform_takes_the_nearest_level(pruner, cpu):
-    space = spaces.build(spaces.load("structured"), pruner, cpu, "avx512")
+    space = spaces.build(space_file.load("structured"), pruner, cpu, "avx512")
     for sparsity, level in ((0.0, 0), (0.1, 0), (0.2, 1), (0.5, 2), (0.9, 3)):
         assert space.uniform(sparsity, "l2") == {"level:conv1.weight:0": level, "method:conv1.weight:0": "l2"}
 
 
 def test_nothing_to_search_says_why(pruner, cpu):
     with pytest.raises(UsageError, match=r"nothing to search(.|\n)*no sparse kernels"):
-        spaces.build(spaces.load("two-four"), pruner, cpu, "avx512")
+        spaces.build(space_file.load("two-four"), pruner, cpu, "avx512")
 
 
 def test_excluded_units_stay_dense(pruner, cpu, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('schema = 1\nroles = ["channel", "hidden"]\npatterns = []\ncriteria = ["l1"]\nexclude = ["conv1*"]\n')
-    space = spaces.build(spaces.load(str(path)), pruner, cpu, "avx512")
+    space = spaces.build(space_file.load(str(path)), pruner, cpu, "avx512")
     assert [knob.unit for knob in space.knobs] == ["stem.weight:0"]
     assert ("conv1.weight:0", "excluded by the search space") in space.left_out
 
 
 def test_every_shipped_space_loads():
-    for name in spaces.names():
-        assert spaces.load(name).description
+    for name in space_file.names():
+        assert space_file.load(name).description
 
 
 def test_space_faults_are_told_at_once(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text('schema = 1\nroles = ["chanel"]\npatterns = ["2:2", "head"]\ncriteria = []\nlevels = 0\nlevles = 3\n')
     with pytest.raises(UsageError) as caught:
-        spaces.load(str(path))
+        space_file.load(str(path))
     text = str(caught.value)
     for part in ("'chanel'", "did you mean 'channel'", "2:2", "'head' belongs into roles", "at least one", "levels", "levles"):
         assert part in text
@@ -114,11 +115,11 @@ def test_space_faults_are_told_at_once(tmp_path):
 
 def test_unknown_space():
     with pytest.raises(UnknownNameError, match="default"):
-        spaces.load("defualt")
+        space_file.load("defualt")
 
 
 def test_branches_are_dropped_or_not_and_leave_nothing_to_choose_inside(pruner, cpu):
-    space = spaces.build(spaces.load("depth"), pruner, cpu, "avx512")
+    space = spaces.build(space_file.load("depth"), pruner, cpu, "avx512")
     (branch,) = [knob for knob in space.knobs if knob.role == "branch"]
     assert branch.levels == {"branch": (1.0,)} and branch.methods == ("drop",)
     assert space.uniform(0.9, "l2")[f"level:{branch.unit}"] == 0  # the warm start keeps every branch
@@ -135,7 +136,7 @@ def test_tied_units_share_a_knob(cpu, tmp_path):
     repeated = Pruner(Workload("blocks", Blocks(False).eval(), (x,), data, data, metric="agreement"))
     file = tmp_path / "tied.toml"
     file.write_text('schema = 1\nroles = ["channel", "branch"]\npatterns = []\ncriteria = ["l2"]\ntie = true\n')
-    space = spaces.build(spaces.load(str(file)), repeated, cpu, "avx512")
+    space = spaces.build(space_file.load(str(file)), repeated, cpu, "avx512")
     (knob,) = [knob for knob in space.knobs if knob.unit == "body.0.a.weight:0"]
     assert knob.tied == ("body.1.a.weight:0",)
     recipe = space.recipe({f"level:{k.unit}": int(k is knob) for k in space.knobs})

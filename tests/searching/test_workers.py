@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from hwprune.errors import UsageError
-from hwprune.searching import loop
+from hwprune.searching import search
 from hwprune.searching.progress import Progress
-from hwprune.searching.store import Store
+from hwprune.searching.study.store import Store
 from tests import postgres
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ def test_a_worker_on_another_device_leaves_latencies_to_those_on_the_studys(tmp_
         def note(self, text):
             notes.append(text)
 
-    done = loop.join(run, Notes())
+    done = search.join(run, Notes())
     _, errors = chief.communicate(timeout=200)
     assert chief.returncode == 0, errors
     assert any("not the device of the study" in text for text in notes)
@@ -100,7 +100,7 @@ def test_a_worker_on_another_device_leaves_latencies_to_those_on_the_studys(tmp_
 
 def test_a_worker_needs_a_run_that_has_begun(tmp_path):
     with pytest.raises(UsageError, match="holds no run to work on"):
-        loop.join(tmp_path)
+        search.join(tmp_path)
 
 
 def kills(run, storage, trials, count, workers, seed=0):

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import hwprune
-from hwprune import export
 from hwprune.errors import UnknownNameError, UsageError
-from hwprune.pruning import Pruner
-from hwprune.structure.units import ties
+from hwprune.layers.units import ties
+from hwprune.onnx_files import recipe_files
+from hwprune.pruning.pruner import Pruner
 from tests.conftest import TinyNet, randomise, tiny_workload
 from tests.structure.programs import difference
 
@@ -92,7 +92,7 @@ def test_recipes_with_branches(tmp_path):
     assert pruner.check_cut(candidate) < 1e-5
     assert candidate.parameter_count == pruner.graph.parameter_count({}, candidate.drop) < 200
     candidate.export(tmp_path)
-    stored = export.read_recipe(tmp_path / "recipe.json")
+    stored = recipe_files.read_recipe(tmp_path / "recipe.json")
     assert stored.recipe == recipe
     assert Pruner(workload).prune(stored.recipe, stored.keeps, stored.masks).drop == candidate.drop
     assert pruner.template.reason is None

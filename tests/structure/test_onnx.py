@@ -10,11 +10,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import hwprune
-from hwprune import onnx_tidy
 from hwprune.errors import UsageError, WorkloadError
-from hwprune.onnx_import import OnnxModule
-from hwprune.structure.onnx_graph import OnnxGraph
-from hwprune.template import Template
+from hwprune.onnx_files import OnnxModule, tidy
+from hwprune.onnx_files.template import Template
+from hwprune.structure.onnx.graph import OnnxGraph
 from tests.conftest import randomise
 from tests.structure.test_cut import MODELS, free_axes, relative
 
@@ -250,7 +249,7 @@ def test_an_imported_model_is_cut_and_written_from_its_own_file(name, tmp_path):
 def test_exports_of_pytorch_are_read_back(name, dynamo, tmp_path):
     make, _ = MODELS[name]
     model, x = randomise(make()), torch.randn(2, 3, 8, 8)
-    with onnx_tidy.quiet():
+    with tidy.quiet():
         if dynamo:
             torch.onnx.export(
                 model, (x,), tmp_path / "m.onnx", dynamo=True, dynamic_shapes=({0: torch.export.Dim.AUTO},), verbose=False
@@ -304,7 +303,7 @@ def test_batch_norm_is_folded_only_where_it_may():
     nodes = [N("Conv", ["x", "k"], ["a"]), N("BatchNormalization", ["a", "g", "b", "m", "v"], ["n"]), N("Add", ["n", "a"], ["s"]),
              N("Conv", ["s", "k2"], ["c"]), N("BatchNormalization", ["c", "g", "b", "m", "v"], ["d"]), N("GlobalAveragePool", ["d"], ["p"]), N("Flatten", ["p"], ["y"])]  # fmt: skip
     model = net(nodes, {"k": (8, 3, 1, 1), "k2": (8, 8, 1, 1), "g": (8,), "b": (8,), "m": (8,), "v": np.linspace(0.5, 2, 8).astype(np.float32)}, ("n", 3, 4, 4), ("n", 8))  # fmt: skip
-    folded = onnx_tidy.fold(model)
+    folded = tidy.fold(model)
     assert [node.op_type for node in folded.graph.node].count("BatchNormalization") == 1
     x = random_input(model)
     assert relative(run(folded, x), run(model, x)) < 1e-5
@@ -329,7 +328,7 @@ def test_float_ranges_and_old_group_norms_are_read():
 
 def test_sizes_computed_from_free_ones_are_fixed_to_the_example():
     """Height and width are free, and a stride halves them."""
-    from hwprune.onnx_workload import import_module
+    from hwprune.workload.onnx_file import import_module
 
     model = net([N("Conv", ["x", "k"], ["a"], strides=[2, 2]), N("Shape", ["a"], ["s"]), N("Reshape", ["a", "s"], ["b"]), N("GlobalAveragePool", ["b"], ["p"]), N("Flatten", ["p"], ["y"])],
                 {"k": (3, 3, 2, 2)}, ("n", 3, "h", "w"))  # fmt: skip

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hwprune
+from hwprune.pruning import cut_check
 from tests.conftest import randomise
 from tests.structure.test_cut import free_axes, random_keep, relative
 
@@ -196,11 +197,11 @@ def test_depthwise_with_a_multiplier_is_a_channel():
 
 
 def test_nan_is_not_equal(tiny, monkeypatch):
-    from hwprune import pruning
+    from hwprune.pruning import pruner as pruning
 
     pruner = pruning.Pruner(tiny)
     candidate = pruner.prune(hwprune.uniform_recipe(tiny, "channel", 0.5))
-    monkeypatch.setattr(pruning, "_difference", lambda *_: float("nan"))
+    monkeypatch.setattr(cut_check, "relative_difference", lambda *_: float("nan"))
     with pytest.raises(hwprune.HwpruneError, match="bug in a rule"):
         pruner.check_cut(candidate)
 
@@ -235,7 +236,7 @@ def nested_sums(s, x):
 def onnx_equals(graph, module, keeps, drop, x, tmp_path):
     import onnxruntime
 
-    from hwprune.template import Template
+    from hwprune.onnx_files.template import Template
 
     used = Template(graph, (x[:1],)).write(module, keeps, tmp_path / "m.onnx", drop)
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])

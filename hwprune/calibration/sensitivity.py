@@ -1,0 +1,181 @@
+"""What an option does to the model's outputs, to second order, from one backward pass; no forward pass an option.
+
+For an example n, labels y_n drawn from the model's own distribution, g = d log p(y_n) / d(a layer's outputs) and an option that
+changes these outputs by dY,
+
+    a[n, option] = <dY, g>        KL(dense || pruned) ~ 1/2 mean_n (sum of a[n, chosen options])^2
+
+(methods 5.3: the Fisher, or Gauss-Newton, quadratic of the divergence, along the directions in question.) In a layer that is
+solved for, dY = dW x + shift; a dropped branch takes away its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hwprune.calibration import gradients
+from hwprune.layers.part import READS
+from hwprune.layers.units import Unit
+from hwprune.methods.layerwise import Solution
+from hwprune.methods.method import Option
+from hwprune.structure.model_graph import ModelGraph
+from hwprune.workload.workload import Workload
+
+EXAMPLES = 512
+"""Of the calibration data. One label is drawn for each, so that a[n] is noisy, but their mean square is not."""
+
+MEMORY_LIMIT = 1_500_000_000
+"""Bytes of changed weights held at once."""
+
+
+def responses(
+    graph: ModelGraph,
+    workload: Workload,
+    units: Mapping[str, Unit],
+    wanted: Mapping[str, tuple[str, int]],
+    options: Callable[[str], Sequence[Option]],
+    branches: Iterable[str] = (),
+    examples: int = EXAMPLES,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """a of every option: key -> (examples, options of the key), float32; branches by their own name, (examples, 1).
+
+    Args:
+        wanted: key -> (unit, how many options).
+        options: gives the options of a key, of the dense model; asked for once, and again only if they don't fit into
+            `MEMORY_LIMIT` together with the others: then the data are gone through several times.
+
+    Raises:
+        WorkloadError: the calibration data can't be used.
+        UsageError: the model's output has no gradient.
+    """
+    sides = {name: graph.branch(name).side for name in branches}
+    found: dict[str, torch.Tensor] = {}
+    for number, keys in enumerate(_passes(units, wanted)):
+        found |= _one_pass(graph, workload, units, {key: options(key) for key in keys}, {} if number else sides, examples, seed)
+    return found
+
+
+def _passes(units: Mapping[str, Unit], wanted: Mapping[str, tuple[str, int]]) -> list[list[str]]:
+    """Keys whose changed weights fit into memory together; at least one pass, for the branches."""
+    passes: list[list[str]] = [[]]
+    held = 0
+    for key, (unit, count) in wanted.items():
+        need = 4 * count * sum(part.tensor.numel() for part in units[unit].parts if part.kind == READS)
+        if passes[-1] and held + need > MEMORY_LIMIT:
+            passes.append([])
+            held = 0
+        passes[-1].append(key)
+        held += need
+    return passes
+
+
+def _one_pass(
+    graph: ModelGraph,
+    workload: Workload,
+    units: Mapping[str, Unit],
+    options: Mapping[str, Sequence[Option]],
+    sides: Mapping[str, int],
+    examples: int,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    by_layer: dict[str, list[str]] = {}
+    for key, found in options.items():
+        for part in units[found[0].unit].parts:
+            if part.kind == READS:
+                by_layer.setdefault(part.parameter, []).append(key)
+    weights = dict(graph.module.named_parameters(remove_duplicate=False))
+    matrices = {matrix.parameter: matrix for matrix in graph.matrices}
+    layers = []
+    for name, keys in by_layer.items():
+        dense = matrices[name].rows(weights[name].detach()).float()
+        layers.append(_Layer(name, keys, dense.shape, *_changes(dense, [o for key in keys for o in options[key]], units, name)))
+    rows: dict[str, list[torch.Tensor]] = {key: [] for key in (*options, *sides)}
+    for batch in gradients.backward(graph, workload, sides, examples, seed):
+        own = {key: torch.zeros(batch.examples, len(found)) for key, found in options.items()}
+        for layer in layers:
+            answer = layer.responses(batch)
+            if answer is None:
+                continue
+            start = 0
+            for key in layer.keys:
+                own[key] += answer[:, start : start + len(options[key])].cpu()
+                start += len(options[key])
+        for key, value in own.items():
+            rows[key].append(value)
+        for name in sides:
+            rows[name].append(_without(batch, name))
+    return {key: torch.cat(value) for key, value in rows.items() if value}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    """A layer, and what the options of ``keys`` change in it: weights (options, elements) and constants (options, outputs)."""
+
+    name: str
+    keys: Sequence[str]
+    shape: torch.Size
+    moved: torch.Tensor
+    shifts: torch.Tensor | None
+
+    def responses(self, batch: gradients.Backward) -> torch.Tensor | None:
+        """(examples, options); None if no gradient reaches the layer."""
+        pairs = batch.layers.get(self.name, [])
+        by_example = gradients.example_gradients(pairs, batch.examples, self.shape.numel())
+        parts = [gradient.reshape(len(gradient), -1) @ self.moved.T for gradient in by_example]
+        if not parts:
+            return None
+        found = torch.cat(parts)
+        if self.shifts is not None:
+            sums = [g.float().sum(dim=2).reshape(batch.examples, -1, self.shape[0]).sum(dim=1) for _, g in pairs]
+            found = found + torch.stack(sums).sum(dim=0) @ self.shifts.T
+        return found
+
+
+def _without(batch: gradients.Backward, name: str) -> torch.Tensor:
+    """(examples, 1): the response to a branch that is dropped."""
+    if name not in batch.sums:
+        return torch.zeros(batch.examples, 1)
+    value, gradient = batch.sums[name]
+    return -(value.float() * gradient.float()).reshape(batch.examples, -1).sum(dim=1, keepdim=True).cpu()
+
+
+def _changes(
+    dense: torch.Tensor, options: Sequence[Option], units: Mapping[str, Unit], name: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(options, elements of the weight) and, if any moves its outputs by a constant, (options, outputs)."""
+    moved, shifts = [], []
+    for option in options:
+        solution: Solution | None = option.solutions.get(name)
+        if solution is not None:
+            new = solution.weight.to(dense)
+            whole = torch.zeros_like(dense)
+            if new.shape == dense.shape:
+                whole = new
+            else:  # only the columns that stay
+                whole[:, _kept(option, units, name, dense)] = new
+            shifts.append(torch.zeros(len(dense)) if solution.shift is None else solution.shift.float().reshape(-1))
+        else:
+            whole = dense.clone()
+            unit = units[option.unit]
+            if unit.axis is None:
+                whole = dense * option.keep.reshape(dense.shape).to(dense)
+            else:
+                gone = torch.ones(dense.shape[1], dtype=torch.bool)
+                gone[_kept(option, units, name, dense)] = False
+                whole[:, gone] = 0
+            shifts.append(torch.zeros(len(dense)))
+        moved.append((whole - dense).reshape(-1))
+    constant = torch.stack(shifts)
+    return torch.stack(moved), constant.to(dense) if bool(constant.any()) else None
+
+
+def _kept(option: Option, units: Mapping[str, Unit], name: str, dense: torch.Tensor) -> torch.Tensor:
+    """Positions along the inputs of a layer that an option of an axis leaves, in order."""
+    part = next(part for part in units[option.unit].parts if part.parameter == name and part.kind == READS)
+    stays = torch.ones(dense.shape[1], dtype=torch.bool)
+    stays[part.positions[~option.keep].reshape(-1)] = False
+    return stays.nonzero().squeeze(1)

@@ -1,0 +1,66 @@
+"""The files of a latency table: CSV rows that are checked, and a lock."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def read_rows(path: Path, columns: Sequence[str], faults: list[str]) -> Iterator[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf8") as handle:
+            reader = csv.DictReader(handle)
+            lacking = [name for name in columns if name not in (reader.fieldnames or ())]
+            if lacking:
+                faults.append(f"{path.name} lacks the column(s) {', '.join(lacking)}")
+                return
+            for number, row in enumerate(reader, 2):
+                if any(row[name] is None for name in columns):
+                    faults.append(f"{path.name}, line {number}: too few cells")
+                    continue
+                yield {**row, "": f"{path.name}, line {number}"}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        faults.append(f"{path.name} can't be read: {error}")
+
+
+def read_number(row: Mapping[str, str], name: str, faults: list[str], positive: bool = False) -> float:
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        faults.append(f"{row['']}: {name} must be a number {'> 0' if positive else '>= 0'}, got {row[name]!r}")
+        return 1.0
+    return value
+
+
+def read_counts(text: str, faults: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in text.split():
+        signature, _, count = part.partition("*")
+        if not count.isdigit():
+            faults.append(f"models.csv: {part!r} is not SIGNATURE*COUNT")
+            continue
+        found[signature] = int(count)
+    return found
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

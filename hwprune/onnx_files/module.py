@@ -1,0 +1,174 @@
+"""`OnnxModule`: computes an ONNX graph node by node, its initializers as parameters under their own names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+from hwprune.errors import WorkloadError
+from hwprune.onnx_files.operators.table import OPERATORS, Node
+from hwprune.structure.onnx.graph import OnnxGraph
+from hwprune.structure.onnx.values import attributes
+from hwprune.structure.symbols import PRIMES, factors
+from hwprune.structure.torch.graph import assign
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """An ONNX file with its external data. Raises `WorkloadError`."""
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # protobuf and onnx raise their own types for a broken file
+        raise WorkloadError(f"{path} can't be read as an ONNX model: {error}") from error
+    if not model.graph.node:
+        raise WorkloadError(f"{path} holds no graph")
+    return model
+
+
+class OnnxModule(nn.Module):
+    """An ONNX graph as a trainable module.
+
+    Initializers of floating type are parameters, named as in the file; running statistics of batch norm, integers and
+    single numbers are buffers. Shape computations are not computed: their results are known from the analysis, up to the sizes of
+    the inputs.
+
+    Attributes:
+        onnx_graph: the analysed file; candidates' files are cut from it.
+        onnx_model: its model, flat (functions inlined).
+        onnx_inputs: names of the graph's inputs, in order.
+
+    Raises:
+        WorkloadError: operators that hwprune can't compute; every one is named, with how often it occurs.
+    """
+
+    def __init__(self, graph: OnnxGraph) -> None:
+        super().__init__()
+        self.onnx_graph = graph
+        self.onnx_model = graph.model
+        self._onnx_walk = graph.walk
+        self.onnx_inputs = [item.name for item in self.onnx_model.graph.input]
+        self._onnx_opset = self._onnx_walk.opset.get("", 1)
+        self._onnx_names: dict[str, str] = {}
+        self._onnx_scales: dict[str, list[float]] = {}  # short vectors that may be an argument (Resize)
+        self._onnx_nodes = [
+            (node, attributes(node))
+            for number, node in enumerate(self.onnx_model.graph.node)
+            if number not in self._onnx_walk.computes_sizes
+        ]
+        missing = Counter(
+            f"{node.domain + '::' if node.domain else ''}{node.op_type}"
+            for node, _ in self._onnx_nodes
+            if node.domain or node.op_type not in OPERATORS
+        )
+        if missing:
+            text = ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in sorted(missing.items()))
+            raise WorkloadError(
+                f"the ONNX model uses operators that hwprune can't compute: {text}. "
+                "Export it without a runtime's own fused operators, or bring the PyTorch model"
+            )
+        self._store()
+
+    @property
+    def onnx_initializers(self) -> dict[str, str]:
+        """Parameter or buffer name -> initializer name."""
+        return {name: stored for stored, name in self._onnx_names.items()}
+
+    def _store(self) -> None:
+        """Register the initializers that some node reads as data."""
+        statistics = {name for node, _ in self._onnx_nodes if node.op_type == "BatchNormalization" for name in node.input[3:5]}
+        taken: set[str] = set()
+        for tensor in self.onnx_model.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.dtype.kind not in "fiub":
+                raise WorkloadError(f"initializer {tensor.name} has type {array.dtype}, which PyTorch does not have")
+            value = torch.from_numpy(np.array(array))
+            if array.dtype.kind == "f" and array.ndim == 1 and array.size <= 8:
+                self._onnx_scales[tensor.name] = array.tolist()
+            name = _legal(tensor.name, taken)
+            taken.add(name)
+            self._onnx_names[tensor.name] = name
+            learned = tensor.data_type in _FLOATS and value.numel() > 1 and tensor.name not in statistics
+            assign(self, name, nn.Parameter(value) if learned else value)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """The graph's outputs, one tensor or a tuple."""
+        if len(inputs) != len(self.onnx_inputs):
+            raise ValueError(
+                f"the ONNX model takes {len(self.onnx_inputs)} inputs ({', '.join(self.onnx_inputs)}), got {len(inputs)}"
+            )
+        values: dict[str, torch.Tensor] = dict(zip(self.onnx_inputs, inputs, strict=True))
+        sizes = {prime: values[source].shape[dim] for prime, (source, dim) in self._onnx_walk.symbols.items()}
+        for node, options in self._onnx_nodes:
+            result = OPERATORS[node.op_type](self._node(node, options, values, sizes))
+            results = result if isinstance(result, tuple) else (result,)
+            values.update((name, one) for name, one in zip(node.output, results, strict=False) if name)
+        outputs = tuple(self._tensor(item.name, values, sizes) for item in self.onnx_model.graph.output)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _node(
+        self, node: onnx.NodeProto, options: Mapping[str, Any], values: dict[str, torch.Tensor], sizes: Mapping[int, Any]
+    ) -> Node:
+        numbers = [self._numbers(name, sizes) if name else None for name in node.input]
+        tensors = [self._tensor(name, values, sizes) if name else None for name in node.input]
+        used = sum(1 for name in node.output if name)
+        return Node(node.op_type, options, self._onnx_opset, tensors, numbers, used, self.training)
+
+    def _numbers(self, name: str, sizes: Mapping[int, Any]) -> list[Any] | None:
+        known = self._onnx_walk.known.get(name)
+        if known is None:
+            return self._onnx_scales.get(name)
+        if known.dtype.kind not in "iu":
+            return [entry.item() for entry in known.reshape(-1)]
+        return [_size(int(entry), sizes) for entry in known.reshape(-1)]
+
+    def _tensor(self, name: str, values: Mapping[str, torch.Tensor], sizes: Mapping[int, Any]) -> torch.Tensor | None:
+        if name in values:
+            return values[name]
+        if name in self._onnx_names:
+            found: Any = self
+            for part in self._onnx_names[name].split("."):
+                found = getattr(found, part)
+            assert isinstance(found, torch.Tensor)
+            return found
+        known = self._onnx_walk.known.get(name)
+        if known is None:
+            return None
+        entries = self._numbers(name, sizes)
+        if entries is not None and any(not isinstance(entry, (int, float, bool)) for entry in entries):
+            return None  # a run-time size: read as numbers only
+        return torch.from_numpy(np.array(known))
+
+
+def _legal(name: str, taken: set[str]) -> str:
+    """A name under which a module can hold the tensor: no empty parts, no part that is a tensor already."""
+    parts = [part or "_" for part in name.split(".")]
+    if any(".".join(parts[:i]) in taken for i in range(1, len(parts))) or any(one.startswith(f"{name}.") for one in taken):
+        parts = ["_".join(parts)]
+    if parts[0] in dir(nn.Module):
+        parts[0] += "_"
+    return ".".join(parts)
+
+
+def _size(number: int, sizes: Mapping[int, Any]) -> Any:
+    """A number in which primes stand for run-time sizes."""
+    rest, primes = factors(number, PRIMES)
+    result: Any = rest
+    for prime in primes:
+        result = result * sizes[prime]
+    if PRIMES[0] // 2 < abs(rest) < 2**31 - 1 and not primes and _odd(rest):
+        raise WorkloadError("the ONNX model computes sizes from its inputs' sizes in a way that hwprune does not follow")
+    return result
+
+
+def _odd(number: int) -> bool:
+    """Does the number look like a prime plus something?"""
+    return any(abs(number - prime) < 10_000 for prime in PRIMES)

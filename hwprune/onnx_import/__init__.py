@@ -1,5 +1,0 @@
-"""An ONNX file as a ``torch.nn.Module``, so that everything that is done to PyTorch models can be done to it."""
-
-from hwprune.onnx_import.module import OnnxModule, read_onnx
-
-__all__ = ["OnnxModule", "read_onnx"]

@@ -1,0 +1,57 @@
+"""A candidate: the pruned module with its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from hwprune.onnx_files import recipe_files, to_onnx
+from hwprune.onnx_files.template import Template
+from hwprune.records.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A recipe applied.
+
+    Attributes:
+        module: the pruned model, trainable, with the original parameter names.
+        keeps: axis name -> kept indices as a bool tensor.
+        drop: branches that are gone.
+        masks: parameter name -> keep mask in the shape that the parameter has after the cut.
+        fingerprint: of the dense model.
+        macs: multiply-accumulates of one run on the example inputs.
+        template: gives what writes its ONNX file.
+        orders: axis name -> new order of its kept indices, for N:M with permutation.
+    """
+
+    module: fx.GraphModule
+    recipe: Recipe
+    keeps: Mapping[str, torch.Tensor]
+    drop: tuple[str, ...]
+    masks: Mapping[str, torch.Tensor]
+    fingerprint: str
+    example_inputs: tuple[torch.Tensor, ...]
+    macs: int
+    template: Callable[[], Template]
+    orders: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def export(self, folder: str | Path) -> Path:
+        """Write model.onnx, model.safetensors, recipe.json and keep.safetensors; returns the folder."""
+        folder = Path(folder)
+        self.template().write(self.module, self.keeps, folder / "model.onnx", self.drop)
+        to_onnx.to_safetensors(self.module, folder / "model.safetensors")
+        self.write_recipe(folder)
+        return folder
+
+    def write_recipe(self, folder: Path) -> Path:
+        """Write recipe.json, and keep.safetensors if there are masks."""
+        return recipe_files.write_recipe(self.recipe, self.fingerprint, self.keeps, self.masks, folder, self.orders)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())

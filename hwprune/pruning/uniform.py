@@ -1,0 +1,131 @@
+"""Uniform recipes: the same sparsity for every unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hwprune import patterns
+from hwprune.calibration import collect
+from hwprune.errors import UsageError
+from hwprune.layers.part import READS
+from hwprune.layers.units import Unit
+from hwprune.methods import method
+from hwprune.pruning.pruner import Pruner
+from hwprune.records.recipe import Recipe, UnitChoice, uniform
+from hwprune.workload.workload import Workload
+
+
+def uniform_recipe(
+    workload: Workload | Pruner,
+    pattern: str,
+    sparsity: float,
+    criterion: str = "l2",
+    compensation: str | None = None,
+    scope: str = "unit",
+) -> Recipe:
+    """The same choice for every unit that ``pattern`` fits.
+
+    Args:
+        workload: or a `Pruner` of it, which keeps what calibration learned.
+        pattern: a role (``channel``, ``head``, ``neuron``), a mask pattern (``2:4``, ``unstructured``) or ``branch``.
+        sparsity: of every unit; of all units together with scope ``global``; for branches the fraction of them that goes.
+        criterion: or a method; branches are ranked by ``block_influence`` (the only one), or all go at sparsity 1.
+        compensation: default: what the model has use for.
+        scope: ``unit``: every unit loses the same share. ``global``: scores of all units compete, for single weights; made for
+            criteria whose scores are comparable across layers (lamp, taylor, obd).
+
+    Raises:
+        UsageError: no unit of the model takes the pattern, or the criterion does not fit.
+    """
+    pruner = workload if isinstance(workload, Pruner) else Pruner(workload)
+    name = pruner.workload.name
+    if compensation is None:
+        compensation = pruner.default_compensation()
+    if scope not in ("unit", "global"):
+        raise UsageError(f"scope must be unit or global, got {scope!r}")
+    if scope == "global" and pattern != "unstructured":
+        raise UsageError(f"scope global is for pattern unstructured, got {pattern}")
+    if pattern == patterns.BRANCH:
+        return uniform(_branches(pruner, sparsity), pattern, 1.0, "drop", compensation)
+    chosen, found = patterns.get(pattern), method.get(criterion)
+    if patterns.is_axis(chosen.name):
+        units = [u for u in pruner.units.values() if u.axis is not None and u.role == chosen.name]
+    else:
+        units = [u for u in pruner.units.values() if u.matrix is not None and not chosen.inadmissible(u.matrix.shape)]
+    if not units:
+        raise UsageError(f"no unit of {name} takes pattern {pattern}")
+    reasons = _unavailable(pruner, units, found, chosen)
+    if len(reasons) == len(units):
+        raise UsageError(
+            f"no unit of {name} takes pattern {pattern} with {criterion}:", [f"{u}: {r}" for u, r in reasons.items()]
+        )
+    units = [unit for unit in units if unit.name not in reasons]
+    if scope == "global":
+        return Recipe(_global_choices(pruner, units, chosen, found, sparsity), compensation)
+    level = chosen.fixed_sparsity if chosen.fixed_sparsity is not None else sparsity
+    if not 0 < level < 1:
+        raise UsageError(f"sparsity of pattern {pattern} must be in (0, 1), got {sparsity:g}")
+    if patterns.is_axis(chosen.name):
+        # An axis so short that rounding would remove nothing, or everything, stays.
+        units = [unit for unit in units if 1 <= round(level * unit.size) < unit.size]
+        if not units:
+            raise UsageError(f"sparsity {sparsity:g} removes nothing from any {pattern} axis of {name}")
+    return uniform([unit.name for unit in units], pattern, level, criterion, compensation)
+
+
+def _unavailable(pruner: Pruner, units: Sequence[Unit], found: method.Method, pattern: patterns.Pattern) -> dict[str, str]:
+    """Unit -> why the method can't be used for it, the data included."""
+    reasons = {unit.name: reason for unit in units if (reason := pruner.unavailable(unit, found, pattern))}
+    if found.needs:
+        known = pruner.statistics(found.needs).layers
+        for unit in units:
+            read = [part.parameter for part in unit.parts if part.kind == READS]
+            if unit.name not in reasons and any(name not in known or known[name].missing(found.needs) for name in read):
+                reasons[unit.name] = f"no statistics for {found.name}: the data, or the gradient, do not reach it"
+    return reasons
+
+
+def _branches(pruner: Pruner, sparsity: float) -> list[str]:
+    """The branches that turn least what passes through them (ShortGPT)."""
+    names = [unit.name for unit in pruner.units.values() if unit.branch is not None]
+    if not names:
+        raise UsageError(f"{pruner.workload.name} has no branch that could be dropped")
+    if not 0 < sparsity <= 1:
+        raise UsageError(f"sparsity of pattern branch must be in (0, 1], got {sparsity:g}")
+    if sparsity == 1:
+        return names
+    influence = pruner.statistics([collect.INFLUENCE]).influence
+    known = sorted((name for name in names if name in influence), key=lambda name: influence[name])
+    count = round(sparsity * len(names))
+    if not 1 <= count <= len(known):
+        raise UsageError(f"sparsity {sparsity:g} drops {count} of {len(names)} branches: give one that drops at least one")
+    return known[:count]
+
+
+def _global_choices(
+    pruner: Pruner, units: Sequence[Unit], pattern: patterns.Pattern, found: method.Method, sparsity: float
+) -> tuple[UnitChoice, ...]:
+    """One threshold for the scores of all units."""
+    if pattern.name != "unstructured" or not isinstance(found, method.Scored):
+        raise UsageError(
+            f"scope global is for pattern unstructured with a criterion that only scores, got {pattern.name} with {found.name}"
+        )
+    if not 0 < sparsity < 1:
+        raise UsageError(f"sparsity must be in (0, 1), got {sparsity!r}")
+    known = pruner.statistics(found.needs).layers if found.needs else None
+    scores = {}
+    for unit in units:
+        (part,) = method.attach(unit.parts, known)
+        scores[unit.name] = found.criterion.scores(part.tensor, part.statistics).reshape(-1).double().cpu()
+    every = torch.cat(list(scores.values()))
+    removed = torch.zeros(len(every), dtype=torch.bool)
+    removed[torch.argsort(every, stable=True)[: round(sparsity * len(every))]] = True
+    choices, start = [], 0
+    for name, own in scores.items():
+        gone = min(int(removed[start : start + len(own)].sum()), len(own) - 1)
+        start += len(own)
+        if gone:
+            choices.append(UnitChoice(name, pattern.name, gone / len(own), found.name))
+    return tuple(choices)

@@ -1,0 +1,283 @@
+"""Budgeted allocation: one option for each item, least error within a budget of time. A multiple-choice knapsack, solved exactly.
+
+One pass of dynamic programming over the items gives the optimum for every budget at once (methods 5.4). Times are rounded up
+to whole buckets, so that a budget is never exceeded (rounding to nearest, as SPDY does, can miss it by half a bucket an item).
+Items whose time also depends on a neighbour's option (a layer between two axes that are both cut) are solved exactly where
+the neighbours form chains, and by fixing the neighbours in turn elsewhere. Several resources at once go to an integer program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Pairs = Mapping[tuple[int, int], Array]
+"""(item, later item) -> (options, options): time on top of the items' own."""
+
+BUCKETS = 4000
+ROUNDS = 5
+"""Of fixing neighbours in turn, where couplings form no chain."""
+MOST_FIXED = 64
+"""Combinations of options of a few items that are tried one by one, so that the rest falls apart into chains."""
+
+
+@dataclass(slots=True)
+class Allocation:
+    """The optima for all budgets.
+
+    Attributes:
+        times: for each item (options,), in seconds.
+        errors: for each item (options,), finite and >= 0.
+        pairs: coupled items.
+        buckets: resolution between the fastest and the slowest allocation.
+    """
+
+    times: Sequence[Array]
+    errors: Sequence[Array]
+    pairs: Pairs = field(default_factory=dict)
+    buckets: int = BUCKETS
+    _floor: list[float] = field(init=False, default_factory=list)
+    _unit: float = field(init=False, default=1.0)
+    _choice: list[Array] = field(init=False, default_factory=list)
+    _weights: list[Array] = field(init=False, default_factory=list)
+    _best: Array = field(init=False, default_factory=lambda: np.zeros(1))
+    _chains: list[list[int]] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if len(self.times) != len(self.errors) or any(len(t) != len(e) for t, e in zip(self.times, self.errors, strict=False)):
+            raise ValueError("every option needs a time and an error")
+        if not all(np.isfinite(np.concatenate([np.concatenate([t, e]) for t, e in zip(self.times, self.errors, strict=True)]))):
+            raise ValueError("times and errors must be finite")
+        self._floor = [float(t.min()) for t in self.times]
+        self._chains = _paths(len(self.times), list(self.pairs)) if self.pairs else None
+        self._prepare()
+
+    @property
+    def fastest(self) -> float:
+        """A lower bound of the time of any allocation; without couplings the least."""
+        return sum(self._floor) + sum(float(p.min()) for p in self.pairs.values())
+
+    @property
+    def slowest(self) -> float:
+        """An upper bound of the time of any allocation."""
+        return sum(float(t.max()) for t in self.times) + sum(float(p.max()) for p in self.pairs.values())
+
+    def time(self, chosen: Sequence[int]) -> float:
+        """Seconds of an allocation, not rounded."""
+        own = sum(float(t[o]) for t, o in zip(self.times, chosen, strict=True))
+        return own + sum(float(p[chosen[u], chosen[v]]) for (u, v), p in self.pairs.items())
+
+    def error(self, chosen: Sequence[int]) -> float:
+        return sum(float(e[o]) for e, o in zip(self.errors, chosen, strict=True))
+
+    # -- dynamic programming ------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        # Where all allocations take the same time, any width will do that is not zero.
+        # Rounding up may take each item one bucket more: the slowest allocation must still fit.
+        steps = max(1, self.buckets - len(self.times))
+        self._unit = max((self.slowest - self.fastest) / steps, 1e-12 * abs(self.slowest), 1e-30)
+        if self.pairs:
+            return  # solved chain by chain, or round by round, when it is asked for
+        self._weights = [
+            np.ceil((t - floor) / self._unit - 1e-9).astype(int) for t, floor in zip(self.times, self._floor, strict=True)
+        ]
+        best = np.zeros(self.buckets + 1)
+        self._choice = []
+        for weights, errors in zip(self._weights, self.errors, strict=True):
+            best, chosen = _step(best, weights, errors)
+            self._choice.append(chosen)
+        self._best = best
+
+    def solve(self, budgets: Sequence[float] | Array) -> list[list[int] | None]:
+        """For each budget in seconds the options of least error; None where none fits."""
+        if self.pairs:
+            return self._coupled(budgets)
+        places = self._place(np.asarray(budgets, dtype=float), sum(self._floor))
+        fits = (places >= 0) & np.isfinite(self._best[np.clip(places, 0, self.buckets)])
+        at = np.clip(places, 0, self.buckets)
+        chosen = np.zeros((len(places), len(self.times)), dtype=int)
+        for item in range(len(self.times) - 1, -1, -1):
+            chosen[:, item] = self._choice[item][at]
+            at = np.maximum(at - self._weights[item][chosen[:, item]], 0)
+        return [row.tolist() if fit else None for row, fit in zip(chosen, fits, strict=True)]
+
+    def _coupled(self, budgets: Sequence[float] | Array) -> list[list[int] | None]:
+        if self._chains is not None:
+            return self._along_chains(self._chains, budgets)
+        hubs = self._hubs()
+        if hubs:
+            return self._around_hubs(hubs, budgets)
+        return [self._in_turn(budget) for budget in budgets]
+
+    def _hubs(self) -> list[int]:
+        """Items without which the couplings form chains, if their options can be tried one by one; else none."""
+        edges, found, combinations = list(self.pairs), [], 1
+        while _paths(len(self.times), edges) is None:
+            degree = [sum(item in edge for edge in edges) for item in range(len(self.times))]
+            hub = int(np.argmax(degree))
+            combinations *= len(self.times[hub])
+            if combinations > MOST_FIXED:
+                return []
+            found.append(hub)
+            edges = [edge for edge in edges if hub not in edge]
+        return found
+
+    def _around_hubs(self, hubs: Sequence[int], budgets: Sequence[float] | Array) -> list[list[int] | None]:
+        """Exact: every combination of the hubs' options, with the rest along its chains."""
+        best: list[list[int] | None] = [None] * len(budgets)
+        rest = [item for item in range(len(self.times)) if item not in hubs]
+        place = {item: number for number, item in enumerate(rest)}
+        for options in product(*[range(len(self.times[hub])) for hub in hubs]):
+            fixed = dict(zip(hubs, options, strict=True))
+            times = [self.times[item].astype(float) for item in rest]
+            own = sum(float(self.times[hub][option]) for hub, option in fixed.items())
+            left: dict[tuple[int, int], Array] = {}
+            for (u, v), table in self.pairs.items():
+                if u in fixed and v in fixed:
+                    own += float(table[fixed[u], fixed[v]])
+                elif u in fixed:
+                    times[place[v]] = times[place[v]] + table[fixed[u], :]
+                elif v in fixed:
+                    times[place[u]] = times[place[u]] + table[:, fixed[v]]
+                else:
+                    left[place[u], place[v]] = table
+            part = Allocation(times, [self.errors[item] for item in rest], left, self.buckets)
+            for number, chosen in enumerate(part.solve(np.asarray(budgets, dtype=float) - own)):
+                if chosen is None:
+                    continue
+                whole = [fixed[item] if item in fixed else chosen[place[item]] for item in range(len(self.times))]
+                known = best[number]
+                if known is None or self.error(whole) < self.error(known):
+                    best[number] = whole
+        return best
+
+    def _along_chains(self, chains: Sequence[Sequence[int]], budgets: Sequence[float] | Array) -> list[list[int] | None]:
+        """Exact: the state is the option of the item before."""
+        size = self.buckets + 1
+        before = np.zeros(size)  # best over everything in the chains done so far
+        trail: list[tuple[int, Array, Array]] = []  # item, (option, bucket) -> option of the item before, weights
+        joins: list[Array] = []
+        floors = 0.0
+        for chain in chains:
+            table = np.zeros((1, size))
+            table[0] = before
+            for place, item in enumerate(chain):
+                times, errors = self.times[item], self.errors[item]
+                extra = np.zeros((1, len(times))) if place == 0 else self._pair(chain[place - 1], item)
+                cost = times[None, :] + extra  # (option before, option)
+                floor = float(cost.min())
+                floors += floor
+                weights = np.ceil((cost - floor) / self._unit - 1e-9).astype(int)
+                new = np.full((len(times), size), np.inf)
+                back = np.zeros((len(times), size), dtype=np.int32)
+                for option in range(len(times)):
+                    for previous in range(len(table)):
+                        w = int(weights[previous, option])
+                        if w >= size:
+                            continue
+                        value = table[previous, : size - w] + errors[option]
+                        better = value < new[option, w:]
+                        new[option, w:][better] = value[better]
+                        back[option, w:][better] = previous
+                trail.append((item, back, weights))
+                table = new
+            last = np.argmin(table, axis=0)
+            joins.append(last)
+            before = np.take_along_axis(table, last[None], axis=0)[0]
+        found: list[list[int] | None] = []
+        for budget in budgets:
+            at = int(self._place(np.array([budget]), floors)[0])
+            if at < 0 or not np.isfinite(before[at]):
+                found.append(None)
+                continue
+            chosen = [0] * len(self.times)
+            position = len(trail)
+            for chain, join in zip(reversed(chains), reversed(joins), strict=True):
+                option = int(join[at])
+                for _ in chain:
+                    position -= 1
+                    item, back, weights = trail[position]
+                    chosen[item] = option
+                    previous = int(back[option, at])
+                    at -= int(weights[previous if len(weights) > 1 else 0, option])
+                    option = previous
+            found.append(chosen)
+        return found
+
+    def _place(self, budgets: Array, floor: float) -> Array:
+        """Buckets of budgets; -1: below the fastest. What is enough for everything is all of them, whatever rounding takes."""
+        places = np.clip(np.floor((budgets - floor) / self._unit + 1e-9), -1, self.buckets).astype(int)
+        return np.where(budgets >= self.slowest * (1 - 1e-12 * np.sign(self.slowest)), self.buckets, places)
+
+    def _pair(self, u: int, v: int) -> Array:
+        return self.pairs[u, v] if (u, v) in self.pairs else self.pairs[v, u].T
+
+    def _in_turn(self, budget: float) -> list[int] | None:
+        """Fix the neighbours, solve, and again; the best that fits, or None."""
+        chosen = [int(np.argmin(t)) for t in self.times]  # likely to fit, whatever the neighbours add
+        best: list[int] | None = chosen if self.time(chosen) <= budget else None
+        for _ in range(ROUNDS):
+            times = [t.astype(float).copy() for t in self.times]
+            for (u, v), pair in self.pairs.items():  # half to each: together they count the pair once
+                times[u] += pair[:, chosen[v]] / 2
+                times[v] += pair[chosen[u], :] / 2
+            flat = Allocation(times, self.errors, buckets=self.buckets)
+            own = self.time(chosen) - sum(float(t[o]) for t, o in zip(times, chosen, strict=True))
+            (found,) = flat.solve([budget - own])
+            if found is None:
+                break
+            over = self.time(found) - budget
+            if over > 0:  # the neighbours moved too: ask for as much less
+                (tighter,) = flat.solve([budget - own - over])
+                found = tighter if tighter is not None else found
+            if self.time(found) <= budget and (best is None or self.error(found) < self.error(best)):
+                best = found
+            if found == chosen:
+                break
+            chosen = found
+        return best
+
+
+def _step(best: Array, weights: Array, errors: Array) -> tuple[Array, Array]:
+    """Add one item: least error for each bucket, and the option that gives it."""
+    size = len(best)
+    new = np.full(size, np.inf)
+    chosen = np.zeros(size, dtype=np.int32)
+    for option, (w, error) in enumerate(zip(weights.tolist(), errors.tolist(), strict=True)):
+        if w >= size:
+            continue
+        value = best[: size - w] + error
+        better = value < new[w:]
+        new[w:][better] = value[better]
+        chosen[w:][better] = option
+    return new, chosen
+
+
+def _paths(count: int, edges: Sequence[tuple[int, int]]) -> list[list[int]] | None:
+    """The items as chains along the edges, single items included; None if a neighbourhood is no chain."""
+    around: dict[int, list[int]] = {item: [] for item in range(count)}
+    for u, v in edges:
+        around[u].append(v)
+        around[v].append(u)
+    if any(len(near) > 2 for near in around.values()):
+        return None
+    chains, seen = [], set()
+    for start in range(count):
+        if start in seen or len(around[start]) > 1:
+            continue
+        chain, at, before = [], start, -1
+        while True:
+            chain.append(at)
+            seen.add(at)
+            following = [near for near in around[at] if near != before]
+            if not following:
+                break
+            before, at = at, following[0]
+        chains.append(chain)
+    return chains if len(seen) == count else None  # a ring is left over

@@ -1,0 +1,301 @@
+"""The items of the knapsack: what a search space's choices cost in error, time and bytes, joined where they hang together.
+
+A branch and the axes inside it are one item: with the branch go its axes, and the choice is one of their levels or no branch
+at all. Of the methods that give the same cut, the one with the least error stands for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from hwprune import compensation, patterns
+from hwprune.calibration import sensitivity
+from hwprune.errors import UsageError
+from hwprune.methods.method import Option
+from hwprune.pruning.pruner import Pruner
+from hwprune.searching.sampling.dominance import undominated
+from hwprune.searching.sampling.prices import Prices
+from hwprune.searching.sampling.problem import Choice, Item
+from hwprune.searching.space.space import Knob, SearchSpace
+from hwprune.searching.study.attributes import FILE
+
+Array = np.ndarray[Any, Any]
+
+UNKNOWN_GAIN = 0.02
+"""Share of a layer's time that a mask is taken to save where nothing was measured, or no gain was found and it is searched all
+the same: enough to be tried."""
+MOST_CHOICES = 64
+"""Of one item; beyond, its joint choices are thinned to those that no other dominates."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Way:
+    """A knob at one level: its parameters, what it costs, and how the model answers to it."""
+
+    knob: Knob
+    level: int
+    pattern: str
+    method: str
+    error: float
+    saved: float
+    bytes_saved: float
+    response: Array | None
+
+    def parameters(self) -> dict[str, Any]:
+        found: dict[str, Any] = {f"level:{self.knob.unit}": self.level}
+        if len(self.knob.levels) > 1:
+            found[f"pattern:{self.knob.unit}"] = self.pattern
+        if len(self.knob.methods) > 1:
+            found[f"method:{self.knob.unit}"] = self.method
+        return found
+
+
+def build(
+    pruner: Pruner,
+    space: SearchSpace,
+    prices: Prices,
+    gains: Mapping[str, float] | None = None,
+    step: Callable[[str], None] = lambda _text: None,
+) -> list[Item]:
+    """The items of a space.
+
+    Args:
+        gains: mask pattern -> share of the dense time that it saves when all weights have it, as measured.
+    """
+    inside = next((one.name for one in compensation.parse(space.compensation) if one.local), compensation.NONE)
+    step("predicting what each choice does to the outputs")
+    responses = _responses(pruner, space, inside)
+    scale = _scale(pruner, space, responses, inside)
+    ways = {knob.unit: _ways(pruner, knob, prices, responses, inside, gains or {}, scale) for knob in space.knobs}
+    groups = _groups(space)
+    return [_item(group, ways, space, prices) for group in groups]
+
+
+def canonical(space: SearchSpace, items: Sequence[Item]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Turns any parameters of the space into those of the choice that stands for them: its method, dense spelled one way."""
+    methods: dict[tuple[str, Any, Any], Any] = {}
+    for item in items:
+        for choice in item.choices:
+            for knob_unit, level in choice.levels:
+                pattern = choice.parameters.get(f"pattern:{knob_unit}")
+                methods[knob_unit, pattern, level] = choice.parameters.get(f"method:{knob_unit}")
+
+    def turn(parameters: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(parameters)
+        dropped = [
+            unit
+            for knob in space.knobs
+            if patterns.BRANCH in knob.levels and parameters.get(f"level:{knob.unit}")
+            for unit in (knob.unit, *knob.tied)
+        ]
+        gone = space.dead(dropped) if dropped else frozenset()
+        for knob in space.knobs:
+            unit, name = knob.unit, f"level:{knob.unit}"
+            if name not in found:
+                continue
+            if not gone.isdisjoint((unit, *knob.tied)) and patterns.BRANCH not in knob.levels:
+                found[name] = 0
+            pattern = found.get(f"pattern:{unit}")
+            if found[name] and pattern is not None:
+                found[name] = min(found[name], len(knob.levels[pattern]))
+            if not found[name] and pattern is not None:
+                found[f"pattern:{unit}"] = pattern = next(iter(knob.levels))
+            if f"method:{unit}" in found:
+                found[f"method:{unit}"] = methods.get((unit, pattern, found[name]), found[f"method:{unit}"])
+        return found
+
+    return turn
+
+
+def _responses(pruner: Pruner, space: SearchSpace, inside: str) -> dict[tuple[str, str, str], Array]:
+    """(unit, pattern, method) -> (examples, levels); empty if the outputs have no gradient."""
+    wanted: list[tuple[str, str, str, tuple[float, ...]]] = []
+    branches: list[str] = []
+    for knob in space.knobs:
+        for unit in (knob.unit, *knob.tied):
+            for pattern, levels in knob.levels.items():
+                if pattern == patterns.BRANCH:
+                    branches.append(unit)
+                    continue
+                wanted += [(unit, pattern, method, levels) for method in knob.methods]
+
+    keys = {f"{unit}|{pattern}|{method}": (unit, pattern, method) for unit, pattern, method, _ in wanted}
+    levels_of = {key: levels for key, (*_, levels) in zip(keys, wanted, strict=True)}
+
+    def options(key: str) -> Sequence[Option]:
+        unit, pattern, method = keys[key]
+        return pruner.options(unit, pattern, method, levels_of[key], inside)
+
+    counts = {key: (keys[key][0], len(levels)) for key, levels in levels_of.items()}
+    try:
+        found = sensitivity.responses(pruner.graph, pruner.workload, pruner.units, counts, options, branches)
+    except (UsageError, RuntimeError, NotImplementedError):
+        # The outputs have no gradient, an operator has no derivative, or memory does not suffice: local errors have to do.
+        return {}
+    keys |= {branch: (branch, patterns.BRANCH, "drop") for branch in branches}
+    return {keys[key]: value.numpy().astype(np.float64) for key, value in found.items()}
+
+
+def _ways(
+    pruner: Pruner,
+    knob: Knob,
+    prices: Prices,
+    responses: Mapping[tuple[str, str, str], Array],
+    inside: str,
+    gains: Mapping[str, float],
+    scale: float,
+) -> list[_Way]:
+    """Every level of every pattern, each by its best method; the dense one first."""
+    first = next(iter(knob.levels))
+    found = [_Way(knob, 0, first, knob.methods[0], 0.0, 0.0, 0.0, None)]
+    for pattern, levels in knob.levels.items():
+        for level in range(1, len(levels) + 1):
+            best: tuple[float, str, Array | None] | None = None
+            for method in knob.methods:
+                error, response = _error(pruner, knob, pattern, level, method, responses, inside, scale)
+                if best is None or error < best[0]:
+                    best = (error, method, response)
+            assert best is not None
+            smaller = 0
+            if pattern == patterns.BRANCH or patterns.is_axis(pattern):
+                saved, smaller = prices.saved.get((knob.unit, level), 0.0), prices.bytes_saved.get((knob.unit, level), 0)
+            else:
+                share = sum(prices.share.get(unit, 0.0) for unit in (knob.unit, *knob.tied))
+                masked = sum(prices.share.values()) or 1.0  # what the whole-model measurement had masked
+                saved = max(gains.get(pattern, 0.0) / masked, UNKNOWN_GAIN) * share * levels[level - 1] / max(levels)
+            found.append(_Way(knob, level, pattern, best[1], best[0], saved, smaller, best[2]))
+    return found
+
+
+def _error(
+    pruner: Pruner,
+    knob: Knob,
+    pattern: str,
+    level: int,
+    method: str,
+    responses: Mapping[tuple[str, str, str], Array],
+    inside: str,
+    scale: float,
+) -> tuple[float, Array | None]:
+    """Predicted divergence of a level, with its response; from the local error where no gradient is to be had."""
+    total: Array | None = None
+    for unit in (knob.unit, *knob.tied):
+        rows = responses.get((unit, pattern, method))
+        if rows is not None and rows.shape[1] >= level:
+            own = rows[:, level - 1]
+            total = own if total is None else total + own
+    if total is not None and float(np.square(total).mean()) > 0:
+        return float(np.square(total).mean()) / 2, total
+    if pattern == patterns.BRANCH:
+        influence = pruner.statistics(["influence"]).influence
+        return scale * sum(influence.get(unit, 1.0) for unit in (knob.unit, *knob.tied)), None
+    options: list[Option] = [
+        pruner.options(unit, pattern, method, knob.levels[pattern], inside)[level - 1] for unit in (knob.unit, *knob.tied)
+    ]
+    return scale * sum(max(option.error, 0.0) for option in options), None
+
+
+def _scale(pruner: Pruner, space: SearchSpace, responses: Mapping[tuple[str, str, str], Array], inside: str) -> float:
+    """Predicted divergence over local error, for units that have no response where others have one."""
+    wanted = [
+        (unit, pattern, method)
+        for knob in space.knobs
+        for unit in (knob.unit, *knob.tied)
+        for pattern in knob.levels
+        for method in knob.methods
+        if pattern != patterns.BRANCH
+    ]
+    if not responses or all(key in responses for key in wanted):
+        return 1.0
+    levels = {unit: knob.levels for knob in space.knobs for unit in (knob.unit, *knob.tied)}
+    ratios = []
+    for unit, pattern, method in wanted:
+        rows = responses.get((unit, pattern, method))
+        if rows is not None:
+            local = [option.error for option in pruner.options(unit, pattern, method, levels[unit][pattern], inside)]
+            told = np.square(rows).mean(axis=0) / 2
+            ratios += [t / e for t, e in zip(told.tolist(), local, strict=True) if e > 0 and t > 0]
+    return float(np.median(ratios)) if ratios else 1.0
+
+
+def _groups(space: SearchSpace) -> list[list[Knob]]:
+    """Knobs that must be decided together: a branch, and what is inside it."""
+    parent = {knob.unit: knob.unit for knob in space.knobs}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for knob in space.knobs:
+        if patterns.BRANCH not in knob.levels:
+            continue
+        gone = space.dead((knob.unit, *knob.tied))
+        for other in space.knobs:
+            if other.unit != knob.unit and not gone.isdisjoint((other.unit, *other.tied)):
+                parent[root(other.unit)] = root(knob.unit)
+    groups: dict[str, list[Knob]] = {}
+    for knob in space.knobs:
+        groups.setdefault(root(knob.unit), []).append(knob)
+    return list(groups.values())
+
+
+def _item(group: Sequence[Knob], ways: Mapping[str, Sequence[_Way]], space: SearchSpace, prices: Prices) -> Item:
+    """Joint choices of a group; the dense one first."""
+    branches = [knob for knob in group if patterns.BRANCH in knob.levels]
+    rest = [knob for knob in group if patterns.BRANCH not in knob.levels]
+    choices: list[Choice] = []
+    states: list[tuple[Knob, ...]] = [()]
+    states += [(knob,) for knob in branches]
+    if len(branches) > 1:
+        states.append(tuple(branches))
+    for dropped in states:
+        names = [unit for knob in dropped for unit in (knob.unit, *knob.tied)]
+        gone = space.dead(names) if names else frozenset()
+        fixed = [ways[knob.unit][1 if knob in dropped else 0] for knob in branches]
+        if any(knob in dropped and knob.unit in gone for knob in branches):
+            continue  # a branch inside another one that goes: the same as without saying so
+        alive = [knob for knob in rest if gone.isdisjoint((knob.unit, *knob.tied))]
+        dead = [ways[knob.unit][0] for knob in rest if knob not in alive]
+        joint: list[tuple[_Way, ...]] = [()]
+        for knob in alive:
+            joint = [(*one, way) for one, way in product(joint, ways[knob.unit])]
+            joint = _thinned(joint, prices)
+        choices += [_choice((*fixed, *dead, *one), prices) for one in joint]
+    dense = next(i for i, choice in enumerate(choices) if not any(level for _, level in choice.levels))
+    choices.insert(0, choices.pop(dense))
+    return Item(group[0].unit, tuple(choices))
+
+
+def _thinned(joint: Sequence[tuple[_Way, ...]], prices: Prices) -> list[tuple[_Way, ...]]:
+    if len(joint) <= MOST_CHOICES:
+        return list(joint)
+    made = [_choice(one, prices) for one in joint]
+    kept = undominated([-c.saved for c in made], [c.error for c in made])
+    if len(kept) > MOST_CHOICES:
+        kept = [kept[round(i * (len(kept) - 1) / (MOST_CHOICES - 1))] for i in range(MOST_CHOICES)]
+    dense = next(i for i, choice in enumerate(made) if not any(level for _, level in choice.levels))
+    return [joint[i] for i in dict.fromkeys([dense, *kept])]
+
+
+def _choice(ways: Sequence[_Way], prices: Prices) -> Choice:
+    parameters: dict[str, Any] = {}
+    for way in ways:
+        parameters |= way.parameters()
+    active = [way for way in ways if way.level]
+    known = [way.response for way in active if way.response is not None]
+    alone = sum(way.error for way in active if way.response is None)
+    response = np.sum(known, axis=0) if known and not alone else None
+    error = float(np.square(response).mean()) / 2 if response is not None else sum(way.error for way in active)
+    saved = sum(way.saved for way in active)
+    level = {way.knob.unit: way.level for way in ways}
+    for (a, b), table in prices.coupled.items():
+        if a in level and b in level:
+            saved += float(table[level[a], level[b]])
+    smaller = sum(way.bytes_saved for way in active)
+    return Choice(parameters, error, saved, {FILE: smaller}, response, tuple((way.knob.unit, way.level) for way in ways))

@@ -1,0 +1,220 @@
+"""`hwprune.search`: from a workload to a confirmed front."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hwprune import runtimes
+from hwprune.errors import UnavailableError, UsageError
+from hwprune.latency.availability import missing
+from hwprune.latency.bench import Bench
+from hwprune.latency.host import host
+from hwprune.latency.latency_table import LatencyTable
+from hwprune.latency.roofline import Roofline
+from hwprune.latency.source import check_table
+from hwprune.records import target as targets
+from hwprune.records.target import Target
+from hwprune.searching import job
+from hwprune.searching.job import FILE, Job
+from hwprune.searching.progress import Progress
+from hwprune.searching.result import Result
+from hwprune.searching.sampling import samplers
+from hwprune.searching.session import Session
+from hwprune.searching.space import space_file
+from hwprune.workload import loading
+from hwprune.workload.workload import Workload
+
+
+def search(
+    workload: Workload,
+    target: str = "cpu",
+    space: str = "default",
+    trials: int = 60,
+    out: str | Path | None = None,
+    seed: int = 0,
+    sampler: str = job.DEFAULT,
+    time_s: float = 0.0,
+    max_drop: float | None = None,
+    min_speedup: float | None = None,
+    max_latency_s: float | None = None,
+    max_size: int | None = None,
+    recover: str = "auto",
+    all_patterns: bool = False,
+    storage: str = "",
+    database: str | Path = "",
+    remote: str = "",
+    table: str | Path = "",
+    estimate: bool = False,
+    quantize: str = "",
+    resume: bool = False,
+    trial_timeout_s: float = 120.0,
+    memory_limit: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Search for recipes, measure them on the target, confirm the front.
+
+    Args:
+        workload: model, data and metric.
+        target, space, sampler: names, or paths of .toml files for target and space.
+        trials: number of different recipes to evaluate; 0 with ``time_s``: as many as fit.
+        out: run directory; default ``runs/NAME-TIME``. One that holds a run is refused without ``resume``.
+        time_s: no trial starts later than this; 0: no limit.
+        max_drop, min_speedup, max_latency_s, max_size: constraints in the metric's own unit, in times dense, in seconds of one
+            batch, and in bytes of the model's file.
+        recover: ``none``, compensations joined by ``+`` (see `hwprune.compensation`), ``auto``: what the model has use for, or a
+            training of the finalists, ``finetune:EPOCHS``, ``distill:EPOCHS`` or ``gradual:EPOCHS``, for which the workload needs
+            ``train`` data.
+        all_patterns: search also patterns that the target can't execute faster.
+        storage: Optuna storage URL; default: SQLite in the run directory.
+        database: folder of the option database, which runs share; default: in the user's cache folder.
+        remote: ``ssh://[user@]host[:port][/path/to/hwprune]`` of a machine with hwprune that measures; default: this one.
+        table: folder of a latency table that was measured on the device (`hwprune probe --table`): latencies are
+            predicted, and the front is written to front.table.csv.
+        estimate: latencies from the profile's roofline; the front is written to front.estimated.csv.
+        quantize: precisions joined by commas, such as ``int8,int4``: the dense model and every point of the front are tried in
+            each, measured and scored like any other candidate.
+        resume: go on with the run in ``out``.
+        trial_timeout_s, memory_limit: limits of one candidate in the measuring process.
+
+    Raises:
+        UsageError: wrong names, files or data (exit code 2 on the command line).
+        RunError: the dense model can't be measured, or the storage fails.
+        KeyboardInterrupt: passed on after the state was saved.
+    """
+    job = Job(
+        workload=workload.source, target=target, space=space, trials=trials, time_s=time_s, sampler=sampler, seed=seed,
+        max_drop=max_drop, min_speedup=min_speedup, max_latency_s=max_latency_s, max_size=max_size,
+        recover=recover, all_patterns=all_patterns,
+        trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage, database=str(database),
+        remote=remote, table=str(table), estimate=estimate, quantize=quantize,
+    )  # fmt: skip
+    return run_job(job, workload, Path(out) if out else default_run(workload.name), resume, progress or Progress())
+
+
+def default_run(name: str) -> Path:
+    """runs/NAME-DATE-TIME."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    return Path("runs") / f"{safe}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def check_job(job: Job) -> tuple[Target, space_file.SpaceFile]:
+    """Everything that can be wrong before a model is loaded. Raises `UsageError`."""
+    samplers.check(job.sampler)
+    chosen = targets.load(job.target)
+    check_runtime(chosen)
+    if job.estimate:
+        Roofline(chosen)
+    elif job.table:
+        check_table(LatencyTable.read(Path(job.table)), chosen)
+    else:
+        require_target(chosen, job.remote)
+    return chosen, space_file.load(job.space)
+
+
+def check_runtime(target: Target) -> None:
+    """Raises `UsageError` if the profile names no known runtime, or a precision that this one does not run."""
+    known = runtimes.get(target.runtime)
+    if target.precision not in known.precisions:
+        raise UsageError(
+            f"target {target.name}: {known.name} does not run {target.precision}; it runs {', '.join(known.precisions)}"
+        )
+    if known.options is not None and (unknown := sorted(set(target.options) - known.options)):
+        raise UsageError(
+            f"target {target.name}: {known.name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known.options))}"
+        )
+    if target.device == "cuda" and "device_id" in target.options:
+        raise UsageError(
+            f"target {target.name}: choose the GPU with CUDA_VISIBLE_DEVICES, not with device_id: the first one is used"
+        )
+    if target.device != known.device:
+        raise UsageError(f"target {target.name} is a {target.device} device, but {known.name} runs on {known.device}")
+
+
+def require_target(target: Target, remote: str = "") -> None:
+    """Raises `UnavailableError` if the target can't be measured on this machine (or the remote one); never silently another."""
+    where = "this machine"
+    if remote:
+        machine = host(remote)
+        try:
+            with Bench(target, host=machine) as bench:
+                reasons = list(bench.check()["missing"])
+        finally:
+            machine.close()
+        where = remote
+    else:
+        reasons = missing(target)
+    if not reasons:
+        return
+    raise UnavailableError(
+        f"target {target.name} ({target.description}) can't be measured on {where}: {'; '.join(reasons)}.\n"
+        "Three ways on:\n"
+        "  1. measure on a machine that has the device and hwprune: --remote ssh://user@host\n"
+        "  2. bring a latency table: run `hwprune probe WORKLOAD --target NAME --table DIR` there, then --table DIR here\n"
+        "  3. a roofline estimate from the data sheet: --estimate\n"
+        "Or measure on this machine's CPU: --target cpu"
+    )
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Two searches can't share a run directory."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"another search is working in {run}") from error
+        yield
+
+
+def join(run: Path, progress: Progress | None = None, workload: Workload | None = None) -> int:
+    """Work on a run that `search` has begun, until it has all its trials; returns how many this process did.
+
+    Any number of processes may join, on any machines that see the run directory and its storage. Those on another device than
+    the search prune and score candidates; latencies are measured by those on the study's own.
+
+    Args:
+        run: the run directory.
+        workload: of a run that was made from a live Python object; default: as the run's job says.
+
+    Raises:
+        UsageError: there is no such run, it is of another model, or it has not begun.
+    """
+    job = Job.read(run) if (run / FILE).is_file() else None
+    if job is None:
+        raise UsageError(f"{run} holds no run to work on (no {FILE}): has `hwprune search --out {run}` got to its first trial?")
+    if workload is None:
+        if not job.workload:
+            raise UsageError(f"the run in {run} was made from a live Python object: join it with hwprune.join(run, workload=...)")
+        workload = loading.load(job.workload)
+    target, space = targets.load(job.target), space_file.load(job.space)
+    with _writable(run):
+        return Session(job, workload, run, target, space, progress or Progress()).join()
+
+
+def run_job(job: Job, workload: Workload, run: Path, resume: bool, progress: Progress) -> Result:
+    """The search itself, with everything resolved."""
+    target, space = check_job(job)
+    held = (run / FILE).exists()
+    if held and not resume:
+        raise UsageError(f"{run} holds a run already: go on with it (--resume) or choose another --out")
+    if resume and not held:
+        raise UsageError(f"{run} holds no run to resume")
+    with _writable(run), locked(run):
+        return Session(job, workload, run, target, space, progress).go(resume)
+
+
+@contextlib.contextmanager
+def _writable(run: Path) -> Iterator[None]:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"can't write into {run}: {error.strerror or error}") from error
+    if not os.access(run, os.W_OK):
+        raise UsageError(f"can't write into {run}: permission denied")
+    yield

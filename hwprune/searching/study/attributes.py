@@ -1,0 +1,23 @@
+"""Names of attributes in the study."""
+
+from __future__ import annotations
+
+DIVERGENCE = "divergence"
+"""User attribute of a trial: its mean KL to the dense outputs; without it the first objective stands in."""
+DIVERGENCE_WEIGHT = "divergence_weight"
+"""User attribute: examples that the divergence was computed on, over those of the whole split."""
+FILE = "file"
+"""Name of the resource "bytes of the file"."""
+SAVED = "saved:"
+"""Before a resource's name: user attribute with how much of it a trial saved, as measured."""
+"""User attribute of a trial: what its file is smaller than the dense one's."""
+TOLD, DUPLICATE = "hwprune:trial", "hwprune:duplicate_of"
+"""System attributes: what came of a trial; the number of one that has the same recipe."""
+REMEASURED = "remeasured"
+"""User attribute of the study: trial number -> newer measurements."""
+PROPOSAL = "hwprune:proposal"
+"""System attribute of a trial: why it was proposed, and what was predicted."""
+STARTED = "started"
+"""Attribute of a study that has all that a trial needs."""
+RETRY_OF, PARKED = "hwprune:retry_of", "hwprune:parked"
+ORIGIN = "origin"

@@ -1,0 +1,110 @@
+"""Opening, creating and loading an Optuna study in its storage."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from hwprune.errors import RunError, UsageError
+from hwprune.searching.study.attributes import STARTED
+
+STUDY = "hwprune"
+JOURNAL = "journal:"
+"""A journal file as storage: ``journal:PATH``."""
+_NO_TABLES = ("no such table", "does not exist", "UndefinedTable", "NoneType", "No row was found")
+"""What databases say where another process has not made the tables, or is just making them."""
+
+
+@contextlib.contextmanager
+def storage_errors(storage: str) -> Iterator[None]:
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+
+    try:
+        yield
+    except NoSuchModuleError as error:
+        raise UsageError(f"storage {storage} needs a driver that is not installed: {error}") from error
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise RunError(f"the study's storage {storage} failed: {first}") from error
+    except ImportError as error:
+        hint = "pip install 'hwprune[postgresql]'" if storage.startswith("postgres") else str(error)
+        raise UsageError(f"storage {storage} needs a driver that is not installed: {hint}") from error
+
+
+def _open(storage: str, create: bool) -> Any:
+    """The storage; without ``create`` its tables must be there.
+
+    SQLite in write-ahead mode: a commit survives the process being killed and costs a tenth of a synced one. Whoever only joins
+    makes no tables: two processes that make them at the same moment fail, and one of them is the search itself.
+    """
+    if storage.startswith(JOURNAL):
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        path = storage.removeprefix(JOURNAL)
+        if path.startswith("//"):
+            path = path[2:]
+        if not Path(path).parent.is_dir():
+            raise UsageError(f"storage {storage}: there is no folder {Path(path).parent}")
+        # Opened exclusively, not linked: a lock that survives a killed process on any file system is taken over after a while.
+        return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+    for scheme in ("postgresql://", "postgres://"):  # which driver these mean differs between versions of SQLAlchemy
+        if storage.startswith(scheme):
+            storage = "postgresql+psycopg://" + storage.removeprefix(scheme)
+    if not storage.startswith("sqlite:"):
+        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create)
+    from sqlalchemy import event
+
+    arguments = {"connect_args": {"timeout": 60}}
+    opened = optuna.storages.RDBStorage(storage, engine_kwargs=arguments, skip_table_creation=not create)
+
+    def configure(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    event.listen(opened.engine, "connect", configure)
+    opened.engine.dispose()  # the connection that made the tables was not configured
+    return opened
+
+
+def load_study(storage: str) -> optuna.Study:
+    """The study that another process has made. Raises `UsageError` if there is none yet."""
+    try:
+        return optuna.load_study(storage=_open(storage, create=False), study_name=STUDY)
+    except Exception as error:
+        chain = f"{error} {error.__cause__} {error.__context__}"
+        if isinstance(error, KeyError) or any(word in chain for word in _NO_TABLES):
+            raise UsageError(f"{storage} holds no hwprune study (yet)") from error
+        raise
+
+
+def create_study(storage: str) -> optuna.Study:
+    """A new study. One that was left by a start that never got to its first trial is replaced.
+
+    Raises:
+        UsageError: there is one that has begun.
+    """
+    opened = _open(storage, create=True)
+    try:
+        study = _new(opened)
+    except optuna.exceptions.DuplicatedStudyError as error:
+        left = optuna.load_study(storage=opened, study_name=STUDY)
+        if left.user_attrs.get(STARTED) or left.get_trials(deepcopy=False):
+            raise UsageError(
+                f"{storage} holds a hwprune study already: go on with --resume (in the run directory of then) or use another "
+                "storage"
+            ) from error
+        optuna.delete_study(study_name=STUDY, storage=opened)
+        study = _new(opened)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(["drop", "speedup"])
+    return study
+
+
+def _new(opened: Any) -> optuna.Study:
+    return optuna.create_study(storage=opened, study_name=STUDY, directions=["minimize", "maximize"], load_if_exists=False)

@@ -1,0 +1,136 @@
+"""ONNX graphs made plain before they are walked: functions, constants, fills."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from onnx import TensorProto, inliner, numpy_helper
+
+from hwprune.errors import UsageError
+from hwprune.structure.onnx.values import LIMIT, attributes
+
+MIN_OPSET = 13
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without its graph."""
+    shell = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
+    shell.opset_import.extend(model.opset_import)
+    return shell
+
+
+def flatten(model: onnx.ModelProto, named: Collection[str] = ()) -> onnx.ModelProto:
+    """Functions inlined, Constant nodes as initializers, constants of equal entries one for each use.
+
+    Exporters share a vector of ones among all the normalisations that need one; as one tensor it would tie their axes.
+    """
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    if opset < MIN_OPSET:
+        raise UsageError(
+            f"the ONNX model has opset {opset}; hwprune reads {MIN_OPSET} and newer. "
+            "onnx.version_converter.convert_version(model, 17) brings it there"
+        )
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    flat = without_graph(model)
+    flat.graph.CopyFrom(model.graph)
+    del flat.graph.node[:]
+    del flat.graph.value_info[:]
+    names = {item.name for item in model.graph.initializer}
+    for node in model.graph.node:
+        tensor = _constant(node) if node.op_type == "Constant" else None
+        if tensor is None:
+            flat.graph.node.append(node)
+        elif node.output[0] not in names:
+            flat.graph.initializer.append(tensor)
+    for item in flat.graph.initializer:
+        if item.data_location == TensorProto.EXTERNAL:
+            raise UsageError("the ONNX model's external data was not loaded with it")
+    _divide_constants(flat.graph, named)
+    _divide_fills(flat.graph)
+    inputs = [item for item in flat.graph.input if item.name not in {t.name for t in flat.graph.initializer}]
+    del flat.graph.input[:]
+    flat.graph.input.extend(inputs)
+    return flat
+
+
+def _divide_constants(graph: onnx.GraphProto, named: Collection[str]) -> None:
+    stored = {item.name: item for item in graph.initializer}
+    seen: set[str] = set()
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            item = stored.get(name)
+            if item is None or name in named or not 1 < int(np.prod(item.dims)) <= LIMIT or item.data_type not in FLOATS:
+                continue
+            if name not in seen:
+                seen.add(name)
+                continue
+            array = numpy_helper.to_array(item)
+            if (array == array.reshape(-1)[0]).all():
+                copy = TensorProto()
+                copy.CopyFrom(item)
+                copy.name = f"{name}_{node.output[0]}"  # names of outputs are unique
+                graph.initializer.append(copy)
+                node.input[position] = copy.name
+
+
+def _divide_fills(graph: onnx.GraphProto) -> None:
+    """Tensors filled with one number, one for each use: a state of zeros shared by two layers would tie their axes."""
+    scalars = {item.name for item in graph.initializer if int(np.prod(item.dims)) == 1}
+    fills: dict[str, onnx.NodeProto] = {}
+    seen: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name not in fills:
+                continue
+            if name not in seen:
+                seen.add(name)
+                continue
+            copy = onnx.NodeProto()
+            copy.CopyFrom(fills[name])
+            copy.output[0] = f"{name}_{node.output[0]}"
+            copy.name = copy.output[0]
+            nodes.append(copy)
+            node.input[position] = copy.output[0]
+        if node.op_type == "ConstantOfShape" or (node.op_type == "Expand" and node.input[0] in scalars):
+            fills[node.output[0]] = node
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _constant(node: onnx.NodeProto) -> TensorProto | None:
+    options = attributes(node)
+    name = node.output[0]
+    if "value" in options:
+        tensor = TensorProto()
+        tensor.CopyFrom(options["value"])
+        tensor.name = name
+        return tensor
+    for key, dtype in (
+        ("value_ints", np.int64),
+        ("value_int", np.int64),
+        ("value_floats", np.float32),
+        ("value_float", np.float32),
+    ):
+        if key in options:
+            return numpy_helper.from_array(np.asarray(options[key], dtype=dtype), name)
+    return None
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Names of outer tensors that the node's subgraphs may read."""
+    found: set[str] = set()
+    for attribute in node.attribute:
+        for graph in (
+            [attribute.g, *attribute.graphs] if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) else []
+        ):
+            for inner in graph.node:
+                found.update(name for name in inner.input if name)
+                found |= captured(inner)
+            found.update(item.name for item in graph.output)
+    return found

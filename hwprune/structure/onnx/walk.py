@@ -1,0 +1,254 @@
+"""One pass over an ONNX graph: the dims of every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from hwprune.errors import UsageError
+from hwprune.structure.dims import MismatchError, Space
+from hwprune.structure.onnx.flatten import FLOATS, captured
+from hwprune.structure.onnx.rules import RULES, OnnxCall
+from hwprune.structure.onnx.rules.table import Numbers
+from hwprune.structure.onnx.values import LIMIT, Array, attributes, evaluate, is_small
+from hwprune.structure.scope import Kept, Value
+from hwprune.structure.symbols import PRIMES
+
+_SAME_SHAPE = frozenset(
+    (
+        "GroupNormalization",
+        "LayerNormalization",
+        "SimplifiedLayerNormalization",
+        "RMSNormalization",
+        "Gelu",
+        "FastGelu",
+        "QuickGelu",
+    )
+)
+
+
+@dataclass(slots=True)
+class Edits:
+    inputs: dict[int, Numbers] = field(default_factory=dict)
+    attributes: dict[str, Callable[[Kept], Any]] = field(default_factory=dict)
+
+
+class Walk:
+    """One pass in graph order: the dims of every tensor, and the numbers of the shape computations."""
+
+    def __init__(self, model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> None:
+        self.model = model
+        self._sizes = sizes
+        self.space = Space()
+        self.values: dict[str, Value | None] = {}
+        self.stored: dict[str, Value] = {}
+        self.known: dict[str, Array] = {}
+        self.edits: dict[int, Edits] = {}
+        self.computes_sizes: set[int] = set()
+        self.producers: dict[str, onnx.NodeProto] = {}
+        self.symbols: dict[int, tuple[str, int]] = {}
+        """Prime -> the graph input and dim whose run-time size it stands for."""
+        self.opset = {item.domain: item.version for item in model.opset_import}
+        self._types: dict[str, onnx.TypeProto] = {}
+        self._small: dict[str, TensorProto] = {}
+        self._quantised: dict[str, tuple[str, tuple[bool, ...]]] = {}
+        self._names: dict[str, int] = {}
+
+    def run(self) -> None:
+        for item in self.model.graph.input:
+            self._input(item)
+        for tensor in self.model.graph.initializer:
+            self._initializer(tensor)
+        for number, node in enumerate(self.model.graph.node):
+            for name in node.output:
+                self.producers[name] = node
+            self._node(number, node)
+        for output in self.model.graph.output:
+            self._freeze(output.name, "model output")
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        kind = self._types.get(name)
+        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+            return None
+        sizes = []
+        for dim in kind.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                return None
+            sizes.append(dim.dim_value)
+        return tuple(sizes)
+
+    def _input(self, item: onnx.ValueInfoProto) -> None:
+        """Sizes that are free get a prime each; the same name the same prime."""
+        kind = onnx.TypeProto()
+        kind.CopyFrom(item.type)
+        for position, dim in enumerate(kind.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                continue
+            if item.name in self._sizes:
+                dim.dim_value = int(self._sizes[item.name][position])
+                continue
+            key = dim.dim_param or f"{item.name}:{position}"
+            if key not in self._names:
+                if len(self._names) == len(PRIMES):
+                    raise UsageError(f"the ONNX model has more than {len(PRIMES)} free sizes")
+                self._names[key] = PRIMES[len(self._names)]
+                self.symbols[self._names[key]] = (item.name, position)
+            dim.dim_value = self._names[key]
+        self._types[item.name] = kind
+        self.values[item.name] = self._fresh(item.name, "model input")
+
+    def _initializer(self, tensor: TensorProto) -> None:
+        self._types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        if int(np.prod(tensor.dims)) <= LIMIT:
+            self._small[tensor.name] = tensor
+            array = numpy_helper.to_array(tensor)
+            if is_small(array):
+                self.known[tensor.name] = array
+        whole = tensor.data_type not in FLOATS
+        numbers = tensor.name in self.known and whole and tensor.data_type not in (TensorProto.INT8, TensorProto.UINT8)
+        value = self._fresh(
+            tensor.name, "its numbers are part of the graph" if numbers else None, zero=True, parameter=tensor.name
+        )
+        assert value is not None
+        self.values[tensor.name] = self.stored[tensor.name] = value
+
+    def _fresh(self, name: str, reason: str | None, zero: bool = False, parameter: str | None = None) -> Value | None:
+        shape = self.shape(name)
+        if shape is None:
+            return None
+        dims = tuple(self.space.leaf(size) for size in shape)
+        for dim in dims if reason else ():
+            self.space.freeze(dim, str(reason))
+        return Value(dims, (zero,) * len(dims), parameter)
+
+    def _freeze(self, name: str, reason: str) -> None:
+        value = self.values.get(name)
+        for dim in value.dims if value is not None else ():
+            self.space.freeze(dim, reason)
+
+    def _node(self, number: int, node: onnx.NodeProto) -> None:
+        options = attributes(node)
+        numbers = [self.known.get(name) if name else None for name in node.input]
+        self._infer(node)
+        result = evaluate(node, options, numbers, self.shape)
+        if result is not None:
+            self.known[node.output[0]] = result
+            if result.size == 1 or result.dtype.kind in "iub":
+                self._types.setdefault(
+                    node.output[0], helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(result.dtype), result.shape)
+                )
+                self.computes_sizes.add(number)
+                return  # read as data its dims are numbers of the graph
+        nested = captured(node)
+        key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+        rule = RULES.get(key)
+        shapes = [self.shape(name) for name in node.output if name]
+        if rule is None or nested or any(shape is None for shape in shapes):
+            for name in nested:
+                self._freeze(name, f"{node.op_type} ({node.name or node.output[0]}): read inside a nested graph")
+            reason = f"no rule for {key}" if rule is None else "the sizes of its result are known only at run time"
+            self._unknown(node, reason)
+            return
+        tensors = [self._read(name) if name else None for name in node.input]
+        call = OnnxCall(
+            self.space,
+            f"{node.op_type} ({node.output[0]})",
+            [shape for shape in shapes if shape is not None],
+            [tensor for tensor in tensors if tensor is not None],
+            node=node,
+            opset=self.opset.get(node.domain, self.opset.get("", 0)),
+            options=options,
+            tensors=tensors,
+            known=numbers,
+            quantised=self._quantised,
+        )
+        try:
+            if any(tensor is None for tensor, name in zip(tensors, node.input, strict=True) if name):
+                raise ValueError("an input has sizes that are known only at run time")
+            found = rule(call)
+            call.freeze_the_rest()
+            results = (
+                found if isinstance(found, list) else [found if isinstance(found, Value) else Value(found, (False,) * len(found))]
+            )
+            self._check(results, call.outputs)
+        except (ValueError, IndexError, TypeError, KeyError, MismatchError) as error:
+            # A gap in a rule costs prunability, never a crash.
+            self._unknown(node, f"the rule for {key} does not cover this use ({type(error).__name__}: {error})")
+            return
+        if call.inputs_after or call.attributes_after:
+            self.edits[number] = Edits(call.inputs_after, call.attributes_after)
+        for name, value in zip([name for name in node.output if name], results, strict=False):
+            self.values[name] = value
+        if node.op_type == "QuantizeLinear":
+            source = self.values[node.input[0]]
+            if source is not None and len(node.input) > 2:
+                self._quantised[node.output[0]] = (node.input[2], source.zeros)
+
+    @staticmethod
+    def _check(results: Sequence[Value], shapes: Sequence[tuple[int, ...]]) -> None:
+        for value, shape in zip(results, shapes, strict=False):
+            sizes = tuple(dim.size for dim in value.dims)
+            if sizes != tuple(shape):
+                raise ValueError(f"it gave sizes {sizes} where the model has {shape}")
+        if len(results) < len(shapes):
+            raise ValueError(f"it gave {len(results)} results where the model has {len(shapes)}")
+
+    def _read(self, name: str) -> Value | None:
+        if name not in self.values and name in self.known:
+            dims = tuple(self.space.leaf(size) for size in self.known[name].shape)
+            for dim in dims:
+                self.space.freeze(dim, "its numbers are part of the graph")
+            self.values[name] = Value(dims, (False,) * len(dims))
+        return self.values.get(name)
+
+    def _unknown(self, node: onnx.NodeProto, reason: str) -> None:
+        text = f"{node.op_type} ({node.output[0]}): {reason}"
+        for name in node.input:
+            if name:
+                self._read(name)
+                self._freeze(name, text)
+        for name in node.output:
+            if name:
+                self.values[name] = self._fresh(name, text)
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        bounds = [self.known.get(name) for name in node.input]
+        if node.op_type == "Range" and all(bound is not None for bound in bounds):
+            # Shape inference writes the numbers out, and gives up on many.
+            start, limit, step = (bound.item() for bound in bounds if bound is not None)
+            count = max(0, ceil((limit - start) / step)) if isinstance(step, float) else max(0, -(-(limit - start) // step))
+            kind = helper.np_dtype_to_tensor_dtype(bounds[0].dtype)  # type: ignore[union-attr]  # none is None
+            self._types[node.output[0]] = helper.make_tensor_type_proto(kind, [count])
+            return
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset.get(domain, self.opset.get("", 1)), domain)
+        except onnx.defs.SchemaError:
+            return self._infer_simply(node)
+        kinds = {name: self._types[name] for name in node.input if name in self._types}
+        data = {}
+        for name in node.input:
+            if name in self._small:
+                data[name] = self._small[name]
+            elif name in self.known:
+                data[name] = numpy_helper.from_array(np.ascontiguousarray(self.known[name]), name)
+        try:
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, node, kinds, data, opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version
+            )
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, TypeError, ValueError, KeyError):
+            return self._infer_simply(node)
+        self._types.update(found)
+        if self.shape(node.output[0]) is None:
+            self._infer_simply(node)
+
+    def _infer_simply(self, node: onnx.NodeProto) -> None:
+        """Operators without an inference of their own whose result has the shape of the first input."""
+        if node.op_type in _SAME_SHAPE and node.input[0] in self._types:
+            self._types[node.output[0]] = self._types[node.input[0]]

@@ -1,0 +1,224 @@
+"""Capturing a PyTorch model with torch.export."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from hwprune.errors import TraceError
+from hwprune.structure.torch.graph import assign
+
+_GLOBAL_POOLS = (
+    torch.ops.aten.adaptive_avg_pool1d.default,
+    torch.ops.aten.adaptive_avg_pool2d.default,
+    torch.ops.aten.adaptive_avg_pool3d.default,
+)
+_TRAINING_FLAG: dict[Any, int] = {
+    torch.ops.aten.batch_norm.default: 5,
+    torch.ops.aten.dropout.default: 2,
+    torch.ops.aten.dropout_.default: 2,
+    torch.ops.aten.feature_dropout.default: 2,
+    torch.ops.aten.feature_dropout_.default: 2,
+}
+"""Position of the flag that ``train()`` and ``eval()`` switch."""
+
+
+def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """The ATen graph of ``model`` as a module with the model's own tensors; arguments and errors as for `trace`."""
+    inputs = tuple(example_inputs)
+    was_training = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        module = _any_batch(model, inputs)
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        raise TraceError(
+            f"torch.export can't trace {type(model).__name__}: {_plain_words(error)}. "
+            "Structural pruning needs a forward without Python branches on tensor values, and example_inputs that it accepts "
+            "(first dimension = batch)."
+        ) from error
+    finally:
+        for name, part in model.named_modules():
+            part.training = was_training[name]
+    free = has_free_batch(module)
+    own = _own(module, model)
+    own.meta["free_batch"] = free
+    return own
+
+
+def _plain_words(error: Exception) -> str:
+    """What torch.export complains about, as people would say it."""
+    kind, text = type(error).__name__, str(error).strip()
+    first = text.splitlines()[0] if text else ""
+    if "DataDependent" in kind or "data-dependent" in text:
+        match = re.search(r"File: (.+?):(\d+) in \w+, code: (.+)", text) or re.search(
+            r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', text
+        )
+        place = f" (line {match[2]} of {match[1].rpartition('/')[2]}: {match[3].strip()})" if match else ""
+        return f"its forward takes a Python branch, or makes a size, from the values of a tensor{place}"
+    return f"{kind}: {first}"
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """torch.export prints and logs whole graphs when it gives up; the reason is in its exception."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
+    """Captured with a free batch, or at the given one if the model fixes it (len(x), a baked-in size)."""
+    try:
+        module = _exported(model, *free_batch(model, inputs))
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        try:
+            return _exported(model, inputs, None)
+        except Exception:
+            raise error from None  # the first is about what the model's code does, not about the batch
+    return module if has_free_batch(module) else _exported(model, inputs, None)
+
+
+def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> fx.GraphModule:
+    with _silent():
+        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def has_free_batch(module: fx.GraphModule) -> bool:
+    """Does the captured graph run at any batch size?"""
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, torch.Tensor) and value.ndim:
+            batch = value.shape[0]
+            if isinstance(batch, torch.SymInt) and batch.node.expr.free_symbols:  # a specialised one has none left
+                return True
+    return False
+
+
+def free_batch(model: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], Any]:
+    """(inputs to trace with, dynamic_shapes) that leave the first dim free.
+
+    torch.export specialises a batch of 1, so it is doubled; but not where only some inputs have a first dim of 1 (then
+    it is no batch).
+    """
+    tensors = tuple(inputs)
+    if all(x.shape[0] == 1 for x in tensors if x.ndim):
+        tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
+    shapes: tuple[Any, ...] = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in tensors)
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    packed = kinds and kinds[0] == inspect.Parameter.VAR_POSITIONAL
+    return tensors, (shapes,) if packed else shapes
+
+
+def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """A plain GraphModule with the model's state under its own names that obeys train() and eval()."""
+    graph = exported.graph
+    _inline(exported)
+    for node in list(graph.nodes):
+        if (node.op == "call_module" and not node.users) or node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif node.target is torch.ops.aten.view.default:
+            # Strides may differ after a cut (another attention kernel): reshape copies where view would fail.
+            node.target = torch.ops.aten.reshape.default
+        elif node.target is torch.ops.aten.squeeze.default:
+            # An axis that is cut to a single index, or a batch of one, must not vanish.
+            shape = node.args[0].meta["val"].shape
+            node.target = torch.ops.aten.squeeze.dims
+            node.args = (node.args[0], [position for position, size in enumerate(shape) if isinstance(size, int) and size == 1])
+        elif node.target in _GLOBAL_POOLS and all(size == 1 for size in node.args[1]):
+            # The same value, and ONNX exporters write the pooling with a table of strides.
+            node.target = torch.ops.aten.mean.dim
+            node.args = (node.args[0], list(range(-len(node.args[1]), 0)), True)
+    graph.eliminate_dead_code()  # what nothing reads must not constrain an axis
+    # Only what was off in eval follows train(): dropout that is always on, or statistics never tracked, stay so.
+    flags = [n for n in graph.nodes if n.target in _TRAINING_FLAG and n.args[_TRAINING_FLAG[n.target]] is False]
+    if flags:
+        with graph.inserting_before(next(iter(graph.nodes))), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fx expects a parameter or a module behind get_attr; a flag works too
+            training = graph.get_attr("training")
+        for node in flags:
+            args = list(node.args)
+            args[_TRAINING_FLAG[node.target]] = training
+            node.args = tuple(args)
+    module = fx.GraphModule(exported, graph, class_name=type(model).__name__)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and lookup(module, name) is None:
+            assign(module, name, tensor)
+    persistent = set(model.state_dict())
+    for name, tensor in list(module.named_buffers()):
+        if name not in persistent:
+            assign(module, name, tensor, persistent=False)
+    module.eval()
+    return module
+
+
+def _inline(module: fx.GraphModule) -> None:
+    """Replace the nested graphs that ``torch.no_grad()`` and switched-off autocast leave by their nodes."""
+    graph = module.graph
+    changed = True
+    while changed:  # a nested graph may hold another
+        changed = False
+        for node in list(graph.nodes):
+            if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+                detach, inner = not node.args[0], node.args[1]
+            elif node.target is torch.ops.higher_order.wrap_with_autocast and not node.args[2]:
+                detach, inner = False, node.args[4]
+            else:
+                continue
+            arguments = node.args[node.args.index(inner) + 1 :]
+            _paste(graph, node, lookup(module, str(inner.target)), arguments, detach)
+            changed = True
+    graph.eliminate_dead_code()
+
+
+def _paste(graph: fx.Graph, node: fx.Node, nested: fx.GraphModule, arguments: Sequence[Any], detach: bool) -> None:
+    """The nodes of ``nested`` before ``node``, and ``node`` gone; detached outputs stand for no_grad."""
+    feed = iter(arguments)
+    new: dict[fx.Node, Any] = {}
+    results: Sequence[Any] = ()
+    with graph.inserting_before(node):
+        for old in nested.graph.nodes:
+            if old.op == "placeholder":
+                new[old] = next(feed)
+            elif old.op == "output":
+                results = [new[value] if isinstance(value, fx.Node) else value for value in old.args[0]]
+            else:
+                new[old] = graph.node_copy(old, lambda argument: new[argument])
+        if detach:
+            results = [_detached(graph, value) for value in results]
+    for user in list(node.users):
+        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]  # a getitem's index is an int
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _detached(graph: fx.Graph, value: Any) -> Any:
+    if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), torch.Tensor):
+        return value
+    node = graph.call_function(torch.ops.aten.detach.default, (value,))
+    node.meta = dict(value.meta)
+    return node
+
+
+def lookup(module: nn.Module, name: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value

@@ -1,0 +1,350 @@
+"""`AxisGraph`: a traced model, its axes, and how to cut or mask it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Set
+from math import prod
+from typing import Any, final
+
+import torch
+from torch import fx, nn
+
+from hwprune.structure import branches
+from hwprune.structure.axes import Axis, AxisTable
+from hwprune.structure.branches import Branch, Dag
+from hwprune.structure.dims import BoolArray, Dim, IntArray, Space
+from hwprune.structure.model_graph import Matrix, ModelGraph
+from hwprune.structure.torch.rules import Edit, Value
+
+
+@final
+class AxisGraph(ModelGraph):
+    """A traced model; made by `hwprune.trace`. Never changes: cut and mask return new modules.
+
+    Attributes:
+        axes: every axis that a parameter carries, in graph order, frozen ones included.
+        matrices: the weights that mask patterns apply to, in graph order.
+        module: the dense model as an ``nn.Module`` with the original parameter names. It shares its tensors with the model that
+            was traced: changing that model's weights changes it.
+
+    Limits of ``train()`` on a cut model: dropout inside fused attention stays off (the trace is made in eval mode), and
+    ``num_batches_tracked`` does not count.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        space: Space,
+        parameters: Mapping[str, Value],
+        edits: Mapping[str, list[Edit]],
+        matrices: list[Matrix],
+        work: list[tuple[str, tuple[Dim, ...]]],
+        free_sizes: frozenset[int],
+        unmasked: Set[tuple[str, int]] = frozenset(),
+        values: Mapping[fx.Node, Any] | None = None,
+    ) -> None:
+        self.module = module
+        self.matrices = tuple(matrices)
+        self._table = AxisTable(space, parameters)
+        self._space = space
+        self._parameters = self._table.parameters
+        self._edits = dict(edits)
+        self._work = work
+        self._free_sizes = free_sizes
+        self._unmasked = unmasked
+        self.axes = self._table.axes
+        self._dag = _dag(module, values)
+        self._branches: tuple[Branch, ...] | None = None
+
+    # -- reading -----------------------------------------------------------------------------
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Sides of sums that may be dropped as a whole, in graph order; found when first asked for."""
+        if self._branches is None:
+            self._branches = branches.find(self._dag)
+        return self._branches
+
+    def dead(self, drop: Collection[str]) -> set[str]:
+        """Parameters and buffers that nothing reads any more once these branches are dropped."""
+        return self._dag.dead_tensors(self._sides(drop)) if drop else set()
+
+    def _sides(self, drop: Collection[str]) -> dict[str, int]:
+        return {name: self.branch(name).side for name in drop}
+
+    def axis(self, name: str) -> Axis:
+        """The axis of that name. Raises `UnknownNameError`."""
+        return self._table.axis(name)
+
+    def slices(self, axis: Axis, parameter: str, dim: int) -> IntArray:
+        """For each position of the parameter's dim the index along ``axis``, or -1; shape (size of the dim,)."""
+        return self._table.slices(axis, parameter, dim)
+
+    def shape(self, parameter: str, counts: Mapping[str, int]) -> tuple[int, ...]:
+        """Shape of a parameter after a cut that keeps ``counts[axis name]`` indices."""
+        return self._table.shape(parameter, counts)
+
+    def parameter_count(self, counts: Mapping[str, int], drop: Collection[str] = ()) -> int:
+        """Number of parameters after such a cut, predicted without cutting."""
+        dead = self.dead(drop)
+        own = {n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n not in dead}
+        first: dict[int, str] = {}
+        for name, parameter in own.items():  # of tied names the one that the graph reads knows the axes
+            if id(parameter) not in first or name in self._parameters:
+                first[id(parameter)] = name
+        traced = sum(prod(self.shape(name, counts)) for name in first.values() if name in self._parameters)
+        return traced + sum(own[name].numel() for name in first.values() if name not in self._parameters)
+
+    def macs(self, counts: Mapping[str, int], batch: int = 1, drop: Collection[str] = ()) -> int:
+        """Multiply-accumulates of matrix products, convolutions and attention after such a cut, without running it.
+
+        ``batch`` stands for every size that is known only at run time.
+        """
+        numbers = self._table.numbers(counts)
+        live = self._dag.live(self._sides(drop)) if drop else None
+        total = 0
+        for node, dims in self._work:
+            if live is not None and node not in live:
+                continue
+            product = 1
+            for dim in dims:
+                for leaf in self._space.leaves(dim):
+                    if leaf.size in self._free_sizes:
+                        numbers[leaf.number] = batch
+                product *= self._space.kept(dim, numbers)
+            total += product
+        return total
+
+    def selected(self, keeps: Mapping[str, torch.Tensor]) -> dict[str, list[BoolArray]]:
+        """For every tensor that a cut changes, one keep mask a dim; arguments and errors as `cut`."""
+        masks = self._table.masks(keeps)
+        return {
+            name: [self._space.keep(dim, masks) for dim in value.dims]
+            for name, value in self._parameters.items()
+            if self._table.touched(value, masks)
+        }
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def reordered(
+        self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]
+    ) -> dict[str, list[IntArray | None]]:
+        """For every tensor that carries a reordered axis, for each dim of the cut tensor the positions in their new order."""
+        return self._table.reordered(keeps, orders) if orders else {}
+
+    def reorder(self, module: fx.GraphModule, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]) -> None:
+        """Put the kept indices of axes into another order, in place: what the model computes stays the same.
+
+        Args:
+            module: what `cut` made with ``keeps``.
+            orders: axis name -> order of its kept indices, (kept,) int64.
+        """
+        state: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        state.update(module.named_buffers(remove_duplicate=False))
+        done: set[int] = set()
+        for name, dims in self._table.reordered(keeps, orders).items():
+            if name not in state or id(state[name]) in done:
+                continue
+            tensor = state[name]
+            done.add(id(tensor))
+            new = tensor.detach()
+            for position, order in enumerate(dims):
+                if order is not None:
+                    new = new.index_select(position, torch.from_numpy(order).to(new.device))
+            tensor.data.copy_(new)
+
+    def feeding_axis(self, matrix: Matrix) -> Axis | None:
+        """The axis whose indices are, one by one, the input channels of a layer, if it may be cut."""
+        for axis in self.axes:
+            if axis.frozen is None and (matrix.parameter, 1 - matrix.out_dim) in axis.members:
+                owner = self.slices(axis, matrix.parameter, 1 - matrix.out_dim)
+                if len(owner) == axis.size and bool((owner >= 0).all()):
+                    return axis
+        return None
+
+    def cut(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
+        """The model with the removed indices physically gone.
+
+        Args:
+            keeps: axis name -> bool tensor (axis.size,), True = stays. At least one index must stay.
+            drop: names of branches that go as a whole.
+
+        Returns:
+            A trainable module with the original parameter names; the dense model is not touched.
+
+        Raises:
+            UsageError: an axis or branch that is unknown, an axis that is frozen, or a mask of the wrong shape or type.
+        """
+        masks = self._table.masks(keeps)
+        counts = {number: int(mask.sum()) for number, mask in masks.items()}
+
+        def kept(dim: Dim) -> int:
+            return self._space.kept(dim, counts)
+
+        graph, new = self._copy_graph()
+        for old in self.module.graph.nodes:
+            for edit in self._edits.get(old.name, ()):
+                edit(new[old], kept)
+        dead = self._drop(graph, {old.name: node for old, node in new.items()}, self._sides(drop)) if drop else set()
+        return self._rebuild(graph, lambda tensor, value: self._select(tensor, value, masks), dead)
+
+    def _drop(self, graph: fx.Graph, new: Mapping[str, fx.Node], sides: Mapping[str, int]) -> set[str]:
+        """Replace sums by the side that stays and erase what is dead; returns the tensors that went."""
+        live = self._dag.live(sides)
+        for name, side in sides.items():
+            stays = new[name].args[1 - side]
+            assert isinstance(stays, fx.Node)
+            if self._dag.writes:  # what follows may write into the sum, which is now a tensor that others read
+                with graph.inserting_before(new[name]):
+                    stays = graph.call_function(torch.ops.aten.clone.default, (stays,))
+            new[name].replace_all_uses_with(stays)
+        for name, node in reversed(list(new.items())):
+            gone = name in sides or name not in live
+            if gone and node.op not in ("placeholder", "output") and not node.users:
+                graph.erase_node(node)
+        return self._dag.dead_tensors(sides)
+
+    def mask(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
+        """The model in its original shapes with the removed slices and sides zeroed: what ``cut`` must equal.
+
+        Arguments and errors as for `cut`.
+        """
+        masks = self._table.masks(keeps)
+
+        def zero(tensor: torch.Tensor, value: Value) -> torch.Tensor:
+            result = tensor.detach().clone()
+            for position, keep in self._table.touched(value, masks):
+                if (value.parameter, position) in self._unmasked:
+                    continue
+                gone = torch.from_numpy(~keep).to(result.device)
+                result.index_fill_(position, gone.nonzero().squeeze(1), 0)
+            return result
+
+        graph, new = self._copy_graph()
+        by_name = {old.name: node for old, node in new.items()}
+        for name, side in self._sides(drop).items():
+            node = by_name[name]
+            with graph.inserting_before(node):
+                nothing = graph.call_function(torch.ops.aten.zeros_like.default, (node.args[side],))
+            node.update_arg(side, nothing)
+            if node.target in _SUMS_IN_PLACE and side == 0:  # it would write into the zeros, not into the side that is gone
+                node.target = torch.ops.aten.add.Tensor
+        return self._rebuild(graph, zero)
+
+    def _copy_graph(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+        """A copy without the recorded sizes (those of the dense model), and old node -> new node."""
+        graph = fx.Graph()
+        graph._codegen = self.module.graph._codegen  # how inputs and outputs are packed; never changes
+        new: dict[fx.Node, fx.Node] = {}
+        for old in self.module.graph.nodes:
+            new[old] = graph.node_copy(old, lambda node: new[node])
+            value = old.meta.get("val")
+            new[old].meta = {"rank": value.ndim, "dtype": value.dtype} if isinstance(value, torch.Tensor) else {}
+        return graph, new
+
+    def _select(self, tensor: torch.Tensor, value: Value, masks: Mapping[int, BoolArray]) -> torch.Tensor:
+        result = tensor.detach()
+        for position, keep in self._table.touched(value, masks):
+            stays = torch.from_numpy(keep.nonzero()[0]).to(result.device)
+            result = result.index_select(position, stays)
+        return result.clone() if result.data_ptr() == tensor.data_ptr() else result.contiguous()
+
+    def _rebuild(
+        self, graph: fx.Graph, change: Callable[[torch.Tensor, Value], torch.Tensor], dead: Collection[str] = ()
+    ) -> fx.GraphModule:
+        root = nn.Module()
+        done: dict[int, torch.Tensor] = {}  # tied parameters stay tied
+        kept_names = set(self.module.state_dict())
+        state = {
+            **dict(self.module.named_parameters(remove_duplicate=False)),
+            **dict(self.module.named_buffers(remove_duplicate=False)),
+        }
+        state = {name: tensor for name, tensor in state.items() if name not in dead}
+        values = {id(state[name]): value for name, value in self._parameters.items() if name in state}
+        for name, tensor in state.items():
+            if id(tensor) not in done:
+                value = values.get(id(tensor))
+                new = change(tensor, value) if value is not None else tensor.detach().clone()
+                if isinstance(tensor, nn.Parameter):
+                    new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+                done[id(tensor)] = new
+            assign(root, name, done[id(tensor)], persistent=name in kept_names)
+        for node in graph.nodes:  # nested graphs of higher-order operators, and flags
+            if node.op == "get_attr" and isinstance(part := getattr(self.module, str(node.target), None), nn.Module):
+                root.add_module(str(node.target), part)
+        module = fx.GraphModule(root, graph, class_name=type(self.module).__name__)
+        for name in state:
+            assign(module, name, done[id(state[name])], persistent=name in kept_names)
+        module.meta["free_batch"] = self.module.meta.get("free_batch", True)
+        module.train(self.module.training)
+        return module
+
+
+_SUMS_IN_PLACE = (torch.ops.aten.add_.Tensor,)
+_SUMS = (torch.ops.aten.add.Tensor, *_SUMS_IN_PLACE)
+
+
+_RETURNS_ITS_INPUT = (
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.feature_dropout.default,
+    torch.ops.aten.alpha_dropout.default,
+)
+
+
+def _may_alias(node: fx.Node) -> bool:
+    """May the result share the storage of its first input?"""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True  # a getitem
+    return node.target in _RETURNS_ITS_INPUT or any(result.alias_info is not None for result in node.target._schema.returns)
+
+
+def _dag(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
+    """The graph as names, for finding branches."""
+    read = values or {}
+    nodes: dict[str, list[str]] = {}
+    tensors: dict[str, str] = {}
+    weights: set[str] = set()
+    sums: dict[str, tuple[str, str]] = {}
+    data: set[str] = set()
+    writes: dict[str, str] = {}
+    storage: dict[str, str] = {}
+    outputs: list[str] = []
+    for node in module.graph.nodes:
+        nodes[node.name] = [one.name for one in node.all_input_nodes]
+        value = read.get(node)
+        meta = node.meta.get("val")
+        if node.op == "output":
+            outputs = nodes[node.name]
+        elif node.op == "get_attr" and isinstance(value, Value):
+            tensors[node.name] = str(node.target)
+            if len(value) > 1:
+                weights.add(str(node.target))
+        elif isinstance(meta, torch.Tensor) and meta.is_floating_point():
+            data.add(node.name)
+        if node.op == "call_function" and nodes[node.name]:
+            first = nodes[node.name][0]
+            storage[node.name] = storage.get(first, first) if _may_alias(node) else node.name
+            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+                writes[node.name] = storage[node.name]
+        if node.target in _SUMS and not node.kwargs and len(node.args) == 2:
+            sides = [read.get(one) if isinstance(one, fx.Node) else None for one in node.args]
+            shape = [dim.size for dim in value.dims] if isinstance(value, Value) else None
+            same = all(isinstance(one, Value) and [dim.size for dim in one.dims] == shape for one in sides)
+            if same and all(one in data for one in (str(node.args[0]), str(node.args[1]))):
+                sums[node.name] = (str(node.args[0]), str(node.args[1]))
+    return Dag(nodes, outputs, tensors, frozenset(weights), sums, frozenset(data), writes)
+
+
+def assign(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
+    """Set a parameter or buffer by its dotted name; missing containers are made."""
+    *path, last = name.split(".")
+    for part in path:
+        child = module._modules.get(part)
+        if child is None:
+            child = nn.Module()
+            module.add_module(part, child)
+        module = child
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(last, tensor)
+    else:
+        module.register_buffer(last, tensor, persistent=persistent)

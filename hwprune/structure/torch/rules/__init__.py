@@ -1,0 +1,36 @@
+"""The rule tables, one file per family of operators. Importing this package fills `table.RULES`."""
+
+from hwprune.structure.scope import Kept, Value
+from hwprune.structure.torch.rules import (
+    attention,
+    contract,
+    convolve,
+    elementwise,
+    factory,
+    index,
+    join,
+    normalise,
+    reduce,
+    view,
+)
+from hwprune.structure.torch.rules.table import RULES, Call, Edit, Rule, rule
+
+__all__ = [
+    "RULES",
+    "Call",
+    "Edit",
+    "Kept",
+    "Rule",
+    "Value",
+    "attention",
+    "contract",
+    "convolve",
+    "elementwise",
+    "factory",
+    "index",
+    "join",
+    "normalise",
+    "reduce",
+    "rule",
+    "view",
+]

@@ -1,0 +1,129 @@
+"""Metrics: one score an example, a reduction, a direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hwprune.errors import UnknownNameError
+from hwprune.records.measurement import Measurement
+
+Scores = Callable[[Any, Any], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How outputs are judged.
+
+    Attributes:
+        scores: ``scores(outputs, targets)`` -> 1-D tensor, one score an example of the batch.
+        higher_is_better: direction of the reduced value.
+        exp: the value is exp(mean score) instead of the mean score (perplexity from negative log-likelihoods).
+        whole: ``outputs`` is the tuple of all output tensors instead of the first one.
+        agreement: targets are the dense model's outputs instead of the labels.
+    """
+
+    name: str
+    scores: Scores
+    higher_is_better: bool = True
+    exp: bool = False
+    whole: bool = False
+    agreement: bool = False
+
+    def reduce(self, scores: torch.Tensor) -> Measurement:
+        """Value over all examples with a 95 % interval: Wilson's for scores that are 0 or 1, else normal."""
+        values = scores.double()
+        n = len(values)
+        mean = float(values.mean())
+        if bool(((values == 0) | (values == 1)).all()):
+            low, high = wilson(mean, n)
+        else:
+            half = 1.96 * float(values.std()) / math.sqrt(n) if n > 1 else 0.0
+            low, high = mean - half, mean + half
+        if self.exp:
+            mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
+        return Measurement(mean, self.name, low, high, n)
+
+    def drop(self, dense: float, value: float) -> float:
+        """Positive when ``value`` is worse than ``dense``."""
+        return dense - value if self.higher_is_better else value - dense
+
+
+def class_axis(metric: Metric, shape: Sequence[int], targets: object = None) -> int | None:
+    """The axis of the first output that holds one score a class, or None: the outputs are no distribution over classes.
+
+    By the metric where it is a known one. With a metric of the user's own, outputs (batch, classes) with one whole number an
+    example as target are scores of classes, and nothing else is taken for them.
+    """
+    if metric.name == "perplexity":
+        axis: int | None = -1
+    elif metric.name in ("top1", "top5", "agreement"):
+        axis = 1
+    else:
+        labels = isinstance(targets, torch.Tensor) and targets.ndim == 1 and not targets.is_floating_point()
+        axis = 1 if labels and len(shape) == 2 else None
+    return axis if axis is not None and len(shape) >= 2 and shape[axis] > 1 else None
+
+
+def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95 % interval for a proportion ``p`` of ``n`` (Wilson 1927)."""
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
+
+
+def _per_example(values: torch.Tensor) -> torch.Tensor:
+    return values.float().reshape(len(values), -1).mean(dim=1)
+
+
+def top1(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """1 where the largest output along dim 1 is the target; averaged over positions if there are any."""
+    return _per_example(outputs.argmax(dim=1) == targets)
+
+
+def top5(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """1 where the target is among the five largest outputs along dim 1."""
+    best = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
+    return _per_example((best == targets.unsqueeze(1)).any(dim=1))
+
+
+def negative_log_likelihood(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean over the positions of each example; outputs (batch, positions, classes), target -100 is left out."""
+    losses = torch.nn.functional.cross_entropy(outputs.movedim(-1, 1).float(), targets, reduction="none", ignore_index=-100)
+    used = (targets != -100).reshape(len(targets), -1)
+    return (losses.reshape(len(targets), -1) * used).sum(dim=1) / used.sum(dim=1).clamp(min=1)
+
+
+def psnr(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB for values in [0, 1]."""
+    error = _per_example((outputs.float() - targets.float()).square()).clamp(min=1e-12)
+    return -10 * torch.log10(error)
+
+
+def agreement(outputs: torch.Tensor, dense_outputs: torch.Tensor) -> torch.Tensor:
+    """1 where the largest output is where the dense model's is: needs no labels."""
+    return _per_example(outputs.argmax(dim=1) == dense_outputs.argmax(dim=1))
+
+
+METRICS: dict[str, Metric] = {
+    "top1": Metric("top1", top1),
+    "top5": Metric("top5", top5),
+    "perplexity": Metric("perplexity", negative_log_likelihood, higher_is_better=False, exp=True),
+    "psnr": Metric("psnr", psnr),
+    "agreement": Metric("agreement", agreement, agreement=True),
+}
+
+
+def get(metric: str | Metric | Scores) -> Metric:
+    """A metric from its name, from a callable (higher is better, mean), or as it is."""
+    if isinstance(metric, Metric):
+        return metric
+    if callable(metric):
+        return Metric(getattr(metric, "__name__", "metric"), metric)
+    if metric not in METRICS:
+        raise UnknownNameError("metric", str(metric), METRICS, "Or pass a callable or a hwprune.Metric.")
+    return METRICS[metric]

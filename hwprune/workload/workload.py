@@ -1,0 +1,156 @@
+"""What the user brings: a model, data and how to judge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hwprune.errors import WorkloadError
+from hwprune.workload import metrics
+
+Loader = Iterable[Any]
+Inputs = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workload:
+    """A trained model with its data.
+
+    Attributes:
+        name: for reports and file names.
+        model: trained ``torch.nn.Module``; it is never changed.
+        example_inputs: positional inputs whose shapes are the ones measured (first dim = batch).
+        calibration: re-iterable of (inputs, targets): statistics for criteria and compensation.
+        validation: re-iterable of (inputs, targets): the search scores candidates on it.
+        test: the same; optional; never seen by the search, the front is re-scored on it.
+        train: the same; optional; only for recovery training.
+        metric: a name of `hwprune.workload.metrics.METRICS`, a `Metric`, or ``metric(outputs, targets)`` -> one score an example.
+        loss: for gradient criteria and recovery.
+        source: where it came from (``demo:digits``, ``file.py:function key=value``); empty for a live object.
+
+    ``inputs`` is a tensor or a tuple of tensors. The first tensor a model returns is its output.
+    """
+
+    name: str
+    model: nn.Module
+    example_inputs: Inputs
+    calibration: Loader
+    validation: Loader
+    test: Loader | None = None
+    train: Loader | None = None
+    metric: str | metrics.Metric | metrics.Scores = "top1"
+    loss: Callable[[Any, Any], torch.Tensor] = field(default=nn.functional.cross_entropy)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not isinstance(self.name, str) or not self.name:
+            faults.append(f"name must be a text, got {self.name!r}")
+        if not isinstance(self.model, nn.Module):
+            faults.append(f"model must be a torch.nn.Module, got {type(self.model).__name__}")
+        examples: Any = self.example_inputs  # whatever the user passed
+        if isinstance(examples, torch.Tensor):
+            examples = (examples,)
+        if not isinstance(examples, (tuple, list)) or not examples or not all(isinstance(x, torch.Tensor) for x in examples):
+            faults.append("example_inputs must be a tuple of tensors (the model's positional arguments)")
+        else:
+            object.__setattr__(self, "example_inputs", tuple(examples))
+        for split in ("calibration", "validation", "test", "train"):
+            loader: Any = getattr(self, split)
+            if loader is None and split in ("test", "train"):
+                continue
+            if not hasattr(loader, "__iter__"):
+                faults.append(f"{split} must be a re-iterable of (inputs, targets), got {type(loader).__name__}")
+            elif hasattr(loader, "__next__"):
+                faults.append(f"{split} is an iterator that can be read only once: pass a DataLoader or a list")
+        if not callable(self.loss):
+            faults.append("loss must be callable: loss(outputs, targets) -> scalar tensor")
+        if faults:
+            raise WorkloadError(f"workload {self.name!r} can't be used:", faults)
+        metrics.get(self.metric)
+
+    @property
+    def scoring(self) -> metrics.Metric:
+        """The metric as a `Metric`."""
+        return metrics.get(self.metric)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the model's weights (names, shapes, values); 16 hex digits."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def batches(self, split: str) -> Iterator[tuple[Inputs, Any]]:
+        """The batches of a split as (tuple of input tensors, targets).
+
+        Raises:
+            WorkloadError: the loader is empty, raises, or yields something else; says which batch and what to do.
+        """
+        loader = getattr(self, split)
+        if loader is None:
+            raise WorkloadError(f"workload {self.name!r} has no {split} data")
+        count = 0
+        try:
+            for item in loader:
+                yield self._batch(split, count, item)
+                count += 1
+        except WorkloadError:
+            raise
+        except GeneratorExit:
+            raise
+        except Exception as error:  # the user's loader may raise anything
+            raise WorkloadError(
+                f"the {split} loader of workload {self.name!r} raised {type(error).__name__} at batch {count}: {error}"
+            ) from error
+        if count == 0:
+            raise WorkloadError(
+                f"the {split} loader of workload {self.name!r} is empty: it must yield at least one (inputs, targets) batch"
+            )
+
+    def _batch(self, split: str, number: int, item: Any) -> tuple[Inputs, Any]:
+        where = f"batch {number} of the {split} loader of workload {self.name!r}"
+        if isinstance(item, torch.Tensor):
+            item = (item, None)
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise WorkloadError(f"{where} must be a pair (inputs, targets), got {_describe(item)}")
+        inputs, targets = item
+        inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+        if not isinstance(inputs, (tuple, list)) or not all(isinstance(x, torch.Tensor) for x in inputs):
+            raise WorkloadError(f"{where}: inputs must be a tensor or a tuple of tensors, got {_describe(inputs)}")
+        if len(inputs) != len(self.example_inputs):
+            raise WorkloadError(f"{where} has {len(inputs)} inputs, example_inputs has {len(self.example_inputs)}")
+        if any(len(x) == 0 for x in inputs if x.ndim):
+            raise WorkloadError(f"{where} is empty")
+        for x, example in zip(inputs, self.example_inputs, strict=True):
+            if x.dtype != example.dtype:
+                raise WorkloadError(f"{where} has inputs of {x.dtype}, example_inputs of {example.dtype}: convert the data")
+            if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+                raise WorkloadError(f"{where} holds NaN or infinity in its inputs: clean the data first")
+        # A teacher's outputs are enough to train by.
+        if targets is None and not self.scoring.agreement and split != "train":
+            raise WorkloadError(f"{where} has no targets; metric {self.scoring.name!r} needs them (metric='agreement' does not)")
+        return tuple(inputs), targets
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The first tensor of whatever a model returned."""
+    leaves = torch.utils._pytree.tree_leaves(output)
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            return leaf
+    raise WorkloadError(f"the model returned no tensor, but {_describe(output)}")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of {len(value)} ({', '.join(type(item).__name__ for item in value[:4])})"
+    return type(value).__name__
