@@ -37,15 +37,15 @@ from hwprune.pruning.pruner import Pruner
 from hwprune.records import target as targets
 from hwprune.records.recipe import Recipe
 from hwprune.records.trial import Trial
-from hwprune.searching.constraints import Constraints
-from hwprune.searching.evaluating.evaluator import EXAMPLE, Evaluator
+from hwprune.searching.evaluating.dense import EXAMPLE
+from hwprune.searching.evaluating.evaluator import Evaluator
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
-from hwprune.searching.sampling import advisor as advisors
-from hwprune.searching.sampling import samplers
-from hwprune.searching.sampling.problem import Choice, Item
-from hwprune.searching.space import space as spaces
-from hwprune.searching.space import space_file
+from hwprune.searching.resolved_job import resolve
+from hwprune.searching.sampling import samplers, search_model
+from hwprune.searching.sampling.posterior import Posterior
+from hwprune.searching.sampling.problem import AllocationProblem, Choice, Item
+from hwprune.searching.space import fitting, space_file
 from hwprune.workload.scoring import divergence
 
 
@@ -77,14 +77,14 @@ def prior(options: argparse.Namespace) -> None:
     for name in options.workloads.split(","):
         with tempfile.TemporaryDirectory() as folder:
             pruner = Pruner(getattr(workloads, name)(), Path(folder))
-            space = spaces.build(space_file.load("default"), pruner, targets.load("cpu"), fingerprint.isa())
+            space = fitting.build(space_file.load("default"), pruner, targets.load("cpu"), fingerprint.isa())
             made = {
-                knob.unit: pruner.options(knob.unit, pattern, "obs", levels, "obs")
-                for knob in space.knobs
-                for pattern, levels in knob.levels.items()
+                unit_space.unit: pruner.options(unit_space.unit, pattern, "obs", levels, "obs")
+                for unit_space in space.units
+                for pattern, levels in unit_space.levels.items()
                 if pattern != patterns.BRANCH
             }
-            branches = [knob.unit for knob in space.knobs if patterns.BRANCH in knob.levels]
+            branches = [unit_space.unit for unit_space in space.units if patterns.BRANCH in unit_space.levels]
             wanted = {unit: (unit, len(found)) for unit, found in made.items()}
             rows = {}
             for temperature in (1.0, 2.0, 3.0, 4.0):
@@ -123,10 +123,12 @@ def recipes(pruner: Pruner, space: Any, made: Any, rows: Any, count: int) -> tup
         draw = random.Random(seed)
         level, dropped = draw.random() * 0.6, (draw.random() * 0.25 if seed % 2 else 0.0)
         parameters: dict[str, Any] = {}
-        for knob in space.knobs:
-            branch = patterns.BRANCH in knob.levels
-            parameters[f"level:{knob.unit}"] = (
-                int(draw.random() < dropped) if branch else min(knob.depth, max(0, round(draw.gauss(level, 0.25) * knob.depth)))
+        for unit_space in space.units:
+            branch = patterns.BRANCH in unit_space.levels
+            parameters[f"level:{unit_space.unit}"] = (
+                int(draw.random() < dropped)
+                if branch
+                else min(unit_space.depth, max(0, round(draw.gauss(level, 0.25) * unit_space.depth)))
             )
         recipe = space.recipe(parameters)
         if not recipe.choices:
@@ -139,8 +141,8 @@ def recipes(pruner: Pruner, space: Any, made: Any, rows: Any, count: int) -> tup
             if choice.pattern == patterns.BRANCH:
                 place, gone = 0, gone + 1
             else:
-                knob = next(k for k in space.knobs if k.unit == choice.unit)
-                place = knob.levels[choice.pattern].index(choice.sparsity)
+                unit_space = next(k for k in space.units if k.unit == choice.unit)
+                place = unit_space.levels[choice.pattern].index(choice.sparsity)
                 local += made[choice.unit][place].error
             for t, found in rows.items():
                 chosen[t].append(found[choice.unit][:, place])
@@ -176,12 +178,12 @@ def throughput(pairs: int) -> None:
             run = folder / "run"
             source = Measured(bench, run / "baseline" / EXAMPLE, Settings(clock=bench.clock))
             evaluator = Evaluator(pruner, bench, source, target, run)
-            baseline = evaluator.prepare()
-            space = spaces.build(space_file.load("default"), pruner, target, fingerprint.isa())
-            advisor = advisors.build(
-                Job("", trials=60), pruner, space, target, bench, bench.identity(), baseline, Constraints(), {}, lambda _: None
+            baseline = evaluator.dense.prepare(evaluator.source)
+            space = fitting.build(space_file.load("default"), pruner, target, fingerprint.isa())
+            model = search_model.build_model(
+                resolve(Job("", trials=60)), pruner, space, bench, bench.identity(), baseline, {}, lambda _: None
             )
-            from hwprune.searching.loop import Work
+            from hwprune.searching.loop import Countdown, Work
             from hwprune.searching.study.store import Store
 
             print("## Candidates a minute, ResNet-20, ORT CPU, accuracy on 1,000 images")
@@ -189,7 +191,7 @@ def throughput(pairs: int) -> None:
             print("| --- | --- | --- | --- | --- |")
             for sampler in ("knapsack", "random"):
                 store = Store(f"sqlite:///{folder / sampler}.db", space, create=True)
-                context = advisor.context(200, store.distributions())
+                context = model.context(200, store.distributions())
                 watcher = Watcher()
                 ours, plain, ratios = [], [], []
                 seconds: dict[str, float] = {}
@@ -197,7 +199,7 @@ def throughput(pairs: int) -> None:
                     job = Job("", trials=8 * (block + 1), sampler=sampler)
                     start = time.perf_counter()
                     made = samplers.make(sampler, 0, context)
-                    Work(job, store, space, evaluator, advisor, made, watcher).run()
+                    Work(job, store, space, evaluator, model, made, watcher, Countdown(job.trials, 0.0, start)).run()
                     ours.append((time.perf_counter() - start) / 8)
                     plain.append(plain_trial(workload, pruner, watcher.trials[-1].recipe, seconds, folder))
                     ratios.append(plain[-1] / ours[-1])
@@ -269,20 +271,23 @@ def reestimate(module: torch.fx.GraphModule, workload: Any) -> None:
 
 def overhead() -> None:
     """5,000 finished trials of 12 items with 10 choices each, in SQLite."""
-    from hwprune.searching.space.space import Knob, SearchSpace
+    from hwprune.searching.space.space import SearchSpace, UnitSpace
     from hwprune.searching.study.store import Store
 
     draw = np.random.default_rng(0)
-    knobs = tuple(Knob(f"u{u}", "channel", 160, {"channel": tuple((i + 1) / 11 for i in range(9))}, ("obs",)) for u in range(12))
-    space = SearchSpace(space_file.load("default"), knobs, "none", ())
+    unit_spaces = tuple(
+        UnitSpace(f"u{u}", "channel", 160, {"channel": tuple((i + 1) / 11 for i in range(9))}, ("obs",)) for u in range(12)
+    )
+    space = SearchSpace(space_file.load("default"), unit_spaces, "none", ())
     items = []
-    for knob in knobs:
+    for unit_space in unit_spaces:
         rows = np.outer(np.linspace(0, 1, 10), draw.standard_normal(512)) * 0.1
         items.append(
             Item(
-                knob.unit,
+                unit_space.unit,
                 tuple(
-                    Choice({f"level:{knob.unit}": i}, float(np.square(r).mean()) / 2, 0.01 * i, {}, r) for i, r in enumerate(rows)
+                    Choice({f"level:{unit_space.unit}": i}, float(np.square(r).mean()) / 2, 0.01 * i, {}, r)
+                    for i, r in enumerate(rows)
                 ),
             )
         )
@@ -304,7 +309,9 @@ def overhead() -> None:
         print("| sampler | first, which reads them all | median of 7 after it | ask | tell |")
         print("| --- | --- | --- | --- | --- |")
         for name in ("knapsack", "random", "tpe", "nsga2"):
-            sampler = samplers.make(name, 0, samplers.Context(tuple(items), trials=6000, space=store.distributions()))
+            sampler = samplers.make(
+                name, 0, samplers.Context(Posterior(AllocationProblem(items)), trials=6000, space=store.distributions())
+            )
             asks, tells = [], []
             for _ in range(8):
                 start = time.perf_counter()

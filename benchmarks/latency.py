@@ -37,7 +37,7 @@ from hwprune.latency.paired import Settings
 from hwprune.latency.predictor import LatencyModel
 from hwprune.latency.segments import Segment
 from hwprune.latency.source import Measured
-from hwprune.probe.pieces import Pieces, random_counts, staircase_of
+from hwprune.probe.cut_segments import CutSegments, random_counts, staircase_of
 from hwprune.probe.probing import WINDOW, WINDOW_ROUNDS
 from hwprune.probe.staircase import detected_multiple
 from hwprune.pruning.pruner import Pruner
@@ -52,7 +52,7 @@ class Case:
     def __init__(self, name: str, folder: Path, cuts: int) -> None:
         self.name = name
         self.pruner = Pruner(getattr(workloads, name)())
-        self.pieces = Pieces(self.pruner)
+        self.pieces = CutSegments(self.pruner)
         self.shapes = self.pieces.shapes
         self.example = folder / f"{name}.npz"
         save_inputs(self.example, [x.numpy() for x in self.pruner.workload.example_inputs])
@@ -108,15 +108,15 @@ def aa(case: Case, runs: int) -> None:
             bench.load("candidate", case.dense)
             between.append(source.candidate(case.dense))
     for text, results in (("one session against itself", inside), ("between sessions", between)):
-        held = sum(r["ci_low"] <= 1 <= r["ci_high"] for r in results)
-        values = [r["speedup"] for r in results]
+        held = sum(r.ratio_low <= 1 <= r.ratio_high for r in results)
+        values = [r.ratio for r in results]
         print(f"A/A, {text}: {spread(values)}, sd {100 * statistics.stdev(map(math.log, values)):.2f} %; "
               f"intervals that hold 1: {held} of {runs} ({100 * held / runs:.1f} %)")  # fmt: skip
         print(f"   the same in wall time: {spread([r['wall_speedup'] for r in results])}")
     print(f"   deviation between sessions that the gate found: {100 * source.settings.session_sd:.2f} %")
-    unpaired = [a["latency_s"] / b["latency_s"] for a, b in zip(between[::2], between[1::2], strict=False)]
+    unpaired = [a.latency_s / b.latency_s for a, b in zip(between[::2], between[1::2], strict=False)]
     print(f"unpaired, one measurement's median over the next one's: {spread(unpaired)}")
-    walls = [a["wall_latency_s"] / b["wall_latency_s"] for a, b in zip(between[::2], between[1::2], strict=False)]
+    walls = [a.wall_latency_s / b.wall_latency_s for a, b in zip(between[::2], between[1::2], strict=False)]
     print(f"   the same in wall time: {spread(walls)}")
     print(f"contended quads: {100 * statistics.mean(r['contended'] for r in inside + between):.0f} %")
 
@@ -197,8 +197,8 @@ def fresh_processes(case: Case) -> None:
         for key, path in models.items():
             bench.load("candidate", path)
             one = source.candidate(path)
-            ratios.append(one["speedup"] / second[key][1].value)
-            inside += one["ci_low"] <= second[key][1].value <= one["ci_high"]
+            ratios.append(one.ratio / second[key][1].value)
+            inside += one.ratio_low <= second[key][1].value <= one.ratio_high
     print(
         f"a single search measurement against fresh processes: {spread(ratios)}; its interval holds their value: {inside} of {len(models)}"
     )
@@ -224,14 +224,12 @@ def model(case: Case) -> None:
     with case.bench() as bench:
         bench.load("dense", case.dense, keep=True)
         source = Measured(bench, case.example, Settings(clock=bench.clock))
-        dense_s = source.dense(case.dense)["dense_latency_s"]
+        dense_s = source.dense(case.dense).dense_latency_s
         measured = []
         for path, _ in case.cuts:
             bench.load("candidate", path)
             result = source.candidate(path)
-            measured.append(
-                (dense_s / result["speedup"], dense_s * (result["ci_high"] - result["ci_low"]) / 2 / result["speedup"] ** 2)
-            )
+            measured.append((dense_s / result.ratio, dense_s * (result.ratio_high - result.ratio_low) / 2 / result.ratio**2))
         table = LatencyTable(bench.identity())
         start = time.monotonic()
         count = table.fill(bench, [*case.segments, *[s for _, segments in case.cuts[:30] for s in segments]])
@@ -285,8 +283,8 @@ def stairs(case: Case) -> None:
             onnx.save(case.pieces.cut({unit.name: k} if k < unit.size else {}), str(path))
             bench.load("candidate", path)
             result = bench.pair("candidate", "dense", case.example, Settings(clock=bench.clock, half_width=0.003, limit_s=1.5))
-            dense_s = dense_s or result["dense_latency_s"]
-            slow[k] = dense_s / result["speedup"]
+            dense_s = dense_s or result.dense_latency_s
+            slow[k] = dense_s / result.ratio
     base = slow[unit.size] - fast[unit.size]  # what the rest of the network costs
     brute = {k: max(v - base, 1e-8) for k, v in slow.items()}
     print(
@@ -318,8 +316,8 @@ def side_by_side(case: Case) -> None:
             bench.load("candidate", pruned)
             settings = Settings(clock=bench.clock, half_width=0.005, limit_s=3.0)
             result = bench.pair("candidate", "dense", case.example, settings)
-        print(f"{case.name}, {text} ({runtimes.get(target.runtime).version()}): dense {1e3 * result['dense_latency_s']:.3f} ms; a random cut "
-              f"{result['speedup']:.2f}x [{result['ci_low']:.2f}, {result['ci_high']:.2f}]")  # fmt: skip
+        print(f"{case.name}, {text} ({runtimes.get(target.runtime).version()}): dense {1e3 * result.dense_latency_s:.3f} ms; a random cut "
+              f"{result.ratio:.2f}x [{result.ratio_low:.2f}, {result.ratio_high:.2f}]")  # fmt: skip
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from hwprune import uniform_recipe
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.recover import Recovered, judge_of, prune_gradually, recover
+from hwprune.recovery.recover import Recovered, prune_gradually, recover, validator_of
 from hwprune.recovery.tickets.ticket_result import Interval
 from hwprune.workload import demos
 from hwprune.workload.workload import Workload
@@ -141,7 +141,7 @@ def trained(pruner: Pruner, candidate: Any, method: str, epochs: float, seed: in
 
 
 def score(pruner: Pruner, module: Any) -> float:
-    judge = judge_of(pruner)
+    judge = validator_of(pruner)
     judge.workload = replace(pruner.workload, validation=pruner.workload.test)
     judge.teach(pruner.graph.module)
     return judge(module).value

@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -39,14 +40,14 @@ from hwprune.latency.source import Measured
 from hwprune.pruning.pruner import Pruner
 from hwprune.records import pareto as fronts
 from hwprune.records import target as targets
-from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating import pattern_filter
-from hwprune.searching.evaluating.evaluator import EXAMPLE, Evaluator
+from hwprune.searching.evaluating.dense import EXAMPLE
+from hwprune.searching.evaluating.evaluator import Evaluator
 from hwprune.searching.job import Job
-from hwprune.searching.sampling import advisor as advisors
-from hwprune.searching.sampling import samplers
+from hwprune.searching.resolved_job import resolve
+from hwprune.searching.sampling import samplers, search_model
+from hwprune.searching.space import fitting, space_file
 from hwprune.searching.space import space as spaces
-from hwprune.searching.space import space_file
 from hwprune.searching.study.attributes import DIVERGENCE
 
 BUDGETS = (10, 20, 40, 80)
@@ -76,7 +77,7 @@ class Ground:
     name: str
     evaluator: Evaluator
     space: spaces.SearchSpace
-    advisors: list[advisors.Advisor]
+    models: list[search_model.SearchModel]
     """One a price table; seeds take turns."""
     cache: Path
     costs: dict[str, float]
@@ -86,8 +87,8 @@ class Ground:
     """Of what this run's samplers proposed."""
     number: int = 0
 
-    def advisor(self, seed: int) -> advisors.Advisor:
-        return self.advisors[seed % len(self.advisors)]
+    def model(self, seed: int) -> search_model.SearchModel:
+        return self.models[seed % len(self.models)]
 
     def evaluate(self, parameters: dict[str, Any]) -> tuple[str, Known]:
         recipe = self.space.recipe(parameters)
@@ -99,10 +100,9 @@ class Ground:
         if digest not in self.known:
             self.number += 1
             start = time.perf_counter()
-            trial = self.evaluator.trial(self.number, recipe, "bench")
+            trial = self.evaluator.evaluate(self.number, recipe, "bench")
             spent = time.perf_counter() - start
-            folder = self.evaluator.folder(self.number)
-            self.evaluator._forget(folder)
+            self.evaluator.files.remove(self.number)
             ok = trial.measured
             self.known[digest] = Known(
                 trial.drop if ok else None, 1 / trial.speedup.value if ok else None, trial.divergence.value if ok else None, spent
@@ -120,22 +120,21 @@ class Ground:
         if known.test_ratio is None and known.drop is not None:
             evaluator = self.evaluator
             candidate = evaluator.pruner.prune(self.recipes[digest])
-            folder = evaluator.folder(10**6)
+            folder = evaluator.files.folder(10**6)
             try:
-                path = evaluator.write(candidate, folder)
-                evaluator.bench.load("candidate", path, threads=evaluator._threads)
-                metric, _ = evaluator.score("candidate", evaluator.test_split())
+                path, _ = evaluator.files.write_candidate(candidate, folder)
+                evaluator.bench.load("candidate", path, threads=evaluator.scorer.threads)
+                metric, _ = evaluator.scorer.score("candidate", evaluator.dense.test_split())
                 ratios = []
                 for _ in range(3):
-                    evaluator.bench.load("candidate", path)
-                    ratios.append(1 / evaluator.source.candidate(path)["speedup"])
+                    ratios.append(1 / evaluator.timer.measure_long(path).ratio)
                 dense, _ = self.dense_test
                 known.test_drop = evaluator.metric.drop(dense, metric.value)
                 known.test_ratio = statistics.median(ratios)
             except CandidateFailure:
                 known.test_drop, known.test_ratio = 1.0, 1.0
             finally:
-                evaluator._forget(folder)
+                shutil.rmtree(folder, ignore_errors=True)
         return known
 
     dense_test: tuple[float, int] = (0.0, 0)
@@ -162,7 +161,7 @@ class Course:
 def course(ground: Ground, arm: str, seed: int, count: int, warm: bool, planned: int) -> Course:
     """Let one sampler propose ``count`` different recipes."""
     space = store_distributions(ground.space)
-    context = ground.advisor(seed).context(planned, space)
+    context = ground.model(seed).context(planned, space)
     sampler = samplers.make(arm, seed, context)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -284,42 +283,42 @@ def ground_of(name: str, options: argparse.Namespace, folder: Path, bench: Bench
     run = folder / "run"
     source = Measured(bench, run / "baseline" / EXAMPLE, Settings(clock=bench.clock, limit_s=0.2))
     evaluator = Evaluator(pruner, bench, source, target, run)
-    baseline = evaluator.prepare()
+    baseline = evaluator.dense.prepare(evaluator.source)
     file = space_file.load(options.space)
     if options.tied:
         file = replace(file, tie=True)
-    gains = pattern_filter.gains(evaluator, file.patterns, max(file.mask_sparsities))
+    gains = pattern_filter.pattern_speedups(evaluator, file.patterns, max(file.mask_sparsities))
     for pattern, gain in gains.items():
         print(f"{pattern}: {'pays' if pattern_filter.pays(gain) else pattern_filter.reason(gain)}")
     refused = {n: None if pattern_filter.pays(g) else pattern_filter.reason(g) for n, g in gains.items()}
-    space = spaces.build(file, pruner, target, fingerprint.isa(), refused=refused)
+    space = fitting.build(file, pruner, target, fingerprint.isa(), refused=refused)
     start = time.perf_counter()
     from hwprune import compensation
     from hwprune.patterns import BRANCH
 
     inside = next((c.name for c in compensation.parse(space.compensation) if c.local), "none")
-    for knob in space.knobs:
-        for unit in (knob.unit, *knob.tied):
-            for pattern, levels in knob.levels.items():
+    for unit_space in space.units:
+        for unit in (unit_space.unit, *unit_space.tied):
+            for pattern, levels in unit_space.levels.items():
                 if pattern != BRANCH:
-                    for method in knob.methods:
+                    for method in unit_space.methods:
                         pruner.options(unit, pattern, method, levels, inside)
     costs["database"] = time.perf_counter() - start
     job = Job("", trials=80)
-    made_advisors = []
+    models = []
     for table in range(options.tables or options.seeds):
         start = time.perf_counter()
         # A table of its own, so that its cost is counted.
-        advisors.cache_folder = lambda table=table: folder / f"cache{table}"  # type: ignore[attr-defined]
-        made_advisors.append(
-            advisors.build(job, pruner, space, target, bench, bench.identity(), baseline, Constraints(), gains, lambda _: None)
+        search_model.cache_folder = lambda table=table: folder / f"cache{table}"  # type: ignore[attr-defined]
+        models.append(
+            search_model.build_model(resolve(job), pruner, space, bench, bench.identity(), baseline, gains, lambda _: None)
         )
         costs.setdefault("prices", time.perf_counter() - start)
-    if made_advisors[0].note:
-        print(made_advisors[0].note)
+    if models[0].note:
+        print(models[0].note)
     cache = Path(options.cache or folder / "cache") / f"samplers-{name}.json"
-    made = Ground(name, evaluator, space, made_advisors, cache, costs)
-    dense, _ = evaluator.score("dense", evaluator.test_split())
+    made = Ground(name, evaluator, space, models, cache, costs)
+    dense, _ = evaluator.scorer.score("dense", evaluator.dense.test_split())
     made.dense_test = (dense.value, dense.samples)
     if cache.is_file():
         from hwprune.common.files import Table
@@ -330,11 +329,11 @@ def ground_of(name: str, options: argparse.Namespace, folder: Path, bench: Bench
         made.known = {d: Known(*row) for d, row in data["known"].items()}
         made.recipes = {d: Recipe.from_table(Table(r, "cache")) for d, r in data["recipes"].items()}
         made.number = len(made.known)
-    units = len(space.knobs)
+    units = len(space.units)
     print(
         f"{name}: dense {dense.value:.4f} on {dense.samples} held-out examples, {1e3 * baseline.latency.value:.3f} ms; "
-        f"{units} units, {len(made_advisors[0].items)} items, 10^{space.size_log10:.1f} recipes; database {made.costs['database']:.1f} s, "
-        f"table and predictions {made.costs['prices']:.1f} s; {len(made_advisors)} tables"
+        f"{units} units, {len(models[0].posterior.problem.items)} items, 10^{space.size_log10:.1f} recipes; database {made.costs['database']:.1f} s, "
+        f"table and predictions {made.costs['prices']:.1f} s; {len(models)} tables"
     )
     return made
 
@@ -488,15 +487,15 @@ def beliefs(ground: Ground, repeats: int = 16) -> None:
     from hwprune.searching.sampling import error_model
     from hwprune.searching.sampling.knapsack import KnapsackSampler
 
-    sampler = samplers.make("knapsack", 0, ground.advisor(0).context(80, store_distributions(ground.space)))
+    sampler = samplers.make("knapsack", 0, ground.model(0).context(80, store_distributions(ground.space)))
     assert isinstance(sampler, KnapsackSampler)
     rows, divergences, saved = [], [], []
     for digest, parameters in ground.parameters.items():
-        known, chosen = ground.known[digest], sampler._allocation(parameters)
+        known, chosen = ground.known[digest], sampler.problem.allocation(parameters)
         if known.divergence is not None and 1e-4 < known.divergence < 1.5 and chosen is not None:
             rows.append(chosen)
             divergences.append(known.divergence)
-            saved.append(sum(s[o] for s, o in zip(sampler._saved, chosen, strict=True)))
+            saved.append(sum(s[o] for s, o in zip(sampler.problem.saved, chosen, strict=True)))
     count = len(rows)
     if count < 80:
         return
@@ -520,7 +519,7 @@ def beliefs(ground: Ground, repeats: int = 16) -> None:
             for _ in range(repeats):
                 order = draw.permutation(count)
                 seen, others = order[:n], order[n:][near[order[n:]]]
-                model = error_model.ErrorModel(sampler._errors, sampler._gram)
+                model = error_model.ErrorModel(sampler.problem.errors, sampler.problem.gram)
                 model.fit(chosen[seen], divergence[seen], np.ones(n))
                 told = model.samples(chosen[others], np.random.default_rng(0), 2)[0]
                 errors.append(float(np.sqrt(np.mean((told - np.log(divergence[others])) ** 2))))

@@ -68,3 +68,9 @@ class CandidateFailure(HwpruneError):  # noqa: N818 - the field says a candidate
         self.stage = stage
         self.reason = reason
         super().__init__(f"{stage}: {reason}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a sentence; the class's name where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.probe import estimating, probe_files
     from hwprune.pruning.pruner import Pruner
     from hwprune.records import target as targets
-    from hwprune.searching import search
+    from hwprune.searching import resolved_job
     from hwprune.workload import loading
 
     if options.estimate and (options.table or options.remote):
@@ -43,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
     for name in filter(None, (options.out, options.table)):
         args.require_writable(name)
     target = targets.load(options.target)
-    search.check_runtime(target)
+    resolved_job.check_runtime(target)
     if not options.estimate:
-        search.require_target(target, options.remote or "")
+        resolved_job.require_target(target, options.remote or "")
     progress = make_progress(quiet=options.quiet or options.json)
 
     last = ""

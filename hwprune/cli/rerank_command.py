@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.records import record
     from hwprune.records import target as targets
     from hwprune.report.text import table
-    from hwprune.searching import search
+    from hwprune.searching import resolved_job
     from hwprune.workload import loading
 
     folder = Path(options.run_directory)
@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> int:
     target = targets.load(options.target) if options.target else profile(data)
     suffix = f"-batch{options.batch}" if options.batch else ""
     out = args.require_writable(options.out or folder / f"rerank-{target.name}{suffix}")
-    search.check_runtime(target)
-    search.require_target(target, options.remote)
+    resolved_job.check_runtime(target)
+    resolved_job.require_target(target, options.remote)
     metric = loading.load(options.workload).scoring if options.workload else None
     progress = make_progress(quiet=options.quiet or options.json)
     progress.stage(f"scoring and measuring {len(data['front'])} points on {target.name}")

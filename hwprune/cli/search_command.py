@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.searching import search
     from hwprune.workload import loading
 
-    search.check_job(job)
+    resolved = search.check_job(job)
     if not job.workload:
         raise UsageError(
             f"the run in {options.out} was made from a live Python object: resume it with hwprune.search(..., resume=True)"
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         progress.stage(f"loading {job.workload}")
         workload = loading.load(job.workload)
         path = path or search.default_run(workload.name)
-        result = search.run_job(job, workload, path, options.resume, progress)
+        result = search.run_job(resolved, workload, path, resume=options.resume, progress=progress)
     except KeyboardInterrupt:
         progress.close()
         if path is not None and (path / "job.toml").exists():

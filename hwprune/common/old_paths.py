@@ -27,7 +27,7 @@ MOVED = {
     "hwprune.recovery.gates": "hwprune.recovery.sparsifiers.gates",
     "hwprune.recovery.recovering": "hwprune.recovery.recover",
     "hwprune.searching.knapsack": "hwprune.searching.sampling.knapsack",
-    "hwprune.searching.pricing": "hwprune.searching.sampling.pricing",
+    "hwprune.searching.pricing": "hwprune.searching.sampling.savings_estimator",
     "hwprune.sources": "hwprune.workload.loading",
     "hwprune.statistics": "hwprune.layers.statistics",
     "hwprune.target": "hwprune.records.target",

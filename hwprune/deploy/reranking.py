@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from hwprune.deploy.exporting import whole_batches
 from hwprune.deploy.verify import split_file
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import fresh
-from hwprune.latency.bench import Bench, Limits
+from hwprune.latency.bench import Bench, BenchLimits
+from hwprune.latency.fresh import Remeasured
 from hwprune.latency.host import host
 from hwprune.latency.samples import example_shapes
 from hwprune.records import pareto, record
@@ -113,7 +114,7 @@ def rerank(
             shapes = example_shapes(example)
 
             def make() -> Bench:
-                return Bench(target, Limits(), machine, shapes)
+                return Bench(target, BenchLimits(), machine, shapes)
 
             scores, failures, identity = _scores(make, models, dense, split_file(run, data), chosen, Path(folder))
             runs = {key: path for key, path in models.items() if key not in failures}
@@ -180,7 +181,7 @@ def _scores(
 
 def _point(
     point: dict[str, Any],
-    measured: dict[str, tuple[Measurement, Measurement]],
+    measured: Mapping[str, Remeasured],
     scores: dict[str, Measurement],
     failures: dict[str, str],
     metric: Metric | None,

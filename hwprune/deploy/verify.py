@@ -18,7 +18,7 @@ from hwprune.deploy.target_of_run import profile
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import fingerprint, fresh
 from hwprune.latency.availability import missing
-from hwprune.latency.bench import Bench, Limits
+from hwprune.latency.bench import Bench, BenchLimits
 from hwprune.latency.samples import example_shapes
 from hwprune.records import record
 from hwprune.records import target as targets
@@ -218,7 +218,7 @@ def _run_checks(
             )
         return
     shapes = example_shapes(example)
-    measured = fresh.remeasure(models, dense, example, lambda: Bench(target, Limits(), shapes=shapes), step=step)
+    measured = fresh.remeasure(models, dense, example, lambda: Bench(target, BenchLimits(), shapes=shapes), step=step)
     same = data["fingerprint"]["identity"] == fingerprint.identity(target)
     for verified, subject in pairs:
         if subject.name in measured and "dense" in measured:

@@ -19,7 +19,7 @@ from typing import Any
 from hwprune import runtimes
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency.host import Host, Local
-from hwprune.latency.paired import Settings
+from hwprune.latency.paired import Paired, Settings
 from hwprune.records.target import Target
 from hwprune.version import VERSION
 
@@ -30,7 +30,7 @@ SLOT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BenchLimits:
     """What one command of a candidate may take: wall seconds, and bytes of the worker's data (0: no limit)."""
 
     seconds: float = 120.0
@@ -45,7 +45,7 @@ class Bench:
     """
 
     def __init__(
-        self, target: Target, limits: Limits | None = None, host: Host | None = None, shapes: Sequence[Sequence[int]] = ()
+        self, target: Target, limits: BenchLimits | None = None, host: Host | None = None, shapes: Sequence[Sequence[int]] = ()
     ) -> None:
         """Nothing is started before the first command.
 
@@ -54,7 +54,7 @@ class Bench:
             shapes: of the inputs that are timed, for runtimes that compile for shapes.
         """
         self._target = target
-        self._limits = limits or Limits()
+        self._limits = limits or BenchLimits()
         self._host = (host or Local()).place()
         self._runtime = runtimes.get(target.runtime)
         self._settings: dict[str, Any] = {
@@ -158,11 +158,15 @@ class Bench:
 
     # -- numbers -----------------------------------------------------------------------------
 
-    def pair(self, a: str, b: str, samples: Path, settings: Settings) -> dict[str, Any]:
-        """Paired latency, as `Paired.to_json`, alone on the device. Raises `CandidateFailure` (stage ``measure``)."""
+    def pair(self, a: str, b: str, samples: Path, settings: Settings) -> Paired:
+        """Paired latency of ``a`` (the candidate) and ``b`` (dense), alone on the device.
+
+        Raises:
+            CandidateFailure: (stage ``measure``) it can't be run.
+        """
         self._awake()
         arguments = {"a": a, "b": b, "samples": self._host.put(samples), "settings": settings.to_json()}
-        return self._exclusive("pair", {**arguments, "device": self._target.device})
+        return Paired.from_json(self._exclusive("pair", {**arguments, "device": self._target.device}))
 
     def profile(self, key: str, samples: Path, runs: int = 20) -> list[dict[str, Any]]:
         """Times of a loaded model's operators, by the runtime's own profiler; empty if it has none."""

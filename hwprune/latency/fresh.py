@@ -11,18 +11,25 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from statistics import geometric_mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
-from hwprune.errors import CandidateFailure
+from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency.bench import Bench
 from hwprune.latency.interval import process_interval
-from hwprune.latency.paired import Settings
+from hwprune.latency.paired import Paired, Settings
 from hwprune.records.measurement import Measurement
 
 PROCESSES = 6
 SESSIONS = 2
 LIMIT_S = 0.4
 """Seconds of one measurement: short, because the interval comes from the spread of the processes."""
+
+
+class Remeasured(NamedTuple):
+    """One model in fresh processes: seconds of one batch, and dense latency / its latency."""
+
+    latency: Measurement
+    speedup: Measurement
 
 
 def settings_for(clock: str) -> Settings:
@@ -38,9 +45,9 @@ def remeasure(
     settings: Settings | None = None,
     processes: int | None = None,
     step: Callable[[], None] = lambda: None,
-    keep: Callable[[str, dict[str, Any]], None] | None = None,
-) -> dict[str, tuple[Measurement, Measurement]]:
-    """(latency, speedup) of each model in fresh processes; the key ``dense`` is the dense model against itself.
+    keep: Callable[[str, Paired], None] | None = None,
+) -> dict[str, Remeasured]:
+    """Latency and speedup of each model in fresh processes; the key ``dense`` is the dense model against itself.
 
     A model that fails in any process is left out.
 
@@ -49,16 +56,22 @@ def remeasure(
         settings: default: `settings_for` the bench's clock.
         processes: default: `PROCESSES`.
         keep: takes each single measurement with its raw samples.
+
+    Raises:
+        RunError: the dense model can't be loaded any more.
     """
-    paired: dict[str, list[dict[str, Any]]] = {key: [] for key in ["dense", *models]}
+    sessions: dict[str, list[tuple[int, Paired]]] = {key: [] for key in ["dense", *models]}
     order = ["dense", *models]
     failed: set[str] = set()
     for number in range(processes or PROCESSES):
         with make() as bench:
             settings = settings or settings_for(bench.clock)
             for session in range(SESSIONS):
-                bench.load("reference", dense, keep=True)
-                turn = len(paired["dense"]) % len(order)
+                try:
+                    bench.load("reference", dense, keep=True)
+                except CandidateFailure as failure:
+                    raise RunError(f"the dense model can't be loaded in a fresh process: {failure.reason}") from failure
+                turn = len(sessions["dense"]) % len(order)
                 for key in order[turn:] + order[:turn]:  # nobody is always measured first
                     if key not in failed:
                         try:
@@ -66,16 +79,16 @@ def remeasure(
                             if session % 2:  # who is loaded first gets other memory; let it be either in turn
                                 bench.load("reference", dense, keep=True)
                             result = bench.pair("model", "reference", example, settings)
-                            paired[key].append({"process": number, **result})
+                            sessions[key].append((number, result))
                             if keep is not None:
                                 keep(key, result)
                         except CandidateFailure:
                             failed.add(key)
                     step()
-    if not any(paired.values()):
+    if not any(sessions.values()):
         return {}
-    dense_s = median(result["dense_latency_s"] for results in paired.values() for result in results)
-    return {key: _summary(results, dense_s) for key, results in paired.items() if key not in failed}
+    dense_s = median(result.dense_latency_s for results in sessions.values() for _, result in results)
+    return {key: _summary(results, dense_s) for key, results in sessions.items() if key not in failed}
 
 
 def footprint(models: dict[str, Path], example: Path, make: Callable[[], Bench]) -> dict[str, dict[str, Any]]:
@@ -93,29 +106,33 @@ def footprint(models: dict[str, Path], example: Path, make: Callable[[], Bench])
     return found
 
 
-def _summary(results: list[dict[str, Any]], dense_s: float) -> tuple[Measurement, Measurement]:
+def _summary(results: list[tuple[int, Paired]], dense_s: float) -> Remeasured:
     """Latency is the dense latency over all processes divided by the speedup, so that the two always agree.
 
     The candidate's own median, taken at another moment than the dense one of another process, would not: a shared
     machine is 20 % faster in one minute than in the next.
+
+    Args:
+        results: (process, measurement) of every session.
     """
-    processes = sorted({result["process"] for result in results})
-    speedups = [geometric_mean([r["speedup"] for r in results if r["process"] == number]) for number in processes]
-    speedup, low, high = process_interval(speedups)
+    processes = sorted({process for process, _ in results})
+    ratios = [geometric_mean([r.ratio for process, r in results if process == number]) for number in processes]
+    ratio, low, high = process_interval(ratios)
+    measured = [result for _, result in results]
     conditions = {
-        "clock": results[0]["clock"],
+        "clock": measured[0].clock,
         "processes": len(processes),
-        "speedups": [round(value, 5) for value in speedups],
-        "latencies_s": [result["latency_s"] for result in results],
-        "dense_latencies_s": [result["dense_latency_s"] for result in results],
-        "wall_speedup": median(result["wall_speedup"] for result in results),
-        "contended": max(result["contended"] for result in results),
-        "throttled": any(result["throttled"] for result in results),
-        "outliers": max(result["outliers"] for result in results),
-        "machine": results[-1]["conditions"],
+        "speedups": [round(value, 5) for value in ratios],
+        "latencies_s": [result.latency_s for result in measured],
+        "dense_latencies_s": [result.dense_latency_s for result in measured],
+        "wall_speedup": median(result.wall_ratio for result in measured),
+        "contended": max(result.contended for result in measured),
+        "throttled": any(result.throttled for result in measured),
+        "outliers": max(result.outliers for result in measured),
+        "machine": dict(measured[-1].machine or {}),
     }
-    latency = {"clock": results[0]["clock"], "dense_s": dense_s, "from": "dense_s / speedup"}
-    return (
-        Measurement(dense_s / speedup, "s", dense_s / high, dense_s / low, len(processes), latency),
-        Measurement(speedup, "x", low, high, len(processes), conditions),
+    latency = {"clock": measured[0].clock, "dense_s": dense_s, "from": "dense_s / speedup"}
+    return Remeasured(
+        Measurement(dense_s / ratio, "s", dense_s / high, dense_s / low, len(processes), latency),
+        Measurement(ratio, "x", low, high, len(processes), conditions),
     )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hwprune.common.files import dump_json, read_json, write_atomic
+from hwprune.common.files import dump_json, read_json, sha256, write_atomic
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
@@ -30,7 +30,7 @@ from hwprune.latency.worker import OWN_FAILED
 SCHEMA = 1
 DENSE = "dense"
 GROUP = 12
-"""Pieces that are timed in turn."""
+"""CutSegments that are timed in turn."""
 
 FEATURES = (
     "macs", "bytes", "weights", "in", "out", "batches", "rows", "columns", "inner", "columns_mod_16", "columns_mod_8",
@@ -121,6 +121,11 @@ class LatencyTable:
         if faults:
             raise UsageError(f"{folder} is not a sound latency table:", faults[:20])
         return made
+
+    def digests(self) -> list[str]:
+        """SHA-256 of the table's files on disk."""
+        assert self.folder is not None
+        return [sha256(path) for name in ("table.csv", "models.csv") if (path := self.folder / name).is_file()]
 
     @classmethod
     def stored(cls, root: Path, identity: Mapping[str, Any]) -> LatencyTable:

@@ -1,6 +1,6 @@
 """Latency of many small pieces against one fixed reference: what fills the table.
 
-Pieces take microseconds, so nothing is paired two by two; instead all pieces of a group and the reference run in turn, round
+CutSegments take microseconds, so nothing is paired two by two; instead all pieces of a group and the reference run in turn, round
 after round, and each round's time is divided by the reference's of the same round. What slows the machine for a second slows
 all of them. The cost of a call that does nothing is measured the same way and subtracted.
 """
@@ -14,7 +14,7 @@ from statistics import median
 from hwprune.latency.paired import Clock, Timed
 
 ROUNDS = 11
-LETTER_S = 0.001
+BLOCK_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,10 @@ def measure(
 
 
 def _runs(one: Timed, which: str, clock: Clock) -> int:
-    """Warm up; how many runs last `LETTER_S`."""
+    """Warm up; how many runs last `BLOCK_S`."""
     for _ in range(3):
         one.run()
-    return max(1, round(LETTER_S / max(_time(one, 3, which, clock), 1e-7)))
+    return max(1, round(BLOCK_S / max(_time(one, 3, which, clock), 1e-7)))
 
 
 def _time(one: Timed, runs: int, which: str, clock: Clock) -> float:

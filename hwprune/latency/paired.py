@@ -1,6 +1,6 @@
 """Paired latency of two models in one process.
 
-Quads A B B A (A candidate, B dense), each letter a run of calls that lasts at least `Settings.letter_s`; per
+Quads A B B A (A candidate, B dense), each a block of calls that lasts at least `Settings.block_s`; per
 quad d = ln((A1 + A2) / (B1 + B2)), which cancels linear drift; the estimate is the median of d with an
 order-statistic interval; checks at 16, 32, 64 ... quads share the error probability (Bonferroni), because
 looking often inflates it.
@@ -19,12 +19,13 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from statistics import NormalDist, median
 from typing import Any
 
 from hwprune.latency.interval import decorrelate, median_interval
+from hwprune.records.measurement import Measurement
 
 Run = Callable[[], object]
 Seconds = Callable[[int], float]
@@ -53,7 +54,7 @@ class Settings:
         clock: what ranks: ``thread_cpu`` (one-thread CPU runtimes), ``wall``, or ``cuda_event``.
         half_width: stop when the interval of ln(ratio) inside this pair of sessions is within +- this.
         limit_s: give up then and keep the wide interval.
-        letter_s: shortest time of one letter: timer and scheduler noise are small against 2 ms.
+        block_s: shortest time of one block: timer and scheduler noise are small against 2 ms.
         contended: a quad whose wall time exceeds its CPU time by this fraction was contended.
         session_sd: standard deviation of ln(ratio) between sessions, which the reported interval holds too; 0: leave it out.
     """
@@ -61,7 +62,7 @@ class Settings:
     clock: str = "thread_cpu"
     half_width: float = 0.01
     limit_s: float = 0.35
-    letter_s: float = 0.002
+    block_s: float = 0.002
     warmup_runs: int = 10
     warmup_limit_s: float = 0.2
     contended: float = 0.05
@@ -80,7 +81,7 @@ class Settings:
         processes.
         """
         return replace(
-            self, half_width=max(self.half_width, 0.02), limit_s=min(self.limit_s, 0.1), letter_s=min(self.letter_s, 0.001),
+            self, half_width=max(self.half_width, 0.02), limit_s=min(self.limit_s, 0.1), block_s=min(self.block_s, 0.001),
             warmup_runs=min(self.warmup_runs, 5), most_quads=min(self.most_quads, 64),
         )  # fmt: skip
 
@@ -97,8 +98,8 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """Seconds of one letter by each clock, for all its runs."""
+class Block:
+    """Seconds of one block by each clock, for all its runs."""
 
     wall: float
     cpu: float
@@ -108,38 +109,77 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """What one paired measurement gave. Speedups are dense / candidate.
+    """What one paired measurement gave: the value that travels from the stopwatch to the record.
 
     Attributes:
-        ci_low, ci_high: 95 % interval of the speedup, between sessions included if `Settings.session_sd` was given.
-        wall_speedup: beside ``speedup`` when that is from another clock.
+        ratio, ratio_low, ratio_high: latency of dense / candidate by the ranking clock, with its 95 % interval, in which
+            differences between sessions are included if `Settings.session_sd` was given.
+        latency_s, latency_low_s, latency_high_s: median seconds of one batch of the candidate, with its 95 % interval.
+        runs_a_block: runs of the candidate and of dense in one block.
+        wall_ratio: beside ``ratio`` when that is from another clock.
         contended: share of quads in which somebody else had the core.
         outliers: share of quads further from the median than five robust standard deviations.
         converged: the interval became narrow enough in time.
         samples: seconds of one run by quad: candidate and dense by the ranking clock and by wall time.
+        throttled: the device slowed itself down meanwhile.
+        machine: the machine's conditions after the measurement (load, clocks, temperature).
+        again: how often it was measured again because the first result was implausible.
+        passed: of the dense model against copies of itself: is the machine quiet enough to rank by? None for candidates.
     """
 
     clock: str
-    speedup: float
-    ci_low: float
-    ci_high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
     latency_s: float
     latency_low_s: float
     latency_high_s: float
     dense_latency_s: float
     quads: int
-    runs_a_letter: tuple[int, int]
-    wall_speedup: float
+    wall_ratio: float
     wall_latency_s: float
-    contended: float
-    outliers: float
-    converged: bool
-    session_sd: float
-    log_ratios: tuple[float, ...]
-    samples: dict[str, list[float]]
+    runs_a_block: tuple[int, int] = (1, 1)
+    contended: float = 0.0
+    outliers: float = 0.0
+    converged: bool = True
+    session_sd: float = 0.0
+    log_ratios: tuple[float, ...] = ()
+    samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    throttled: bool = False
+    machine: Mapping[str, Any] | None = None
+    again: int = 0
+    passed: bool | None = None
+
+    @property
+    def speedup(self) -> Measurement:
+        """Dense latency / candidate latency, with how it was obtained."""
+        conditions: dict[str, Any] = {
+            "clock": self.clock, "wall_speedup": self.wall_ratio, "contended": self.contended, "outliers": self.outliers,
+            "throttled": self.throttled, "converged": self.converged, "quads": self.quads, "session_sd": self.session_sd,
+            "log_ratios": list(self.log_ratios),
+        }  # fmt: skip
+        if self.passed is not None:
+            conditions["passed"] = self.passed
+        if self.machine is not None:
+            conditions["machine"] = dict(self.machine)
+        return Measurement(self.ratio, "x", self.ratio_low, self.ratio_high, self.quads, conditions)
+
+    @property
+    def latency(self) -> Measurement:
+        """Seconds of one batch of the candidate."""
+        conditions = {"clock": self.clock, "wall_s": self.wall_latency_s, "dense_s": self.dense_latency_s}
+        return Measurement(self.latency_s, "s", self.latency_low_s, self.latency_high_s, self.quads, conditions)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "log_ratios": [round(value, 6) for value in self.log_ratios]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Paired:
+        """What the measuring process sent; fields that only another version knows are left out."""
+        known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
+        known["runs_a_block"] = tuple(known.get("runs_a_block", (1, 1)))
+        known["log_ratios"] = tuple(known.get("log_ratios", ()))
+        return cls(**known)
 
 
 def measure(candidate: Run | Timed, dense: Run | Timed, settings: Settings, clock: Clock | None = None) -> Paired:
@@ -151,14 +191,14 @@ def measure(candidate: Run | Timed, dense: Run | Timed, settings: Settings, cloc
     runs_b = _warm_up(second, settings, clock)
     checks = [n for n in (16, 32, 64, 128, 256, 512, 1024) if n <= settings.most_quads] or [settings.most_quads]
     alpha = settings.alpha / len(checks)
-    mine: list[Letter] = []
-    other: list[Letter] = []
+    mine: list[Block] = []
+    other: list[Block] = []
     start = clock.wall_ns()
     for n in checks:
         late = False
         while len(mine) < n and not late:
-            a1, b1 = _letter(first, runs_a, clock), _letter(second, runs_b, clock)
-            b2, a2 = _letter(second, runs_b, clock), _letter(first, runs_a, clock)
+            a1, b1 = _block(first, runs_a, clock), _block(second, runs_b, clock)
+            b2, a2 = _block(second, runs_b, clock), _block(first, runs_a, clock)
             mine.append(_mean(a1, a2, runs_a))
             other.append(_mean(b1, b2, runs_b))
             late = len(mine) >= 8 and (clock.wall_ns() - start) * 1e-9 > settings.limit_s
@@ -173,16 +213,16 @@ def measure(candidate: Run | Timed, dense: Run | Timed, settings: Settings, cloc
     busy = [_contended(a, settings) or _contended(b, settings) for a, b in zip(mine, other, strict=True)]
     return Paired(
         clock=settings.clock,
-        speedup=math.exp(-estimate),
-        ci_low=math.exp(-high),
-        ci_high=math.exp(-low),
+        ratio=math.exp(-estimate),
+        ratio_low=math.exp(-high),
+        ratio_high=math.exp(-low),
         latency_s=latency,
         latency_low_s=latency_low,
         latency_high_s=latency_high,
         dense_latency_s=median(dense_own),
         quads=len(mine),
-        runs_a_letter=(runs_a, runs_b),
-        wall_speedup=math.exp(-median(_log_ratios([x.wall for x in mine], [x.wall for x in other]))),
+        runs_a_block=(runs_a, runs_b),
+        wall_ratio=math.exp(-median(_log_ratios([x.wall for x in mine], [x.wall for x in other]))),
         wall_latency_s=median(x.wall for x in mine),
         contended=sum(busy) / len(busy),
         outliers=outlier_share(ratios),
@@ -215,17 +255,17 @@ def outlier_share(values: Sequence[float]) -> float:
     return sum(abs(v - centre) > 5 * spread for v in values) / len(values) if spread > 0 else 0.0
 
 
-def _ranked(letters: Sequence[Letter], settings: Settings) -> list[float]:
+def _ranked(blocks: Sequence[Block], settings: Settings) -> list[float]:
     if settings.clock == "thread_cpu":
-        return [letter.cpu for letter in letters]
-    return [letter.device if settings.clock == "cuda_event" else letter.wall for letter in letters]
+        return [block.cpu for block in blocks]
+    return [block.device if settings.clock == "cuda_event" else block.wall for block in blocks]
 
 
-def _contended(letter: Letter, settings: Settings) -> bool:
+def _contended(block: Block, settings: Settings) -> bool:
     """By CPU time where that is all the work, else by whether the calling thread lost its core."""
     if settings.clock == "thread_cpu":
-        return letter.wall / max(letter.cpu, 1e-12) - 1 > settings.contended
-    return settings.clock == "wall" and letter.preemptions > 0
+        return block.wall / max(block.cpu, 1e-12) - 1 > settings.contended
+    return settings.clock == "wall" and block.preemptions > 0
 
 
 def _log_ratios(a: list[float], b: list[float]) -> list[float]:
@@ -236,9 +276,9 @@ def _rounded(values: list[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def _mean(first: Letter, second: Letter, runs: int) -> Letter:
+def _mean(first: Block, second: Block, runs: int) -> Block:
     """Seconds of one run."""
-    return Letter(
+    return Block(
         (first.wall + second.wall) / (2 * runs),
         (first.cpu + second.cpu) / (2 * runs),
         (first.device + second.device) / (2 * runs),
@@ -246,7 +286,7 @@ def _mean(first: Letter, second: Letter, runs: int) -> Letter:
     )
 
 
-def _letter(timed: Timed, runs: int, clock: Clock) -> Letter:
+def _block(timed: Timed, runs: int, clock: Clock) -> Block:
     lost, wall, cpu = clock.preemptions(), clock.wall_ns(), clock.cpu_ns()
     device = 0.0
     if timed.seconds is not None:
@@ -256,19 +296,19 @@ def _letter(timed: Timed, runs: int, clock: Clock) -> Letter:
         for _ in range(runs):
             run()
     cpu_s, wall_s = (clock.cpu_ns() - cpu) * 1e-9, (clock.wall_ns() - wall) * 1e-9
-    return Letter(wall_s, cpu_s, device, clock.preemptions() - lost)
+    return Block(wall_s, cpu_s, device, clock.preemptions() - lost)
 
 
 def _warm_up(timed: Timed, settings: Settings, clock: Clock) -> int:
-    """Run until two successive blocks agree within 5 %; returns how many calls make one letter."""
+    """Run until two successive blocks agree within 5 %; returns how many calls make one block."""
     start = clock.wall_ns()
     before = 0.0
     while True:
-        wall = _letter(timed, settings.warmup_runs, clock).wall
+        wall = _block(timed, settings.warmup_runs, clock).wall
         if before and abs(wall - before) <= 0.05 * before:
             break
         if (clock.wall_ns() - start) * 1e-9 > settings.warmup_limit_s:
             break
         before = wall
     one = max(wall / settings.warmup_runs, 1e-9)
-    return max(1, math.ceil(settings.letter_s / one))
+    return max(1, math.ceil(settings.block_s / one))

@@ -242,7 +242,7 @@ class LatencyModel:
         return np.array([1.0, sum(sums.values()), weights, moved, *[sums.get(family, 0.0) for family in self._families]])
 
 
-def settle(model: LatencyModel, segments: Sequence[Segment], bench: Bench, limit: float = UNCERTAIN) -> Prediction:
+def measure_until_certain(model: LatencyModel, segments: Sequence[Segment], bench: Bench, limit: float = UNCERTAIN) -> Prediction:
     """A prediction; if it is less certain than ``limit`` (relative), its unmeasured segments are measured first.
 
     The segments that contribute most to the uncertainty come first, and it stops as soon as the rest is certain enough.

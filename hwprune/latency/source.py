@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, final
+from typing import final
 
 import onnx
 
@@ -20,7 +20,7 @@ from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import paired
 from hwprune.latency.bench import Bench
 from hwprune.latency.latency_table import LatencyTable
-from hwprune.latency.paired import Settings
+from hwprune.latency.paired import Paired, Settings
 from hwprune.latency.predictor import LatencyModel
 from hwprune.latency.roofline import Roofline
 from hwprune.latency.segments import Segment
@@ -38,17 +38,24 @@ GATE_LIMIT = 0.01
 
 
 class Source(abc.ABC):
-    """Gives the latency of a candidate against the dense model, as `hwprune.latency.paired.Paired.to_json` does."""
+    """Gives the latency of a candidate against the dense model."""
 
     label: str
 
     @abc.abstractmethod
-    def dense(self, path: Path) -> dict[str, Any]:
+    def dense(self, path: Path) -> Paired:
         """Take up the dense model; its latency, against itself."""
 
     @abc.abstractmethod
-    def candidate(self, path: Path, brief: bool = False) -> dict[str, Any]:
-        """A candidate's; ``brief``: a first look is enough. Raises `CandidateFailure` (stage ``measure``)."""
+    def candidate(self, path: Path, *, brief: bool = False) -> Paired:
+        """Latency of a candidate.
+
+        Args:
+            brief: a first look is enough.
+
+        Raises:
+            CandidateFailure: (stage ``measure``) it can't be run, or predicted.
+        """
 
 
 @final
@@ -62,11 +69,11 @@ class Measured(Source):
         self.settings = settings
         self._dense: Path | None = None
 
-    def dense(self, path: Path) -> dict[str, Any]:
+    def dense(self, path: Path) -> Paired:
         self._dense = path
         return self.gate()
 
-    def candidate(self, path: Path, brief: bool = False) -> dict[str, Any]:  # noqa: ARG002 - it is loaded already
+    def candidate(self, path: Path, *, brief: bool = False) -> Paired:  # noqa: ARG002 - it is loaded already
         settings = self.settings.brief() if brief else self.settings
         try:
             return self.bench.pair("candidate", "dense", self.example, settings)
@@ -74,7 +81,7 @@ class Measured(Source):
             if self.bench.alive:
                 self.bench.drop("candidate")
 
-    def gate(self) -> dict[str, Any]:
+    def gate(self) -> Paired:
         """The dense model against new copies of itself: one result, with ``passed``.
 
         Its speedup is the geometric mean over the sessions, its interval that of the mean (Student's t over sessions). It fails
@@ -83,31 +90,34 @@ class Measured(Source):
         """
         assert self._dense is not None
         alone = replace(self.settings, session_sd=0.0)
-        results = []
+        sessions = []
         for _ in range(GATE_SESSIONS):
-            self.bench.load("twin", self._dense)
-            results.append(self.bench.pair("twin", "dense", self.example, alone))
-            self.bench.drop("twin")
-        logs = [math.log(r["speedup"]) for r in results]
+            self.bench.load("dense_copy", self._dense)
+            sessions.append(self.bench.pair("dense_copy", "dense", self.example, alone))
+            self.bench.drop("dense_copy")
+        logs = [math.log(session.ratio) for session in sessions]
         deviation = paired.session_sd(logs)
         self.settings = replace(self.settings, session_sd=deviation)
-        return {**results[-1], **judged(logs), "session_sd": deviation}
+        return replace(over_sessions(sessions), session_sd=deviation, log_ratios=tuple(logs))
 
 
-def judged(logs: Sequence[float]) -> dict[str, Any]:
-    """The gate's verdict on ln(ratio) of independent sessions whose truth is 0."""
+def over_sessions(sessions: Sequence[Paired]) -> Paired:
+    """Independent sessions of the same two files as one result: the last one's, with their mean ratio and its interval.
+
+    ``passed``: were these the dense model and copies of it (whose true ratio is 1), is the machine quiet enough?
+    """
     from scipy.stats import t
 
+    logs = [math.log(session.ratio) for session in sessions]
     mean, count = fmean(logs), len(logs)
     # Sessions seldom agree as well as four happen to: their spread is not taken for less than half of the usual one.
     spread = max(stdev(logs), paired.SESSION_SD / 2) if count > 1 else paired.SESSION_SD
     half = float(t.ppf(0.975, max(1, count - 1))) * spread / math.sqrt(count)
     off = math.sqrt(fmean(value**2 for value in logs))
-    passed = abs(mean) <= GATE_LIMIT and abs(mean) <= half and off <= GATE_DEVIATION
-    return {
-        "speedup": math.exp(mean), "ci_low": math.exp(mean - half), "ci_high": math.exp(mean + half), "passed": passed,
-        "log_ratios": list(logs),
-    }  # fmt: skip
+    return replace(
+        sessions[-1], ratio=math.exp(mean), ratio_low=math.exp(mean - half), ratio_high=math.exp(mean + half),
+        passed=abs(mean) <= GATE_LIMIT and abs(mean) <= half and off <= GATE_DEVIATION,
+    )  # fmt: skip
 
 
 class _Predicted(Source):
@@ -125,14 +135,14 @@ class _Predicted(Source):
     def _seconds(self, model: onnx.ModelProto, segments: list[Segment]) -> tuple[float, float]:
         """(seconds, standard deviation)."""
 
-    def dense(self, path: Path) -> dict[str, Any]:
-        self._reference = self._of(path)
-        return self._answer(*self._reference)
+    def dense(self, path: Path) -> Paired:
+        self._reference = self._predict(path)
+        return self._against_dense(*self._reference)
 
-    def candidate(self, path: Path, brief: bool = False) -> dict[str, Any]:  # noqa: ARG002 - nothing is measured
-        return self._answer(*self._of(path))
+    def candidate(self, path: Path, *, brief: bool = False) -> Paired:  # noqa: ARG002 - nothing is measured
+        return self._against_dense(*self._predict(path))
 
-    def _of(self, path: Path) -> tuple[float, float]:
+    def _predict(self, path: Path) -> tuple[float, float]:
         try:
             model = onnx.load(str(path))
             if self._convert is not None:
@@ -141,17 +151,16 @@ class _Predicted(Source):
         except UsageError as error:
             raise CandidateFailure("measure", f"its latency can't be predicted: {error}") from error
 
-    def _answer(self, seconds: float, sd: float) -> dict[str, Any]:
+    def _against_dense(self, seconds: float, sd: float) -> Paired:
         dense, dense_sd = self._reference
-        speedup = dense / seconds
+        ratio = dense / seconds
         # The dense prediction's error is shared by all; what differs is bounded by both.
         spread = math.exp(1.96 * math.hypot(sd / seconds, dense_sd / dense)) if seconds != dense else 1.0
-        return {
-            "clock": self.label, "speedup": speedup, "ci_low": speedup / spread, "ci_high": speedup * spread,
-            "latency_s": seconds, "latency_low_s": max(0.0, seconds - 1.96 * sd), "latency_high_s": seconds + 1.96 * sd,
-            "dense_latency_s": dense, "quads": 1, "wall_speedup": speedup, "wall_latency_s": seconds, "contended": 0.0,
-            "outliers": 0.0, "throttled": False, "converged": True, "session_sd": 0.0, "log_ratios": [],
-        }  # fmt: skip
+        return Paired(
+            clock=self.label, ratio=ratio, ratio_low=ratio / spread, ratio_high=ratio * spread, latency_s=seconds,
+            latency_low_s=max(0.0, seconds - 1.96 * sd), latency_high_s=seconds + 1.96 * sd, dense_latency_s=dense, quads=1,
+            wall_ratio=ratio, wall_latency_s=seconds,
+        )  # fmt: skip
 
 
 @final

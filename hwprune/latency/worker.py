@@ -22,6 +22,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,9 @@ class Worker:
         """Time ``a`` against ``b`` on the first batch of a samples file."""
         _, inputs = next(iter(read_batches(samples)))
         before = fingerprint.conditions(device)
-        result = paired.measure(
-            _timed(self._runners[a], inputs), _timed(self._runners[b], inputs), paired.Settings(**settings)
-        ).to_json()
+        result = paired.measure(_timed(self._runners[a], inputs), _timed(self._runners[b], inputs), paired.Settings(**settings))
         after = fingerprint.conditions(device)
-        return {**result, "conditions": after, "throttled": throttled(before, after)}
+        return replace(result, machine=after, throttled=throttled(before, after)).to_json()
 
     def do_profile(self, key: str, samples: str, runs: int) -> dict[str, Any]:
         """Times of the operators, by the runtime's own profiler."""

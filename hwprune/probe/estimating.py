@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hwprune.latency.roofline import Roofline
+from hwprune.probe.cut_segments import POINTS, CutSegments, touched
 from hwprune.probe.findings import PatternProbe, Probe, Step, UnitProbe
-from hwprune.probe.pieces import POINTS, Pieces, touched
 from hwprune.probe.probing import Progress, quiet
 from hwprune.probe.staircase import counts_for
 from hwprune.pruning.pruner import Pruner
@@ -18,7 +18,7 @@ def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Prob
         UsageError: the profile has no roofline.
     """
     roofline = Roofline(target)
-    pieces = Pieces(pruner)  # a roofline counts the elements in the target's precision by itself
+    pieces = CutSegments(pruner)  # a roofline counts the elements in the target's precision by itself
     dense = pieces.segments(pieces.cut({}))
     dense_s = roofline.seconds(dense)
     each = {segment.name: roofline.segment(segment) for segment in dense}

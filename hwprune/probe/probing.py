@@ -21,18 +21,17 @@ from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency.bench import Bench
 from hwprune.latency.latency_table import DENSE, LatencyTable, save_inputs
 from hwprune.latency.paired import Settings
-from hwprune.latency.predictor import LatencyModel, settle
+from hwprune.latency.predictor import LatencyModel, measure_until_certain
 from hwprune.latency.segments import Segment
 from hwprune.latency.source import Measured
 from hwprune.layers.units import Unit
 from hwprune.onnx_files import to_onnx
 from hwprune.probe.attribution import attribute
+from hwprune.probe.cut_segments import POINTS, CutSegments, random_counts, staircase_of, touched
 from hwprune.probe.findings import PatternProbe, Probe, Step, UnitProbe
-from hwprune.probe.pieces import POINTS, Pieces, random_counts, staircase_of, touched
 from hwprune.probe.staircase import counts_for, detected_multiple, window
 from hwprune.pruning.pruner import Pruner
 from hwprune.pruning.uniform import uniform_recipe
-from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
 
 WINDOW = 48
@@ -89,7 +88,7 @@ class _Probing:
         self.pruner, self.target, self.bench, self.table = pruner, target, bench, table
         self.folder, self.progress = folder, progress
         self.model = LatencyModel(table, pruner.fingerprint)
-        self.pieces = Pieces(pruner, runtimes.get(target.runtime).precision_of_file(target.precision))
+        self.pieces = CutSegments(pruner, runtimes.get(target.runtime).precision_of_file(target.precision))
 
     def go(self) -> Probe:
         self.progress("measuring the dense model", 0, 1)
@@ -105,13 +104,13 @@ class _Probing:
             raise RunError(f"the dense model can't be measured: {failure.reason}") from failure
         segments = self.pieces.segments(onnx.load(str(dense)))
         self.table.fill(self.bench, segments, lambda done, total: self.progress("timing the dense layers", done, total))
-        half = (itself["latency_high_s"] - itself["latency_low_s"]) / 2
+        half = (itself.latency_high_s - itself.latency_low_s) / 2
         found = Probe(
             self.pruner.workload.name,
             self.target.name,
             "measured",
             dict(self.table.identity),
-            itself["dense_latency_s"],
+            itself.dense_latency_s,
             half,
             1,
             {},
@@ -123,7 +122,7 @@ class _Probing:
         found.units = self._units(segments, shares, found.dense_s)
         found.shapes = [list(shape) for shape in self.pieces.shapes]
         found.patterns = self._patterns(source)
-        self._calibrate(source, segments, itself["dense_latency_s"])
+        self._calibrate(source, segments, itself.dense_latency_s)
         found.warnings = self._warnings(found, segments)
         return found
 
@@ -163,7 +162,7 @@ class _Probing:
         known = {segment.signature for segment in dense}
         for number, (_, found) in enumerate(rest):
             self.progress("timing what can't be predicted", number, len(rest))
-            settle(model, [segment for segment in found if segment.signature not in known], self.bench, CERTAIN)
+            measure_until_certain(model, [segment for segment in found if segment.signature not in known], self.bench, CERTAIN)
         return [self._unit(*plan, dense, shares, dense_s) for plan in plans]
 
     def _cut_segments(self, unit: Unit, count: int) -> list[Segment]:
@@ -245,8 +244,8 @@ class _Probing:
             except (CandidateFailure, UsageError):
                 continue
             self.table.fill(self.bench, segments)
-            seconds = dense_s / result["speedup"]
-            half = seconds * (result["ci_high"] - result["ci_low"]) / 2 / result["speedup"]
+            seconds = dense_s / result.ratio
+            half = seconds * (result.ratio_high - result.ratio_low) / 2 / result.ratio
             self.table.observe(network, f"random {number}", segments, seconds, half)
         self.table.write()
 
@@ -300,10 +299,9 @@ class _Probing:
         try:
             self.bench.load("candidate", self._write("pattern", make()))
             details = self.bench.facts("candidate").get("sparsity", ()) if name == "2:4" else ()
-            result = source.candidate(self.folder / "pattern.onnx")
+            speedup = source.candidate(self.folder / "pattern.onnx").speedup
         except (CandidateFailure, UsageError) as error:
             return PatternProbe(name, what, None, "not measured", str(error))
-        speedup = Measurement(result["speedup"], "x", result["ci_low"], result["ci_high"], result["quads"])
         note = expected or ""
         if expected and speedup.ci_low > 1.02:
             note = f"faster although the profile says: {expected}"

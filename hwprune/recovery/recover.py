@@ -18,16 +18,16 @@ from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.recovery.loop import distillation
 from hwprune.recovery.loop.outcome import Outcome
 from hwprune.recovery.loop.run import Report, train
-from hwprune.recovery.loop.validation import Judge, device_of
+from hwprune.recovery.loop.validation import Validator, device_of
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.base import Held
-from hwprune.recovery.sparsifiers.deciding import Deciding, Decision, Gradual
+from hwprune.recovery.sparsifiers.base import FixedMask
 from hwprune.recovery.sparsifiers.growing import Growing, Lasso
+from hwprune.recovery.sparsifiers.mask_learner import Decision, Gradual, MaskLearner
 from hwprune.recovery.sparsifiers.movement import Movement
 from hwprune.recovery.sparsifiers.platon import Platon
 from hwprune.workload.workload import Workload
 
-DECIDERS: dict[str, Callable[[Pruner, Recipe, Plan], Deciding]] = {
+MASK_LEARNERS: dict[str, Callable[[Pruner, Recipe, Plan], MaskLearner]] = {
     "gradual": Gradual,
     "growing": Growing,
     "lasso": Lasso,
@@ -102,14 +102,14 @@ def recover(
     if plan.kind == "gradual":
         raise UsageError("a gradual plan prunes while it trains: hwprune.prune_gradually(workload, recipe, plan)")
     module = copy.deepcopy(candidate.module)
-    held = Held(candidate.masks) if candidate.masks else None
+    held = FixedMask(candidate.masks) if candidate.masks else None
     if fit is not None:
         outcome = _own(pruner, module, held, fit)
     else:
         taps = _taps(pruner, module) if plan.features > 0 else []
         outcome = train(
             module, pruner.workload, plan, sparsifier=held, teacher=pruner.graph.module if plan.taught else None, taps=taps,
-            judge=judge_of(pruner), folder=folder, report=report, keep_checkpoint=keep_checkpoint,
+            validator=validator_of(pruner), folder=folder, report=report, keep_checkpoint=keep_checkpoint,
         )  # fmt: skip
     return Recovered(replace(candidate, module=module), outcome)
 
@@ -118,7 +118,7 @@ def prune_gradually(
     workload: Workload | Pruner,
     recipe: Recipe,
     plan: Plan | str = "gradual:2",
-    decider: str | Callable[[Pruner, Recipe, Plan], Deciding] = "gradual",
+    decider: str | Callable[[Pruner, Recipe, Plan], MaskLearner] = "gradual",
     *,
     folder: Path | None = None,
     keep_checkpoint: bool = False,
@@ -130,7 +130,7 @@ def prune_gradually(
     epochs (`Plan.settle`) trains the small one.
 
     Args:
-        decider: a name of `DECIDERS`, or something that makes a `Deciding`.
+        decider: a name of `MASK_LEARNERS`, or something that makes a `MaskLearner`.
         folder: where checkpoints are kept while it runs.
         keep_checkpoint: as for `recover`.
 
@@ -142,29 +142,29 @@ def prune_gradually(
     plan = _plan(plan)
     if plan.kind != "gradual":
         raise UsageError(f"{plan.text()} is no gradual plan: hwprune.recover trains a candidate by it")
-    if isinstance(decider, str) and decider not in DECIDERS:
-        raise UnknownNameError("decider", decider, DECIDERS)
+    if isinstance(decider, str) and decider not in MASK_LEARNERS:
+        raise UnknownNameError("decider", decider, MASK_LEARNERS)
     private = Pruner(replace(pruner.workload, model=copy.deepcopy(pruner.workload.model)))
-    made = (DECIDERS[decider] if isinstance(decider, str) else decider)(private, recipe, plan)
+    made = (MASK_LEARNERS[decider] if isinstance(decider, str) else decider)(private, recipe, plan)
     teacher = pruner.graph.module if plan.taught else None
     rising = replace(plan, epochs=plan.epochs * (1 - plan.settle), patience=0)
     first_folder = folder / "rising" if folder is not None else None
     first = train(
         private.graph.module, pruner.workload, rising, sparsifier=made, teacher=teacher, keep_best=False,
-        judge=judge_of(pruner), folder=first_folder, report=report, keep_checkpoint=True,
+        validator=validator_of(pruner), folder=first_folder, report=report, keep_checkpoint=True,
     )  # fmt: skip
     candidate = decided(pruner, private, recipe, made.decision)
-    judge = judge_of(pruner)
+    validator = validator_of(pruner)
     if plan.settle > 0:
         settling = replace(plan, epochs=plan.epochs * plan.settle, rate=first.rate)
-        held = Held(candidate.masks) if candidate.masks else None
+        held = FixedMask(candidate.masks) if candidate.masks else None
         taps = _taps(pruner, candidate.module) if plan.features > 0 else []
         second = train(
             candidate.module, pruner.workload, settling, sparsifier=held, teacher=teacher, taps=taps,
-            judge=judge, folder=folder, report=report, keep_checkpoint=keep_checkpoint,
+            validator=validator, folder=folder, report=report, keep_checkpoint=keep_checkpoint,
         )  # fmt: skip
     else:
-        found = judge(candidate.module)
+        found = validator(candidate.module)
         second = Outcome(found, found, 0, 0, 0.0, first.rate, 0, "nothing was left for settling")
     if first_folder is not None and not keep_checkpoint:
         shutil.rmtree(first_folder, ignore_errors=True)
@@ -196,12 +196,14 @@ def decided(pruner: Pruner, private: Pruner, recipe: Recipe, decision: Decision)
     return replace(made, fingerprint=pruner.fingerprint, template=lambda: pruner.template)
 
 
-def _own(pruner: Pruner, module: torch.fx.GraphModule, held: Held | None, fit: Callable[[torch.nn.Module], object]) -> Outcome:
+def _own(
+    pruner: Pruner, module: torch.fx.GraphModule, held: FixedMask | None, fit: Callable[[torch.nn.Module], object]
+) -> Outcome:
     """The user's own training loop."""
     import time
 
-    judge = judge_of(pruner)
-    before = judge(module)
+    validator = validator_of(pruner)
+    before = validator(module)
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     home = device_of(module)
     start = time.monotonic()
@@ -225,8 +227,8 @@ def _own(pruner: Pruner, module: torch.fx.GraphModule, held: Held | None, fit: C
     if held is not None:
         held.hold(module)
     module.eval()
-    after = judge(module)
-    best = int(judge.better(after.value, before.value))
+    after = validator(module)
+    best = int(validator.better(after.value, before.value))
     if not best:
         module.load_state_dict(state)
     return Outcome(
@@ -243,11 +245,11 @@ def _own(pruner: Pruner, module: torch.fx.GraphModule, held: Held | None, fit: C
     )
 
 
-def judge_of(pruner: Pruner) -> Judge:
+def validator_of(pruner: Pruner) -> Validator:
     """Scores on validation; agreement is with the dense model, whether it teaches or not."""
-    judge = Judge(pruner.workload)
-    judge.teach(pruner.graph.module)
-    return judge
+    validator = Validator(pruner.workload)
+    validator.teach(pruner.graph.module)
+    return validator
 
 
 def _plan(plan: Plan | str) -> Plan:

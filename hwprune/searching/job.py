@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hwprune.common.files import dump_toml, read_toml, write_atomic
 from hwprune.deploy import quantise
 from hwprune.errors import UsageError
 from hwprune.recovery import plan
+from hwprune.recovery.plan import Plan
 from hwprune.searching.constraints import Constraints
 
 SCHEMA = 1
@@ -62,9 +63,13 @@ class Job:
     table: str = ""
     estimate: bool = False
     quantize: str = ""
+    training: Plan | None = field(init=False, repr=False, compare=False, default=None)
+    """How finalists are trained, if they are: ``recover``, parsed."""
+    precisions: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
+    """``quantize``, parsed."""
 
     def __post_init__(self) -> None:
-        faults = self._limits()
+        faults = self._limit_faults()
         if self.trials < 0 or (self.trials == 0 and self.time_s == 0):
             faults.append(f"trials must be at least 1 (or 0 with a time limit), got {self.trials}")
         if self.time_s < 0:
@@ -78,23 +83,30 @@ class Job:
         if sum(map(bool, (self.remote, self.table, self.estimate))) > 1:
             faults.append("remote, table and estimate exclude each other: a latency comes from one of them")
         try:
-            quantise.parse(self.quantize)
+            object.__setattr__(self, "precisions", quantise.parse(self.quantize))
         except UsageError as error:
             faults.append(f"quantize: {error}")
         if self.recover != "auto":
-            try:
-                trained = plan.parse(self.recover) is not None
-            except UsageError as error:
-                faults.append(f"recover: {error}")
-            else:
-                try:
-                    compensation.parse("none" if trained else self.recover)
-                except UsageError as error:
-                    faults.append(f"recover: {error}{self._meant()}")
+            faults += self._parse_recover()
         if faults:
             raise UsageError("this search can't be started:", faults)
 
-    def _meant(self) -> str:
+    def _parse_recover(self) -> list[str]:
+        """Fill in `training`; the faults of ``recover``."""
+        try:
+            training = plan.parse(self.recover)
+        except UsageError as error:
+            return [f"recover: {error}"]
+        if training is not None:
+            object.__setattr__(self, "training", replace(training, seed=self.seed))
+            return []
+        try:
+            compensation.parse(self.recover)
+        except UsageError as error:
+            return [f"recover: {error}{self._suggest_training()}"]
+        return []
+
+    def _suggest_training(self) -> str:
         """What a training's name was perhaps meant to be; compensations have a hint of their own."""
         near = difflib.get_close_matches(self.recover.partition(":")[0], plan.KINDS, 1)
         return (
@@ -103,7 +115,7 @@ class Job:
             else f" Or a training: {', '.join(f'{kind}:EPOCHS' for kind in plan.KINDS)}."
         )
 
-    def _limits(self) -> list[str]:
+    def _limit_faults(self) -> list[str]:
         faults = []
         if self.max_drop is not None and not self.max_drop >= 0:
             faults.append(f"max_drop must be >= 0 (0.01 is one point of an accuracy), got {self.max_drop}")
@@ -113,25 +125,15 @@ class Job:
         return faults
 
     @property
-    def training(self) -> plan.Plan | None:
-        """How finalists are trained, if they are."""
-        found = plan.parse(self.recover) if self.recover != "auto" else None
-        return None if found is None else replace(found, seed=self.seed)
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        return quantise.parse(self.quantize)
-
-    @property
     def repaired(self) -> bool:
         """Do finalists get a more thorough compensation than other trials? Not where the user has asked for another."""
         return self.recover == "auto" or self.training is not None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
     def write(self, run: Path) -> None:
-        values = {key: value for key, value in asdict(self).items() if value is not None}
+        values = {key: value for key, value in self.to_json().items() if value is not None}
         text = f"# written by hwprune; `hwprune search --resume --out {run.name}` goes on from it\nschema = {SCHEMA}\n"
         write_atomic(run / FILE, text + dump_toml(values))
 

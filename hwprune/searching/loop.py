@@ -13,21 +13,49 @@ import optuna
 from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating.evaluator import Evaluator
-from hwprune.searching.evaluating.scored import Scored
+from hwprune.searching.evaluating.scored import ScoredCandidate
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
-from hwprune.searching.sampling.advisor import Advisor
-from hwprune.searching.sampling.knapsack import KnapsackSampler
 from hwprune.searching.sampling.samplers import UNIFORM
+from hwprune.searching.sampling.search_model import SearchModel
 from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.study.attributes import CLOSED
 from hwprune.searching.study.lease import own
 from hwprune.searching.study.store import Store
 
 REPEATS = 10
 """Proposals in a row that were evaluated before, after which something random is proposed."""
 WAIT_S = 0.5
-CLOSED = "closed"
-"""Attribute of the study: no trial is started any more."""
+
+
+class Countdown:
+    """When the search is over, and how long that may take from now."""
+
+    def __init__(self, trials: int, time_s: float, started: float) -> None:
+        self._trials, self._time_s, self._started = trials, time_s, started
+        self._first_trial = time.monotonic()
+
+    def start_trials(self) -> None:
+        """What came before the first trial took its own time, and so will the final round."""
+        self._first_trial = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Is the time that was given up?"""
+        return bool(self._time_s) and time.monotonic() - self._started >= self._time_s
+
+    def seconds_left(self, done: int, evaluated: int) -> float | None:
+        """Seconds until the last trial; None: nothing tells.
+
+        Args:
+            done: finished trials of all processes.
+            evaluated: those of this one since `start_trials`.
+        """
+        now = time.monotonic()
+        by_trials = (now - self._first_trial) / max(1, evaluated) * (self._trials - done) if self._trials else None
+        by_time = self._time_s - (now - self._started) if self._time_s else None
+        known = [max(0.0, value) for value in (by_trials, by_time) if value is not None]
+        return min(known) if known else None
 
 
 @dataclass(slots=True)
@@ -36,7 +64,7 @@ class Work:
 
     Attributes:
         can_time: is this process on the device? If not, it leaves latencies to those that are.
-        chief: the search itself; it waits for the trials of others, and what must be done once is its own.
+        is_main: the search itself; it waits for the trials of others, and what must be done once is its own.
         after: called after each trial of this process with all finished trials.
     """
 
@@ -44,21 +72,16 @@ class Work:
     store: Store
     space: SearchSpace
     evaluator: Evaluator
-    advisor: Advisor
+    model: SearchModel
     sampler: optuna.samplers.BaseSampler
     progress: Progress
-    chief: bool = True
+    countdown: Countdown
+    is_main: bool = True
     can_time: bool = True
     after: Callable[[list[Trial]], None] = lambda _trials: None
     notes: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
     evaluated: int = field(init=False, default=0)
-    _begun: float = field(init=False, default_factory=time.monotonic)
     _repeats: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sampler, KnapsackSampler):
-            self.advisor.model = self.sampler
 
     @property
     def constraints(self) -> Constraints:
@@ -66,13 +89,13 @@ class Work:
 
     def run(self) -> list[Trial]:
         """Work until there is nothing left to do; all finished trials."""
-        self._begun = time.monotonic()
-        if self.chief and (known := len(self.store.trials(as_searched=True))):
+        self.countdown.start_trials()
+        if self.is_main and (known := len(self.store.trials(as_searched=True))):
             self.progress.note(f"going on: {known}{f' of {self.job.trials}' if self.job.trials else ''} trials are done")
         while True:
             while self._once():
                 pass
-            if not self.chief:
+            if not self.is_main:
                 break
             self._close()
             # A worker may have died over one of the last trials: it is still to be done.
@@ -84,8 +107,8 @@ class Work:
         """Nobody starts another trial; what others have begun belongs to the search."""
         self.store.write(CLOSED, True)
         while self.store.busy():
-            if self.can_time and (parked := self.store.unpark()) is not None:
-                self._time(*parked, self.store.trials(as_searched=True))
+            if self.can_time and (handed_over := self.store.claim()) is not None:
+                self._time(*handed_over, self.store.trials(as_searched=True))
                 continue
             time.sleep(WAIT_S)
             self.store.recover(self.constraints.of)
@@ -95,12 +118,12 @@ class Work:
         while True:
             if again := self.store.recover(self.constraints.of):
                 self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
-            if self.can_time and (parked := self.store.unpark()) is not None:
-                self._time(*parked, self.store.trials(as_searched=True))
+            if self.can_time and (handed_over := self.store.claim()) is not None:
+                self._time(*handed_over, self.store.trials(as_searched=True))
                 return True
-            with self.store.one_look():
+            with self.store.snapshot():
                 trials, busy = self.store.trials(as_searched=True), self.store.busy()
-            if self._finished(trials) or (not self.chief and self.store.read(CLOSED)):
+            if self._finished(trials) or (not self.is_main and self.store.read(CLOSED)):
                 return False
             if self.job.trials and len(trials) + busy >= self.job.trials:
                 time.sleep(WAIT_S)  # all that are wanted are being evaluated; one may die
@@ -117,7 +140,7 @@ class Work:
         if self.job.trials and len(trials) >= self.job.trials:
             return True
         # The search keeps the time; workers go by its word that it is over.
-        return self.chief and bool(self.job.time_s) and time.monotonic() - self.started >= self.job.time_s
+        return self.is_main and self.countdown.over
 
     def _next(self, trials: list[Trial]) -> bool:
         """One proposal; False if nothing new can be proposed."""
@@ -126,10 +149,10 @@ class Work:
         except optuna.exceptions.UpdateFinishedTrialError:
             return True  # it took so long to propose that another worker took this one for dead
         recipe = self.space.recipe(asked.params)
-        with self.store.one_look():
+        with self.store.snapshot():
             late = self.job.trials and self.store.ahead(asked) >= self.job.trials
             other = self.store.superseded(asked)
-            earlier = other if other is not None else self.store.known(asked, recipe) or self._dense(recipe, asked.number)
+            earlier = other if other is not None else self.store.known(asked, recipe) or self._dense_trial(recipe, asked.number)
         if late:
             self.store.interrupt(asked)  # others were quicker to ask for the last one
             return True
@@ -141,16 +164,16 @@ class Work:
                 return self._enqueue_unseen({trial.recipe.digest for trial in trials})
             return True
         self._repeats = 0
-        advice = self.advisor.advice(self.store.study, asked, trials, self.job.max_size)
+        expected = self.model.expectation(self.store.study, asked, trials, self.job.max_size)
         origin = self.store.origin(asked, self.job.sampler)
         try:
             with self.store.holding(asked):
-                scored = self.evaluator.scored(asked.number, recipe, origin, advice)
-                if isinstance(scored, Scored) and not self.can_time:
-                    self.store.park(asked, {**scored.to_json(), "by": own()})
+                scored = self.evaluator.score(asked.number, recipe, origin, expected)
+                if isinstance(scored, ScoredCandidate) and not self.can_time:
+                    self.store.hand_over(asked, {**scored.to_json(), "by": own()})
                     self.evaluated += 1
                     return True
-                trial = self.evaluator.timed(scored, advice) if isinstance(scored, Scored) else scored
+                trial = self.evaluator.measure(scored, expected) if isinstance(scored, ScoredCandidate) else scored
         except BaseException:
             self.store.interrupt(asked)
             raise
@@ -159,48 +182,41 @@ class Work:
 
     def _time(self, asked: optuna.Trial, data: Mapping[str, Any], trials: list[Trial]) -> None:
         """Measure the latency of a candidate that another worker has made and scored."""
-        scored = Scored.from_json(asked.number, data)
+        scored = ScoredCandidate.from_json(asked.number, data)
         try:
             with self.store.holding(asked):
-                advice = self.advisor.advice(self.store.study, asked, trials, self.job.max_size)
-                trial = self.evaluator.timed(scored, advice)
+                expected = self.model.expectation(self.store.study, asked, trials, self.job.max_size)
+                trial = self.evaluator.measure(scored, expected)
         except BaseException:
-            self.store.park(asked, {**data, "by": own()})  # whoever comes next times it
+            self.store.hand_over(asked, {**data, "by": own()})  # whoever comes next times it
             raise
         self._tell(asked, trial, trials)
 
     def _tell(self, asked: optuna.Trial, trial: Trial, trials: list[Trial]) -> None:
-        whole = max(1, self.evaluator.validation.examples)
+        whole = max(1, self.evaluator.dense.validation.examples)
         share = min(1.0, trial.divergence.samples / whole) if trial.divergence is not None else 1.0
-        twin = self.store.known(asked, trial.recipe)
-        if isinstance(twin, Trial):  # two workers proposed it at the same moment
-            self.store.tell_duplicate(asked, twin, self.constraints.of(twin))
+        known = self.store.known(asked, trial.recipe)
+        if isinstance(known, Trial):  # two workers proposed it at the same moment
+            self.store.tell_duplicate(asked, known, self.constraints.of(known))
             return
-        dense = self.evaluator.baseline.size_bytes if self.evaluator.baseline is not None else None
-        if not self.store.tell(asked, trial, self.constraints.of(trial), share, dense):
+        dense_bytes = self.evaluator.dense.baseline.size_bytes
+        if not self.store.tell(asked, trial, self.constraints.of(trial), share, dense_bytes):
             self.progress.note(f"trial {asked.number}: another worker has finished it meanwhile")
             return
         self.evaluated += 1
         done = [*trials, trial]
-        self.progress.trial(trial, self._best(done), len(done), self.job.trials, self._left(len(done)))
+        self.progress.trial(
+            trial, self._best(done), len(done), self.job.trials, self.countdown.seconds_left(len(done), self.evaluated)
+        )
         self.after(done)
 
-    def _dense(self, recipe: Any, number: int) -> Trial | None:
+    def _dense_trial(self, recipe: Any, number: int) -> Trial | None:
         """The dense recipe needs no trial: it is the baseline."""
         if recipe.choices:
             return None
-        base = self.evaluator.baseline
-        assert base is not None
+        base = self.evaluator.dense.baseline
         one = replace(base.self_speedup, value=1.0, ci_low=1.0, ci_high=1.0)
         return Trial(number, recipe, "measured", base.metric, 0.0, base.latency, one, base.params, base.macs, base.size_bytes)
-
-    def _left(self, done: int) -> float | None:
-        """Seconds until the last trial; what came before the first one took its own time, and so will the final round."""
-        now = time.monotonic()
-        by_trials = (now - self._begun) / max(1, self.evaluated) * (self.job.trials - done) if self.job.trials else None
-        by_time = self.job.time_s - (now - self.started) if self.job.time_s else None
-        known = [max(0.0, value) for value in (by_trials, by_time) if value is not None]
-        return min(known) if known else None
 
     def _enqueue_unseen(self, known: set[str]) -> bool:
         """Propose a random recipe that was not evaluated yet; False if none was found in 1,000 draws."""

@@ -9,23 +9,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from hwprune import runtimes
-from hwprune.errors import UnavailableError, UsageError
-from hwprune.latency.availability import missing
-from hwprune.latency.bench import Bench
-from hwprune.latency.host import host
-from hwprune.latency.latency_table import LatencyTable
-from hwprune.latency.roofline import Roofline
-from hwprune.latency.source import check_table
-from hwprune.records import target as targets
-from hwprune.records.target import Target
+from hwprune.errors import UsageError
 from hwprune.searching import job
 from hwprune.searching.job import FILE, Job
 from hwprune.searching.progress import Progress
+from hwprune.searching.resolved_job import ResolvedJob, resolve
 from hwprune.searching.result import Result
 from hwprune.searching.sampling import samplers
 from hwprune.searching.session import Session
-from hwprune.searching.space import space_file
 from hwprune.workload import loading
 from hwprune.workload.workload import Workload
 
@@ -93,7 +84,9 @@ def search(
         trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage, database=str(database),
         remote=remote, table=str(table), estimate=estimate, quantize=quantize,
     )  # fmt: skip
-    return run_job(job, workload, Path(out) if out else default_run(workload.name), resume, progress or Progress())
+    return run_job(
+        check_job(job), workload, Path(out) if out else default_run(workload.name), resume=resume, progress=progress or Progress()
+    )
 
 
 def default_run(name: str) -> Path:
@@ -102,62 +95,10 @@ def default_run(name: str) -> Path:
     return Path("runs") / f"{safe}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def check_job(job: Job) -> tuple[Target, space_file.SpaceFile]:
-    """Everything that can be wrong before a model is loaded. Raises `UsageError`."""
+def check_job(job: Job) -> ResolvedJob:
+    """The job with everything that it names; raises `UsageError` for all that can be wrong before a model is loaded."""
     samplers.check(job.sampler)
-    chosen = targets.load(job.target)
-    check_runtime(chosen)
-    if job.estimate:
-        Roofline(chosen)
-    elif job.table:
-        check_table(LatencyTable.read(Path(job.table)), chosen)
-    else:
-        require_target(chosen, job.remote)
-    return chosen, space_file.load(job.space)
-
-
-def check_runtime(target: Target) -> None:
-    """Raises `UsageError` if the profile names no known runtime, or a precision that this one does not run."""
-    known = runtimes.get(target.runtime)
-    if target.precision not in known.precisions:
-        raise UsageError(
-            f"target {target.name}: {known.name} does not run {target.precision}; it runs {', '.join(known.precisions)}"
-        )
-    if known.options is not None and (unknown := sorted(set(target.options) - known.options)):
-        raise UsageError(
-            f"target {target.name}: {known.name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known.options))}"
-        )
-    if target.device == "cuda" and "device_id" in target.options:
-        raise UsageError(
-            f"target {target.name}: choose the GPU with CUDA_VISIBLE_DEVICES, not with device_id: the first one is used"
-        )
-    if target.device != known.device:
-        raise UsageError(f"target {target.name} is a {target.device} device, but {known.name} runs on {known.device}")
-
-
-def require_target(target: Target, remote: str = "") -> None:
-    """Raises `UnavailableError` if the target can't be measured on this machine (or the remote one); never silently another."""
-    where = "this machine"
-    if remote:
-        machine = host(remote)
-        try:
-            with Bench(target, host=machine) as bench:
-                reasons = list(bench.check()["missing"])
-        finally:
-            machine.close()
-        where = remote
-    else:
-        reasons = missing(target)
-    if not reasons:
-        return
-    raise UnavailableError(
-        f"target {target.name} ({target.description}) can't be measured on {where}: {'; '.join(reasons)}.\n"
-        "Three ways on:\n"
-        "  1. measure on a machine that has the device and hwprune: --remote ssh://user@host\n"
-        "  2. bring a latency table: run `hwprune probe WORKLOAD --target NAME --table DIR` there, then --table DIR here\n"
-        "  3. a roofline estimate from the data sheet: --estimate\n"
-        "Or measure on this machine's CPU: --target cpu"
-    )
+    return resolve(job)
 
 
 @contextlib.contextmanager
@@ -192,21 +133,19 @@ def join(run: Path, progress: Progress | None = None, workload: Workload | None 
         if not job.workload:
             raise UsageError(f"the run in {run} was made from a live Python object: join it with hwprune.join(run, workload=...)")
         workload = loading.load(job.workload)
-    target, space = targets.load(job.target), space_file.load(job.space)
     with _writable(run):
-        return Session(job, workload, run, target, space, progress or Progress()).join()
+        return Session(resolve(job, available=False), workload, run, progress or Progress()).join()
 
 
-def run_job(job: Job, workload: Workload, run: Path, resume: bool, progress: Progress) -> Result:
+def run_job(job: ResolvedJob, workload: Workload, run: Path, *, resume: bool, progress: Progress) -> Result:
     """The search itself, with everything resolved."""
-    target, space = check_job(job)
     held = (run / FILE).exists()
     if held and not resume:
         raise UsageError(f"{run} holds a run already: go on with it (--resume) or choose another --out")
     if resume and not held:
         raise UsageError(f"{run} holds no run to resume")
     with _writable(run), locked(run):
-        return Session(job, workload, run, target, space, progress).go(resume)
+        return Session(job, workload, run, progress).go(resume=resume)
 
 
 @contextlib.contextmanager

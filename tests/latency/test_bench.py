@@ -14,7 +14,7 @@ import torch
 
 import hwprune
 from hwprune.errors import CandidateFailure, RunError, UnknownNameError, UsageError
-from hwprune.latency.bench import Bench, Limits
+from hwprune.latency.bench import Bench, BenchLimits
 from hwprune.latency.fresh import remeasure
 from hwprune.latency.paired import Settings
 from hwprune.records import target as targets
@@ -53,10 +53,10 @@ def test_runs_and_times_a_model(files, cpu, tmp_path):
         outputs = scoring.read_outputs(tmp_path / "out.npz")
         assert [batch[0].shape for batch in outputs] == [torch.Size([20, 4])] * 3
         result = bench.pair("small", "dense", files / "samples.npz", FAST)
-        assert result["clock"] == "thread_cpu"
-        assert result["quads"] >= 8
-        assert result["ci_low"] <= result["speedup"] <= result["ci_high"]
-        assert result["latency_s"] > 0
+        assert result.clock == "thread_cpu"
+        assert result.quads >= 8
+        assert result.ratio_low <= result.speedup.value <= result.ratio_high
+        assert result.latency.value > 0
 
 
 def test_unreadable_model_is_a_failed_candidate(files, cpu, tmp_path):
@@ -84,17 +84,17 @@ def test_native_crash_is_a_failed_candidate_and_the_dense_model_comes_back(files
 
 
 def test_candidate_that_takes_too_long_is_ended(files, cpu):
-    with Bench(cpu, Limits(seconds=3.0)) as bench:
+    with Bench(cpu, BenchLimits(seconds=3.0)) as bench:
         bench.load("dense", files / "dense" / "model.onnx", keep=True)
         with pytest.raises(CandidateFailure, match="longer than 3 s"):
-            bench.pair("dense", "dense", files / "samples.npz", Settings(limit_s=60, half_width=0, most_quads=1024, letter_s=0.2))
+            bench.pair("dense", "dense", files / "samples.npz", Settings(limit_s=60, half_width=0, most_quads=1024, block_s=0.2))
         bench.load("dense", files / "dense" / "model.onnx")
 
 
 def test_candidate_that_takes_too_much_memory_fails(files, cpu, tmp_path):
     huge = tmp_path / "huge.npz"
     np.savez(huge, **{"00000.input0": np.zeros((60000, 1, 8, 8), np.float32)})  # 64 channels: a GB of activations
-    with Bench(cpu, Limits(memory=500_000_000)) as bench:
+    with Bench(cpu, BenchLimits(memory=500_000_000)) as bench:
         bench.load("dense", files / "dense" / "model.onnx", keep=True)
         with pytest.raises(CandidateFailure, match=r"run: .*(memory|allocate|bad_alloc)"):
             bench.run("dense", huge, tmp_path / "out.npz")

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from hwprune.latency import predictor
 from hwprune.latency.latency_table import Entry, LatencyTable
-from hwprune.latency.predictor import LatencyModel, Regressor, settle
+from hwprune.latency.predictor import LatencyModel, Regressor, measure_until_certain
 from hwprune.latency.splitting import split
 
 
@@ -143,12 +143,12 @@ def test_too_uncertain_predictions_are_measured_and_certain_ones_are_not(table):
     bench = FakeBench({s.signature: s for s in segments})
     model = LatencyModel(table, "n")
     assert model.predict(segments).relative > predictor.UNCERTAIN
-    found = settle(model, segments, bench)
+    found = measure_until_certain(model, segments, bench)
     assert bench.asked
     assert found.relative <= predictor.UNCERTAIN or found.known == 1.0
     assert found.seconds == pytest.approx(sum(map(truth, segments)), rel=0.15)
     again = len(bench.asked)
-    settle(model, segments, bench)
+    measure_until_certain(model, segments, bench)
     assert len(bench.asked) == again
 
 

@@ -17,7 +17,7 @@ from hwprune.latency import paired, sensors
 from hwprune.latency.device_lock import Slot
 from hwprune.latency.latency_table import FEATURES, Entry, LatencyTable
 from hwprune.latency.roofline import Roofline
-from hwprune.latency.source import Estimated, FromTable, Measured, check_table, judged
+from hwprune.latency.source import Estimated, FromTable, Measured, check_table, over_sessions
 from hwprune.latency.splitting import split
 from hwprune.latency.worker import throttled
 from hwprune.onnx_files import to_onnx
@@ -151,6 +151,11 @@ def test_outliers_are_counted():
     assert paired.outlier_share([0.0] * 8) == 0.0
 
 
+def session(ratio):
+    """One session of two files, as the bench gives it."""
+    return paired.Paired("wall", ratio, ratio * 0.999, ratio * 1.001, 1.0, 1.0, 1.0, ratio, 16, ratio, 1.0)
+
+
 class FakeBench:
     """The dense model against copies of itself, with the deviation we say."""
 
@@ -168,7 +173,7 @@ class FakeBench:
     def pair(self, a, b, example, settings):
         self.settings.append(settings)
         value = self.speedups.pop(0)
-        return {"speedup": value, "ci_low": value * 0.999, "ci_high": value * 1.001}
+        return session(value)
 
 
 def test_gate_puts_the_sessions_deviation_into_every_later_interval(tmp_path, monkeypatch):
@@ -176,10 +181,10 @@ def test_gate_puts_the_sessions_deviation_into_every_later_interval(tmp_path, mo
     bench = FakeBench([1.02, 0.98, 1.02, 0.98, 1.5])
     source = Measured(bench, tmp_path, paired.Settings())
     result = source.dense(tmp_path / "model.onnx")
-    assert bench.loaded == ["twin"] * 4  # a new session each time
+    assert bench.loaded == ["dense_copy"] * 4  # a new session each time
     deviation = source.settings.session_sd
     assert deviation == pytest.approx(math.sqrt((4 * 0.005**2 + 4 * 0.02**2) / 8), rel=0.02)
-    assert result["ci_low"] < 1 < result["ci_high"]
+    assert result.ratio_low < 1 < result.ratio_high
     source.candidate(tmp_path)
     assert bench.settings[-1].session_sd == deviation
 
@@ -194,14 +199,14 @@ def test_gate_puts_the_sessions_deviation_into_every_later_interval(tmp_path, mo
     ],
 )
 def test_gate_judges_all_sessions(speedups, passed):
-    assert judged([math.log(value) for value in speedups])["passed"] is passed
+    assert over_sessions([session(value) for value in speedups]).passed is passed
 
 
 def test_gate_passes_a_quiet_machine_and_seldom_a_noisy_one():
     draw = random.Random(0)
 
     def rate(sd):
-        return sum(judged([draw.gauss(0, sd) for _ in range(4)])["passed"] for _ in range(400)) / 400
+        return sum(over_sessions([session(math.exp(draw.gauss(0, sd))) for _ in range(4)]).passed for _ in range(400)) / 400
 
     assert rate(0.004) > 0.9
     assert rate(0.05) < 0.05
@@ -242,14 +247,12 @@ def test_masks_that_a_target_executes_are_not_taken_for_dense(tmp_path):
     path = to_onnx.to_onnx(model.eval(), (torch.randn(1, 8),), tmp_path / "m.onnx")
     with pytest.raises(CandidateFailure, match="2:4 weights"):
         FromTable(known(h100, "NVIDIA H100"), "n", h100, [(1, 8)]).dense(path)
-    assert FromTable(known(cpu), "n", cpu, [(1, 8)]).dense(path)["speedup"] == 1.0
-    plain = Estimated(targets.load("t4"), [(1, 8)]).dense(path)["latency_s"]  # no sparse mode: no discount
+    assert FromTable(known(cpu), "n", cpu, [(1, 8)]).dense(path).ratio == 1.0
+    plain = Estimated(targets.load("t4"), [(1, 8)]).dense(path).latency_s  # no sparse mode: no discount
     with torch.no_grad():
         model[0].weight.add_(1.0)
     assert (
-        Estimated(targets.load("t4"), [(1, 8)]).dense(to_onnx.to_onnx(model, (torch.randn(1, 8),), tmp_path / "n.onnx"))[
-            "latency_s"
-        ]
+        Estimated(targets.load("t4"), [(1, 8)]).dense(to_onnx.to_onnx(model, (torch.randn(1, 8),), tmp_path / "n.onnx")).latency_s
         == plain
     )
 
@@ -263,9 +266,9 @@ def test_predicted_sources_are_labelled_and_consistent(device, tmp_path):
         (FromTable(table, "n", cpu, [(1, 1, 8, 8)]), "table"),
     ):
         dense = source.dense(big)
-        assert dense["clock"] == source.label == label
-        assert dense["speedup"] == dense["ci_low"] == dense["ci_high"] == 1.0
-        assert source.candidate(big)["speedup"] == pytest.approx(1.0)
+        assert dense.clock == source.label == label
+        assert dense.ratio == dense.ratio_low == dense.ratio_high == 1.0
+        assert source.candidate(big).ratio == pytest.approx(1.0)
         with pytest.raises(CandidateFailure, match="can't be predicted"):
             type(source)(*((device,) if label == "estimated" else (table, "n", cpu)), [(1, 7, 8, 8)]).dense(big)
 

@@ -19,7 +19,7 @@ from hwprune.latency.splitting import split
 from hwprune.onnx_files import to_onnx
 from hwprune.probe import estimating, probe_files, probing
 from hwprune.probe.attribution import attribute
-from hwprune.probe.pieces import staircase_of
+from hwprune.probe.cut_segments import staircase_of
 from hwprune.pruning.pruner import Pruner
 from hwprune.records import target as targets
 from tests.conftest import randomise, tiny_workload

@@ -11,10 +11,10 @@ from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.recover import DECIDERS, prune_gradually, recover
-from hwprune.recovery.sparsifiers.deciding import Gradual
+from hwprune.recovery.recover import MASK_LEARNERS, prune_gradually, recover
 from hwprune.recovery.sparsifiers.gates import Gates
 from hwprune.recovery.sparsifiers.growing import Growing
+from hwprune.recovery.sparsifiers.mask_learner import Gradual
 from hwprune.recovery.sparsifiers.movement import Movement
 from hwprune.recovery.sparsifiers.platon import Platon
 
@@ -25,7 +25,7 @@ def private(stripes):
     return Pruner(dataclasses.replace(stripes.workload, model=copy.deepcopy(stripes.workload.model)))
 
 
-@pytest.mark.parametrize("decider", sorted(DECIDERS))
+@pytest.mark.parametrize("decider", sorted(MASK_LEARNERS))
 def test_axes_end_at_the_recipes_sparsity_in_a_model_that_is_cut(stripes, decider):
     before = {name: value.clone() for name, value in stripes.workload.model.state_dict().items()}
     made = prune_gradually(stripes, CHANNELS, Plan("gradual", 3, updates=5), decider)
@@ -38,7 +38,7 @@ def test_axes_end_at_the_recipes_sparsity_in_a_model_that_is_cut(stripes, decide
     assert all(torch.equal(value, before[name]) for name, value in stripes.workload.model.state_dict().items())
 
 
-@pytest.mark.parametrize("decider", sorted(DECIDERS))
+@pytest.mark.parametrize("decider", sorted(MASK_LEARNERS))
 def test_weights_end_at_the_recipes_sparsity_and_stay_zero(stripes, decider):
     recipe = uniform_recipe(stripes, "unstructured", 0.75, criterion="l1", compensation="none")
     made = prune_gradually(stripes, recipe, Plan("gradual", 3, updates=5), decider)

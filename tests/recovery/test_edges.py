@@ -22,10 +22,10 @@ from hwprune.recovery.loop import batch_norms, distillation, rates
 from hwprune.recovery.loop.checkpoint import FILE, Checkpoint
 from hwprune.recovery.loop.run import search_rate, train
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.recover import DECIDERS, prune_gradually, recover
-from hwprune.recovery.sparsifiers.base import Held
-from hwprune.recovery.sparsifiers.deciding import Gradual
+from hwprune.recovery.recover import MASK_LEARNERS, prune_gradually, recover
+from hwprune.recovery.sparsifiers.base import FixedMask
 from hwprune.recovery.sparsifiers.gates import Gates
+from hwprune.recovery.sparsifiers.mask_learner import Gradual
 from hwprune.workload.metrics import Metric
 from hwprune.workload.workload import first_tensor
 from tests.recovery.conftest import batches
@@ -86,7 +86,7 @@ def test_the_search_for_a_rate_leaves_no_trace_and_is_the_one_that_training_make
     wanted = torch.rand(1)
     torch.manual_seed(5)
     plan = Plan("finetune", 6)
-    rate = search_rate(module, stripes.workload, plan, Held(candidate.masks))
+    rate = search_rate(module, stripes.workload, plan, FixedMask(candidate.masks))
     assert torch.equal(torch.rand(1), wanted)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     made = recover(stripes, candidate, plan)
@@ -106,7 +106,7 @@ def test_trials_that_bring_little_are_made_again_longer(stripes, monkeypatch, li
 
     monkeypatch.setattr(rates, "best", best)
     candidate = masked(stripes, 0.8)
-    rate = search_rate(copy.deepcopy(candidate.module), stripes.workload, Plan("finetune", 12), Held(candidate.masks))
+    rate = search_rate(copy.deepcopy(candidate.module), stripes.workload, Plan("finetune", 12), FixedMask(candidate.masks))
     first = asked[0][0]
     # From the rate that the short ones found and from the first one, with four times the steps.
     assert [rate for rate, _ in asked] == ([first, first / 2, first] if little else [first])
@@ -261,7 +261,7 @@ def test_what_is_kept_of_a_finished_training_gives_it_again(stripes, tmp_path):
     assert not (tmp_path / FILE).exists()
 
 
-@pytest.mark.parametrize("decider", [*sorted(DECIDERS), "gates"])
+@pytest.mark.parametrize("decider", [*sorted(MASK_LEARNERS), "gates"])
 def test_every_decider_goes_on_from_its_checkpoint(stripes, tmp_path, decider):
     how = gates if decider == "gates" else decider
     plan = Plan("gradual", 4, checkpoint_s=0, checks=100, updates=8, rate=0.002)
@@ -296,10 +296,10 @@ def test_a_gradual_run_that_was_stopped_while_it_settled_does_not_rise_again(str
 # -- what decides ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decider", [*sorted(DECIDERS), "gates"])
+@pytest.mark.parametrize("decider", [*sorted(MASK_LEARNERS), "gates"])
 def test_training_that_begins_anew_knows_nothing_of_the_first_try(stripes, decider):
     """One batch late in the run gives NaN; what follows is what a run with the smaller rate would have been."""
-    how = gates if decider == "gates" else DECIDERS[decider]
+    how = gates if decider == "gates" else MASK_LEARNERS[decider]
 
     def run(rate, bad):
         own = private(stripes)

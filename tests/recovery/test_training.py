@@ -17,10 +17,10 @@ from hwprune import uniform_recipe
 from hwprune.errors import CandidateFailure, RunError, UsageError, WorkloadError
 from hwprune.recovery.loop.checkpoint import FILE, Checkpoint
 from hwprune.recovery.loop.run import train
-from hwprune.recovery.loop.validation import Judge
+from hwprune.recovery.loop.validation import Validator
 from hwprune.recovery.plan import Plan, parse
 from hwprune.recovery.recover import recover
-from hwprune.recovery.sparsifiers.base import Held
+from hwprune.recovery.sparsifiers.base import FixedMask
 from hwprune.workload import metrics
 
 from .conftest import batches, make
@@ -41,7 +41,7 @@ def test_a_cut_model_gets_better_and_the_dense_one_is_untouched(stripes, kind):
     kept = {name: value.clone() for name, value in candidate.module.state_dict().items()}
     made = recover(stripes, candidate, f"{kind}:4")
     assert made.outcome.after.value > made.outcome.before.value + 0.02
-    assert Judge(stripes.workload)(made.candidate.module).value == pytest.approx(made.outcome.after.value)
+    assert Validator(stripes.workload)(made.candidate.module).value == pytest.approx(made.outcome.after.value)
     assert made.outcome.steps == 32 and made.outcome.examples == 4 * 256 and made.seconds > 0
     assert all(torch.equal(value, before[name]) for name, value in stripes.workload.model.state_dict().items())
     assert all(torch.equal(value, kept[name]) for name, value in candidate.module.state_dict().items())
@@ -60,7 +60,7 @@ def test_not_one_removed_weight_comes_back(stripes, optimizer):
 
 def test_masks_are_held_on_gradients_state_and_averages_too(stripes):
     module = copy.deepcopy(masked(stripes).module)
-    held = Held(masked(stripes).masks)
+    held = FixedMask(masked(stripes).masks)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
     for images, labels in batches(64, 5):
         nn.functional.cross_entropy(module(images), labels).backward()
@@ -440,5 +440,5 @@ def test_sigkill_loses_one_checkpoint_interval_at_most(tmp_path):
 
 def test_metrics_where_less_is_better(stripes):
     scored = metrics.Metric("loss", lambda out, y: nn.functional.cross_entropy(out, y, reduction="none"), higher_is_better=False)
-    judge = Judge(dataclasses.replace(stripes.workload, metric=scored))
+    judge = Validator(dataclasses.replace(stripes.workload, metric=scored))
     assert judge.better(0.1, than=0.2) and not judge.better(0.2, than=0.1)

@@ -21,7 +21,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def items_for(store):
-    """Items over a store's own parameters, with made-up prices."""
+    """Items over a store's own parameters, with made-up savings."""
     names = store.distributions()
     (level,) = [name for name in names if name.startswith("level:")]
     rest = {name: d.choices[0] for name, d in names.items() if name != level}
@@ -202,8 +202,8 @@ def test_interactions_give_the_whole_quadratic():
     sampler = KnapsackSampler(items)
     draw = np.random.default_rng(0)
     chosen = draw.integers(0, 7, (20, 5))
-    shares = sampler.divergence_model.contributions(chosen)
-    own = np.stack([sampler._errors[u][chosen[:, u]] for u in range(5)], axis=1)
+    shares = sampler.posterior.divergence.contributions(chosen)
+    own = np.stack([sampler.problem.errors[u][chosen[:, u]] for u in range(5)], axis=1)
     for row, levels, alone in zip(shares, chosen, own, strict=True):
         total = sum(problem.responses[u][i] for u, i in enumerate(levels))
         inner = np.array([problem.responses[u][i] @ total / 128 for u, i in enumerate(levels)])
@@ -365,13 +365,13 @@ def test_a_split_that_sees_no_drop_does_not_make_small_divergences_worthless():
 @pytest.mark.parametrize("seed", range(5))
 def test_kinds_are_trusted_by_how_often_they_came_to_the_front(seed):
     from hwprune.searching.sampling.history import History
-    from hwprune.searching.sampling.proposals import PRIOR_SUCCESSES, PRIOR_TRIES
+    from hwprune.searching.sampling.local_moves import PRIOR_SUCCESSES, PRIOR_TRIES, success_rates
 
     draw = np.random.default_rng(seed)
     ratio, divergence = draw.random(60).round(1), draw.random(60).round(1)  # ties too
     kinds = draw.choice(["mean", "move", ""], 60).tolist()
     ratio[::13] = np.nan
-    found = KnapsackSampler._trust(History(ratio=ratio.tolist(), divergence=divergence.tolist(), kind=kinds))
+    found = success_rates(History(ratio=ratio.tolist(), divergence=divergence.tolist(), kind=kinds))
     for kind in ("mean", "move"):
         tried = [i for i in range(60) if kinds[i] == kind and np.isfinite(ratio[i])]
         won = [i for i in tried if not any(ratio[j] <= ratio[i] and divergence[j] <= divergence[i] for j in range(i))]

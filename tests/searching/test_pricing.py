@@ -12,14 +12,13 @@ from torch import nn
 
 import hwprune
 from hwprune.errors import UsageError
-from hwprune.probe.pieces import Pieces
+from hwprune.probe.cut_segments import CutSegments
 from hwprune.pruning.pruner import Pruner
 from hwprune.records import target as targets
 from hwprune.searching.sampling import items
-from hwprune.searching.sampling.prices import Prices, axis_level, by_work
-from hwprune.searching.sampling.pricing import Pricing
-from hwprune.searching.space import space as spaces
-from hwprune.searching.space import space_file
+from hwprune.searching.sampling.savings import Savings, axis_level, by_work
+from hwprune.searching.sampling.savings_estimator import SavingsEstimator
+from hwprune.searching.space import fitting, space_file
 from tests.conftest import randomise, tiny_workload
 
 
@@ -49,51 +48,51 @@ def by_macs(segments):
 
 def priced(workload, name="structured"):
     pruner = Pruner(workload)
-    space = spaces.build(space_file.load(name), pruner, targets.load("cpu"), "avx512")
-    return pruner, space, Pricing(pruner, space, Pieces(pruner), by_macs).prices()
+    space = fitting.build(space_file.load(name), pruner, targets.load("cpu"), "avx512")
+    return pruner, space, SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings()
 
 
 def test_prices_and_couplings_add_up_to_any_cut():
     """What a combination of cuts saves is the sum of what each saves and of the pairs' couplings: MACs of a chain are bilinear."""
-    pruner, space, prices = priced(plain())
-    pieces = Pieces(pruner)
-    knobs = {knob.unit: knob for knob in space.knobs}
-    assert set(knobs) == {"a.weight:0", "b.weight:0", "c.weight:0"}
-    assert set(prices.coupled) == {("a.weight:0", "b.weight:0"), ("b.weight:0", "c.weight:0")}
+    pruner, space, savings = priced(plain())
+    pieces = CutSegments(pruner)
+    unit_spaces = {unit_space.unit: unit_space for unit_space in space.units}
+    assert set(unit_spaces) == {"a.weight:0", "b.weight:0", "c.weight:0"}
+    assert set(savings.coupled) == {("a.weight:0", "b.weight:0"), ("b.weight:0", "c.weight:0")}
     dense = sum(by_macs([s])[s.signature] for s in pieces.segments(pieces.cut({})))
     draw = np.random.default_rng(0)
     for _ in range(6):
-        levels = {unit: int(draw.integers(0, knob.depth + 1)) for unit, knob in knobs.items()}
+        levels = {unit: int(draw.integers(0, unit_space.depth + 1)) for unit, unit_space in unit_spaces.items()}
         counts = {}
         for unit, level in levels.items():
-            counts |= axis_level(knobs[unit], level)[0]
+            counts |= axis_level(unit_spaces[unit], level)[0]
         real = 1 - sum(by_macs([s])[s.signature] for s in pieces.segments(pieces.cut(counts))) / dense
-        told = sum(prices.saved[unit, level] for unit, level in levels.items() if level)
-        told += sum(float(table[levels[a], levels[b]]) for (a, b), table in prices.coupled.items())
+        told = sum(savings.saved[unit, level] for unit, level in levels.items() if level)
+        told += sum(float(table[levels[a], levels[b]]) for (a, b), table in savings.coupled.items())
         assert told == pytest.approx(real, abs=1e-9)
 
 
 def test_bytes_saved_are_those_of_the_parameters():
-    pruner, space, prices = priced(plain())
-    for knob in space.knobs:
-        for level in range(1, knob.depth + 1):
-            cut = pruner.graph.cut({knob.unit: torch.arange(64) < axis_level(knob, level)[0][knob.unit]})
+    pruner, space, savings = priced(plain())
+    for unit_space in space.units:
+        for level in range(1, unit_space.depth + 1):
+            cut = pruner.graph.cut({unit_space.unit: torch.arange(64) < axis_level(unit_space, level)[0][unit_space.unit]})
             gone = sum(p.numel() for p in pruner.graph.module.parameters()) - sum(p.numel() for p in cut.parameters())
-            assert prices.bytes_saved[knob.unit, level] == 4 * gone
+            assert savings.bytes_saved[unit_space.unit, level] == 4 * gone
 
 
 def test_savings_by_size_are_the_table_that_gates_learn_from():
     from hwprune.recovery.plan import Plan
     from hwprune.recovery.sparsifiers.gates import Gates
 
-    _, space, prices = priced(plain())
-    found = prices.by_size(space)
-    for knob in space.knobs:
-        sizes, saved = found[knob.unit]
-        assert sizes == sorted(set(sizes)) and sizes[-1] == knob.size and saved[-1] == 0.0
-        for level in range(1, knob.depth + 1):
-            count = int(axis_level(knob, level)[0][knob.unit])
-            assert saved[sizes.index(count)] == prices.saved[knob.unit, level]
+    _, space, savings = priced(plain())
+    found = savings.by_size(space)
+    for unit_space in space.units:
+        sizes, saved = found[unit_space.unit]
+        assert sizes == sorted(set(sizes)) and sizes[-1] == unit_space.size and saved[-1] == 0.0
+        for level in range(1, unit_space.depth + 1):
+            count = int(axis_level(unit_space, level)[0][unit_space.unit])
+            assert saved[sizes.index(count)] == savings.saved[unit_space.unit, level]
     private = Pruner(plain())
     recipe = hwprune.uniform_recipe(private, "channel", 0.5, criterion="l1", compensation="none")
     most = sum(max(saved) for _, saved in found.values())
@@ -108,33 +107,33 @@ def test_uncoupled_axes_share_cuts_and_still_get_their_own_price():
     x = torch.randn(1, 3, 9, 9)
     data = [(torch.randn(4, 3, 9, 9), None)]
     workload = hwprune.Workload("blocks", randomise(Blocks(False)), (x,), data, data, metric="agreement")
-    pruner, space, prices = priced(workload)
-    assert not prices.coupled
-    pieces = Pieces(pruner)
+    pruner, space, savings = priced(workload)
+    assert not savings.coupled
+    pieces = CutSegments(pruner)
     dense = sum(by_macs([s])[s.signature] for s in pieces.segments(pieces.cut({})))
-    for knob in space.knobs:
-        for level in range(1, knob.depth + 1):
-            alone = pieces.segments(pieces.cut(*axis_level(knob, level)))
-            assert prices.saved[knob.unit, level] == pytest.approx(
+    for unit_space in space.units:
+        for level in range(1, unit_space.depth + 1):
+            alone = pieces.segments(pieces.cut(*axis_level(unit_space, level)))
+            assert savings.saved[unit_space.unit, level] == pytest.approx(
                 1 - sum(by_macs([s])[s.signature] for s in alone) / dense, abs=1e-9
             )
 
 
 def test_by_work_where_models_cannot_be_taken_apart():
     pruner = Pruner(plain())
-    space = spaces.build(space_file.load("structured"), pruner, targets.load("cpu"), "avx512")
-    prices = by_work(pruner, space)
-    for (unit, level), saved in prices.saved.items():
-        counts = axis_level(next(k for k in space.knobs if k.unit == unit), level)[0]
+    space = fitting.build(space_file.load("structured"), pruner, targets.load("cpu"), "avx512")
+    savings = by_work(pruner, space)
+    for (unit, level), saved in savings.saved.items():
+        counts = axis_level(next(k for k in space.units if k.unit == unit), level)[0]
         assert saved == pytest.approx(1 - pruner.macs(counts) / pruner.macs({}))
 
 
 def test_a_branch_and_what_is_inside_it_are_one_item():
     pruner = Pruner(tiny_workload())
-    space = spaces.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
-    prices = Pricing(pruner, space, Pieces(pruner), by_macs).prices()
-    (item,) = items.build(pruner, space, prices)
-    axis, branch = "level:conv1.weight:0", next(f"level:{k.unit}" for k in space.knobs if k.role == "branch")
+    space = fitting.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
+    savings = SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings()
+    (item,) = items.build(pruner, space, savings)
+    axis, branch = "level:conv1.weight:0", next(f"level:{k.unit}" for k in space.units if k.role == "branch")
     combos = [(c.parameters[axis], c.parameters[branch]) for c in item.choices]
     assert combos[0] == (0, 0)
     assert sorted(combos) == [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
@@ -150,21 +149,21 @@ def test_a_branch_and_what_is_inside_it_are_one_item():
 def test_a_mask_saves_its_layers_share_of_what_was_measured_for_the_pattern():
     pruner = Pruner(plain())
     target = targets.load("cpu")
-    space = spaces.build(space_file.load("two-four"), pruner, target, "avx512", refused={"2:4": None})
-    pieces = Pieces(pruner)
-    prices = Pricing(pruner, space, pieces, by_macs).prices()
-    made = items.build(pruner, space, prices, {"2:4": 0.3})
+    space = fitting.build(space_file.load("two-four"), pruner, target, "avx512", refused={"2:4": None})
+    pieces = CutSegments(pruner)
+    savings = SavingsEstimator(pruner, space, pieces, by_macs).savings()
+    made = items.build(pruner, space, savings, {"2:4": 0.3})
     total = sum(item.choices[1].saved for item in made)
-    covered = sum(prices.share[item.name] for item in made)
+    covered = sum(savings.share[item.name] for item in made)
     # All that the measurement had masked saves 30 % together; the first layer, with three inputs, takes no 2:4.
-    assert total == pytest.approx(0.3 * covered / sum(prices.share.values()))
-    assert 0.9 < covered < sum(prices.share.values()) <= 1.0 + 1e-9
+    assert total == pytest.approx(0.3 * covered / sum(savings.share.values()))
+    assert 0.9 < covered < sum(savings.share.values()) <= 1.0 + 1e-9
 
 
 def test_a_space_without_prices_has_no_savings():
     pruner = Pruner(tiny_workload())
-    space = spaces.build(space_file.load("structured"), pruner, targets.load("cpu"), "avx512")
-    (item,) = items.build(pruner, space, Prices())
+    space = fitting.build(space_file.load("structured"), pruner, targets.load("cpu"), "avx512")
+    (item,) = items.build(pruner, space, Savings())
     assert all(choice.saved == 0 for choice in item.choices)
 
 
@@ -176,42 +175,42 @@ def test_cuts_that_cannot_be_taken_apart_have_no_price_and_cost_the_others_nothi
     data = [(torch.randn(4, 3, 9, 9), None)]
     workload = hwprune.Workload("blocks", randomise(Blocks(False)), (x,), data, data, metric="agreement")
     pruner, space, whole = priced(workload)
-    bad = next(k for k in space.knobs if k.depth > 1)
+    bad = next(k for k in space.units if k.depth > 1)
     kept = axis_level(bad, 1)[0][bad.unit]
-    right = Pieces.cut
+    right = CutSegments.cut
 
     def cut(self, counts, drop=()):
         if counts.get(bad.unit) == kept:
             raise UsageError("the shape of t can't be inferred")
         return right(self, counts, drop)
 
-    monkeypatch.setattr(Pieces, "cut", cut)
-    prices = Pricing(pruner, space, Pieces(pruner), by_macs).prices()
-    assert (bad.unit, 1) not in prices.saved
-    assert {k: v for k, v in whole.saved.items() if k != (bad.unit, 1)} == pytest.approx(prices.saved)
-    monkeypatch.setattr(Pieces, "cut", lambda self, counts, drop=(): (_ for _ in ()).throw(UsageError("no shapes")))
+    monkeypatch.setattr(CutSegments, "cut", cut)
+    savings = SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings()
+    assert (bad.unit, 1) not in savings.saved
+    assert {k: v for k, v in whole.saved.items() if k != (bad.unit, 1)} == pytest.approx(savings.saved)
+    monkeypatch.setattr(CutSegments, "cut", lambda self, counts, drop=(): (_ for _ in ()).throw(UsageError("no shapes")))
     with pytest.raises(UsageError, match="no shapes"):
-        Pricing(pruner, space, Pieces(pruner), by_macs).prices()
+        SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings()
 
 
 def test_prices_survive_the_study():
-    _, _, prices = priced(plain())
-    again = Prices.from_json(json.loads(json.dumps(prices.to_json())))
-    assert again.saved == prices.saved and again.bytes_saved == prices.bytes_saved and again.share == prices.share
-    assert set(again.coupled) == set(prices.coupled)
-    for key, table in prices.coupled.items():
+    _, _, savings = priced(plain())
+    again = Savings.from_json(json.loads(json.dumps(savings.to_json())))
+    assert again.saved == savings.saved and again.bytes_saved == savings.bytes_saved and again.share == savings.share
+    assert set(again.coupled) == set(savings.coupled)
+    for key, table in savings.coupled.items():
         np.testing.assert_array_equal(again.coupled[key], table)
 
 
 def test_any_spelling_of_a_choice_is_recognised():
     """Another method, a method for a unit that stays dense, levels inside a branch that is gone: each stands for one choice."""
     pruner = Pruner(tiny_workload())
-    space = spaces.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
-    made = items.build(pruner, space, Pricing(pruner, space, Pieces(pruner), by_macs).prices())
+    space = fitting.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
+    made = items.build(pruner, space, SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings())
     turn = items.canonical(space, made)
     names = {tuple(sorted(c.parameters.items())) for c in made[0].choices}
     axis = "conv1.weight:0"
-    branch = next(k.unit for k in space.knobs if k.role == "branch")
+    branch = next(k.unit for k in space.units if k.role == "branch")
     for method in ("obs", "l2"):
         for level in range(4):
             for gone in (0, 1):
@@ -223,19 +222,21 @@ def test_any_spelling_of_a_choice_is_recognised():
 
 def test_a_tied_mask_saves_the_time_of_all_its_units():
     pruner = Pruner(plain())
-    space = spaces.build(space_file.load("two-four"), pruner, targets.load("cpu"), "avx512", refused={"2:4": None})
-    prices = Pricing(pruner, space, Pieces(pruner), by_macs).prices()
-    alone = {item.name: item.choices[1].saved for item in items.build(pruner, space, prices, {"2:4": 0.3})}
+    space = fitting.build(space_file.load("two-four"), pruner, targets.load("cpu"), "avx512", refused={"2:4": None})
+    savings = SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings()
+    alone = {item.name: item.choices[1].saved for item in items.build(pruner, space, savings, {"2:4": 0.3})}
     first, second = "b.weight", "c.weight"
-    tied = dataclasses.replace(next(k for k in space.knobs if k.unit == first), tied=(second,))
-    together = dataclasses.replace(space, knobs=tuple(tied if k.unit == first else k for k in space.knobs if k.unit != second))
-    made = {item.name: item.choices[1].saved for item in items.build(pruner, together, prices, {"2:4": 0.3})}
+    tied = dataclasses.replace(next(k for k in space.units if k.unit == first), tied=(second,))
+    together = dataclasses.replace(
+        space, unit_spaces=tuple(tied if k.unit == first else k for k in space.units if k.unit != second)
+    )
+    made = {item.name: item.choices[1].saved for item in items.build(pruner, together, savings, {"2:4": 0.3})}
     assert made[first] == pytest.approx(alone[first] + alone[second])
 
 
 def test_masks_that_are_searched_against_the_measurement_are_still_proposed():
     pruner = Pruner(plain())
-    space = spaces.build(space_file.load("two-four"), pruner, targets.load("cpu"), "avx512", all_patterns=True)
-    for prices in (Pricing(pruner, space, Pieces(pruner), by_macs).prices(), by_work(pruner, space)):
-        for item in items.build(pruner, space, prices, {"2:4": 0.0}):
+    space = fitting.build(space_file.load("two-four"), pruner, targets.load("cpu"), "avx512", all_patterns=True)
+    for savings in (SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings(), by_work(pruner, space)):
+        for item in items.build(pruner, space, savings, {"2:4": 0.0}):
             assert item.choices[1].saved > 0

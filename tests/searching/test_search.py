@@ -25,8 +25,9 @@ from hwprune.searching.final import finalists
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
 from hwprune.searching.sampling import samplers
-from hwprune.searching.space import space as spaces
-from hwprune.searching.space import space_file
+from hwprune.searching.sampling.posterior import Posterior
+from hwprune.searching.sampling.problem import AllocationProblem, Choice, Item
+from hwprune.searching.space import fitting, space_file
 from hwprune.searching.study import lease
 from hwprune.searching.study.store import Store
 from tests.conftest import tiny_workload
@@ -156,7 +157,7 @@ def test_kill_dash_nine_loses_and_repeats_nothing(tmp_path):
 def store(tmp_path):
     from hwprune.pruning.pruner import Pruner
 
-    space = spaces.build(space_file.load("structured"), Pruner(tiny_workload()), targets.load("cpu"), "avx512")
+    space = fitting.build(space_file.load("structured"), Pruner(tiny_workload()), targets.load("cpu"), "avx512")
 
     def opened(create):
         return Store(f"sqlite:///{tmp_path / 'study.db'}", space, create)
@@ -165,7 +166,7 @@ def store(tmp_path):
 
 
 def random_sampler():
-    return samplers.make("random", 0, samplers.Context())
+    return samplers.make("random", 0, samplers.Context(Posterior(AllocationProblem([Item("a", (Choice({"a": 0}, 0, 0),))]))))
 
 
 @pytest.fixture
@@ -275,18 +276,18 @@ def test_a_parked_trial_is_timed_however_long_its_scoring_took(store):
         scorer, timer = (
             {"place": lease.place(), "pid": other.pid, "started": lease.started(other.pid), "beat": 0} for other in others
         )
-        one.park(asked, {"by": scorer})
+        one.hand_over(asked, {"by": scorer})
         one.renew(asked, {**scorer, "beat": 7})
-        taken, _ = opened(False).unpark()
+        taken, _ = opened(False).claim()
         assert taken._trial_id == asked._trial_id
         # Another living process that times it holds it, until it is gone.
         one.renew(asked, {**timer, "beat": 3})
-        assert opened(False).unpark() is None
+        assert opened(False).claim() is None
     finally:
         for other in others:
             other.kill()
             other.wait()
-    assert opened(False).unpark() is not None
+    assert opened(False).claim() is not None
 
 
 def test_a_study_of_somebody_else_stays_and_a_start_that_died_is_replaced(tmp_path, store):
@@ -314,7 +315,7 @@ def test_storage_faults_are_told(tmp_path):
 def context(store_):
     from tests.searching.test_knapsack import items_for
 
-    return samplers.Context(items_for(store_), trials=12, space=store_.distributions())
+    return samplers.Context(Posterior(AllocationProblem(items_for(store_))), trials=12, space=store_.distributions())
 
 
 @pytest.mark.parametrize("name", ["tpe", "knapsack", "nsga2"])
@@ -376,12 +377,12 @@ def test_places_of_finalists_that_fell_are_taken_by_others():
     """Trial 1 was measured too fast; now trial 4 stands where it stood. Who only stands behind others is not measured."""
     trials = [measured(i, 0.01 * i, 1.2 + 0.2 * i) for i in range(4)] + [measured(4, 0.012, 1.35), measured(5, 0.03, 1.1)]
     done = {0, 1, 2, 3}
-    assert finalists.moved_up(trials, done, Constraints(), 1.0) == []
+    assert finalists.promoted(trials, done, Constraints(), 1.0) == []
     slower = [t if t.number != 1 else measured(1, 0.01, 1.1) for t in trials]
-    assert [t.number for t in finalists.moved_up(slower, done, Constraints(), 1.0)] == [4]
+    assert [t.number for t in finalists.promoted(slower, done, Constraints(), 1.0)] == [4]
     many = [measured(i, 0.01 * i, 1.1 + 0.1 * i) for i in range(30)]
     standing = {0, 4, 8, 12, 16, 20, 24, 29}
-    assert finalists.moved_up(many, standing, Constraints(), 1.0) == []  # a long front is not measured whole
+    assert finalists.promoted(many, standing, Constraints(), 1.0) == []  # a long front is not measured whole
 
 
 def test_points_slower_than_dense_or_dominated_leave_the_front():

@@ -10,8 +10,7 @@ import torch
 from hwprune.errors import UnknownNameError, UsageError
 from hwprune.pruning.pruner import Pruner
 from hwprune.records import target as targets
-from hwprune.searching.space import space as spaces
-from hwprune.searching.space import space_file
+from hwprune.searching.space import fitting, space_file
 from hwprune.workload.workload import Workload
 from tests.conftest import tiny_workload
 
@@ -27,11 +26,11 @@ def cpu():
 
 
 def test_levels_are_on_the_targets_multiple(pruner, cpu):
-    space = spaces.build(space_file.load("structured"), pruner, cpu, "avx512")
-    (knob,) = space.knobs
-    assert (knob.unit, knob.role, knob.size) == ("conv1.weight:0", "channel", 64)
-    assert knob.levels == {"channel": (0.25, 0.5, 0.75)}
-    assert knob.methods == ("obs", "l2")
+    space = fitting.build(space_file.load("structured"), pruner, cpu, "avx512")
+    (unit_space,) = space.units
+    assert (unit_space.unit, unit_space.role, unit_space.size) == ("conv1.weight:0", "channel", 64)
+    assert unit_space.levels == {"channel": (0.25, 0.5, 0.75)}
+    assert unit_space.methods == ("obs", "l2")
     assert 10**space.size_log10 == pytest.approx(1 + 3 * 2)
 
 
@@ -39,21 +38,21 @@ def test_levels_are_on_the_targets_multiple(pruner, cpu):
     ("size", "multiple", "step"), [(64, 16, 16), (32, 16, 16), (16, 16, 8), (8, 16, 4), (6, 16, 1), (100, 16, 16), (96, 32, 32)]
 )
 def test_quantum(size, multiple, step):
-    assert spaces.quantum(size, multiple) == step
+    assert fitting.quantum(size, multiple) == step
 
 
 def test_what_cannot_pay_is_left_out_with_the_reason(pruner, cpu):
-    space = spaces.build(space_file.load("mixed"), pruner, cpu, "avx512")
+    space = fitting.build(space_file.load("mixed"), pruner, cpu, "avx512")
     reasons = dict(space.left_out)
     assert "no sparse kernels" in reasons["2:4"]
     assert "zeros" in reasons["unstructured"]
     assert reasons["fc.weight:0"] == "model output" or "fc.weight:0" not in reasons
-    assert {knob.role for knob in space.knobs} == {"channel"}
+    assert {unit_space.role for unit_space in space.units} == {"channel"}
 
 
 def test_all_patterns_overrides(pruner, cpu):
-    space = spaces.build(space_file.load("mixed"), pruner, cpu, "avx512", all_patterns=True)
-    matrices = {knob.unit: knob for knob in space.knobs if knob.role == "matrix"}
+    space = fitting.build(space_file.load("mixed"), pruner, cpu, "avx512", all_patterns=True)
+    matrices = {unit_space.unit: unit_space for unit_space in space.units if unit_space.role == "matrix"}
     assert set(matrices) == {"stem.weight", "conv1.weight", "conv2.weight", "fc.weight"}
     assert "2:4" not in matrices["stem.weight"].levels  # one input channel
     assert matrices["conv2.weight"].levels["1:4"] == (0.75,)
@@ -62,7 +61,7 @@ def test_all_patterns_overrides(pruner, cpu):
 
 def test_equal_prunings_are_equal_recipes(pruner, cpu):
     mixed = dataclasses.replace(space_file.load("mixed"), criteria=("l2", "l1"))
-    space = spaces.build(mixed, pruner, cpu, "avx512", all_patterns=True)
+    space = fitting.build(mixed, pruner, cpu, "avx512", all_patterns=True)
     dense = space.uniform(0.0, "l2")
     assert space.recipe(dense).choices == ()
     assert space.recipe(dense).compensation == "none"
@@ -80,21 +79,21 @@ def test_equal_prunings_are_equal_recipes(pruner, cpu):
 
 
 def test_uniform_takes_the_nearest_level(pruner, cpu):
-    space = spaces.build(space_file.load("structured"), pruner, cpu, "avx512")
+    space = fitting.build(space_file.load("structured"), pruner, cpu, "avx512")
     for sparsity, level in ((0.0, 0), (0.1, 0), (0.2, 1), (0.5, 2), (0.9, 3)):
         assert space.uniform(sparsity, "l2") == {"level:conv1.weight:0": level, "method:conv1.weight:0": "l2"}
 
 
 def test_nothing_to_search_says_why(pruner, cpu):
     with pytest.raises(UsageError, match=r"nothing to search(.|\n)*no sparse kernels"):
-        spaces.build(space_file.load("two-four"), pruner, cpu, "avx512")
+        fitting.build(space_file.load("two-four"), pruner, cpu, "avx512")
 
 
 def test_excluded_units_stay_dense(pruner, cpu, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('schema = 1\nroles = ["channel", "hidden"]\npatterns = []\ncriteria = ["l1"]\nexclude = ["conv1*"]\n')
-    space = spaces.build(space_file.load(str(path)), pruner, cpu, "avx512")
-    assert [knob.unit for knob in space.knobs] == ["stem.weight:0"]
+    space = fitting.build(space_file.load(str(path)), pruner, cpu, "avx512")
+    assert [unit_space.unit for unit_space in space.units] == ["stem.weight:0"]
     assert ("conv1.weight:0", "excluded by the search space") in space.left_out
 
 
@@ -119,11 +118,11 @@ def test_unknown_space():
 
 
 def test_branches_are_dropped_or_not_and_leave_nothing_to_choose_inside(pruner, cpu):
-    space = spaces.build(space_file.load("depth"), pruner, cpu, "avx512")
-    (branch,) = [knob for knob in space.knobs if knob.role == "branch"]
+    space = fitting.build(space_file.load("depth"), pruner, cpu, "avx512")
+    (branch,) = [unit_space for unit_space in space.units if unit_space.role == "branch"]
     assert branch.levels == {"branch": (1.0,)} and branch.methods == ("drop",)
     assert space.uniform(0.9, "l2")[f"level:{branch.unit}"] == 0  # the warm start keeps every branch
-    chosen = {f"level:{knob.unit}": 1 for knob in space.knobs}
+    chosen = {f"level:{unit_space.unit}": 1 for unit_space in space.units}
     (choice,) = space.recipe(chosen).choices  # the channels inside the branch are gone with it
     assert (choice.unit, choice.pattern, choice.sparsity) == (branch.unit, "branch", 1.0)
 
@@ -136,8 +135,8 @@ def test_tied_units_share_a_knob(cpu, tmp_path):
     repeated = Pruner(Workload("blocks", Blocks(False).eval(), (x,), data, data, metric="agreement"))
     file = tmp_path / "tied.toml"
     file.write_text('schema = 1\nroles = ["channel", "branch"]\npatterns = []\ncriteria = ["l2"]\ntie = true\n')
-    space = spaces.build(space_file.load(str(file)), repeated, cpu, "avx512")
-    (knob,) = [knob for knob in space.knobs if knob.unit == "body.0.a.weight:0"]
-    assert knob.tied == ("body.1.a.weight:0",)
-    recipe = space.recipe({f"level:{k.unit}": int(k is knob) for k in space.knobs})
+    space = fitting.build(space_file.load(str(file)), repeated, cpu, "avx512")
+    (unit_space,) = [unit_space for unit_space in space.units if unit_space.unit == "body.0.a.weight:0"]
+    assert unit_space.tied == ("body.1.a.weight:0",)
+    recipe = space.recipe({f"level:{k.unit}": int(k is unit_space) for k in space.units})
     assert {choice.unit for choice in recipe.choices} == {"body.0.a.weight:0", "body.1.a.weight:0"}

@@ -53,11 +53,11 @@ def test_two_workers_share_a_search(tmp_path):
     """Each trial is done once, by somebody; the search confirms and the worker ends by itself."""
     run = tmp_path / "run"
     source = ["tests/workloads.py:slow", "seconds=1.5"]
-    chief = start("search", *source, "--trials", "14", "--out", str(run), "--sampler", "random", "--space", "default")
-    until_begun(run, chief)
+    is_main = start("search", *source, "--trials", "14", "--out", str(run), "--sampler", "random", "--space", "default")
+    until_begun(run, is_main)
     worker = start("worker", str(run))
-    out, errors = chief.communicate(timeout=200)
-    assert chief.returncode == 0, errors
+    out, errors = is_main.communicate(timeout=200)
+    assert is_main.returncode == 0, errors
     told, more = worker.communicate(timeout=60)
     assert worker.returncode == 0, more
     done = int(told.split("evaluated ")[1].split()[0])
@@ -72,10 +72,10 @@ def test_a_worker_on_another_device_leaves_latencies_to_those_on_the_studys(tmp_
     from hwprune.latency.bench import Bench
 
     run = tmp_path / "run"
-    chief = start(
+    is_main = start(
         "search", "tests/workloads.py:slow", "seconds=1.5", "--trials", "12", "--out", str(run), "--sampler", "random"
     )  # fmt: skip
-    until_begun(run, chief)
+    until_begun(run, is_main)
     identity, timed, notes = Bench.identity, [], []
     monkeypatch.setattr(Bench, "identity", lambda self: {**identity(self), "device": "another CPU"})
     pair = Bench.pair
@@ -86,8 +86,8 @@ def test_a_worker_on_another_device_leaves_latencies_to_those_on_the_studys(tmp_
             notes.append(text)
 
     done = search.join(run, Notes())
-    _, errors = chief.communicate(timeout=200)
-    assert chief.returncode == 0, errors
+    _, errors = is_main.communicate(timeout=200)
+    assert is_main.returncode == 0, errors
     assert any("not the device of the study" in text for text in notes)
     assert "candidate" not in timed  # its own dense model against itself is all that it times
     assert done >= 1
@@ -108,8 +108,8 @@ def kills(run, storage, trials, count, workers, seed=0):
     draw = random.Random(seed)
     source = ["tests/workloads.py:slow", "seconds=0.15"]
     words = ["search", *source, "--trials", str(trials), "--out", str(run), "--space", "per-layer", "--sampler", "random"]
-    chief = start(*words, *(["--storage", storage] if storage else []))
-    until_begun(run, chief)
+    is_main = start(*words, *(["--storage", storage] if storage else []))
+    until_begun(run, is_main)
     crew = [start("worker", str(run), "--quiet") for _ in range(workers)]
     killed = 0
     for _ in range(count):
@@ -123,10 +123,10 @@ def kills(run, storage, trials, count, workers, seed=0):
         killed += 1
         crew.remove(victim)
         crew.append(start("worker", str(run), "--quiet"))
-    _, errors = chief.communicate(timeout=280)
+    _, errors = is_main.communicate(timeout=280)
     for process in crew:
         process.communicate(timeout=90)
-    assert chief.returncode == 0, errors
+    assert is_main.returncode == 0, errors
     return killed
 
 

@@ -55,10 +55,10 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, done: float, warmup:
 
 
 def _scale_of_extra(sparsifier: Sparsifier | None, rate: float, steps: int) -> float:
-    travel = sparsifier.travel if sparsifier is not None else None
-    if travel is None or sparsifier is None:
+    score_range = sparsifier.score_range if sparsifier is not None else None
+    if score_range is None or sparsifier is None:
         return 1.0
-    if sparsifier.wander is not None:
-        travel = min(travel, sparsifier.wander * math.sqrt(steps))
+    if sparsifier.noise_range is not None:
+        score_range = min(score_range, sparsifier.noise_range * math.sqrt(steps))
     # Adam moves by about the rate in each step, and the schedule's mean is a half of its highest.
-    return travel / (0.5 * max(rate, 1e-12) * steps)
+    return score_range / (0.5 * max(rate, 1e-12) * steps)

@@ -27,9 +27,9 @@ from hwprune.recovery.loop.optimizer import optimizer_of, set_rate
 from hwprune.recovery.loop.outcome import Outcome
 from hwprune.recovery.loop.rate_search import HELD_BACK, LONGER, LONGEST_SHARE, TRIED_FROM, TRIED_LEAST, TRIED_MOST, TRIED_SHARE
 from hwprune.recovery.loop.train_batches import Batch, Batches
-from hwprune.recovery.loop.validation import Judge, device_of
+from hwprune.recovery.loop.validation import Validator, device_of
 from hwprune.recovery.plan import Plan, default_rate
-from hwprune.recovery.sparsifiers.base import Held, Sparsifier, State
+from hwprune.recovery.sparsifiers.base import FixedMask, Sparsifier, State
 from hwprune.workload.workload import Workload
 
 RESTARTS = 2
@@ -46,7 +46,7 @@ def train(
     sparsifier: Sparsifier | None = None,
     teacher: fx.GraphModule | None = None,
     taps: Sequence[str] = (),
-    judge: Judge | None = None,
+    validator: Validator | None = None,
     keep_best: bool = True,
     folder: Path | None = None,
     report: Report | None = None,
@@ -70,12 +70,12 @@ def train(
         CandidateFailure: (stage ``recover``) the loss raises or is not finite however small the rate, or nothing can be trained.
         WorkloadError: the train split can't be used.
     """
-    run = _Run(module, workload, plan, sparsifier, teacher, taps, judge, keep_best, folder, report, keep_checkpoint, until)
+    run = _Run(module, workload, plan, sparsifier, teacher, taps, validator, keep_best, folder, report, keep_checkpoint, until)
     return run.go()
 
 
 def search_rate(
-    module: fx.GraphModule, workload: Workload, plan: Plan, held: Held | None = None, teacher: fx.GraphModule | None = None
+    module: fx.GraphModule, workload: Workload, plan: Plan, held: FixedMask | None = None, teacher: fx.GraphModule | None = None
 ) -> float:
     """The learning rate that `train` would find for these weights, which are left as they are."""
     run = _Run(module, workload, plan, held, teacher)
@@ -91,7 +91,7 @@ class _Run:
     sparsifier: Sparsifier | None = None
     teacher: fx.GraphModule | None = None
     taps: Sequence[str] = ()
-    judge: Judge | None = None
+    validator: Validator | None = None
     keep_best: bool = True
     folder: Path | None = None
     report: Report | None = None
@@ -145,18 +145,18 @@ class _Run:
                 one.to(home)
 
     def _go(self) -> Outcome:
-        judge = self.judge or Judge(self.workload)
-        if self.teacher is not None and judge.dense is None:
-            judge.teach(self.teacher)
+        validator = self.validator or Validator(self.workload)
+        if self.teacher is not None and validator.dense is None:
+            validator.teach(self.teacher)
         with self._ready():
-            self._before = self._after = judge(self.module)
+            self._before = self._after = validator(self.module)
             self.best = self._copy()
             self._own = self.sparsifier.state() if self.sparsifier is not None else {}
-            ended = self._all(judge)
+            ended = self._all(validator)
         if self.keep_best:
             self._load(self.best)
         self.module.eval()
-        if isinstance(self.sparsifier, Held):
+        if isinstance(self.sparsifier, FixedMask):
             self.sparsifier.check(self.module)
         if self.folder is not None and not self.keep_checkpoint:
             (self.folder / FILE).unlink(missing_ok=True)
@@ -172,7 +172,7 @@ class _Run:
             self.sparsifier.to(self.device)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.plan.seed)
-            if isinstance(self.sparsifier, Held):
+            if isinstance(self.sparsifier, FixedMask):
                 self.sparsifier.hold(self.module)
             self.loss = Losses(self.module, self.workload, self.plan, self.device, self.sparsifier, self.teacher, self.taps)
             yield
@@ -191,9 +191,9 @@ class _Run:
         if plan.rate is not None or total < TRIED_FROM:
             return first
         steps = min(max(round(TRIED_SHARE * total), TRIED_LEAST), TRIED_MOST)
-        rising = self.sparsifier is not None and not isinstance(self.sparsifier, Held)
+        rising = self.sparsifier is not None and not isinstance(self.sparsifier, FixedMask)
         if self.sparsifier is not None and rising:
-            self.sparsifier.hurried = True
+            self.sparsifier.short_trial = True
         start = self._copy()
         best = partial(rates.best, margin=rates.MARGIN_RISING if rising else rates.MARGIN)
 
@@ -226,7 +226,7 @@ class _Run:
         finally:
             self._load(start)
             if self.sparsifier is not None:
-                self.sparsifier.hurried = False
+                self.sparsifier.short_trial = False
                 self.sparsifier.restore(self._own)
             self.step = 0
             self.losses.clear()
@@ -239,7 +239,7 @@ class _Run:
 
     # -- the loop ------------------------------------------------------------------------------
 
-    def _all(self, judge: Judge) -> str:
+    def _all(self, validator: Validator) -> str:
         """Train; why it ended. Begins anew with a smaller rate where numbers are no longer finite."""
         start = self.best
         if self.folder is not None:
@@ -250,7 +250,7 @@ class _Run:
         while True:
             try:
                 with Interrupts(self.folder is not None) as interrupts:
-                    return self._epochs(judge, resume, interrupts)
+                    return self._epochs(validator, resume, interrupts)
             except _NotFinite as problem:
                 if self.restarts == RESTARTS:
                     raise CandidateFailure(
@@ -269,7 +269,7 @@ class _Run:
                     self.sparsifier.restore(self._own)
                 self._rng = resume = None
 
-    def _epochs(self, judge: Judge, resume: Checkpoint | None, interrupts: Interrupts) -> str:
+    def _epochs(self, validator: Validator, resume: Checkpoint | None, interrupts: Interrupts) -> str:
         plan = self.plan
         optimizer = self._optimizer()
         if resume is not None:
@@ -298,7 +298,7 @@ class _Run:
                 group = []
                 last = self.step == end
                 if self.step % every == 0 or last:
-                    self._check(judge)
+                    self._check(validator)
                     self._tell(total)
                     if plan.patience and self.stale >= plan.patience:
                         self._keep(optimizer, last=True)
@@ -353,21 +353,21 @@ class _Run:
             self.sparsifier.after_step(self.module, optimizer, progress)
         self._average()
 
-    def _check(self, judge: Judge) -> None:
+    def _check(self, validator: Validator) -> None:
         averaged = None
         if self.mean:
             averaged = self._copy()
             self._load(self.mean, partly=True)
         try:
             with self._as_run():
-                found = judge(self.module)
+                found = validator(self.module)
         except CandidateFailure as failure:
             raise _NotFinite(failure.reason) from failure
         loss = sum(self.losses) / max(1, len(self.losses))
         self.losses.clear()
         self.history.append({"step": self.step, "loss": loss, "metric": found.value})
         self.stale += 1
-        if not self.keep_best or judge.better(found.value, self._after.value):
+        if not self.keep_best or validator.better(found.value, self._after.value):
             self._after, self.best_step, self.stale = found, self.step, 0
             if self.keep_best:
                 self.best = self._copy()
@@ -399,7 +399,7 @@ class _Run:
     def _average(self) -> None:
         if not self.plan.average:
             return
-        held = self.sparsifier.masks if isinstance(self.sparsifier, Held) else {}
+        held = self.sparsifier.masks if isinstance(self.sparsifier, FixedMask) else {}
         for name, parameter in self.module.named_parameters():
             value = parameter.detach()
             if name not in self.mean:
@@ -419,7 +419,7 @@ class _Run:
     def _digest(self) -> str:
         """Of all that decides how this run goes."""
         found = hashlib.sha256()
-        held = self.sparsifier.masks if isinstance(self.sparsifier, Held) else {}
+        held = self.sparsifier.masks if isinstance(self.sparsifier, FixedMask) else {}
         own = self._own if not held else {}
         teacher = self.teacher.state_dict() if self.teacher is not None else {}
         for group in (self.best, held, own, teacher):

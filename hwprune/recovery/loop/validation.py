@@ -15,7 +15,7 @@ from hwprune.workload.workload import Workload
 
 
 @dataclass(slots=True)
-class Judge:
+class Validator:
     """Scores a module in PyTorch on the validation split."""
 
     workload: Workload

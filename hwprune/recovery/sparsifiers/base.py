@@ -17,12 +17,13 @@ State = dict[str, torch.Tensor]
 class Sparsifier(abc.ABC):
     """Decides during a training run which weights are zero. The model keeps its shapes meanwhile."""
 
-    travel: float | None = None
+    score_range: float | None = None
     """How far `extra` may be moved by the optimizer during the whole run; None: at the rate of the weights."""
-    wander: float | None = None
-    """How far the noise of single batches may move it: a random walk of n steps comes travel / sqrt(n) far. None: any way."""
+    noise_range: float | None = None
+    """How far the noise of single batches may move it: a random walk of n steps comes score_range / sqrt(n)
+    far. None: any distance."""
 
-    hurried: bool = False
+    short_trial: bool = False
     """In the short trial of a learning rate, where all sparsity comes at once: there are no steps for scores or penalties."""
 
     def extra(self) -> list[nn.Parameter]:
@@ -56,7 +57,7 @@ class Sparsifier(abc.ABC):
 
 
 @final
-class Held(Sparsifier):
+class FixedMask(Sparsifier):
     """Fixed keep masks, held on weights, gradients, optimizer state and averaged copies."""
 
     def __init__(self, masks: Mapping[str, torch.Tensor]) -> None:

@@ -18,7 +18,7 @@ from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.deciding import Decision, Scored, along
+from hwprune.recovery.sparsifiers.mask_learner import Decision, Scored, along
 
 STRETCH = (-0.1, 1.1)
 BETA = 2 / 3
@@ -30,7 +30,7 @@ OPEN = 1.0
 class Gates(Scored):
     """Gates of a recipe's axes; how many close of which axis is found by training, not taken from the recipe."""
 
-    travel = 40.0
+    score_range = 40.0
     """Of ln(alpha): from open to closed it is ten, and gates must be able to come back."""
     FARTHEST = math.log(100)
     """|ln(alpha)|; beyond it the chance of changing has no gradient any more (Louizos et al. clamp it too)."""

@@ -11,7 +11,7 @@ from torch import nn
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.deciding import Decision, Scored, along
+from hwprune.recovery.sparsifiers.mask_learner import Decision, Scored, along
 
 
 @final
@@ -83,7 +83,7 @@ class Lasso(Scored):
     def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
         parameters = dict(module.named_parameters())
         for name, (unit, _) in self.choices.items():
-            if self.hurried:  # to shrink everything within a few steps is another thing than to do so in a whole training
+            if self.short_trial:  # to shrink everything within a few steps is another thing than to do so in a whole training
                 break
             norms = self._norms(module, name)
             factor = (1 - self._shrink[name] * (progress - self._before) / norms.clamp(min=1e-12)).clamp(min=0)

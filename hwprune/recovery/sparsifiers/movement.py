@@ -11,7 +11,7 @@ from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.deciding import Decision, Scored, along
+from hwprune.recovery.sparsifiers.mask_learner import Decision, Scored, along
 
 
 @final
@@ -29,7 +29,7 @@ class Movement(Scored):
     """
 
     SCALARS = ("_updates", "weight", "_due")
-    travel = 10.0
+    score_range = 10.0
     """Sanh et al. give scores a rate of 1e-2 beside 3e-5 for weights: over a run they can move by some tens."""
     GAIN = 20.0
     """How fast the penalty of the soft variant follows the distance to the wanted sparsity."""
@@ -38,9 +38,10 @@ class Movement(Scored):
     """What a weight of the layer's root mean square is worth at the beginning.
 
     Scores that begin at zero, as the paper's do, are noise for the first thousands of steps, and what they remove is drawn at
-    random: over a short training that ruins a model. Beside a way of `travel` this is little; it decides where movement has not.
+    random: over a short training that ruins a model. Beside `score_range` this is little; it decides where
+    movement has not.
     """
-    WANDER = 0.5
+    NOISE_RANGE = 0.5
     """Half of `PRIOR`: what has only been shaken is not torn from its place."""
 
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan, soft: bool = False) -> None:
@@ -50,7 +51,7 @@ class Movement(Scored):
                 for name, score in self.scores.items():
                     norms = self._norms(pruner.graph.module, name)
                     score.copy_(self.PRIOR * norms / norms.square().mean().sqrt().clamp(min=1e-12))
-            self.wander = self.WANDER
+            self.noise_range = self.NOISE_RANGE
         if soft:
             grouped = sorted({c.pattern for u, c in self.choices.values() if u.axis is None and c.pattern != "unstructured"})
             if grouped:
@@ -90,7 +91,7 @@ class Movement(Scored):
         return self.weight * torch.stack([score.sigmoid().mean() for score in self.scores.values()]).mean()
 
     def decide(self, share: float) -> Decision:
-        if not self.soft or self.hurried:
+        if not self.soft or self.short_trial:
             return super().decide(share)
         self._due = share
         wanted = share * sum(c.sparsity for _, c in self.choices.values()) / len(self.choices)

@@ -10,7 +10,7 @@ from torch import nn
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.deciding import Scored
+from hwprune.recovery.sparsifiers.mask_learner import Scored
 
 
 @final

@@ -19,9 +19,9 @@ from torch import fx, nn
 from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
 from hwprune.recovery.loop.run import train
-from hwprune.recovery.loop.validation import Judge
+from hwprune.recovery.loop.validation import Validator
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.base import Held
+from hwprune.recovery.sparsifiers.base import FixedMask
 from hwprune.recovery.tickets.course import Course, State, origin_of
 from hwprune.recovery.tickets.masks import initial, pruned, random_like
 from hwprune.recovery.tickets.ticket_plan import TicketPlan
@@ -156,13 +156,13 @@ def _trained(
     """A model trained from a state, and, if asked for, its state at the rewinding step."""
     module = copy.deepcopy(pruner.graph.module)
     module.load_state_dict(start)
-    held = Held(masks) if masks else None
+    held = FixedMask(masks) if masks else None
     early = start
     if rewind:
         before = copy.deepcopy(module)
-        train(before, pruner.workload, plan, sparsifier=held, keep_best=False, judge=_Blind(pruner.workload), until=rewind)
+        train(before, pruner.workload, plan, sparsifier=held, keep_best=False, validator=_Blind(pruner.workload), until=rewind)
         early = _state(before)
-    train(module, pruner.workload, plan, sparsifier=held, keep_best=False, judge=_Blind(pruner.workload))
+    train(module, pruner.workload, plan, sparsifier=held, keep_best=False, validator=_Blind(pruner.workload))
     return module, early
 
 
@@ -170,7 +170,7 @@ def _state(module: fx.GraphModule) -> State:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-class _Blind(Judge):
+class _Blind(Validator):
     """Nothing is chosen by validation here, so it is scored but once."""
 
     def __call__(self, module: nn.Module) -> Any:  # noqa: ARG002
@@ -185,9 +185,9 @@ def _split(pruner: Pruner) -> str:
 
 def _metric(pruner: Pruner, module: fx.GraphModule) -> float:
     workload = pruner.workload
-    judge = Judge(replace(workload, validation=workload.test) if workload.test is not None else workload)
-    judge.teach(pruner.graph.module)
-    return judge(module).value
+    validator = Validator(replace(workload, validation=workload.test) if workload.test is not None else workload)
+    validator.teach(pruner.graph.module)
+    return validator(module).value
 
 
 def _shared(pruner: Pruner, other: Pruner, names: Sequence[str]) -> list[str]:

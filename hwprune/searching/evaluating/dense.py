@@ -1,7 +1,8 @@
-"""The dense model as the baseline, and the samples it is scored on."""
+"""The dense model: exported, run, scored and timed as every candidate is."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,19 @@ from typing import Any
 import onnx
 import torch
 
+from hwprune.errors import CandidateFailure, RunError, WorkloadError
+from hwprune.latency.bench import Bench
+from hwprune.latency.source import Source
+from hwprune.pruning.pruner import Pruner
 from hwprune.records.measurement import Measurement
-from hwprune.workload.scoring import Outputs
+from hwprune.records.target import Target
+from hwprune.searching.evaluating.candidate_files import CandidateFiles, size_of
+from hwprune.searching.evaluating.early_stopping import SCREEN_EXAMPLES
+from hwprune.searching.evaluating.scorer import CHUNK, FileScorer, Split
+from hwprune.workload import data_checks, scoring
+from hwprune.workload.workload import Workload
 
-CHUNK = 32
-"""Examples run at a time where a model lets its batches be divided: activations that fit into a CPU's cache, and no new pages."""
-CHUNK_TOLERANCE = 1e-5
-"""Largest difference that dividing a batch may make, relative to the largest output; a model that mixes examples makes more."""
+EXAMPLE = "example.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +55,135 @@ class Baseline:
         return data if self.test_metric is None else {**data, "test_metric": self.test_metric.to_json()}
 
 
-@dataclass(slots=True)
-class Split:
-    """Evaluation samples in a file, their targets, and the dense model's outputs on them."""
+class DenseModel:
+    """The dense model's files, samples and numbers in one folder.
 
-    file: Path
-    targets: list[Any]
-    dense: Outputs = field(default_factory=list)
-    screen: int = 0
-    """Leading batches on which a candidate's divergence is looked at first; 0: all at once."""
+    Attributes:
+        home: the folder.
+        example: the samples whose latency is measured.
+        path: the file that the runtime runs.
+        calibration_sha256: identifies the calibration data.
+    """
+
+    def __init__(
+        self, pruner: Pruner, bench: Bench, target: Target, files: CandidateFiles, scorer: FileScorer, home: Path
+    ) -> None:
+        self._pruner, self._bench, self._target, self._files, self._scorer = pruner, bench, target, files, scorer
+        self.home = home
+        self.example = home / EXAMPLE
+        self.path = home / files.name
+        self.validation = Split(home / "validation.npz", [])
+        self.calibration_sha256 = ""
+        self._test: Split | None = None
+        self._baseline: Baseline | None = None
 
     @property
-    def examples(self) -> int:
-        return sum(len(batch[0]) for batch in self.dense)
+    def baseline(self) -> Baseline:
+        """What `prepare` measured."""
+        assert self._baseline is not None, "the dense model is not prepared"
+        return self._baseline
+
+    def prepare(self, source: Source) -> Baseline:
+        """Export, run, score and time the dense model.
+
+        Raises:
+            WorkloadError: the data, the metric or the dense outputs can't be used.
+            RunError: the dense model can't be exported or run.
+        """
+        self._write_samples()
+        dense = self._pruner.graph.module
+        try:
+            self._files.write(dense, {}, self.path)
+            self._check_integers()
+            metric = self._score_validation()
+            self._scorer.check_parity(dense, self.validation.dense)
+            paired = source.dense(self.path)
+        except CandidateFailure as failure:
+            if failure.stage == "evaluate":
+                raise WorkloadError(f"the dense model can't be scored: {failure.reason}") from failure
+            raise RunError(f"the dense model can't be measured ({failure.stage}): {failure.reason}") from failure
+        self._baseline = Baseline(
+            metric=metric,
+            latency=paired.latency,
+            self_speedup=paired.speedup,
+            params=sum(p.numel() for p in dense.parameters()),
+            macs=self._pruner.macs({}),
+            size_bytes=size_of(self.path),
+            split="validation",
+        )
+        return self._baseline
+
+    def _write_samples(self) -> None:
+        workload = self._pruner.workload
+        data_checks.check_batches(workload, self._pruner.graph.module)
+        example = Workload(
+            workload.name, workload.model, workload.example_inputs, [], [(workload.example_inputs, torch.zeros(1))]
+        )
+        scoring.write_samples(example, "validation", self.example)
+        digest = hashlib.sha256()
+        for inputs, _ in workload.batches("calibration"):  # a fault of the data must come up now, not in every trial
+            for tensor in inputs:
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        self.calibration_sha256 = digest.hexdigest()
+        self.validation.targets = scoring.write_samples(workload, "validation", self.validation.file)
+
+    def _score_validation(self) -> Measurement:
+        self._bench.load("dense", self.path, keep=True)
+        metric, self.validation.dense = self._scorer.score("dense", self.validation)
+        self._check_labels("validation", self.validation)
+        if self._scorer.threads is not None and self._scorer.divides_batches(self.path, self.validation):
+            self._scorer.chunk = CHUNK
+            metric, self.validation.dense = self._scorer.score("dense", Split(self.validation.file, self.validation.targets))
+        self.validation.screen = self._screen_batches()
+        return metric
+
+    def _check_integers(self) -> None:
+        """An int8 target runs what the file quantises: one without Q/DQ nodes would run in 32 bits under the name of int8."""
+        if self._target.precision == "int8" and not is_quantised(self.path):
+            raise WorkloadError(
+                f"target {self._target.name} is int8, but the model is not quantised (no QuantizeLinear or integer operators): "
+                "it would run in floating point. Bring a quantised model.onnx, or choose another target"
+            )
+
+    def test_split(self) -> Split:
+        """Samples of the test split with the dense model's outputs on them; written once."""
+        if self._test is None:
+            test = Split(self.home / "test.npz", [])
+            test.targets = scoring.write_samples(self._pruner.workload, "test", test.file)
+            _, test.dense = self._scorer.score("dense", test)
+            self._check_labels("test", test)
+            self._test = test
+        return self._test
+
+    def check_device(self, failure: CandidateFailure) -> None:
+        """Is it the candidate, or is the device gone? Raises `RunError` if the dense model doesn't run any more either."""
+        scratch = self.home / ".outputs-check.npz"
+        try:
+            self._bench.load("dense_copy", self.path)
+            self._bench.run("dense_copy", self.example, scratch)
+            self._bench.drop("dense_copy")
+        except CandidateFailure as second:
+            raise RunError(
+                f"the device does not run the dense model any more ({second.reason}); before, a candidate failed with: "
+                f"{failure.reason}. Finished trials are kept; go on with --resume when it is back"
+            ) from failure
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _check_labels(self, name: str, split: Split) -> None:
+        data_checks.check_labels(self._pruner.workload, name, split.dense[0][0].shape, split.targets)
+
+    def _screen_batches(self) -> int:
+        """Leading batches that hold `SCREEN_EXAMPLES`; 0 if that would be most of the split."""
+        sizes = [len(batch[0]) for batch in self.validation.dense]
+        count, batches = 0, 0
+        while batches < len(sizes) and count < SCREEN_EXAMPLES:
+            count += sizes[batches]
+            batches += 1
+        return batches if 3 * count <= sum(sizes) else 0
 
 
-def same_outputs(part: torch.Tensor, whole: torch.Tensor) -> bool:
-    if part.shape != whole.shape:
-        return False
-    scale = max(float(whole.abs().max()), 1e-30)
-    return float((part.double() - whole.double()).abs().max()) <= CHUNK_TOLERANCE * scale
-
-
-def quantised(path: Path) -> bool:
+def is_quantised(path: Path) -> bool:
     """Does an ONNX file hold integer operators or Q/DQ nodes?"""
     kinds = {node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node}
     return any("QuantizeLinear" in kind or "Integer" in kind or kind.startswith("QLinear") for kind in kinds)

@@ -1,4 +1,4 @@
-"""Stopping candidates early that are surely beaten."""
+"""Stopping candidates early that are surely worse than one that is known."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from hwprune.records.measurement import Measurement
 
 SCREEN_EXAMPLES = 100
 """At least so many examples decide about stopping early; a split with fewer than three times as many is run at once."""
-SURE = 3.0
+STOP_SD = 3.0
 """Standard errors by which a candidate must be worse, and slower, to be stopped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
-    """A finished trial as a yardstick for stopping others early.
+class FrontMember:
+    """A finished trial that others must beat.
 
     Attributes:
-        ratio: of latencies, as measured.
-        high: divergence at its upper end (three standard errors).
+        ratio: its latency / dense latency, as measured.
+        high: divergence at its upper end (`STOP_SD` standard errors).
     """
 
     number: int
@@ -28,24 +28,36 @@ class Rival:
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
-    """What the search expects of a candidate and whom it competes with.
+class Expectation:
+    """What the search expects of a candidate, and the front that it must beat.
 
     Attributes:
         predicted: ``divergence``, ``drop``, ``ratio``, ``ratio_sd``; empty: nothing is expected.
-        rivals: the front so far.
+        front: the front so far.
     """
 
     predicted: Mapping[str, float] = field(default_factory=dict)
-    rivals: tuple[Rival, ...] = ()
+    front: tuple[FrontMember, ...] = ()
 
-    def beaten_by(self, divergence: Measurement) -> Rival | None:
-        """A rival that is surely closer to dense, and surely at least as fast; None: it may still be of use."""
+    def beaten_by(self, divergence: Measurement) -> FrontMember | None:
+        """A member of the front that is surely closer to dense, and surely at least as fast; None: it may still be of use."""
         if "ratio" not in self.predicted:
             return None
-        low = divergence.value - SURE / 1.96 * (divergence.value - divergence.ci_low)
-        fastest = self.predicted["ratio"] - SURE * self.predicted["ratio_sd"]
-        return next((one for one in self.rivals if one.ratio <= fastest and one.high < low), None)
+        low = divergence.value - STOP_SD / 1.96 * (divergence.value - divergence.ci_low)
+        fastest = self.predicted["ratio"] - STOP_SD * self.predicted["ratio_sd"]
+        return next((member for member in self.front if member.ratio <= fastest and member.high < low), None)
+
+    def stop_if_beaten(self, stage: str, divergence: Measurement) -> None:
+        """Raises `Stopped` if a member of the front is surely better."""
+        member = self.beaten_by(divergence)
+        if member is not None:
+            raise Stopped(
+                stage,
+                f"on {divergence.samples} examples its outputs differ by {divergence.value:.3g} {divergence.unit} from dense; "
+                f"trial {member.number} differs by less than {member.high:.3g} and is at least as fast as this one can be "
+                f"expected to be ({1 / self.predicted['ratio']:.2f}x)",
+                divergence,
+            )
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: others are better already

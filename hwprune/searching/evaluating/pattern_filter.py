@@ -6,7 +6,6 @@ against dense; what does not pay at its most does not pay at less.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +13,10 @@ from pathlib import Path
 
 from hwprune import patterns
 from hwprune.errors import CandidateFailure, UsageError
-from hwprune.latency.source import judged
+from hwprune.latency.source import over_sessions
 from hwprune.pruning.uniform import uniform_recipe
 from hwprune.records.measurement import Measurement
 from hwprune.searching.evaluating.evaluator import Evaluator
-from hwprune.searching.evaluating.timing import speedup_of
 
 SESSIONS = 4
 LEAST_GAIN = 1.01
@@ -39,7 +37,7 @@ def reason(gain: Measurement) -> str:
     return f"no speedup on this target: measured {gain.value:.2f} [{gain.ci_low:.2f}, {gain.ci_high:.2f}]"
 
 
-def gains(evaluator: Evaluator, names: Sequence[str], sparsity: float) -> dict[str, Measurement]:
+def pattern_speedups(evaluator: Evaluator, names: Sequence[str], sparsity: float) -> dict[str, Measurement]:
     """Mask pattern -> speedup of a model with that pattern in every weight that it fits. Patterns that fit nowhere are left out.
 
     Args:
@@ -48,11 +46,11 @@ def gains(evaluator: Evaluator, names: Sequence[str], sparsity: float) -> dict[s
     found: dict[str, Measurement] = {}
     for name in names:
         pattern = patterns.get(name)
-        folder = evaluator.home / "filter"
+        folder = evaluator.dense.home / "filter"
         try:
             level = pattern.fixed_sparsity if pattern.fixed_sparsity is not None else sparsity
             candidate = evaluator.pruner.prune(uniform_recipe(evaluator.pruner, name, level, "l2", "none"))
-            path = evaluator.write(candidate, folder)
+            path, _ = evaluator.files.write_candidate(candidate, folder)
             found[name] = _measured(evaluator, path)
             if pays(found[name]):
                 # A false one costs half of the search, and of a few patterns on a busy machine one may look good by chance.
@@ -65,13 +63,10 @@ def gains(evaluator: Evaluator, names: Sequence[str], sparsity: float) -> dict[s
 
 
 def _measured(evaluator: Evaluator, path: Path) -> Measurement:
-    """Over a few sessions: what one session is off by would hide, or invent, a few percent."""
-    results = []
+    """Speedup over a few sessions: what one session is off by would hide, or invent, a few percent."""
+    sessions = []
     for _ in range(SESSIONS):
         evaluator.bench.load("candidate", path)
-        results.append(evaluator.source.candidate(path))
-    found = speedup_of(results[-1])
-    verdict = judged([math.log(one["speedup"]) for one in results])
-    return replace(
-        found, value=verdict["speedup"], ci_low=verdict["ci_low"], ci_high=verdict["ci_high"], samples=found.samples * SESSIONS
-    )
+        sessions.append(evaluator.source.candidate(path))
+    whole = over_sessions(sessions)
+    return replace(replace(whole, passed=None).speedup, samples=whole.quads * SESSIONS)

@@ -14,7 +14,7 @@ from hwprune.records.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredCandidate:
     """A candidate of which everything but the latency is known."""
 
     number: int
@@ -35,7 +35,7 @@ class Scored:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, number: int, data: Mapping[str, Any]) -> Scored:
+    def from_json(cls, number: int, data: Mapping[str, Any]) -> ScoredCandidate:
         table = Table({key: data[key] for key in data if key in cls.__dataclass_fields__}, f"trial {number}, scored")
         recipe, metric, divergence = table.table("recipe"), table.table("metric"), table.table("divergence")
         made = cls(

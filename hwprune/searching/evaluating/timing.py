@@ -1,25 +1,56 @@
-"""From a paired measurement to the speedup and latency of a trial."""
+"""The latency of a candidate's file, measured again where it is implausible."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import replace
+from pathlib import Path
 
-from hwprune.records.measurement import Measurement
+from hwprune.latency.bench import Bench
+from hwprune.latency.paired import Paired
+from hwprune.latency.source import MEASURED, Source
+from hwprune.searching.evaluating.early_stopping import Expectation
 
-LIE = 3.0
+IMPLAUSIBLE_SD = 3.0
 """Standard deviations from the prediction beyond which a latency is measured again before it is believed."""
+MOST_AGAIN = 2
+"""Sessions that are added at most."""
 
 
-def speedup_of(paired: dict[str, Any]) -> Measurement:
-    """Speedup of a paired measurement, with how it was obtained."""
-    wanted = "clock wall_speedup contended outliers throttled converged quads session_sd log_ratios passed".split()  # noqa: SIM905
-    conditions: dict[str, Any] = {key: paired[key] for key in wanted if key in paired}
-    if "conditions" in paired:
-        conditions["machine"] = paired["conditions"]
-    return Measurement(paired["speedup"], "x", paired["ci_low"], paired["ci_high"], paired["quads"], conditions)
+class CandidateTimer:
+    """Loads a file in the bench and measures it against the dense model."""
 
+    def __init__(self, bench: Bench, source: Source) -> None:
+        self._bench, self._source = bench, source
 
-def latency_of(paired: dict[str, Any]) -> Measurement:
-    """Seconds for one batch."""
-    conditions = {"clock": paired["clock"], "wall_s": paired["wall_latency_s"], "dense_s": paired["dense_latency_s"]}
-    return Measurement(paired["latency_s"], "s", paired["latency_low_s"], paired["latency_high_s"], paired["quads"], conditions)
+    def measure(self, path: Path, expected: Expectation | None = None) -> Paired:
+        """Latency of a file; a first look, unless it is far from what is expected. Raises `CandidateFailure`."""
+        self._bench.load("candidate", path)
+        paired = self._source.candidate(path, brief=True)
+        if expected is not None and self._is_implausible(paired, expected):
+            return self._measure_again(path, paired)
+        return paired
+
+    def measure_long(self, path: Path) -> Paired:
+        """Latency of a file in a session of full length. Raises `CandidateFailure`."""
+        self._bench.load("candidate", path)
+        return self._source.candidate(path)
+
+    def _is_implausible(self, paired: Paired, expected: Expectation) -> bool:
+        """Is a latency too far from what the table and all measurements so far say?"""
+        if self._source.label != MEASURED or "ratio" not in expected.predicted:
+            return False
+        ratio, predicted, sd = 1 / paired.ratio, expected.predicted["ratio"], expected.predicted["ratio_sd"]
+        own_sd = (1 / paired.ratio_low - 1 / paired.ratio_high) / 2 / 1.96
+        return abs(ratio - predicted) > IMPLAUSIBLE_SD * math.hypot(sd, own_sd)
+
+    def _measure_again(self, path: Path, first: Paired) -> Paired:
+        """A second session. Where the two agree the prediction was wrong; where they don't, a third one decides."""
+        sessions = [first]
+        for _ in range(MOST_AGAIN):
+            sessions.append(self.measure_long(path))
+            last = sessions[-1]
+            if any(one.ratio_low <= last.ratio_high and last.ratio_low <= one.ratio_high for one in sessions[:-1]):
+                break
+        sessions.sort(key=lambda session: session.ratio)
+        return replace(sessions[len(sessions) // 2], again=len(sessions) - 1)

@@ -17,7 +17,7 @@ def objectives(trial: Trial) -> tuple[float, float]:
     return trial.drop, trial.speedup.value
 
 
-def standing(trial: Trial) -> tuple[float, float]:
+def rank_objectives(trial: Trial) -> tuple[float, float]:
     """(divergence, speedup): what decides who is a finalist.
 
     The drop on a thousand examples is good to half a point or so; a front by it keeps the lucky and loses the rest. The
@@ -45,15 +45,15 @@ def finalists(
         if t.measured and objectives(t)[1] > 1.0 and t.recipe.choices and all(v <= 0 for v in loose.of(t).values())
     ]  # fmt: skip
     chosen: list[Trial] = []
-    for layer in pareto.layers(good, standing):
+    for layer in pareto.layers(good, rank_objectives):
         room = most - len(chosen)
         if room <= 0:
             break
-        chosen += layer if len(layer) <= room else _thin(layer, room)
+        chosen += layer if len(layer) <= room else evenly_spaced(layer, room)
     return sorted(chosen, key=lambda t: objectives(t)[1])
 
 
-def moved_up(
+def promoted(
     trials: Sequence[Trial], done: Collection[int], constraints: Constraints, dense: float, repaired: bool = False
 ) -> list[Trial]:
     """Who takes the places of finalists that fell off the front when they were measured again; at most as many as fell.
@@ -63,15 +63,15 @@ def moved_up(
         done: numbers of those that were measured again.
     """
     front_now = finalists(trials, constraints, len(trials), dense, repaired)
-    front_now = pareto.non_dominated(front_now, standing)
+    front_now = pareto.non_dominated(front_now, rank_objectives)
     room = MOST_FINALISTS - sum(t.number in done for t in front_now)
     fresh = [t for t in front_now if t.number not in done]
     if room <= 0 or not fresh:
         return []
-    return fresh if len(fresh) <= room else _thin(fresh, room)
+    return fresh if len(fresh) <= room else evenly_spaced(fresh, room)
 
 
-def _thin(layer: list[Trial], count: int) -> list[Trial]:
+def evenly_spaced(layer: list[Trial], count: int) -> list[Trial]:
     """``count`` of them, the ends included, evenly spaced in speedup."""
     if count == 1:
         return [layer[-1]]

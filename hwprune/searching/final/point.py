@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hwprune.records import pareto
 from hwprune.records.measurement import Measurement
 from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.result import FrontPoint
+
+
+class DerivedTrials(NamedTuple):
+    """Trials that were made of others by training or quantising, with their files, and what the user should know of it."""
+
+    trials: Sequence[Trial]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,14 @@ def final_front(points: Sequence[Confirmed], constraints: Constraints) -> list[C
     return pareto.non_dominated(fits, lambda p: (p.drop, p.speedup.value))
 
 
-def aligned(points: Sequence[Confirmed], dense_s: float) -> list[Confirmed]:
+def join_front(points: Sequence[Confirmed], more: Sequence[Confirmed], constraints: Constraints) -> list[Confirmed]:
+    """The front over points and those that were made of them by training or quantising."""
+    fits = [p for p in more if constraints.met(p.drop, p.speedup.value, p.latency.value, p.trial.size_bytes or 0)]
+    fits = [p for p in fits if p.speedup.ci_high > 1 and p.speedup.value > 1]
+    return pareto.non_dominated([*points, *fits], lambda p: (p.drop, p.speedup.value))
+
+
+def rescaled(points: Sequence[Confirmed], dense_s: float) -> list[Confirmed]:
     """The points with latencies that go with the dense latency of the last round: dense / speedup, as in every round.
 
     Each round measures the dense model anew, and a shared machine is faster in one minute than in the next; what was measured

@@ -29,8 +29,7 @@ from hwprune.records.target import Target
 from hwprune.records.trial import MEASURED, Trial
 from hwprune.searching.evaluating.candidate_files import size_of
 from hwprune.searching.evaluating.evaluator import Evaluator
-from hwprune.searching.evaluating.timing import latency_of, speedup_of
-from hwprune.searching.final.point import Confirmed
+from hwprune.searching.final.point import Confirmed, DerivedTrials
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
 from hwprune.searching.study.store import Store
@@ -41,7 +40,7 @@ FAILURES = (HwpruneError, RuntimeError, ValueError, MemoryError, OSError, Decode
 """Of one file: the others, and the search's own front, go on."""
 
 
-def check(job: Job, target: Target) -> None:
+def check_precisions(job: Job, target: Target) -> None:
     """Can this search quantise? Raises `UsageError` before any work is done."""
     if not job.precisions:
         return
@@ -57,20 +56,21 @@ def check(job: Job, target: Target) -> None:
 
 
 def quantise_points(
-    evaluator: Evaluator, store: Store, job: Job, points: Sequence[Confirmed], progress: Progress, notes: list[str]
-) -> list[Trial]:
+    evaluator: Evaluator, store: Store, precisions: Sequence[str], points: Sequence[Confirmed], progress: Progress
+) -> DerivedTrials:
     """Trials of the dense model and of every point in each precision, with their files; not measured again."""
-    maker = _Maker(evaluator, store, notes)
-    if maker.integers.saturating and "int8" in job.precisions:
+    maker = _Maker(evaluator, store)
+    notes = []
+    if maker.integers.saturating and "int8" in precisions:
         notes.append("int8 weights use 7 of their 8 bits: this CPU has no VNNI, and its 8-bit kernels would overflow.")
     found = []
-    for name in job.precisions:
+    for name in precisions:
         for place, point in enumerate([None, *points]):
             progress.stage(f"{name}: {'the dense model' if point is None else f'point {place} of {len(points)}'}")
             made = maker.make(name, None if point is None else point.trial)
             if made is not None:
                 found.append(made)
-    return found
+    return DerivedTrials(found, [*notes, *maker.notes])
 
 
 def left_out(quantised: Sequence[Confirmed], points: Sequence[Confirmed]) -> list[str]:
@@ -89,8 +89,9 @@ def left_out(quantised: Sequence[Confirmed], points: Sequence[Confirmed]) -> lis
 
 
 class _Maker:
-    def __init__(self, evaluator: Evaluator, store: Store, notes: list[str]) -> None:
-        self.evaluator, self.store, self.notes = evaluator, store, notes
+    def __init__(self, evaluator: Evaluator, store: Store) -> None:
+        self.evaluator, self.store = evaluator, store
+        self.notes: list[str] = []
         device = evaluator.target.device
         saturating = device == "cpu" and bool(evaluator.bench.check()["saturates"])
         self.integers = onnx_quantisers.Integers(symmetric=device == "cuda", saturating=saturating)
@@ -102,18 +103,18 @@ class _Maker:
         """One file in one precision as a trial; None, with a note, if it can't be made."""
         evaluator = self.evaluator
         of = DENSE if trial is None else trial.number
-        source = evaluator.dense_model if trial is None else evaluator.folder(trial.number) / evaluator.runtime.file
+        source = evaluator.dense.path if trial is None else evaluator.files.model(trial.number)
         scratch = evaluator.run / "candidates" / f"{of}.{precision}"
         try:
             known = self._known.get((of, precision, sha256(source)))
-            if known is not None and (evaluator.folder(known.number) / evaluator.runtime.file).is_file():
+            if known is not None and (evaluator.files.model(known.number)).is_file():
                 return known
             facts = self._write(precision, trial, source, scratch)
             if known is not None and known.quantised.get("made") != facts["made"]:
                 known = None  # the same source with other calibration data, or another quantiser: other numbers
             done = known or self._measured(precision, trial, facts, scratch)
-            shutil.rmtree(evaluator.folder(done.number), ignore_errors=True)
-            scratch.rename(evaluator.folder(done.number))
+            shutil.rmtree(evaluator.files.folder(done.number), ignore_errors=True)
+            scratch.rename(evaluator.files.folder(done.number))
         except FAILURES as failure:
             reason = failure.reason if isinstance(failure, CandidateFailure) else f"{type(failure).__name__}: {failure}"
             self.notes.append(
@@ -131,17 +132,17 @@ class _Maker:
         scratch.mkdir(parents=True)
         start = time.monotonic()
         found = quantise.quantise(
-            onnx.load(str(source)), precision, self._calibration, scratch / evaluator.runtime.file, self.integers
+            onnx.load(str(source)), precision, self._calibration, scratch / evaluator.files.name, self.integers
         )  # fmt: skip
         facts = {
-            "made": sha256(scratch / evaluator.runtime.file), "of": DENSE if trial is None else trial.number,
+            "made": sha256(scratch / evaluator.files.name), "of": DENSE if trial is None else trial.number,
             "source": sha256(source), **found.to_json(), "seconds": time.monotonic() - start,
         }  # fmt: skip
         if trial is None:
             evaluator.pruner.prune(Recipe()).write_recipe(scratch)
         else:
             for name in ("recipe.json", "keep.safetensors", "model.safetensors", "recovery.json"):
-                if (path := evaluator.folder(trial.number) / name).is_file():
+                if (path := evaluator.files.folder(trial.number) / name).is_file():
                     shutil.copyfile(path, scratch / name)
         write_atomic(scratch / FILE, dump_json(facts))
         return facts
@@ -155,22 +156,20 @@ class _Maker:
         return found
 
     def _measured(self, precision: str, trial: Trial | None, facts: dict[str, Any], scratch: Path) -> Trial:
-        evaluator, base = self.evaluator, self.evaluator.baseline
-        assert base is not None
-        path = scratch / evaluator.runtime.file
-        metric, divergence = evaluator.score_file(path)
-        evaluator.bench.load("candidate", path)
-        paired = evaluator.source.candidate(path, brief=True)
+        evaluator, base = self.evaluator, self.evaluator.dense.baseline
+        path = scratch / evaluator.files.name
+        metric, divergence = evaluator.scorer.score_file(path, evaluator.dense.validation)
+        paired = evaluator.timer.measure(path)
         origin = f"{precision} of {'dense' if trial is None else trial.number}"
         number = self.store.number_of_derived(origin)
         like = trial or Trial(
-            number, Recipe(), MEASURED, metric=metric, drop=0.0, latency=latency_of(paired), speedup=speedup_of(paired),
+            number, Recipe(), MEASURED, metric=metric, drop=0.0, latency=paired.latency, speedup=paired.speedup,
             params=base.params, macs=base.macs, size_bytes=size_of(path),
         )  # fmt: skip
         drop = evaluator.metric.drop(base.metric.value, metric.value)
         done = replace(
-            like, number=number, metric=metric, drop=drop, divergence=divergence, latency=latency_of(paired),
-            speedup=speedup_of(paired), size_bytes=size_of(path), origin=origin, predicted={},
+            like, number=number, metric=metric, drop=drop, divergence=divergence, latency=paired.latency,
+            speedup=paired.speedup, size_bytes=size_of(path), origin=origin, predicted={},
             seconds={"quantise": facts["seconds"]}, quantised=facts,
         )  # fmt: skip
         self.store.add_derived(done)

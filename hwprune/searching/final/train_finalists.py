@@ -26,12 +26,12 @@ from hwprune.records.trial import Trial
 from hwprune.recovery.loop.run import search_rate
 from hwprune.recovery.plan import Plan, shorter
 from hwprune.recovery.recover import Recovered, prune_gradually, recover
-from hwprune.recovery.sparsifiers.base import Held
+from hwprune.recovery.sparsifiers.base import FixedMask
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating.candidate_files import TRAINING, size_of
 from hwprune.searching.evaluating.evaluator import Evaluator
 from hwprune.searching.final.finalists import finalists, objectives
-from hwprune.searching.final.point import Confirmed
+from hwprune.searching.final.point import DerivedTrials
 from hwprune.searching.progress import Progress
 from hwprune.searching.study.store import Store
 
@@ -60,17 +60,16 @@ SHORT_TRAINING = "short training"
 
 
 def train_finalists(
-    evaluator: Evaluator, store: Store, plan: Plan, constraints: Constraints, progress: Progress, notes: list[str]
-) -> list[Trial]:
+    evaluator: Evaluator, store: Store, plan: Plan, constraints: Constraints, progress: Progress
+) -> DerivedTrials:
     """Trials of trained candidates with their files, better on validation than before their training; not measured anew."""
-    trainer = _Trainer(evaluator, store, plan, constraints, progress, notes)
+    trainer = _Trainer(evaluator, store, plan, constraints, progress)
     # A quantised form of a trained trial remembers its training too, and is not it.
     trained = [t for t in store.trials() if t.recovery and not t.quantised]
     known = {int(t.recovery["of"]): t for t in trained if t.recovery["plan"] == plan.to_json()}
     chosen = _looked_at(store.trials(as_searched=True), constraints, evaluator)
     if not chosen:
-        notes.append("No candidate is near enough to dense to be trained.")
-        return []
+        return DerivedTrials([], ["No candidate is near enough to dense to be trained."])
     trainer.choose_rate(chosen)
     chosen = [trial for trial in chosen if str(trial.number) not in trainer.failures]
     if plan.kind == "gradual":
@@ -89,9 +88,7 @@ def train_finalists(
             continue  # it was not on the front when this search ended before
         if done is not None:
             found.append(done)
-    notes += [
-        f"Trial {number} could not be trained: {reason}." for number, reason in (trainer.failures | trainer.passing).items()
-    ]
+    notes = [f"Trial {number} could not be trained: {reason}." for number, reason in (trainer.failures | trainer.passing).items()]
     cost = sum(float(t.recovery["seconds"]) for t in found) + trainer.wasted
     if trainer.without_gain:
         listed = ", ".join(map(str, trainer.without_gain))
@@ -99,31 +96,20 @@ def train_finalists(
     notes.append(
         f"{len(found)} of {len(chosen)} finalists are better on validation after {plan.text()}; training took {cost:.0f} s."
     )
-    return found
-
-
-def both_regimes(untrained: Sequence[Confirmed], trained: Sequence[Confirmed], constraints: Constraints) -> list[Confirmed]:
-    """The front over candidates without and with training."""
-    fits = [p for p in trained if constraints.met(p.drop, p.speedup.value, p.latency.value, p.trial.size_bytes or 0)]
-    fits = [p for p in fits if p.speedup.ci_high > 1 and p.speedup.value > 1]
-    return pareto.non_dominated([*untrained, *fits], lambda p: (p.drop, p.speedup.value))
+    return DerivedTrials(found, notes)
 
 
 def _looked_at(trials: Sequence[Trial], constraints: Constraints, evaluator: Evaluator) -> list[Trial]:
     """The front and what is just behind it, as far as training may bring it back."""
-    assert evaluator.baseline is not None
-    dense = abs(evaluator.baseline.metric.value)
+    dense = abs(evaluator.dense.baseline.metric.value)
     farthest = FARTHEST * dense if constraints.max_drop is None else max(REACH * constraints.max_drop, 0.02 * dense)
     limits = replace(constraints, max_drop=farthest)
     return finalists(trials, limits, LOOKED_AT, dense)
 
 
 class _Trainer:
-    def __init__(
-        self, evaluator: Evaluator, store: Store, plan: Plan, constraints: Constraints, progress: Progress, notes: list[str]
-    ) -> None:
-        self.evaluator, self.store, self.plan, self.constraints = evaluator, store, plan, constraints
-        self.progress, self.notes = progress, notes
+    def __init__(self, evaluator: Evaluator, store: Store, plan: Plan, constraints: Constraints, progress: Progress) -> None:
+        self.evaluator, self.store, self.plan, self.constraints, self.progress = evaluator, store, plan, constraints, progress
         # Of another plan nothing is known: a run may be resumed with more epochs.
         self._gain_key, self._short_key = f"{WITHOUT_GAIN} {plan.text()}", f"{SHORT_TRAINING} {plan.text()}"
         self._rate_key, self._failed_key = f"{RATE} {plan.text()}", f"{FAILED} {plan.text()}"
@@ -145,7 +131,7 @@ class _Trainer:
             self.progress.stage("looking for a learning rate")
             pruner = self.evaluator.pruner
             candidate = self._candidate(chosen[len(chosen) // 2])
-            held = Held(candidate.masks) if candidate.masks else None
+            held = FixedMask(candidate.masks) if candidate.masks else None
             start = time.monotonic()
             try:
                 rate = search_rate(
@@ -172,8 +158,7 @@ class _Trainer:
                 self._waste(made.seconds)
                 known[str(trial.number)] = made.outcome.after.value
                 self.store.write(self._short_key, known)
-            base = self.evaluator.baseline
-            assert base is not None
+            base = self.evaluator.dense.baseline
             drop = self.evaluator.metric.drop(base.metric.value, known[str(trial.number)])
             scored.append((trial, drop))
         best: list[tuple[Trial, float]] = []
@@ -185,8 +170,8 @@ class _Trainer:
         return [trial for trial, _ in kept]
 
     def has_files(self, trial: Trial) -> bool:
-        folder = self.evaluator.folder(trial.number)
-        return (folder / self.evaluator.runtime.file).is_file() and (folder / "model.safetensors").is_file()
+        folder = self.evaluator.files.folder(trial.number)
+        return self.evaluator.files.model(trial.number).is_file() and (folder / "model.safetensors").is_file()
 
     def train(self, trial: Trial) -> Trial | None:
         """Train one candidate whole; None if it can't be, or is no better for it."""
@@ -233,7 +218,6 @@ class _Trainer:
     def _finish(self, trial: Trial, made: Recovered) -> Trial | None:
         """Write, score and keep a trained candidate; it gets a number only if it is better on validation."""
         evaluator = self.evaluator
-        assert evaluator.baseline is not None
         before = next((t for t in self.store.trials() if t.number == trial.number), trial)
         assert before.metric is not None
         scratch = evaluator.run / "candidates" / f"{trial.number}.trained"
@@ -250,16 +234,16 @@ class _Trainer:
                 **made.to_json(),
             }  # fmt: skip
             write_atomic(scratch / FILE, dump_json(facts))
-            size = size_of(scratch / evaluator.runtime.file)
+            size = size_of(scratch / evaluator.files.name)
             origin = f"{self.plan.text()} of {trial.number}"
             number = self.store.number_for(trial.number, origin)
-            shutil.rmtree(evaluator.folder(number), ignore_errors=True)
-            scratch.rename(evaluator.folder(number))
+            shutil.rmtree(evaluator.files.folder(number), ignore_errors=True)
+            scratch.rename(evaluator.files.folder(number))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         done = replace(
             before, number=number, recipe=Recipe(made.candidate.recipe.choices, before.recipe.compensation), metric=metric,
-            drop=evaluator.metric.drop(evaluator.baseline.metric.value, metric.value), divergence=divergence,
+            drop=evaluator.metric.drop(evaluator.dense.baseline.metric.value, metric.value), divergence=divergence,
             params=made.candidate.parameter_count, macs=made.candidate.macs, size_bytes=size,
             seconds={"recover": made.seconds}, origin=origin, predicted={}, recovery=facts,
         )  # fmt: skip

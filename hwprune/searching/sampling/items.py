@@ -19,9 +19,9 @@ from hwprune.errors import UsageError
 from hwprune.methods.method import Option
 from hwprune.pruning.pruner import Pruner
 from hwprune.searching.sampling.dominance import undominated
-from hwprune.searching.sampling.prices import Prices
 from hwprune.searching.sampling.problem import Choice, Item
-from hwprune.searching.space.space import Knob, SearchSpace
+from hwprune.searching.sampling.savings import Savings
+from hwprune.searching.space.space import SearchSpace, UnitSpace
 from hwprune.searching.study.attributes import FILE
 
 Array = np.ndarray[Any, Any]
@@ -35,9 +35,9 @@ MOST_CHOICES = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Way:
-    """A knob at one level: its parameters, what it costs, and how the model answers to it."""
+    """A unit_space at one level: its parameters, what it costs, and how the model answers to it."""
 
-    knob: Knob
+    unit_space: UnitSpace
     level: int
     pattern: str
     method: str
@@ -47,33 +47,36 @@ class _Way:
     response: Array | None
 
     def parameters(self) -> dict[str, Any]:
-        found: dict[str, Any] = {f"level:{self.knob.unit}": self.level}
-        if len(self.knob.levels) > 1:
-            found[f"pattern:{self.knob.unit}"] = self.pattern
-        if len(self.knob.methods) > 1:
-            found[f"method:{self.knob.unit}"] = self.method
+        found: dict[str, Any] = {f"level:{self.unit_space.unit}": self.level}
+        if len(self.unit_space.levels) > 1:
+            found[f"pattern:{self.unit_space.unit}"] = self.pattern
+        if len(self.unit_space.methods) > 1:
+            found[f"method:{self.unit_space.unit}"] = self.method
         return found
 
 
 def build(
     pruner: Pruner,
     space: SearchSpace,
-    prices: Prices,
-    gains: Mapping[str, float] | None = None,
+    savings: Savings,
+    pattern_speedups: Mapping[str, float] | None = None,
     step: Callable[[str], None] = lambda _text: None,
 ) -> list[Item]:
     """The items of a space.
 
     Args:
-        gains: mask pattern -> share of the dense time that it saves when all weights have it, as measured.
+        pattern_speedups: mask pattern -> share of the dense time that it saves when all weights have it, as measured.
     """
     inside = next((one.name for one in compensation.parse(space.compensation) if one.local), compensation.NONE)
     step("predicting what each choice does to the outputs")
     responses = _responses(pruner, space, inside)
     scale = _scale(pruner, space, responses, inside)
-    ways = {knob.unit: _ways(pruner, knob, prices, responses, inside, gains or {}, scale) for knob in space.knobs}
+    ways = {
+        unit_space.unit: _ways(pruner, unit_space, savings, responses, inside, pattern_speedups or {}, scale)
+        for unit_space in space.units
+    }
     groups = _groups(space)
-    return [_item(group, ways, space, prices) for group in groups]
+    return [_item(group, ways, space, savings) for group in groups]
 
 
 def canonical(space: SearchSpace, items: Sequence[Item]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -89,22 +92,22 @@ def canonical(space: SearchSpace, items: Sequence[Item]) -> Callable[[Mapping[st
         found = dict(parameters)
         dropped = [
             unit
-            for knob in space.knobs
-            if patterns.BRANCH in knob.levels and parameters.get(f"level:{knob.unit}")
-            for unit in (knob.unit, *knob.tied)
+            for unit_space in space.units
+            if patterns.BRANCH in unit_space.levels and parameters.get(f"level:{unit_space.unit}")
+            for unit in (unit_space.unit, *unit_space.tied)
         ]
         gone = space.dead(dropped) if dropped else frozenset()
-        for knob in space.knobs:
-            unit, name = knob.unit, f"level:{knob.unit}"
+        for unit_space in space.units:
+            unit, name = unit_space.unit, f"level:{unit_space.unit}"
             if name not in found:
                 continue
-            if not gone.isdisjoint((unit, *knob.tied)) and patterns.BRANCH not in knob.levels:
+            if not gone.isdisjoint((unit, *unit_space.tied)) and patterns.BRANCH not in unit_space.levels:
                 found[name] = 0
             pattern = found.get(f"pattern:{unit}")
             if found[name] and pattern is not None:
-                found[name] = min(found[name], len(knob.levels[pattern]))
+                found[name] = min(found[name], len(unit_space.levels[pattern]))
             if not found[name] and pattern is not None:
-                found[f"pattern:{unit}"] = pattern = next(iter(knob.levels))
+                found[f"pattern:{unit}"] = pattern = next(iter(unit_space.levels))
             if f"method:{unit}" in found:
                 found[f"method:{unit}"] = methods.get((unit, pattern, found[name]), found[f"method:{unit}"])
         return found
@@ -116,13 +119,13 @@ def _responses(pruner: Pruner, space: SearchSpace, inside: str) -> dict[tuple[st
     """(unit, pattern, method) -> (examples, levels); empty if the outputs have no gradient."""
     wanted: list[tuple[str, str, str, tuple[float, ...]]] = []
     branches: list[str] = []
-    for knob in space.knobs:
-        for unit in (knob.unit, *knob.tied):
-            for pattern, levels in knob.levels.items():
+    for unit_space in space.units:
+        for unit in (unit_space.unit, *unit_space.tied):
+            for pattern, levels in unit_space.levels.items():
                 if pattern == patterns.BRANCH:
                     branches.append(unit)
                     continue
-                wanted += [(unit, pattern, method, levels) for method in knob.methods]
+                wanted += [(unit, pattern, method, levels) for method in unit_space.methods]
 
     keys = {f"{unit}|{pattern}|{method}": (unit, pattern, method) for unit, pattern, method, _ in wanted}
     levels_of = {key: levels for key, (*_, levels) in zip(keys, wanted, strict=True)}
@@ -143,38 +146,41 @@ def _responses(pruner: Pruner, space: SearchSpace, inside: str) -> dict[tuple[st
 
 def _ways(
     pruner: Pruner,
-    knob: Knob,
-    prices: Prices,
+    unit_space: UnitSpace,
+    savings: Savings,
     responses: Mapping[tuple[str, str, str], Array],
     inside: str,
-    gains: Mapping[str, float],
+    pattern_speedups: Mapping[str, float],
     scale: float,
 ) -> list[_Way]:
     """Every level of every pattern, each by its best method; the dense one first."""
-    first = next(iter(knob.levels))
-    found = [_Way(knob, 0, first, knob.methods[0], 0.0, 0.0, 0.0, None)]
-    for pattern, levels in knob.levels.items():
+    first = next(iter(unit_space.levels))
+    found = [_Way(unit_space, 0, first, unit_space.methods[0], 0.0, 0.0, 0.0, None)]
+    for pattern, levels in unit_space.levels.items():
         for level in range(1, len(levels) + 1):
             best: tuple[float, str, Array | None] | None = None
-            for method in knob.methods:
-                error, response = _error(pruner, knob, pattern, level, method, responses, inside, scale)
+            for method in unit_space.methods:
+                error, response = _error(pruner, unit_space, pattern, level, method, responses, inside, scale)
                 if best is None or error < best[0]:
                     best = (error, method, response)
             assert best is not None
             smaller = 0
             if pattern == patterns.BRANCH or patterns.is_axis(pattern):
-                saved, smaller = prices.saved.get((knob.unit, level), 0.0), prices.bytes_saved.get((knob.unit, level), 0)
+                saved, smaller = (
+                    savings.saved.get((unit_space.unit, level), 0.0),
+                    savings.bytes_saved.get((unit_space.unit, level), 0),
+                )
             else:
-                share = sum(prices.share.get(unit, 0.0) for unit in (knob.unit, *knob.tied))
-                masked = sum(prices.share.values()) or 1.0  # what the whole-model measurement had masked
-                saved = max(gains.get(pattern, 0.0) / masked, UNKNOWN_GAIN) * share * levels[level - 1] / max(levels)
-            found.append(_Way(knob, level, pattern, best[1], best[0], saved, smaller, best[2]))
+                share = sum(savings.share.get(unit, 0.0) for unit in (unit_space.unit, *unit_space.tied))
+                masked = sum(savings.share.values()) or 1.0  # what the whole-model measurement had masked
+                saved = max(pattern_speedups.get(pattern, 0.0) / masked, UNKNOWN_GAIN) * share * levels[level - 1] / max(levels)
+            found.append(_Way(unit_space, level, pattern, best[1], best[0], saved, smaller, best[2]))
     return found
 
 
 def _error(
     pruner: Pruner,
-    knob: Knob,
+    unit_space: UnitSpace,
     pattern: str,
     level: int,
     method: str,
@@ -184,7 +190,7 @@ def _error(
 ) -> tuple[float, Array | None]:
     """Predicted divergence of a level, with its response; from the local error where no gradient is to be had."""
     total: Array | None = None
-    for unit in (knob.unit, *knob.tied):
+    for unit in (unit_space.unit, *unit_space.tied):
         rows = responses.get((unit, pattern, method))
         if rows is not None and rows.shape[1] >= level:
             own = rows[:, level - 1]
@@ -193,9 +199,10 @@ def _error(
         return float(np.square(total).mean()) / 2, total
     if pattern == patterns.BRANCH:
         influence = pruner.statistics(["influence"]).influence
-        return scale * sum(influence.get(unit, 1.0) for unit in (knob.unit, *knob.tied)), None
+        return scale * sum(influence.get(unit, 1.0) for unit in (unit_space.unit, *unit_space.tied)), None
     options: list[Option] = [
-        pruner.options(unit, pattern, method, knob.levels[pattern], inside)[level - 1] for unit in (knob.unit, *knob.tied)
+        pruner.options(unit, pattern, method, unit_space.levels[pattern], inside)[level - 1]
+        for unit in (unit_space.unit, *unit_space.tied)
     ]
     return scale * sum(max(option.error, 0.0) for option in options), None
 
@@ -204,15 +211,15 @@ def _scale(pruner: Pruner, space: SearchSpace, responses: Mapping[tuple[str, str
     """Predicted divergence over local error, for units that have no response where others have one."""
     wanted = [
         (unit, pattern, method)
-        for knob in space.knobs
-        for unit in (knob.unit, *knob.tied)
-        for pattern in knob.levels
-        for method in knob.methods
+        for unit_space in space.units
+        for unit in (unit_space.unit, *unit_space.tied)
+        for pattern in unit_space.levels
+        for method in unit_space.methods
         if pattern != patterns.BRANCH
     ]
     if not responses or all(key in responses for key in wanted):
         return 1.0
-    levels = {unit: knob.levels for knob in space.knobs for unit in (knob.unit, *knob.tied)}
+    levels = {unit: unit_space.levels for unit_space in space.units for unit in (unit_space.unit, *unit_space.tied)}
     ratios = []
     for unit, pattern, method in wanted:
         rows = responses.get((unit, pattern, method))
@@ -223,59 +230,59 @@ def _scale(pruner: Pruner, space: SearchSpace, responses: Mapping[tuple[str, str
     return float(np.median(ratios)) if ratios else 1.0
 
 
-def _groups(space: SearchSpace) -> list[list[Knob]]:
+def _groups(space: SearchSpace) -> list[list[UnitSpace]]:
     """Knobs that must be decided together: a branch, and what is inside it."""
-    parent = {knob.unit: knob.unit for knob in space.knobs}
+    parent = {unit_space.unit: unit_space.unit for unit_space in space.units}
 
     def root(name: str) -> str:
         while parent[name] != name:
             name = parent[name]
         return name
 
-    for knob in space.knobs:
-        if patterns.BRANCH not in knob.levels:
+    for unit_space in space.units:
+        if patterns.BRANCH not in unit_space.levels:
             continue
-        gone = space.dead((knob.unit, *knob.tied))
-        for other in space.knobs:
-            if other.unit != knob.unit and not gone.isdisjoint((other.unit, *other.tied)):
-                parent[root(other.unit)] = root(knob.unit)
-    groups: dict[str, list[Knob]] = {}
-    for knob in space.knobs:
-        groups.setdefault(root(knob.unit), []).append(knob)
+        gone = space.dead((unit_space.unit, *unit_space.tied))
+        for other in space.units:
+            if other.unit != unit_space.unit and not gone.isdisjoint((other.unit, *other.tied)):
+                parent[root(other.unit)] = root(unit_space.unit)
+    groups: dict[str, list[UnitSpace]] = {}
+    for unit_space in space.units:
+        groups.setdefault(root(unit_space.unit), []).append(unit_space)
     return list(groups.values())
 
 
-def _item(group: Sequence[Knob], ways: Mapping[str, Sequence[_Way]], space: SearchSpace, prices: Prices) -> Item:
+def _item(group: Sequence[UnitSpace], ways: Mapping[str, Sequence[_Way]], space: SearchSpace, savings: Savings) -> Item:
     """Joint choices of a group; the dense one first."""
-    branches = [knob for knob in group if patterns.BRANCH in knob.levels]
-    rest = [knob for knob in group if patterns.BRANCH not in knob.levels]
+    branches = [unit_space for unit_space in group if patterns.BRANCH in unit_space.levels]
+    rest = [unit_space for unit_space in group if patterns.BRANCH not in unit_space.levels]
     choices: list[Choice] = []
-    states: list[tuple[Knob, ...]] = [()]
-    states += [(knob,) for knob in branches]
+    states: list[tuple[UnitSpace, ...]] = [()]
+    states += [(unit_space,) for unit_space in branches]
     if len(branches) > 1:
         states.append(tuple(branches))
     for dropped in states:
-        names = [unit for knob in dropped for unit in (knob.unit, *knob.tied)]
+        names = [unit for unit_space in dropped for unit in (unit_space.unit, *unit_space.tied)]
         gone = space.dead(names) if names else frozenset()
-        fixed = [ways[knob.unit][1 if knob in dropped else 0] for knob in branches]
-        if any(knob in dropped and knob.unit in gone for knob in branches):
+        fixed = [ways[unit_space.unit][1 if unit_space in dropped else 0] for unit_space in branches]
+        if any(unit_space in dropped and unit_space.unit in gone for unit_space in branches):
             continue  # a branch inside another one that goes: the same as without saying so
-        alive = [knob for knob in rest if gone.isdisjoint((knob.unit, *knob.tied))]
-        dead = [ways[knob.unit][0] for knob in rest if knob not in alive]
+        alive = [unit_space for unit_space in rest if gone.isdisjoint((unit_space.unit, *unit_space.tied))]
+        dead = [ways[unit_space.unit][0] for unit_space in rest if unit_space not in alive]
         joint: list[tuple[_Way, ...]] = [()]
-        for knob in alive:
-            joint = [(*one, way) for one, way in product(joint, ways[knob.unit])]
-            joint = _thinned(joint, prices)
-        choices += [_choice((*fixed, *dead, *one), prices) for one in joint]
+        for unit_space in alive:
+            joint = [(*one, way) for one, way in product(joint, ways[unit_space.unit])]
+            joint = _thinned(joint, savings)
+        choices += [_choice((*fixed, *dead, *one), savings) for one in joint]
     dense = next(i for i, choice in enumerate(choices) if not any(level for _, level in choice.levels))
     choices.insert(0, choices.pop(dense))
     return Item(group[0].unit, tuple(choices))
 
 
-def _thinned(joint: Sequence[tuple[_Way, ...]], prices: Prices) -> list[tuple[_Way, ...]]:
+def _thinned(joint: Sequence[tuple[_Way, ...]], savings: Savings) -> list[tuple[_Way, ...]]:
     if len(joint) <= MOST_CHOICES:
         return list(joint)
-    made = [_choice(one, prices) for one in joint]
+    made = [_choice(one, savings) for one in joint]
     kept = undominated([-c.saved for c in made], [c.error for c in made])
     if len(kept) > MOST_CHOICES:
         kept = [kept[round(i * (len(kept) - 1) / (MOST_CHOICES - 1))] for i in range(MOST_CHOICES)]
@@ -283,7 +290,7 @@ def _thinned(joint: Sequence[tuple[_Way, ...]], prices: Prices) -> list[tuple[_W
     return [joint[i] for i in dict.fromkeys([dense, *kept])]
 
 
-def _choice(ways: Sequence[_Way], prices: Prices) -> Choice:
+def _choice(ways: Sequence[_Way], savings: Savings) -> Choice:
     parameters: dict[str, Any] = {}
     for way in ways:
         parameters |= way.parameters()
@@ -293,9 +300,9 @@ def _choice(ways: Sequence[_Way], prices: Prices) -> Choice:
     response = np.sum(known, axis=0) if known and not alone else None
     error = float(np.square(response).mean()) / 2 if response is not None else sum(way.error for way in active)
     saved = sum(way.saved for way in active)
-    level = {way.knob.unit: way.level for way in ways}
-    for (a, b), table in prices.coupled.items():
+    level = {way.unit_space.unit: way.level for way in ways}
+    for (a, b), table in savings.coupled.items():
         if a in level and b in level:
             saved += float(table[level[a], level[b]])
     smaller = sum(way.bytes_saved for way in active)
-    return Choice(parameters, error, saved, {FILE: smaller}, response, tuple((way.knob.unit, way.level) for way in ways))
+    return Choice(parameters, error, saved, {FILE: smaller}, response, tuple((way.unit_space.unit, way.level) for way in ways))

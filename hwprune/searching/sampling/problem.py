@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from hwprune.searching.sampling.dominance import undominated
 
 Array = np.ndarray[Any, Any]
 
@@ -107,3 +110,99 @@ def item_couplings(items: Sequence[Item], coupled: Mapping[tuple[str, str], Arra
                 level_a, level_b = dict(first.levels).get(a, 0), dict(second.levels).get(b, 0)
                 own[i, j] += table[level_a, level_b]
     return found
+
+
+class AllocationProblem:
+    """What there is to decide, as arrays: one choice for each item.
+
+    Args:
+        items: what is decided on. Dominated choices are left out of the knapsack.
+        coupled: ((unit, unit) -> (level, level) -> share of the time saved beyond the sum), for units named in `Choice.levels`.
+        limits: see `Limits`.
+        canonical: turns parameters that another sampler chose into those of the choice that stands for them.
+
+    Attributes:
+        errors, saved: for each item, of each choice.
+        saves: resource -> the same.
+        gram: inner products of the choices' responses, see `response_gram`.
+        couplings: (item, item) -> (choice, choice) -> share of the time saved beyond the sum.
+        useful: for each item, its choices that no other dominates, fastest first.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        coupled: Mapping[tuple[str, str], Array] | None = None,
+        limits: Limits | None = None,
+        canonical: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> None:
+        if not items:
+            raise ValueError("a knapsack needs at least one item")
+        self.items = tuple(items)
+        self.limits = limits or Limits()
+        self._canonical = canonical
+        self.errors = [np.array([c.error for c in item.choices]) for item in self.items]
+        self.saved = [np.array([c.saved for c in item.choices]) for item in self.items]
+        self.saves = {
+            name: [np.array([c.saves.get(name, 0.0) for c in item.choices]) for item in self.items]
+            for name in self.limits.min_saved
+        }
+        self.gram = response_gram(self.items)
+        self.couplings = item_couplings(self.items, coupled or {})
+        self.useful = [
+            undominated((-saved).tolist(), errors.tolist(), [(-rows[place]).tolist() for rows in self.saves.values()])
+            for place, (saved, errors) in enumerate(zip(self.saved, self.errors, strict=True))
+        ]
+        self._keys = [tuple(sorted(item.choices[0].parameters)) for item in self.items]
+        self._places = [
+            {tuple(c.parameters[k] for k in keys): i for i, c in reversed(list(enumerate(item.choices)))}
+            for item, keys in zip(self.items, self._keys, strict=True)
+        ]
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distribution of every parameter that the choices name."""
+        values: dict[str, list[Any]] = {}
+        for item in self.items:
+            for choice in item.choices:
+                for name, value in choice.parameters.items():
+                    known = values.setdefault(name, [])
+                    if value not in known:
+                        known.append(value)
+        distributions: dict[str, BaseDistribution] = {}
+        for name, known in values.items():
+            whole = all(isinstance(v, int) and not isinstance(v, bool) for v in known)
+            distributions[name] = IntDistribution(min(known), max(known)) if whole else CategoricalDistribution(tuple(known))
+        return distributions
+
+    def parameters(self, allocation: Sequence[int]) -> dict[str, Any]:
+        """The Optuna parameters that an allocation stands for."""
+        parameters: dict[str, Any] = {}
+        for item, option in zip(self.items, allocation, strict=True):
+            parameters |= dict(item.choices[option].parameters)
+        return parameters
+
+    def allocation(self, parameters: Mapping[str, Any]) -> Array | None:
+        """(items,): the choices that a trial's parameters say; None if they say none of ours."""
+        found = []
+        if self._canonical is not None and parameters:
+            parameters = self._canonical(parameters)
+        for keys, places in zip(self._keys, self._places, strict=True):
+            place = places.get(tuple(parameters.get(key) for key in keys))
+            if place is None:
+                return None
+            found.append(place)
+        return np.array(found, dtype=int)
+
+    def coupling(self, allocations: Array) -> Array:
+        """Share of the time that couplings save, for each of (n, items) allocations."""
+        share = np.zeros(len(allocations))
+        for (u, v), table in self.couplings.items():
+            share += table[allocations[:, u], allocations[:, v]]
+        return share
+
+    def claimed_savings(self, resource: str, allocations: Array) -> Array:
+        """What the choices of each of (n, items) allocations say that they save of a resource."""
+        total = np.zeros(len(allocations))
+        for u, saves in enumerate(self.saves[resource]):
+            total += saves[allocations[:, u]]
+        return total

@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 
 from hwprune.errors import UnknownNameError
 from hwprune.searching.sampling.knapsack import KnapsackSampler
-from hwprune.searching.sampling.problem import Item, Limits
+from hwprune.searching.sampling.posterior import Posterior
 from hwprune.searching.sampling.seeded import Inner, Seeded
 from hwprune.searching.sampling.threshold import ThresholdSampler
+from hwprune.searching.space.space import SearchSpace
 
 UNIFORM = "uniform"
 KNAPSACKS = ("knapsack", "knapsack-sweep", "threshold")
-"""Those that propose from the items' prices, and need no warm start."""
+"""Those that propose from the items' savings, and need no warm start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,14 @@ class Context:
     """What a sampler may know of the search.
 
     Attributes:
+        posterior: what is believed of candidates; early stopping shares it.
         trials: planned number of trials; 0: only time limits it.
         space: Optuna's distributions of the study.
-        canonical: see `hwprune.searching.sampling.items.canonical`.
     """
 
-    items: tuple[Item, ...] = ()
-    coupled: Mapping[tuple[str, str], np.ndarray[Any, Any]] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    posterior: Posterior
     trials: int = 0
     space: Mapping[str, BaseDistribution] = field(default_factory=dict)
-    canonical: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 def _optuna(make: Inner) -> Callable[[int, Context], optuna.samplers.BaseSampler]:
@@ -48,8 +45,9 @@ def _optuna(make: Inner) -> Callable[[int, Context], optuna.samplers.BaseSampler
 def _knapsack(explore: bool) -> Callable[[int, Context], optuna.samplers.BaseSampler]:
     def make(seed: int, context: Context) -> optuna.samplers.BaseSampler:
         return KnapsackSampler(
-            context.items, context.coupled, context.limits, seed, explore, context.trials or 40, context.space, context.canonical
-        )
+            context.posterior.problem.items, seed=seed, explore=explore, trials=context.trials or 40, space=context.space,
+            posterior=context.posterior,
+        )  # fmt: skip
 
     return make
 
@@ -83,7 +81,7 @@ SAMPLERS: dict[str, tuple[str, Callable[[int, Context], optuna.samplers.BaseSamp
     ),
     "threshold": (
         "one threshold on the error for all units, as FastNAS decides",
-        lambda _seed, context: ThresholdSampler(context.items, context.trials or 40, context.space),
+        lambda _seed, context: ThresholdSampler(context.posterior.problem.items, context.trials or 40, context.space),
     ),
 }
 """name -> (description, maker from a seed and what is known of the search)"""
@@ -99,3 +97,23 @@ def make(name: str, seed: int, context: Context) -> optuna.samplers.BaseSampler:
     """The sampler for a study."""
     check(name)
     return SAMPLERS[name][1](seed, context)
+
+
+def warm_start(name: str, trials: int, space: SearchSpace) -> list[dict[str, Any]]:
+    """Parameters to propose first: a uniform sweep, for samplers that know nothing of the choices.
+
+    The uniform sampler has nothing else.
+
+    Args:
+        trials: planned number of trials; 0: only time limits it.
+    """
+    if name in KNAPSACKS:
+        return []
+    if name == UNIFORM:
+        count = max(1, (trials or 40) // len(space.file.criteria))
+        methods: tuple[str, ...] = space.file.criteria
+    else:
+        count = min(8, max(1, trials // 4)) if trials else 8
+        methods = space.file.criteria[:1]
+    top = max(space.file.max_sparsity, *space.file.mask_sparsities)
+    return [space.uniform(top * step / count, method) for step in range(1, count + 1) for method in methods]

@@ -11,7 +11,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hwprune.searching.study.attributes import DUPLICATE, TOLD
+from hwprune.searching.study.attributes import DUPLICATE, RESULT
 
 Inner = Callable[[int], optuna.samplers.BaseSampler]
 
@@ -22,7 +22,7 @@ def position(study: optuna.Study, trial: FrozenTrial) -> int:
     for other in study._storage.get_all_trials(study._study_id, deepcopy=False):
         if other.number >= trial.number or other.state == TrialState.WAITING:
             continue
-        lost = other.state == TrialState.FAIL and TOLD not in other.system_attrs
+        lost = other.state == TrialState.FAIL and RESULT not in other.system_attrs
         count += not lost or other.system_attrs.get(DUPLICATE, other.number) != other.number
     return count
 

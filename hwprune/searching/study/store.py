@@ -30,12 +30,12 @@ from hwprune.searching.study.attributes import (
     DIVERGENCE_WEIGHT,
     DUPLICATE,
     FILE,
+    HANDED_OVER,
     ORIGIN,
-    PARKED,
     REMEASURED,
+    RESULT,
     RETRY_OF,
     SAVED,
-    TOLD,
 )
 from hwprune.searching.study.storage import create_study, load_study, storage_errors
 
@@ -111,20 +111,20 @@ class Store:
         return found
 
     def _finished(self, frozen: FrozenTrial) -> Trial | None:
-        if not frozen.state.is_finished() or TOLD not in frozen.system_attrs:
+        if not frozen.state.is_finished() or RESULT not in frozen.system_attrs:
             return None
         if frozen._trial_id not in self._parsed:
-            table = Table(frozen.system_attrs[TOLD], f"trial {frozen.number} in {self.storage}")
+            table = Table(frozen.system_attrs[RESULT], f"trial {frozen.number} in {self.storage}")
             trial = Trial.from_table(table)
             table.finish()
             self._parsed[frozen._trial_id] = trial
         return self._parsed[frozen._trial_id]
 
-    def remeasured(self, number: int, speedup: Measurement, latency: Measurement) -> None:
+    def save_remeasured(self, number: int, speedup: Measurement, latency: Measurement) -> None:
         """Keep a newer measurement of a finished trial. Optuna's values of it stay; `trials` gives the newer ones."""
         self._newer(number, {"speedup": speedup.to_json(), "latency": latency.to_json()})
 
-    def refined(self, trial: Trial) -> None:
+    def save_refined(self, trial: Trial) -> None:
         """Keep a finished trial's more thorough compensation, and what it was before."""
         assert trial.metric is not None and trial.divergence is not None
         self._newer(
@@ -172,7 +172,7 @@ class Store:
         frozen = next(t for t in self._frozen() if t.number == trial.number)
         asked = optuna.Trial(self.study, frozen._trial_id)
         with storage_errors(self.storage):
-            self._backend.set_trial_system_attr(asked._trial_id, TOLD, trial.to_json())
+            self._backend.set_trial_system_attr(asked._trial_id, RESULT, trial.to_json())
             for key, value in _readable(trial).items():
                 asked.set_user_attr(key, value)
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
@@ -184,7 +184,7 @@ class Store:
         self.write(REMEASURED, newer)
 
     @contextlib.contextmanager
-    def one_look(self) -> Iterator[None]:
+    def snapshot(self) -> Iterator[None]:
         """Questions asked meanwhile are answered from one reading of the trials; nothing is changed meanwhile."""
         self._look = self._frozen()
         try:
@@ -211,7 +211,7 @@ class Store:
     def busy(self) -> int:
         """Trials that other living workers are at, or that wait for being timed."""
         return sum(
-            PARKED in frozen.system_attrs or self._watch.alive(frozen._trial_id, frozen.system_attrs.get(lease.LEASE))
+            HANDED_OVER in frozen.system_attrs or self._watch.alive(frozen._trial_id, frozen.system_attrs.get(lease.LEASE))
             for frozen in self._frozen()
             if frozen.state == TrialState.RUNNING
         )
@@ -220,12 +220,12 @@ class Store:
         """Per unit an ordered whole number; a category only where there is more than one."""
         assert self._space is not None
         found: dict[str, optuna.distributions.BaseDistribution] = {}
-        for knob in self._space.knobs:
-            found[f"level:{knob.unit}"] = optuna.distributions.IntDistribution(0, knob.depth)
-            if len(knob.levels) > 1:
-                found[f"pattern:{knob.unit}"] = optuna.distributions.CategoricalDistribution(tuple(knob.levels))
-            if len(knob.methods) > 1:
-                found[f"method:{knob.unit}"] = optuna.distributions.CategoricalDistribution(knob.methods)
+        for unit_space in self._space.units:
+            found[f"level:{unit_space.unit}"] = optuna.distributions.IntDistribution(0, unit_space.depth)
+            if len(unit_space.levels) > 1:
+                found[f"pattern:{unit_space.unit}"] = optuna.distributions.CategoricalDistribution(tuple(unit_space.levels))
+            if len(unit_space.methods) > 1:
+                found[f"method:{unit_space.unit}"] = optuna.distributions.CategoricalDistribution(unit_space.methods)
         return found
 
     def ask(self, sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
@@ -297,7 +297,7 @@ class Store:
         """
         try:
             with storage_errors(self.storage):
-                self._backend.set_trial_system_attr(asked._trial_id, TOLD, trial.to_json())
+                self._backend.set_trial_system_attr(asked._trial_id, RESULT, trial.to_json())
                 for key, value in _readable(trial).items():
                     asked.set_user_attr(key, value)
                 if trial.divergence is not None:
@@ -337,17 +337,17 @@ class Store:
 
     # -- trials that only a device can finish ---------------------------------------------------
 
-    def park(self, asked: optuna.Trial, scored: dict[str, Any]) -> None:
+    def hand_over(self, asked: optuna.Trial, scored: dict[str, Any]) -> None:
         """Everything but the latency is known; a worker on the device goes on."""
         with storage_errors(self.storage):
-            self._backend.set_trial_system_attr(asked._trial_id, PARKED, scored)
+            self._backend.set_trial_system_attr(asked._trial_id, HANDED_OVER, scored)
 
-    def unpark(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
+    def claim(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
         """A trial that waits for its latency, now leased by this process."""
         for frozen in self._frozen():
-            if frozen.state != TrialState.RUNNING or PARKED not in frozen.system_attrs:
+            if frozen.state != TrialState.RUNNING or HANDED_OVER not in frozen.system_attrs:
                 continue
-            scored = frozen.system_attrs[PARKED]
+            scored = frozen.system_attrs[HANDED_OVER]
             holder = frozen.system_attrs.get(lease.LEASE)
             mine = lease.own()
             by_other = not lease.same(scored.get("by"), holder) and not lease.same(mine, holder)
@@ -374,11 +374,11 @@ class Store:
         retried = {t.user_attrs[RETRY_OF] for t in frozen_trials if RETRY_OF in t.user_attrs and not self._lost(t)}
         for frozen in frozen_trials:
             if frozen.state == TrialState.RUNNING:
-                if PARKED in frozen.system_attrs:
-                    continue  # its worker is done with it; `unpark` looks at who times it
+                if HANDED_OVER in frozen.system_attrs:
+                    continue  # its worker is done with it; `claim` looks at who times it
                 if self._watch.alive(frozen._trial_id, frozen.system_attrs.get(lease.LEASE)):
                     continue
-                if self._bury(frozen, constraints):
+                if self.end_lost(frozen, constraints):
                     continue
             elif not self._lost(frozen):
                 continue
@@ -396,14 +396,14 @@ class Store:
 
     def _lost(self, frozen: FrozenTrial) -> bool:
         """Did it end without anything being known of it?"""
-        told = TOLD in frozen.system_attrs or DUPLICATE in frozen.system_attrs
+        told = RESULT in frozen.system_attrs or DUPLICATE in frozen.system_attrs
         return frozen.state == TrialState.FAIL and not told
 
-    def _bury(self, frozen: FrozenTrial, constraints: Callable[[Trial], Mapping[str, float]]) -> bool:
+    def end_lost(self, frozen: FrozenTrial, constraints: Callable[[Trial], Mapping[str, float]]) -> bool:
         """End a dead worker's trial. True if nothing is left to do for it."""
         asked = optuna.Trial(self.study, frozen._trial_id)
-        if TOLD in frozen.system_attrs:  # it died between the numbers and the word that they are there
-            table = Table(frozen.system_attrs[TOLD], f"trial {frozen.number} in {self.storage}")
+        if RESULT in frozen.system_attrs:  # it died between the numbers and the word that they are there
+            table = Table(frozen.system_attrs[RESULT], f"trial {frozen.number} in {self.storage}")
             trial = Trial.from_table(table)
             table.finish()
             if trial.quantised:  # complete, it would teach samplers a speed that no parameter has made
@@ -437,8 +437,8 @@ class Store:
         for frozen in self._frozen():
             if frozen.state == TrialState.RUNNING and frozen.number < asked.number:
                 lease_of = frozen.system_attrs.get(lease.LEASE)
-                found += PARKED in frozen.system_attrs or self._watch.alive(frozen._trial_id, lease_of)
-            elif frozen.state.is_finished() and TOLD in frozen.system_attrs and DUPLICATE not in frozen.system_attrs:
+                found += HANDED_OVER in frozen.system_attrs or self._watch.alive(frozen._trial_id, lease_of)
+            elif frozen.state.is_finished() and RESULT in frozen.system_attrs and DUPLICATE not in frozen.system_attrs:
                 found += 1  # a trained candidate is the duplicate of what was trained
         return found
 

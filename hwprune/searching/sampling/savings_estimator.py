@@ -16,10 +16,10 @@ import onnx
 from hwprune import patterns
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency.segments import Segment
-from hwprune.probe.pieces import Pieces
+from hwprune.probe.cut_segments import CutSegments
 from hwprune.pruning.pruner import Pruner
-from hwprune.searching.sampling.prices import BYTES, Prices, axis_level, structural
-from hwprune.searching.space.space import Knob, SearchSpace
+from hwprune.searching.sampling.savings import BYTES, Savings, axis_level, structural
+from hwprune.searching.space.space import SearchSpace, UnitSpace
 
 Times = Callable[[Sequence[Segment]], Mapping[str, float]]
 """Segments -> seconds by signature."""
@@ -30,32 +30,32 @@ MOST_COUPLED = 400
 """Cuts that are made to price couplings; beyond, they are taken to add up."""
 
 
-class Pricing:
+class SavingsEstimator:
     """Prices of a space's choices from segments."""
 
-    def __init__(self, pruner: Pruner, space: SearchSpace, pieces: Pieces, times: Times) -> None:
+    def __init__(self, pruner: Pruner, space: SearchSpace, pieces: CutSegments, times: Times) -> None:
         self.pruner, self.space, self.pieces, self.times = pruner, space, pieces, times
-        self.knobs = [knob for knob in space.knobs if structural(knob)]
+        self.units = [unit_space for unit_space in space.units if structural(unit_space)]
         self._known: dict[str, float] = {}
         self._parameters = pruner.graph.parameter_count({})
 
-    def prices(self) -> Prices:
+    def savings(self) -> Savings:
         """Cut, look up, and measure what is missing."""
-        found = Prices()
+        found = Savings()
         dense = self.pieces.segments(self.pieces.cut({}))
         wanted: list[Segment] = list(dense)
         first: dict[str, list[Segment]] = {}
-        for knob in self.knobs:
-            segments = self._cut(*axis_level(knob, knob.depth))
+        for unit_space in self.units:
+            segments = self._cut(*axis_level(unit_space, unit_space.depth))
             if segments is not None:  # else it stays without a price, and is taken for one that saves nothing
-                first[knob.unit] = segments
+                first[unit_space.unit] = segments
                 wanted += segments
-        priced = [knob for knob in self.knobs if knob.unit in first]
+        priced = [unit_space for unit_space in self.units if unit_space.unit in first]
         names = {s.name: s.signature for s in dense}
         touched = {unit: _changed(names, segments) for unit, segments in first.items()}
-        together: dict[int, list[list[Knob]]] = {}
+        together: dict[int, list[list[UnitSpace]]] = {}
         for level in range(1, max((k.depth for k in priced), default=0)):
-            rest = [knob for knob in priced if level < knob.depth]
+            rest = [unit_space for unit_space in priced if level < unit_space.depth]
             together[level] = _disjoint(rest, touched)
         cuts: dict[tuple[str, int], list[Segment]] = {}
         for level, groups in together.items():
@@ -75,30 +75,30 @@ class Pricing:
             now = sum(self._known[s.signature] for s in segments if s.name in within or s.name not in names)
             return (sum(by_name[name] for name in within if name in by_name) - now) / total
 
-        for knob in priced:
-            found.saved[knob.unit, knob.depth] = saved(first[knob.unit], touched[knob.unit])
+        for unit_space in priced:
+            found.saved[unit_space.unit, unit_space.depth] = saved(first[unit_space.unit], touched[unit_space.unit])
         for (unit, level), segments in cuts.items():
             found.saved[unit, level] = saved([s for s in segments if s.name in touched[unit]], touched[unit])
         self._couple(found, pairs, touched, by_name, total)
-        for knob in self.knobs:
-            for level in range(1, knob.depth + 1):
-                left = self.pruner.graph.parameter_count(*axis_level(knob, level))
-                found.bytes_saved[knob.unit, level] = BYTES * (self._parameters - left)
+        for unit_space in self.units:
+            for level in range(1, unit_space.depth + 1):
+                left = self.pruner.graph.parameter_count(*axis_level(unit_space, level))
+                found.bytes_saved[unit_space.unit, level] = BYTES * (self._parameters - left)
         found.share = self._shares(dense, total)
         return found
 
-    def _together(self, group: Sequence[Knob], level: int) -> list[tuple[list[str], list[Segment]]]:
-        """One cut for a group of knobs, or one for each where they can't be cut together."""
+    def _together(self, group: Sequence[UnitSpace], level: int) -> list[tuple[list[str], list[Segment]]]:
+        """One cut for a group of unit_spaces, or one for each where they can't be cut together."""
         counts: dict[str, int] = {}
         drop: tuple[str, ...] = ()
-        for knob in group:
-            own, gone = axis_level(knob, level)
+        for unit_space in group:
+            own, gone = axis_level(unit_space, level)
             counts |= own
             drop += gone
         segments = self._cut(counts, drop)
         if segments is not None:
-            return [([knob.unit for knob in group], segments)]
-        return [] if len(group) == 1 else [pair for knob in group for pair in self._together([knob], level)]
+            return [([unit_space.unit for unit_space in group], segments)]
+        return [] if len(group) == 1 else [pair for unit_space in group for pair in self._together([unit_space], level)]
 
     def _cut(self, counts: Mapping[str, int], drop: Sequence[str]) -> list[Segment] | None:
         """The segments of a cut; None if it can't be taken apart."""
@@ -109,21 +109,23 @@ class Pricing:
             return None
 
     def _pairs(self, touched: Mapping[str, frozenset[str]], names: Mapping[str, str]) -> dict[Any, list[Segment]]:
-        """Cuts of two knobs at once, for those that share a segment and are not one inside the other."""
-        axes = [knob for knob in self.knobs if patterns.BRANCH not in knob.levels and knob.unit in touched]
+        """Cuts of two unit_spaces at once, for those that share a segment and are not one inside the other."""
+        axes = [
+            unit_space for unit_space in self.units if patterns.BRANCH not in unit_space.levels and unit_space.unit in touched
+        ]
         coupled = [(a, b) for i, a in enumerate(axes) for b in axes[i + 1 :] if touched[a.unit] & touched[b.unit] & set(names)]
         if not coupled or sum(a.depth * b.depth for a, b in coupled) > MOST_COUPLED * 20:
             return {}
-        colours = _colours([knob.unit for knob in axes], [(a.unit, b.unit) for a, b in coupled])
-        depth = max(knob.depth for knob in axes)
+        colours = _colours([unit_space.unit for unit_space in axes], [(a.unit, b.unit) for a, b in coupled])
+        depth = max(unit_space.depth for unit_space in axes)
         made: dict[Any, list[Segment]] = {}
         if colours is not None and depth**2 <= MOST_COUPLED:
             # Two colours: one cut gives one combination of levels for every coupled pair.
             for first, second in product(range(1, depth + 1), repeat=2):
                 counts: dict[str, int] = {}
-                for knob in axes:
-                    level = min((first, second)[colours[knob.unit]], knob.depth)
-                    counts |= axis_level(knob, level)[0]
+                for unit_space in axes:
+                    level = min((first, second)[colours[unit_space.unit]], unit_space.depth)
+                    counts |= axis_level(unit_space, level)[0]
                 segments = self._cut(counts, ())
                 for a, b in coupled if segments is not None else ():
                     assert segments is not None
@@ -140,16 +142,16 @@ class Pricing:
 
     def _couple(
         self,
-        found: Prices,
+        found: Savings,
         pairs: Mapping[Any, Sequence[Segment]],
         touched: Mapping[str, frozenset[str]],
         dense: Mapping[str, float],
         total: float,
     ) -> None:
         """What a pair of levels saves beyond the sum of what each saves alone, in the segments that they share."""
-        depth = {knob.unit: knob.depth for knob in self.knobs}
+        depth = {unit_space.unit: unit_space.depth for unit_space in self.units}
         alone: dict[tuple[str, int, frozenset[str]], float] = {}
-        by_unit = {knob.unit: knob for knob in self.knobs}
+        by_unit = {unit_space.unit: unit_space for unit_space in self.units}
 
         def single(unit: str, level: int, shared: frozenset[str]) -> float:
             key = (unit, level, shared)
@@ -188,17 +190,17 @@ def _changed(dense: Mapping[str, str], segments: Sequence[Segment]) -> frozenset
     return frozenset(name for name, signature in dense.items() if now.get(name) != signature) if segments else frozenset()
 
 
-def _disjoint(knobs: Sequence[Knob], touched: Mapping[str, frozenset[str]]) -> list[list[Knob]]:
-    """Groups of knobs of which no two touch the same segment."""
-    groups: list[tuple[list[Knob], set[str]]] = []
-    for knob in knobs:
+def _disjoint(unit_spaces: Sequence[UnitSpace], touched: Mapping[str, frozenset[str]]) -> list[list[UnitSpace]]:
+    """Groups of unit_spaces of which no two touch the same segment."""
+    groups: list[tuple[list[UnitSpace], set[str]]] = []
+    for unit_space in unit_spaces:
         for members, names in groups:
-            if not names & touched[knob.unit]:
-                members.append(knob)
-                names.update(touched[knob.unit])
+            if not names & touched[unit_space.unit]:
+                members.append(unit_space)
+                names.update(touched[unit_space.unit])
                 break
         else:
-            groups.append(([knob], set(touched[knob.unit])))
+            groups.append(([unit_space], set(touched[unit_space.unit])))
     return [members for members, _ in groups]
 
 

@@ -21,7 +21,7 @@ POINTS = 16
 """Keep counts of a unit's staircase."""
 
 
-class Pieces:
+class CutSegments:
     """The segments of cut versions of a model."""
 
     def __init__(self, pruner: Pruner, precision: str = "fp32") -> None:
@@ -59,7 +59,7 @@ class Pieces:
         return 4 if size <= 128 else 8
 
 
-def random_counts(axes: Sequence[Unit], pieces: Pieces, multiple: int, seed: int) -> dict[str, int]:
+def random_counts(axes: Sequence[Unit], pieces: CutSegments, multiple: int, seed: int) -> dict[str, int]:
     """Keep counts around a common level, in steps of the multiple: what a search proposes."""
     draw = random.Random(seed)
     level = draw.uniform(0.2, 1.0)

@@ -24,7 +24,7 @@ from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.recovery import schedules
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.base import Held, Sparsifier, State
+from hwprune.recovery.sparsifiers.base import FixedMask, Sparsifier, State
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +35,7 @@ class Decision:
     masks: Mapping[str, torch.Tensor]
 
 
-class Deciding(Sparsifier):
+class MaskLearner(Sparsifier):
     """Raises the sparsity of a recipe's units from 0 to what it says, along the plan's schedule.
 
     Branches stay until the model is cut: half a branch is none.
@@ -106,7 +106,7 @@ class Deciding(Sparsifier):
         """Zero what has been decided on."""
         if self._dense is None or self._dense[0] is not self.decision:
             self._dense = self.decision, self.dense_masks()
-        Held(self._dense[1]).hold(module, optimizer)
+        FixedMask(self._dense[1]).hold(module, optimizer)
 
     @abc.abstractmethod
     def decide(self, share: float) -> Decision:
@@ -150,7 +150,7 @@ def along(values: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
 
 
 @final
-class Gradual(Deciding):
+class Gradual(MaskLearner):
     """Each unit's own criterion, applied to the weights as they are at that moment (Zhu & Gupta 2017; any pattern).
 
     Criteria that look at data take seconds for each decision, so they decide less often.
@@ -182,7 +182,7 @@ class Gradual(Deciding):
         )
 
 
-class Scored(Deciding):
+class Scored(MaskLearner):
     """Decides by scores that training itself makes: one an index of an axis, one a weight of a matrix."""
 
     TABLES: tuple[str, ...] = ("scores",)
@@ -236,7 +236,7 @@ class Scored(Deciding):
             if level is None:
                 continue
             # A few steps make no scores; of a learning rate they tell as much with the smallest weights gone.
-            scores = self._norms(self.pruner.graph.module, name) if self.hurried else self.scores[name].detach()
+            scores = self._norms(self.pruner.graph.module, name) if self.short_trial else self.scores[name].detach()
             scores = scores.cpu()
             scores = scores - scores.min()  # patterns take scores >= 0, high = keep
             pattern = patterns.get(choice.pattern)

@@ -10,14 +10,14 @@ import numpy as np
 
 from hwprune import patterns
 from hwprune.pruning.pruner import Pruner
-from hwprune.searching.space.space import Knob, SearchSpace
+from hwprune.searching.space.space import SearchSpace, UnitSpace
 
 Array = np.ndarray[Any, Any]
 BYTES = 4
 
 
 @dataclass(slots=True)
-class Prices:
+class Savings:
     """Savings as shares of the dense model's time, and in bytes.
 
     Attributes (JSON keys are the tuples' parts, joined by tabs):
@@ -35,15 +35,24 @@ class Prices:
     def by_size(self, space: SearchSpace) -> dict[str, tuple[list[int], list[float]]]:
         """Axis -> its sizes, rising, and the share of the dense time that each saves: what gates that learn a speed need."""
         found: dict[str, tuple[list[int], list[float]]] = {}
-        for knob in space.knobs:
-            for pattern, levels in knob.levels.items():
+        for unit_space in space.units:
+            for pattern, levels in unit_space.levels.items():
                 if patterns.is_axis(pattern):
                     rows = [
-                        (knob.size - round(s * knob.size), self.saved.get((knob.unit, n), 0.0)) for n, s in enumerate(levels, 1)
+                        (unit_space.size - round(s * unit_space.size), self.saved.get((unit_space.unit, n), 0.0))
+                        for n, s in enumerate(levels, 1)
                     ]
-                    rows = sorted([*rows, (knob.size, 0.0)])
-                    found[knob.unit] = ([size for size, _ in rows], [saved for _, saved in rows])
+                    rows = sorted([*rows, (unit_space.size, 0.0)])
+                    found[unit_space.unit] = ([size for size, _ in rows], [saved for _, saved in rows])
         return found
+
+    def for_record(self, space: SearchSpace) -> dict[str, tuple[list[int], list[float]]]:
+        """As `by_size`, with branches, which are there or not."""
+        rows = self.by_size(space)
+        for unit_space in space.units:
+            if (unit_space.unit, 1) in self.saved and unit_space.unit not in rows:
+                rows[unit_space.unit] = ([0, unit_space.size], [self.saved[unit_space.unit, 1], 0.0])
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,7 +63,7 @@ class Prices:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Prices:
+    def from_json(cls, data: Mapping[str, Any]) -> Savings:
         def level(key: str) -> tuple[str, int]:
             unit, number = key.rsplit("\t", 1)
             return unit, int(number)
@@ -69,37 +78,37 @@ class Prices:
         return made
 
 
-def axis_level(knob: Knob, level: int) -> tuple[dict[str, int], tuple[str, ...]]:
-    """(keep counts, branches that go) of a knob at a level of its first pattern; 0 is dense."""
-    pattern = next(iter(knob.levels))
+def axis_level(unit_space: UnitSpace, level: int) -> tuple[dict[str, int], tuple[str, ...]]:
+    """(keep counts, branches that go) of a unit_space at a level of its first pattern; 0 is dense."""
+    pattern = next(iter(unit_space.levels))
     if level == 0:
         return {}, ()
-    units = (knob.unit, *knob.tied)
+    units = (unit_space.unit, *unit_space.tied)
     if pattern == patterns.BRANCH:
         return {}, units
-    kept = knob.size - round(knob.sparsity(pattern, level) * knob.size)
+    kept = unit_space.size - round(unit_space.sparsity(pattern, level) * unit_space.size)
     return dict.fromkeys(units, kept), ()
 
 
-def structural(knob: Knob) -> bool:
+def structural(unit_space: UnitSpace) -> bool:
     """Does it cut (an axis or a branch), rather than mask?"""
-    return any(pattern == patterns.BRANCH or patterns.is_axis(pattern) for pattern in knob.levels)
+    return any(pattern == patterns.BRANCH or patterns.is_axis(pattern) for pattern in unit_space.levels)
 
 
-def by_work(pruner: Pruner, space: SearchSpace) -> Prices:
+def by_work(pruner: Pruner, space: SearchSpace) -> Savings:
     """Where models can't be taken apart into segments: time in proportion to multiply-accumulates."""
-    prices = Prices()
+    savings = Savings()
     dense = max(1, pruner.macs({}))
     whole = pruner.graph.parameter_count({})
-    for knob in filter(structural, space.knobs):
-        for level in range(1, knob.depth + 1):
-            counts, drop = axis_level(knob, level)
+    for unit_space in filter(structural, space.units):
+        for level in range(1, unit_space.depth + 1):
+            counts, drop = axis_level(unit_space, level)
             try:
-                prices.saved[knob.unit, level] = 1 - pruner.macs(counts, drop) / dense
-                prices.bytes_saved[knob.unit, level] = BYTES * (whole - pruner.graph.parameter_count(counts, drop))
+                savings.saved[unit_space.unit, level] = 1 - pruner.macs(counts, drop) / dense
+                savings.bytes_saved[unit_space.unit, level] = BYTES * (whole - pruner.graph.parameter_count(counts, drop))
             except (KeyError, ValueError, RuntimeError):
                 continue
     matrices = {unit.name: unit.size for unit in pruner.units.values() if unit.matrix is not None}
     total = max(1, sum(matrices.values()))
-    prices.share = {name: size / total for name, size in matrices.items()}
-    return prices
+    savings.share = {name: size / total for name, size in matrices.items()}
+    return savings

@@ -1,0 +1,129 @@
+"""Running an exported file on evaluation samples: its metric, its divergence from dense, its parity with PyTorch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hwprune import runtimes
+from hwprune.errors import CandidateFailure
+from hwprune.latency.bench import Bench
+from hwprune.records.measurement import Measurement
+from hwprune.records.target import Target
+from hwprune.workload import scoring
+from hwprune.workload.scoring import Outputs
+from hwprune.workload.workload import Workload
+
+PARITY_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
+"""Largest difference between the runtime's outputs and PyTorch's in 32 bits, relative to the largest output.
+
+Reduced precision keeps 11 or 8 bits and errors add up over the layers; what it costs shows in the metric. Integers are only
+checked for shape.
+"""
+PARITY_EXAMPLES = 8
+CHUNK = 32
+"""Examples run at a time where a model lets its batches be divided: activations that fit into a CPU's cache, and no new pages."""
+CHUNK_TOLERANCE = 1e-5
+"""Largest difference that dividing a batch may make, relative to the largest output; a model that mixes examples makes more."""
+
+
+@dataclass(slots=True)
+class Split:
+    """Evaluation samples in a file, their targets, and the dense model's outputs on them."""
+
+    file: Path
+    targets: list[Any]
+    dense: Outputs = field(default_factory=list)
+    screen: int = 0
+    """Leading batches on which a candidate's divergence is looked at first; 0: all at once."""
+
+    @property
+    def examples(self) -> int:
+        return sum(len(batch[0]) for batch in self.dense)
+
+
+class FileScorer:
+    """Runs files in the bench's process and scores what comes out.
+
+    Attributes:
+        threads: for outputs, which are the same with any number of threads and are not timed; None: the target's own.
+        chunk: examples run at a time; 0: whole batches.
+    """
+
+    def __init__(self, workload: Workload, bench: Bench, target: Target, home: Path) -> None:
+        self.workload, self.metric = workload, workload.scoring
+        self._bench, self._target, self._home = bench, target, home
+        runtime = runtimes.get(target.runtime)
+        on_this_cpu = runtime.device == "cpu" and runtime.file.endswith(".onnx") and bench.here
+        self.threads = max(target.threads, len(os.sched_getaffinity(0))) if on_this_cpu else None
+        self.chunk = 0
+
+    def outputs(self, key: str, split: Split, first: int = 0, last: int | None = None) -> Outputs:
+        """Outputs of a loaded model on the batches [first, last) of a split. Raises `CandidateFailure`."""
+        out = self._home / f".outputs-{key}.npz"
+        try:
+            self._bench.run(key, split.file, out, first, last, self.chunk)
+            return scoring.read_outputs(out)
+        finally:
+            out.unlink(missing_ok=True)
+
+    def score(self, key: str, split: Split) -> tuple[Measurement, Outputs]:
+        """Metric and outputs of a loaded model on a split. Raises `CandidateFailure`."""
+        outputs = self.outputs(key, split)
+        return self.metric_of(outputs, split), outputs
+
+    def metric_of(self, outputs: Outputs, split: Split) -> Measurement:
+        return scoring.score(self.metric, outputs, split.targets, split.dense or None)
+
+    def divergence(self, outputs: Outputs, split: Split) -> Measurement:
+        """How far the outputs of the leading batches are from the dense model's."""
+        count = len(outputs)
+        return scoring.divergence(self.metric, outputs, split.dense[:count], split.targets[:count])
+
+    def score_file(self, path: Path, split: Split) -> tuple[Measurement, Measurement]:
+        """Metric and divergence of a file that need not compute what any module computes. Raises `CandidateFailure`."""
+        self._bench.load("candidate", path, threads=self.threads)
+        outputs = self.outputs("candidate", split)
+        self._bench.drop("candidate")
+        return self.metric_of(outputs, split), self.divergence(outputs, split)
+
+    def divides_batches(self, model: Path, split: Split) -> bool:
+        """Are outputs the same when the first batch is run in parts?"""
+        whole = split.dense[0]
+        out = self._home / ".outputs-parts.npz"
+        try:
+            self._bench.load("dense_copy", model)
+            self._bench.run("dense_copy", split.file, out, 0, 1, CHUNK)
+            parts = scoring.read_outputs(out)[0]
+        except CandidateFailure:  # a fixed batch size, or an output without batch
+            return False
+        finally:
+            out.unlink(missing_ok=True)
+            if self._bench.alive:
+                self._bench.drop("dense_copy")
+        return all(same_outputs(part, output) for part, output in zip(parts, whole, strict=True))
+
+    def check_parity(self, module: torch.nn.Module, outputs: Outputs) -> None:
+        """Raises `CandidateFailure` (stage ``parity``) if the file does not compute what the module computes."""
+        expected = scoring.torch_outputs(module, self.workload.batches("validation"), PARITY_EXAMPLES)
+        got = outputs[0][0][: len(expected)]
+        if got.shape != expected.shape:
+            raise CandidateFailure(
+                "parity", f"the runtime's output has shape {tuple(got.shape)}, PyTorch's {tuple(expected.shape)}"
+            )
+        scale = max(float(expected.abs().max()), 1e-30)
+        difference = float((got - expected.cpu()).abs().max()) / scale
+        if not difference <= PARITY_TOLERANCES[self._target.precision]:
+            raise CandidateFailure("parity", f"the runtime's outputs differ from PyTorch's by {difference:.2g} (relative)")
+
+
+def same_outputs(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Do two outputs agree but for rounding?"""
+    if part.shape != whole.shape:
+        return False
+    scale = max(float(whole.abs().max()), 1e-30)
+    return float((part.double() - whole.double()).abs().max()) <= CHUNK_TOLERANCE * scale

@@ -1,0 +1,144 @@
+"""Preparing a search or a worker: the device, the model, the dense measurements, the space, what is known of its choices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hwprune import runtimes
+from hwprune.common.files import Table
+from hwprune.latency import fingerprint
+from hwprune.latency.bench import Bench, BenchLimits
+from hwprune.latency.host import Host
+from hwprune.latency.paired import Settings
+from hwprune.latency.source import Estimated, FromTable, Measured, Source
+from hwprune.onnx_files import to_onnx
+from hwprune.pruning.database import default_root
+from hwprune.pruning.pruner import Pruner
+from hwprune.records.measurement import Measurement
+from hwprune.searching.evaluating import pattern_filter
+from hwprune.searching.evaluating.dense import EXAMPLE, Baseline
+from hwprune.searching.evaluating.evaluator import Evaluator
+from hwprune.searching.progress import Progress
+from hwprune.searching.recording import Fingerprint
+from hwprune.searching.resolved_job import ResolvedJob
+from hwprune.searching.sampling.savings import Savings
+from hwprune.searching.sampling.search_model import SearchModel, build_model
+from hwprune.searching.space import fitting
+from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.study.store import Store
+from hwprune.workload import data_checks
+from hwprune.workload.workload import Workload
+
+
+class Setup:
+    """Makes the parts that a search and its workers need, in the order in which they need them.
+
+    Attributes:
+        notes: what the user should know, in whole sentences.
+    """
+
+    def __init__(self, resolved: ResolvedJob, workload: Workload, run: Path, progress: Progress) -> None:
+        self.resolved, self.job = resolved, resolved.job
+        self.workload, self.run, self.progress = workload, run, progress
+        # Of another machine's memory nothing is known here; its own system ends what takes too much.
+        own_memory = 0 if self.job.remote else three_quarters_of_memory()
+        self.limits = BenchLimits(self.job.trial_timeout_s, self.job.memory_limit or own_memory)
+        self.shapes = [tuple(x.shape) for x in workload.example_inputs]
+        self.notes: list[str] = []
+
+    def bench(self, machine: Host) -> Bench:
+        return Bench(self.resolved.runs_on, self.limits, machine, self.shapes)
+
+    def source(self, bench: Bench, pruner: Pruner, example: Path | None = None) -> Source:
+        place = example or self.run / "baseline" / EXAMPLE
+        target = self.resolved.target
+        if self.job.estimate:
+            return Estimated(target, self.shapes)
+        if self.resolved.table is not None:
+            precision = runtimes.get(target.runtime).precision_of_file(target.precision)
+            convert = None if precision == "fp32" else partial(to_onnx.converted, precision=precision)
+            return FromTable(self.resolved.table, pruner.fingerprint, target, self.shapes, convert)
+        return Measured(bench, place, Settings(clock=bench.clock))
+
+    def identify(self, machine: Host) -> Fingerprint:
+        """Whose numbers these are."""
+        conditions = fingerprint.conditions()
+        if self.resolved.table is not None:
+            identity = {**self.resolved.table.identity, "source": "table", "table": self.resolved.table.digests()}
+            return Fingerprint(identity, conditions, str(identity.get("isa", "default")))
+        if self.job.estimate:
+            target = self.resolved.target
+            identity = {"target": target.name, "source": "estimated", "roofline": dict(target.roofline)}
+            return Fingerprint(identity, conditions, "default")
+        with self.bench(machine) as bench:
+            return Fingerprint(bench.identity(), bench.conditions(), bench.check()["isa"])
+
+    def trace(self) -> Pruner:
+        self.progress.stage("tracing the model")
+        root = Path(self.job.database) if self.job.database else default_root()
+        pruner = Pruner(self.workload, root, self.progress.calibrated)
+        if pruner.untraceable:
+            self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
+        return pruner
+
+    def measure_dense(self, evaluator: Evaluator) -> Baseline:
+        self.progress.stage("measuring the dense model")
+        baseline = evaluator.dense.prepare(evaluator.source)
+        doubt = data_checks.doubt(evaluator.metric, baseline.metric, evaluator.dense.validation.dense[0][0].shape)
+        if doubt:
+            self.notes.append(doubt)
+            self.progress.note(f"Warning: {doubt}")
+        return baseline
+
+    def pattern_speedups(self, evaluator: Evaluator, store: Store | None) -> dict[str, Measurement]:
+        """What each mask pattern gains on the target; measured once a study."""
+        stored = None if store is None else store.read("gains")
+        if stored is not None:
+            return {name: Measurement.from_table(Table(value, f"gain of {name}")) for name, value in stored.items()}
+        space = self.resolved.space_file
+        if not space.patterns or not runtimes.get(self.resolved.runs_on.runtime).file.endswith(".onnx"):
+            return {}
+        self.progress.stage("measuring what the mask patterns gain at most")
+        return pattern_filter.pattern_speedups(evaluator, space.patterns, max(space.mask_sparsities, default=0.5))
+
+    def fit_space(self, pruner: Pruner, pattern_speedups: Mapping[str, Measurement], device: Fingerprint) -> SearchSpace:
+        refused: dict[str, str | None] = {}
+        if self.resolved.measured:  # a prediction overrules no profile
+            refused = {
+                name: None if pattern_filter.pays(speedup) else pattern_filter.reason(speedup)
+                for name, speedup in pattern_speedups.items()
+            }
+        space, notes = fitting.fit(
+            self.resolved.space_file, pruner, self.resolved.target, device.isa, all_patterns=self.job.all_patterns,
+            refused=refused, recover=None if self.job.repaired else self.job.recover,
+        )  # fmt: skip
+        self.notes += notes
+        fitting.solve_options(pruner, space, self.progress.stage)
+        return space
+
+    def build_model(
+        self,
+        pruner: Pruner,
+        space: SearchSpace,
+        bench: Bench,
+        device: Fingerprint,
+        baseline: Baseline,
+        pattern_speedups: Mapping[str, Measurement],
+        known: dict[str, Any] | None,
+    ) -> SearchModel:
+        savings = None if known is None else Savings.from_json(known)
+        model = build_model(
+            self.resolved, pruner, space, bench, device.identity, baseline, pattern_speedups, self.progress.stage, savings
+        )
+        if model.note:
+            self.notes.append(model.note)
+        return model
+
+
+def three_quarters_of_memory() -> int:
+    """Bytes; so that a candidate that eats memory fails by itself, and not by the system ending the search."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
