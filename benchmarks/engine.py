@@ -310,7 +310,7 @@ def overhead() -> None:
         print("| --- | --- | --- | --- | --- |")
         for name in ("knapsack", "random", "tpe", "nsga2"):
             sampler = samplers.make(
-                name, 0, samplers.Context(Posterior(AllocationProblem(items)), trials=6000, space=store.distributions())
+                name, 0, samplers.SamplerContext(Posterior(AllocationProblem(items)), trials=6000, space=store.distributions())
             )
             asks, tells = [], []
             for _ in range(8):

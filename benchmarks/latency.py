@@ -108,15 +108,17 @@ def aa(case: Case, runs: int) -> None:
             bench.load("candidate", case.dense)
             between.append(source.candidate(case.dense))
     for text, results in (("one session against itself", inside), ("between sessions", between)):
-        held = sum(r.ratio_low <= 1 <= r.ratio_high for r in results)
+        held = sum(r.speedup.ci_low <= 1 <= r.speedup.ci_high for r in results)
         values = [r.ratio for r in results]
         print(f"A/A, {text}: {spread(values)}, sd {100 * statistics.stdev(map(math.log, values)):.2f} %; "
               f"intervals that hold 1: {held} of {runs} ({100 * held / runs:.1f} %)")  # fmt: skip
         print(f"   the same in wall time: {spread([r['wall_speedup'] for r in results])}")
     print(f"   deviation between sessions that the gate found: {100 * source.settings.session_sd:.2f} %")
-    unpaired = [a.latency_s / b.latency_s for a, b in zip(between[::2], between[1::2], strict=False)]
+    unpaired = [a.latency.value / b.latency.value for a, b in zip(between[::2], between[1::2], strict=False)]
     print(f"unpaired, one measurement's median over the next one's: {spread(unpaired)}")
-    walls = [a.wall_latency_s / b.wall_latency_s for a, b in zip(between[::2], between[1::2], strict=False)]
+    walls = [
+        a.latency.conditions["wall_s"] / b.latency.conditions["wall_s"] for a, b in zip(between[::2], between[1::2], strict=False)
+    ]
     print(f"   the same in wall time: {spread(walls)}")
     print(f"contended quads: {100 * statistics.mean(r['contended'] for r in inside + between):.0f} %")
 
@@ -198,7 +200,7 @@ def fresh_processes(case: Case) -> None:
             bench.load("candidate", path)
             one = source.candidate(path)
             ratios.append(one.ratio / second[key][1].value)
-            inside += one.ratio_low <= second[key][1].value <= one.ratio_high
+            inside += one.speedup.ci_low <= second[key][1].value <= one.speedup.ci_high
     print(
         f"a single search measurement against fresh processes: {spread(ratios)}; its interval holds their value: {inside} of {len(models)}"
     )
@@ -229,7 +231,9 @@ def model(case: Case) -> None:
         for path, _ in case.cuts:
             bench.load("candidate", path)
             result = source.candidate(path)
-            measured.append((dense_s / result.ratio, dense_s * (result.ratio_high - result.ratio_low) / 2 / result.ratio**2))
+            measured.append(
+                (dense_s / result.ratio, dense_s * (result.speedup.ci_high - result.speedup.ci_low) / 2 / result.ratio**2)
+            )
         table = LatencyTable(bench.identity())
         start = time.monotonic()
         count = table.fill(bench, [*case.segments, *[s for _, segments in case.cuts[:30] for s in segments]])
@@ -317,7 +321,7 @@ def side_by_side(case: Case) -> None:
             settings = Settings(clock=bench.clock, half_width=0.005, limit_s=3.0)
             result = bench.pair("candidate", "dense", case.example, settings)
         print(f"{case.name}, {text} ({runtimes.get(target.runtime).version()}): dense {1e3 * result.dense_latency_s:.3f} ms; a random cut "
-              f"{result.ratio:.2f}x [{result.ratio_low:.2f}, {result.ratio_high:.2f}]")  # fmt: skip
+              f"{result.ratio:.2f}x [{result.speedup.ci_low:.2f}, {result.speedup.ci_high:.2f}]")  # fmt: skip
 
 
 def main() -> None:

@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 import onnx
 
+from hwprune.latency.paired import Paired
+
 SEARCHES: dict[str, dict[str, Any]] = {
     "digits": {"workload": "demo:digits", "space": "default", "trials": 16},
     "digits-vit": {"workload": "demo:digits-vit", "space": "default", "trials": 12},
     "masks": {"workload": "demo:digits", "space": "two-four", "trials": 12, "all_patterns": True},
 }
 LEFT_OUT = frozenset({
-    "seconds", "created", "conditions", "footprint", "identity", "versions", "size_bytes", "started", "finished_at", "load_average",
+    "seconds", "created", "written", "conditions", "footprint", "identity", "versions", "size_bytes", "started", "finished_at", "load_average",
     "code", "history", "time_s", "elapsed_s", "at_s", "calibration_s",
 })  # fmt: skip
 """Times, and what belongs to the machine; file sizes hold version strings."""
@@ -56,12 +58,34 @@ def answer(bench: Any, operation: str, arguments: Mapping[str, Any]) -> dict[str
         return {"joules": None}
     own, dense = (cost(Path(bench._places[arguments[key]])) for key in ("a", "b"))
     speedup = dense / own
+    interval = [speedup * 0.99, speedup * 1.01, own * 0.99, own * 1.01]
+    return _paired(dense, own, speedup, interval) if hasattr(Paired, "from_json") else _old_paired(dense, own, speedup, interval)
+
+
+def _paired(dense: float, own: float, speedup: float, interval: list[float]) -> dict[str, Any]:
+    conditions = {
+        "clock": "wall", "wall_speedup": speedup, "contended": 0.0, "outliers": 0.0, "throttled": False, "converged": True,
+        "quads": 16, "session_sd": 0.005, "log_ratios": [0.0] * 16, "machine": {},
+    }  # fmt: skip
+    times = {"clock": "wall", "wall_s": own, "dense_s": dense}
+    low, high, latency_low, latency_high = interval
     return {
-        "clock": "wall", "speedup": speedup, "ci_low": speedup * 0.99, "ci_high": speedup * 1.01, "latency_s": own,
-        "ratio": speedup, "ratio_low": speedup * 0.99, "ratio_high": speedup * 1.01, "wall_ratio": speedup, "machine": {},
-        "latency_low_s": own * 0.99, "latency_high_s": own * 1.01, "dense_latency_s": dense, "quads": 16, "runs_a_letter": [1, 1],
-        "runs_a_block": [1, 1], "wall_speedup": speedup, "wall_latency_s": own, "contended": 0.0, "outliers": 0.0, "converged": True,
-        "session_sd": 0.005, "log_ratios": [0.0] * 16, "samples": {}, "conditions": {}, "throttled": False,
+        "speedup": {"value": speedup, "unit": "x", "ci_low": low, "ci_high": high, "samples": 16, "conditions": conditions},
+        "latency": {
+            "value": own, "unit": "s", "ci_low": latency_low, "ci_high": latency_high, "samples": 16, "conditions": times,
+        },
+        "samples": {}, "runs_a_block": [1, 1], "again": 0,
+    }  # fmt: skip
+
+
+def _old_paired(dense: float, own: float, speedup: float, interval: list[float]) -> dict[str, Any]:
+    """As hwprune 0.1's measuring process answers."""
+    low, high, latency_low, latency_high = interval
+    return {
+        "clock": "wall", "speedup": speedup, "ci_low": low, "ci_high": high, "latency_s": own, "latency_low_s": latency_low,
+        "latency_high_s": latency_high, "dense_latency_s": dense, "quads": 16, "runs_a_letter": [1, 1], "wall_speedup": speedup,
+        "wall_latency_s": own, "contended": 0.0, "outliers": 0.0, "converged": True, "session_sd": 0.005, "log_ratios": [0.0] * 16,
+        "samples": {}, "conditions": {}, "throttled": False,
     }  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def test_exact_obs_removes_the_single_best_weight_first():
 
 def test_exact_obs_keeps_to_n_of_m():
     _, w, h = problem(8, 3)
-    order, _ = exact.removal_orders(h, w[:, None], torch.arange(8)[:, None], 4, exact.Limits(4, 2))
+    order, _ = exact.removal_orders(h, w[:, None], torch.arange(8)[:, None], 4, exact.KeepLimits(4, 2))
     keep = torch.ones(3, 8, dtype=torch.bool).scatter(1, order, False)
     assert (keep.reshape(3, 2, 4).sum(2) == 2).all()
 

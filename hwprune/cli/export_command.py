@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.common import formatting
     from hwprune.deploy import exporting
     from hwprune.deploy.point import Options
-    from hwprune.records import record
+    from hwprune.records.record import read_record
     from hwprune.searching.result import choose
     from hwprune.workload import loading
 
@@ -48,19 +47,15 @@ def run(options: argparse.Namespace) -> int:
     exporting.check_format(options.format, form)
     if options.trial is not None and (options.max_drop is not None or options.min_speedup is not None):
         raise UsageError("give --trial, or --max-drop / --min-speedup, not both")
-    data = record.read_record(folder)
+    record = read_record(folder)
     number = options.trial
     if number is None:
-        points = [
-            SimpleNamespace(trial=SimpleNamespace(number=p["trial"]), drop=p["drop"], speedup=SimpleNamespace(**p["speedup"]))
-            for p in data["front"]
-        ]
-        number = choose(points, options.max_drop, options.min_speedup).trial.number
+        number = choose(record.front, options.max_drop, options.min_speedup).trial
     workload = loading.load(options.workload) if options.workload else None
     out = exporting.export_run(folder, number, options.format, Path(options.out), workload, form)
-    point = next(p for p in data["front"] if p["trial"] == number)
-    print(f"trial {number}: {formatting.speedup(point['speedup']['value'])} at drop {point['drop']:+.4f} -> {out}")
-    if options.format == "recipe" and exporting.training_of(data, number) is not None:
+    point = next(point for point in record.front if point.trial == number)
+    print(f"trial {number}: {formatting.speedup(point.speedup.value)} at drop {point.drop:+.4f} -> {out}")
+    if options.format == "recipe" and exporting.training_of(record, number) is not None:
         message = (
             "this point was trained after pruning; its recipe alone prunes, and does not give these weights (--format onnx does)"
         )

@@ -33,24 +33,24 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.deploy import reranking
     from hwprune.deploy.target_of_run import profile
     from hwprune.errors import CandidateFailure
-    from hwprune.records import record
     from hwprune.records import target as targets
+    from hwprune.records.record import read_record
     from hwprune.report.text import table
     from hwprune.searching import resolved_job
     from hwprune.workload import loading
 
     folder = Path(options.run_directory)
-    data = record.read_record(folder)
+    record = read_record(folder)
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"--batch must be at least 1, got {options.batch}")
-    target = targets.load(options.target) if options.target else profile(data)
+    target = targets.load(options.target) if options.target else profile(record.data)
     suffix = f"-batch{options.batch}" if options.batch else ""
     out = args.require_writable(options.out or folder / f"rerank-{target.name}{suffix}")
     resolved_job.check_runtime(target)
     resolved_job.require_target(target, options.remote)
     metric = loading.load(options.workload).scoring if options.workload else None
     progress = make_progress(quiet=options.quiet or options.json)
-    progress.stage(f"scoring and measuring {len(data['front'])} points on {target.name}")
+    progress.stage(f"scoring and measuring {len(record.front)} points on {target.name}")
     try:
         points, facts = reranking.rerank(folder, target, options.batch, options.remote, metric, progress.confirmed)
     except CandidateFailure as failure:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**facts, "points": [point.row() for point in points]}))
     else:
-        header = ["", f"on {target.name}", f"on {data['target']['name']}", "drop", "before", ""]
+        header = ["", f"on {target.name}", f"on {record.data['target']['name']}", "drop", "before", ""]
         dense = formatting.seconds(facts["dense_latency"]["value"])
         print(f"dense: {dense} for a batch of {facts['batch']} on {target.description}\n")
         print(table(header, reranking.text_rows(points), args.width()))

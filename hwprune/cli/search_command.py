@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("a resumed run has a job of its own: leave --job out")
     job = _changed(_first(options), options)
     from hwprune.cli.progress_bar import make_progress
-    from hwprune.records import record
+    from hwprune.records.record import read_record
     from hwprune.report.text import recommended, summary
     from hwprune.searching import search
     from hwprune.workload import loading
@@ -112,14 +112,23 @@ def run(options: argparse.Namespace) -> int:
         raise
     finally:
         progress.close()
-    data = record.read_record(result.run)
+    record = read_record(result.run)
     if options.json:
-        print(json.dumps({"run": str(result.run), "front": data["front"], "baseline": data["baseline"], "notes": data["notes"]}))
+        print(
+            json.dumps(
+                {
+                    "run": str(result.run),
+                    "front": record.data["front"],
+                    "baseline": record.data["baseline"],
+                    "notes": record.data["notes"],
+                }
+            )
+        )
     elif not options.quiet:
-        print(summary(data, args.width()))
+        print(summary(record, args.width()))
         print(f"\nReport: {result.run / 'report.html'}\nFiles:  {result.run / 'candidates'}")
-        if data["front"]:
-            chosen = data["front"][recommended(data)]["trial"]
+        if record.front:
+            chosen = record.front[recommended(record)].trial
             print(f"Next:   hwprune export {result.run} --trial {chosen} --out deploy")
     return 0
 

@@ -14,7 +14,7 @@ from hwprune.second_order import hessian
 
 
 @final
-class Obs(Criterion):
+class ObsCriterion(Criterion):
     """w^2 / (2 [H^-1]_ii): growth of the layer's squared error when one weight goes and the others of its row make up for it
     (Hassibi & Stork 1993).
 
@@ -54,7 +54,7 @@ def _alone(part: Part, statistics: LayerStatistics) -> torch.Tensor:
 
 
 @final
-class SparseGPT(Criterion):
+class SparseGPTCriterion(Criterion):
     """w^2 / U_jj^2 with U the Cholesky factor of H^-1 (Frantar & Alistarh 2023): what the sweep would score if nothing had
     been updated.
     """

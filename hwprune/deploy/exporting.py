@@ -17,13 +17,13 @@ import torch
 from hwprune.common.files import dump_json, sha256, write_atomic
 from hwprune.deploy import layout, quantise
 from hwprune.deploy.formats import FORMATS
-from hwprune.deploy.point import Options, Point, copy
+from hwprune.deploy.point import ExportedPoint, Options, copy
 from hwprune.deploy.target_of_run import profile
 from hwprune.errors import CandidateFailure, RunError, UnknownNameError, UsageError
 from hwprune.latency.availability import missing
 from hwprune.latency.bench import Bench
 from hwprune.latency.samples import example_shapes
-from hwprune.records import record
+from hwprune.records.record import Record, read_record
 from hwprune.records.target import Target
 from hwprune.records.target import load as load_target
 from hwprune.workload import metrics, scoring
@@ -68,18 +68,17 @@ def export_run(
     """
     options = options or Options()
     check_format(form, options)
-    data = record.read_record(run)
-    point = next((p for p in data["front"] if p["trial"] == number), None)
+    record = read_record(run)
     source = run / "candidates" / str(number)
-    if point is None or not source.is_dir():
-        known = ", ".join(str(p["trial"]) for p in data["front"]) or "none"
+    if number not in {point.trial for point in record.front} or not source.is_dir():
+        known = ", ".join(str(point.trial) for point in record.front) or "none"
         raise UsageError(f"trial {number} is not a point of the front of {run}; points: {known}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder: choose another --out")
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return _export(run, Point(data, number, source, out, options, workload), point, form)
+        return _export(run, ExportedPoint(record, number, source, out, options, workload), form)
     except BaseException as error:
         if made:  # a half-filled folder would pass for an export
             shutil.rmtree(out, ignore_errors=True)
@@ -88,14 +87,14 @@ def export_run(
         raise
 
 
-def _export(run: Path, made: Point, point: dict[str, Any], form: str) -> Path:
-    data, out, options = made.data, made.out, made.options
+def _export(run: Path, made: ExportedPoint, form: str) -> Path:
+    record, out, options = made.record, made.out, made.options
     files = FORMATS[form].write(made)
     extra: dict[str, Any] = {}
     if (runs := FORMATS[form].runs) is not None:
         files += _dense(run / "baseline" / "model.onnx", out)
         files += copy(run / "baseline", out, ["example.npz"])
-        choices = record.trial(data, made.number)["recipe"]["choices"]
+        choices = record.trial(made.number)["recipe"]["choices"]
         extra = {"model": runs[0], "runs_on": runs[1], "tolerance": _tolerance(made, form)}
         if runs[0].endswith(".onnx"):
             extra["layout"] = layout.describe(out / runs[0], [choice["pattern"] for choice in choices])
@@ -105,17 +104,17 @@ def _export(run: Path, made: Point, point: dict[str, Any], form: str) -> Path:
         "schema": SCHEMA,
         "format": form,
         "options": options.to_json(),
-        "workload": data["workload"],
-        "target": data["target"],
-        "latency_source": record.latency_source(data),
-        "fingerprint": data["fingerprint"],
-        "versions": data["versions"],
-        "point": point,
-        "recipe": record.trial(data, made.number)["recipe"],
-        "dense_latency": data["baseline"]["latency"],
-        "dense_metric": record.dense_metric(data),
-        "calibration_sha256": data["workload"].get("calibration_sha256", ""),
-        "training": training_of(data, made.number),
+        "workload": record.data["workload"],
+        "target": record.data["target"],
+        "latency_source": record.latency_source,
+        "fingerprint": record.data["fingerprint"],
+        "versions": record.data["versions"],
+        "point": next(point for point in record.data["front"] if point["trial"] == made.number),
+        "recipe": record.trial(made.number)["recipe"],
+        "dense_latency": record.data["baseline"]["latency"],
+        "dense_metric": record.dense_metric,
+        "calibration_sha256": record.data["workload"].get("calibration_sha256", ""),
+        "training": training_of(record, made.number),
         "quantisation": dict(made.quantised) if made.quantised else None,
         **extra,
         "files": {name: sha256(out / name) for name in sorted(set(files))},
@@ -132,7 +131,7 @@ def _dense(source: Path, out: Path) -> list[str]:
     return ["dense.onnx", "dense.onnx.data"]
 
 
-def _tolerance(made: Point, form: str) -> float:
+def _tolerance(made: ExportedPoint, form: str) -> float:
     """By what the weights are held in, and who runs them."""
     found = OPENVINO_TOLERANCE if form == "openvino" else TOLERANCE
     if made.options.precision != "fp32":
@@ -142,20 +141,20 @@ def _tolerance(made: Point, form: str) -> float:
     return found
 
 
-def training_of(data: record.Record, number: int) -> dict[str, Any] | None:
+def training_of(record: Record, number: int) -> dict[str, Any] | None:
     """How a point was trained: plan, from which trial, seconds, examples; None if it was not."""
-    found = record.trial(data, number).get("recovery")
+    found = record.trial(number).get("recovery")
     return None if not found else {key: found[key] for key in ("of", "plan", "seconds", "examples")}
 
 
-def _samples(run: Path, made: Point, runs: tuple[str, str], tolerance: float) -> dict[str, Any]:
+def _samples(run: Path, made: ExportedPoint, runs: tuple[str, str], tolerance: float) -> dict[str, Any]:
     """The first batches of the final split with the outputs of the file that was measured; what the manifest says of them.
 
     Raises:
         CandidateFailure: what is handed over computes something else.
     """
-    data, out = made.data, made.out
-    split = data["front"][0]["split"]
+    record, out = made.record, made.out
+    split = record.front[0].split
     chosen: dict[str, np.ndarray[Any, Any]] = {}
     total = 0
     with np.load(run / "baseline" / f"{split}.npz", allow_pickle=False) as stored:
@@ -171,7 +170,7 @@ def _samples(run: Path, made: Point, runs: tuple[str, str], tolerance: float) ->
         example = whole_batches(_read(out / "example.npz"), made.options.batch, repeat=True)
         np.savez(out / "example.npz", allow_pickle=False, **example)
     np.savez(out / "samples.npz", allow_pickle=False, **chosen)
-    target = _here(data)
+    target = _here(record)
     with Bench(target, shapes=example_shapes(out / "example.npz")) as bench:
         bench.load("model", made.onnx_file)
         bench.run("model", out / "samples.npz", out / "expected.npz")
@@ -181,16 +180,16 @@ def _samples(run: Path, made: Point, runs: tuple[str, str], tolerance: float) ->
     (out / ".dense.npz").unlink()
     _check(out, runs, target, outputs, tolerance)
     found: dict[str, Any] = {"samples": {"split": split, "examples": sum(len(batch[0]) for batch in outputs)}}
-    metric = metrics.METRICS.get(data["workload"]["metric"])
+    metric = metrics.METRICS.get(record.data["workload"]["metric"])
     targets = scoring.read_targets(out / "samples.npz")
     if metric is not None and (metric.agreement or all(isinstance(t, torch.Tensor) for t in targets)):
         found["samples"]["metric"] = scoring.score(metric, outputs, targets, dense).to_json()
     return found
 
 
-def _here(data: record.Record) -> Target:
+def _here(record: Record) -> Target:
     """The run's target, or this CPU where the device is elsewhere: expected outputs are then in 32 bits."""
-    target = profile(data) if record.latency_source(data) == record.MEASURED else load_target("cpu")
+    target = profile(record.data) if record.measured else load_target("cpu")
     return load_target("cpu") if missing(target) else target
 
 

@@ -11,25 +11,25 @@ from dataclasses import dataclass
 
 from hwprune.deploy.huggingface_format import write_huggingface
 from hwprune.deploy.onnx_format import write_onnx_point
-from hwprune.deploy.point import Point, copy, copy_recipe
+from hwprune.deploy.point import ExportedPoint, copy, copy_recipe
 from hwprune.deploy.tensorrt_format import write_tensorrt
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.onnx_files import to_onnx
 
 
-def _safetensors(point: Point) -> list[str]:
+def _safetensors(point: ExportedPoint) -> list[str]:
     point.refuse_quantised()
     return copy_recipe(point) + copy(point.source, point.out, ["model.safetensors"])
 
 
-def _pt2(point: Point) -> list[str]:
+def _pt2(point: ExportedPoint) -> list[str]:
     pruner = point.pruner()
     candidate = point.candidate(pruner)
     to_onnx.to_pt2(candidate.module, pruner.workload.example_inputs, point.out / "model.pt2")
     return [*copy_recipe(point), "model.pt2"]
 
 
-def _openvino(point: Point) -> list[str]:
+def _openvino(point: ExportedPoint) -> list[str]:
     """OpenVINO's own format, with the batch free; ``--precision fp16`` stores the weights in 16 bits."""
     try:
         import openvino
@@ -55,7 +55,7 @@ class Format:
     """
 
     description: str
-    write: Callable[[Point], list[str]]
+    write: Callable[[ExportedPoint], list[str]]
     runs: tuple[str, str] | None = None
     options: frozenset[str] = frozenset()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hwprune.deploy.point import Point, copy_recipe
+from hwprune.deploy.point import ExportedPoint, copy_recipe
 from hwprune.errors import UsageError
 
 
-def write_huggingface(point: Point) -> list[str]:
+def write_huggingface(point: ExportedPoint) -> list[str]:
     """``save_pretrained`` of the user's own class, where it is one of transformers and can hold the shapes."""
     from hwprune.pruning.own_class import apply_to_module
 

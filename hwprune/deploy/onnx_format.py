@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from hwprune.deploy.point import Options, Point, copy, copy_recipe
+from hwprune.deploy.point import ExportedPoint, Options, copy, copy_recipe
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.onnx_files import to_onnx
 
@@ -17,7 +17,7 @@ LARGE = 64
 """Bytes from which a weight goes into the file beside the model; shapes and scalars stay where checkers can read them."""
 
 
-def write_onnx_point(point: Point) -> list[str]:
+def write_onnx_point(point: ExportedPoint) -> list[str]:
     done = copy_recipe(point) + copy(point.source, point.out, ["model.safetensors", "quantise.json"])
     write_onnx(point.onnx_file, point.out / "model.onnx", point.options)
     return [*done, *(path.name for path in sorted(point.out.glob("model.onnx*")))]

@@ -13,7 +13,7 @@ from hwprune.errors import UsageError
 from hwprune.onnx_files import recipe_files
 from hwprune.pruning.candidate import Candidate
 from hwprune.pruning.pruner import Pruner
-from hwprune.records import record
+from hwprune.records.record import Record
 from hwprune.workload import loading
 from hwprune.workload.workload import Workload
 
@@ -56,10 +56,10 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ExportedPoint:
     """What a format is made from: a point of a run, its folder, and where its files go."""
 
-    data: record.Record
+    record: Record
     number: int
     source: Path
     out: Path
@@ -68,13 +68,13 @@ class Point:
 
     @property
     def quantised(self) -> Mapping[str, Any] | None:
-        found: Mapping[str, Any] | None = record.trial(self.data, self.number).get("quantised")
+        found: Mapping[str, Any] | None = self.record.trial(self.number).get("quantised")
         return found
 
     @property
     def onnx_file(self) -> Path:
         """The file that was measured. Raises `UsageError` if it was no ONNX file."""
-        if (name := record.model_file(self.data)) != "model.onnx":
+        if (name := self.record.model_file) != "model.onnx":
             raise UsageError(f"the run measured {name} files: export them with --format pt2")
         return self.source / "model.onnx"
 
@@ -83,9 +83,9 @@ class Point:
         self.refuse_quantised()
         workload = self.workload
         if workload is None:
-            if not self.data["workload"]["source"]:
+            if not self.record.data["workload"]["source"]:
                 raise UsageError("the run was made from a live Python object: name its workload with --workload")
-            workload = loading.load(self.data["workload"]["source"])
+            workload = loading.load(self.record.data["workload"]["source"])
         return Pruner(workload)
 
     def refuse_quantised(self) -> None:
@@ -114,7 +114,7 @@ class Point:
         )  # fmt: skip
 
 
-def copy_recipe(point: Point) -> list[str]:
+def copy_recipe(point: ExportedPoint) -> list[str]:
     return copy(point.source, point.out, ["recipe.json", "keep.safetensors", "recovery.json"])
 
 

@@ -23,8 +23,9 @@ from hwprune.latency.bench import Bench, BenchLimits
 from hwprune.latency.fresh import Remeasured
 from hwprune.latency.host import host
 from hwprune.latency.samples import example_shapes
-from hwprune.records import pareto, record
+from hwprune.records import pareto
 from hwprune.records.measurement import Measurement
+from hwprune.records.record import Point, read_record
 from hwprune.records.target import Target
 from hwprune.workload import metrics, scoring
 from hwprune.workload.metrics import Metric
@@ -88,25 +89,26 @@ def rerank(
         UsageError: the run has no front, or the target runs other files than the run has.
         CandidateFailure: the dense model does not run there.
     """
-    data = record.read_record(run)
-    if not data["front"]:
+    record = read_record(run)
+    if not record.front:
         raise UsageError(f"{run} has no confirmed front")
-    name = record.model_file(data)
+    name = record.model_file
     if (wanted := runtimes.get(target.runtime).file) != name:
         raise UsageError(f"target {target.name} runs {wanted} files, and the run has {name}: search on {target.name} itself")
-    was = runtimes.get(data["target"]["runtime"]).precision_of_file(data["target"]["precision"])
+    before = record.data["target"]
+    was = runtimes.get(before["runtime"]).precision_of_file(before["precision"])
     now = runtimes.get(target.runtime).precision_of_file(target.precision)
-    if was != now or "int8" in (target.precision, data["target"]["precision"]):
+    if was != now or "int8" in (target.precision, before["precision"]):
         raise UsageError(
-            f"target {target.name} runs files in {target.precision}, and those of the run are in {data['target']['precision']}: "
+            f"target {target.name} runs files in {target.precision}, and those of the run are in {before['precision']}: "
             "search on that target, or export the points in its precision"
         )
-    models = {str(p["trial"]): run / "candidates" / str(p["trial"]) / name for p in data["front"]}
+    models = {str(p.trial): run / "candidates" / str(p.trial) / name for p in record.front}
     for path in models.values():
         if not path.is_file():
             raise UsageError(f"{path} is missing: the front can't be measured without its files")
     dense = run / "baseline" / name
-    chosen = metric or metrics.METRICS.get(data["workload"]["metric"])
+    chosen = metric or metrics.METRICS.get(record.data["workload"]["metric"])
     machine = host(remote or None)
     try:
         with tempfile.TemporaryDirectory(prefix="hwprune-rerank-") as folder:
@@ -116,7 +118,7 @@ def rerank(
             def make() -> Bench:
                 return Bench(target, BenchLimits(), machine, shapes)
 
-            scores, failures, identity = _scores(make, models, dense, split_file(run, data), chosen, Path(folder))
+            scores, failures, identity = _scores(make, models, dense, split_file(run, record), chosen, Path(folder))
             runs = {key: path for key, path in models.items() if key not in failures}
             total, count = fresh.PROCESSES * fresh.SESSIONS * (1 + len(runs)), 0
 
@@ -131,13 +133,14 @@ def rerank(
         machine.close()
     if "dense" not in measured:
         raise CandidateFailure("measure", f"the dense model does not run on target {target.name}")
-    points = [_point(point, measured, scores, failures, chosen) for point in data["front"]]
+    points = [_point(point, measured, scores, failures, chosen) for point in record.front]
     facts = {
-        "target": target.name, "description": target.description, "run_target": data["target"]["name"], "identity": identity,
+        "target": target.name, "description": target.description, "run_target": record.data["target"]["name"],
+        "identity": identity,
         "batch": shapes[0][0] if shapes and shapes[0] else None, "dense_latency": measured["dense"][0].to_json(),
         "dense_self_speedup": measured["dense"][1].to_json(),
         "dense_metric": scores["dense"].to_json() if "dense" in scores else None,
-        "higher_is_better": data["workload"].get("higher_is_better", True), "metric": data["workload"]["metric"],
+        "higher_is_better": record.data["workload"].get("higher_is_better", True), "metric": record.data["workload"]["metric"],
     }  # fmt: skip
     return _ranked(points), facts
 
@@ -180,25 +183,25 @@ def _scores(
 
 
 def _point(
-    point: dict[str, Any],
+    point: Point,
     measured: Mapping[str, Remeasured],
     scores: dict[str, Measurement],
     failures: dict[str, str],
     metric: Metric | None,
 ) -> Reranked:
-    key = str(point["trial"])
+    key = str(point.trial)
     latency, speedup = measured.get(key, (None, None))
     found = scores.get(key)
     drop = metric.drop(scores["dense"].value, found.value) if metric is not None and found is not None else None
     failure = failures.get(key, "" if speedup is not None else "it failed while it was measured")
     return Reranked(
-        int(point["trial"]),
+        point.trial,
         speedup,
         latency,
         found,
         drop,
-        float(point["speedup"]["value"]),
-        float(point["drop"]),
+        point.speedup.value,
+        point.drop,
         failure=failure,
     )
 

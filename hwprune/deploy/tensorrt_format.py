@@ -9,9 +9,8 @@ from typing import Any
 import onnx
 
 from hwprune.deploy.onnx_format import write_onnx_point
-from hwprune.deploy.point import Point
+from hwprune.deploy.point import ExportedPoint
 from hwprune.errors import CandidateFailure
-from hwprune.records import record
 
 BUILD = """#!/bin/sh
 # Builds the TensorRT engine on the device that will run it; written by hwprune.
@@ -23,13 +22,13 @@ exec trtexec --onnx=model.onnx --saveEngine=model.plan --timingCacheFile=timing.
 """
 
 
-def write_tensorrt(point: Point) -> list[str]:
+def write_tensorrt(point: ExportedPoint) -> list[str]:
     """The ONNX file with the script that builds the engine; the engine itself where TensorRT and the device are there."""
     done = write_onnx_point(point)
-    shapes = point.data["workload"]["example_shapes"]
+    shapes = point.record.data["workload"]["example_shapes"]
     inputs = onnx.load(str(point.out / "model.onnx"), load_external_data=False).graph.input
     given = _shapes(inputs, shapes)
-    patterns_ = {choice["pattern"] for choice in record.trial(point.data, point.number)["recipe"]["choices"]}
+    patterns_ = {choice["pattern"] for choice in point.record.trial(point.number)["recipe"]["choices"]}
     # One shape: tactics are chosen for what will run. Precision comes from the file: from TensorRT 11 on networks are strongly
     # typed.
     # Names are the user's model's own: they must reach trtexec as they are, and never the shell.
@@ -54,12 +53,12 @@ def _shapes(inputs: Any, shapes: Sequence[Sequence[int]]) -> str:
     return ",".join(found)
 
 
-def _engine(point: Point, shapes: list[tuple[int, ...]]) -> list[str]:
+def _engine(point: ExportedPoint, shapes: list[tuple[int, ...]]) -> list[str]:
     """Build it here, if this is the place; the timing cache goes along, so that the next build chooses the same tactics."""
     from hwprune import runtimes
-    from hwprune.runtimes.base import Settings
+    from hwprune.runtimes.base import RuntimeSettings
 
     if runtimes.get("tensorrt").missing() is not None:
         return []
-    runtimes.get("tensorrt").load(point.out / "model.onnx", Settings(shapes=tuple(shapes), cache=str(point.out)))
+    runtimes.get("tensorrt").load(point.out / "model.onnx", RuntimeSettings(shapes=tuple(shapes), cache=str(point.out)))
     return sorted(path.name for path in point.out.iterdir() if path.suffix in (".plan", ".cache", ".engine"))

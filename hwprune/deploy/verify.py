@@ -20,9 +20,9 @@ from hwprune.latency import fingerprint, fresh
 from hwprune.latency.availability import missing
 from hwprune.latency.bench import Bench, BenchLimits
 from hwprune.latency.samples import example_shapes
-from hwprune.records import record
 from hwprune.records import target as targets
 from hwprune.records.measurement import Measurement
+from hwprune.records.record import MEASURED, Record, read_record
 from hwprune.workload import metrics, scoring
 from hwprune.workload.metrics import Metric
 
@@ -136,9 +136,9 @@ def _tolerance(folder: Path, value: object) -> float:
     return float(value)
 
 
-def split_file(run: Path, data: record.Record) -> Path:
+def split_file(run: Path, record: Record) -> Path:
     """The samples that the front was scored on. Raises `UsageError` if they are gone."""
-    path = run / "baseline" / f"{data['front'][0]['split']}.npz"
+    path = run / "baseline" / f"{record.front[0].split}.npz"
     if not path.is_file():
         raise UsageError(f"{path} is missing")
     return path
@@ -168,18 +168,18 @@ def _integrity(folder: Path, files: Mapping[str, str]) -> Check:
 
 
 def _verify_run(run: Path, number: int | None, metric: Metric | None, step: Callable[[], None]) -> list[Verified]:
-    data = record.read_record(run)
-    points = [p for p in data["front"] if number is None or p["trial"] == number]
+    record = read_record(run)
+    points = [p for p in record.data["front"] if number is None or p["trial"] == number]
     if not points:
         raise UsageError(f"{run} has no confirmed front" if number is None else f"trial {number} is not on the front of {run}")
-    chosen = metric or metrics.METRICS.get(data["workload"]["metric"])
+    chosen = metric or metrics.METRICS.get(record.data["workload"]["metric"])
     pairs = []
     for point in points:
         name = f"trial {point['trial']}"
-        model = run / "candidates" / str(point["trial"]) / record.model_file(data)
+        model = run / "candidates" / str(point["trial"]) / record.model_file
         pairs.append((Verified(name), _Subject(name, model, point, None, point["metric"])))
     baseline = run / "baseline"
-    _run_checks(pairs, data, baseline / record.model_file(data), split_file(run, data), baseline / "example.npz", chosen, step)
+    _run_checks(pairs, record.data, baseline / record.model_file, split_file(run, record), baseline / "example.npz", chosen, step)
     return [verified for verified, _ in pairs]
 
 
@@ -193,7 +193,7 @@ def _run_checks(
     step: Callable[[], None],
     runs_on: str = "",
 ) -> None:
-    measured_run = record.latency_source(dict(data)) == record.MEASURED
+    measured_run = data.get("latency_source", MEASURED) == MEASURED
     target = targets.load(runs_on) if runs_on else profile(data) if measured_run else targets.load("cpu")
     if reasons := missing(target):
         raise UsageError(f"target {target.name} can't be measured on this machine: {'; '.join(reasons)}")

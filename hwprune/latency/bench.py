@@ -18,7 +18,7 @@ from typing import Any
 
 from hwprune import runtimes
 from hwprune.errors import CandidateFailure, RunError, UsageError
-from hwprune.latency.host import Host, Local
+from hwprune.latency.host import Host, LocalHost
 from hwprune.latency.paired import Paired, Settings
 from hwprune.records.target import Target
 from hwprune.version import VERSION
@@ -55,7 +55,7 @@ class Bench:
         """
         self._target = target
         self._limits = limits or BenchLimits()
-        self._host = (host or Local()).place()
+        self._host = (host or LocalHost()).place()
         self._runtime = runtimes.get(target.runtime)
         self._settings: dict[str, Any] = {
             "threads": target.threads,
@@ -83,12 +83,12 @@ class Bench:
     @property
     def here(self) -> bool:
         """Does it run on this machine?"""
-        return isinstance(self._host, Local)
+        return isinstance(self._host, LocalHost)
 
     @property
     def clock(self) -> str:
         """The clock that ranks on this target."""
-        return self._runtime.clock(runtimes.Settings(threads=self._target.threads, options=self._target.options))
+        return self._runtime.clock(runtimes.RuntimeSettings(threads=self._target.threads, options=self._target.options))
 
     # -- the machine -------------------------------------------------------------------------
 

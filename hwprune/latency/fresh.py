@@ -123,13 +123,13 @@ def _summary(results: list[tuple[int, Paired]], dense_s: float) -> Remeasured:
         "clock": measured[0].clock,
         "processes": len(processes),
         "speedups": [round(value, 5) for value in ratios],
-        "latencies_s": [result.latency_s for result in measured],
+        "latencies_s": [result.latency.value for result in measured],
         "dense_latencies_s": [result.dense_latency_s for result in measured],
-        "wall_speedup": median(result.wall_ratio for result in measured),
-        "contended": max(result.contended for result in measured),
-        "throttled": any(result.throttled for result in measured),
-        "outliers": max(result.outliers for result in measured),
-        "machine": dict(measured[-1].machine or {}),
+        "wall_speedup": median(result.speedup.conditions["wall_speedup"] for result in measured),
+        "contended": max(result.speedup.conditions["contended"] for result in measured),
+        "throttled": any(result.speedup.conditions["throttled"] for result in measured),
+        "outliers": max(result.speedup.conditions["outliers"] for result in measured),
+        "machine": measured[-1].speedup.conditions["machine"],
     }
     latency = {"clock": measured[0].clock, "dense_s": dense_s, "from": "dense_s / speedup"}
     return Remeasured(

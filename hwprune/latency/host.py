@@ -69,7 +69,7 @@ class Host(abc.ABC):
 
 
 @final
-class Local(Host):
+class LocalHost(Host):
     """This machine."""
 
     label = "this machine"
@@ -217,4 +217,4 @@ class Ssh(Host):
 
 def host(url: str | None) -> Host:
     """This machine, or the one at an ssh:// address."""
-    return Ssh(url) if url else Local()
+    return Ssh(url) if url else LocalHost()

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import NormalDist, fmean, median
 
+MOST_CORRELATION = 0.95
+"""Beyond it nothing is known of how wide an interval must be."""
+
 
 def median_interval(values: Sequence[float], alpha: float) -> tuple[float, float, float]:
     """(median, low, high): the order-statistic interval of level 1 - alpha.
@@ -37,6 +40,24 @@ def decorrelate(values: Sequence[float], limit: float = 0.2, fewest: int = 16) -
     while len(merged) >= 2 * fewest and lag1_autocorrelation(merged) > limit:
         merged = [(a + b) / 2 for a, b in zip(merged[::2], merged[1::2], strict=False)]
     return merged
+
+
+def correlated_median_interval(values: Sequence[float], alpha: float) -> tuple[float, float, float]:
+    """(median, low, high) of a series whose neighbours are alike, as latencies on a machine whose speed drifts are.
+
+    Neighbours are averaged (`decorrelate`), and what correlation is left widens the interval: n values of lag-1 correlation r know as
+    much as n (1 - r) / (1 + r) independent ones (Bayley and Hammersley 1946). The estimate of r is corrected for its bias in short
+    series, -(1 + 3 r) / n (Kendall 1954). By simulation a 95 % interval of 64 values holds the median in 97 % of series at
+    r = 0 and in 94 % at r = 0.9, where the interval of independent values holds it in 48 %
+    (``tests/latency/test_interval.py``).
+    """
+    merged = decorrelate(values)
+    middle, low, high = median_interval(merged, alpha)
+    n = len(merged)
+    raw = lag1_autocorrelation(merged)
+    correlation = min(max((raw + 1 / n) / (1 - 3 / n) if n > 3 else raw, 0.0), MOST_CORRELATION)
+    factor = math.sqrt((1 + correlation) / (1 - correlation))
+    return middle, middle - factor * (middle - low), middle + factor * (high - middle)
 
 
 def process_interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -20,11 +20,12 @@ import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist, median
 from typing import Any
 
-from hwprune.latency.interval import decorrelate, median_interval
+from hwprune.common.files import Table
+from hwprune.latency.interval import correlated_median_interval, decorrelate, median_interval
 from hwprune.records.measurement import Measurement
 
 Run = Callable[[], object]
@@ -98,7 +99,7 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class BlockTime:
     """Seconds of one block by each clock, for all its runs."""
 
     wall: float
@@ -112,74 +113,63 @@ class Paired:
     """What one paired measurement gave: the value that travels from the stopwatch to the record.
 
     Attributes:
-        ratio, ratio_low, ratio_high: latency of dense / candidate by the ranking clock, with its 95 % interval, in which
-            differences between sessions are included if `Settings.session_sd` was given.
-        latency_s, latency_low_s, latency_high_s: median seconds of one batch of the candidate, with its 95 % interval.
-        runs_a_block: runs of the candidate and of dense in one block.
-        wall_ratio: beside ``ratio`` when that is from another clock.
-        contended: share of quads in which somebody else had the core.
-        outliers: share of quads further from the median than five robust standard deviations.
-        converged: the interval became narrow enough in time.
+        speedup: dense latency / candidate latency by the ranking clock, with its 95 % interval, in which differences between
+            sessions are included if `Settings.session_sd` was given. Its conditions: ``clock``; ``wall_speedup``; ``contended``,
+            the share of quads in which somebody else had the core; ``outliers``, the share further from the median than five robust standard
+            deviations; ``converged``, whether the interval became narrow enough in time; ``throttled``, whether the device slowed
+            itself down; ``machine``, its load and clocks afterwards; ``passed``, of the dense model against copies of itself.
+        latency: median seconds of one batch of the candidate, with its 95 % interval. Its conditions: ``wall_s``, ``dense_s``.
         samples: seconds of one run by quad: candidate and dense by the ranking clock and by wall time.
-        throttled: the device slowed itself down meanwhile.
-        machine: the machine's conditions after the measurement (load, clocks, temperature).
+        runs_a_block: runs of the candidate and of dense in one block.
         again: how often it was measured again because the first result was implausible.
-        passed: of the dense model against copies of itself: is the machine quiet enough to rank by? None for candidates.
     """
 
-    clock: str
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    latency_s: float
-    latency_low_s: float
-    latency_high_s: float
-    dense_latency_s: float
-    quads: int
-    wall_ratio: float
-    wall_latency_s: float
-    runs_a_block: tuple[int, int] = (1, 1)
-    contended: float = 0.0
-    outliers: float = 0.0
-    converged: bool = True
-    session_sd: float = 0.0
-    log_ratios: tuple[float, ...] = ()
+    speedup: Measurement
+    latency: Measurement
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    throttled: bool = False
-    machine: Mapping[str, Any] | None = None
+    runs_a_block: tuple[int, int] = (1, 1)
     again: int = 0
-    passed: bool | None = None
 
     @property
-    def speedup(self) -> Measurement:
-        """Dense latency / candidate latency, with how it was obtained."""
-        conditions: dict[str, Any] = {
-            "clock": self.clock, "wall_speedup": self.wall_ratio, "contended": self.contended, "outliers": self.outliers,
-            "throttled": self.throttled, "converged": self.converged, "quads": self.quads, "session_sd": self.session_sd,
-            "log_ratios": list(self.log_ratios),
-        }  # fmt: skip
-        if self.passed is not None:
-            conditions["passed"] = self.passed
-        if self.machine is not None:
-            conditions["machine"] = dict(self.machine)
-        return Measurement(self.ratio, "x", self.ratio_low, self.ratio_high, self.quads, conditions)
+    def ratio(self) -> float:
+        """Dense latency / candidate latency."""
+        return self.speedup.value
 
     @property
-    def latency(self) -> Measurement:
-        """Seconds of one batch of the candidate."""
-        conditions = {"clock": self.clock, "wall_s": self.wall_latency_s, "dense_s": self.dense_latency_s}
-        return Measurement(self.latency_s, "s", self.latency_low_s, self.latency_high_s, self.quads, conditions)
+    def dense_latency_s(self) -> float:
+        return float(self.latency.conditions["dense_s"])
+
+    @property
+    def clock(self) -> str:
+        """The clock that ranks."""
+        return str(self.speedup.conditions["clock"])
+
+    @property
+    def passed(self) -> bool:
+        """Of the dense model against copies of itself: is the machine quiet enough to rank by?"""
+        return bool(self.speedup.conditions.get("passed", True))
+
+    def with_speedup(self, value: float, low: float, high: float) -> Paired:
+        """The same measurement with another speedup and interval."""
+        return replace(self, speedup=replace(self.speedup, value=value, ci_low=low, ci_high=high))
+
+    def with_conditions(self, **conditions: Any) -> Paired:
+        """The same measurement with more, or other, conditions of its speedup."""
+        return replace(self, speedup=replace(self.speedup, conditions={**self.speedup.conditions, **conditions}))
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "log_ratios": [round(value, 6) for value in self.log_ratios]}
+        return {
+            "speedup": self.speedup.to_json(), "latency": self.latency.to_json(), "samples": dict(self.samples),
+            "runs_a_block": list(self.runs_a_block), "again": self.again,
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Paired:
-        """What the measuring process sent; fields that only another version knows are left out."""
-        known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
-        known["runs_a_block"] = tuple(known.get("runs_a_block", (1, 1)))
-        known["log_ratios"] = tuple(known.get("log_ratios", ()))
-        return cls(**known)
+        """What the measuring process sent."""
+        table = Table(dict(data), "a measurement")
+        speedup, latency = (Measurement.from_table(table.table(name)) for name in ("speedup", "latency"))
+        first, second = data["runs_a_block"]
+        return cls(speedup, latency, data["samples"], (int(first), int(second)), int(data["again"]))
 
 
 def measure(candidate: Run | Timed, dense: Run | Timed, settings: Settings, clock: Clock | None = None) -> Paired:
@@ -191,8 +181,8 @@ def measure(candidate: Run | Timed, dense: Run | Timed, settings: Settings, cloc
     runs_b = _warm_up(second, settings, clock)
     checks = [n for n in (16, 32, 64, 128, 256, 512, 1024) if n <= settings.most_quads] or [settings.most_quads]
     alpha = settings.alpha / len(checks)
-    mine: list[Block] = []
-    other: list[Block] = []
+    mine: list[BlockTime] = []
+    other: list[BlockTime] = []
     start = clock.wall_ns()
     for n in checks:
         late = False
@@ -209,30 +199,28 @@ def measure(candidate: Run | Timed, dense: Run | Timed, settings: Settings, cloc
             break
     own, dense_own = _ranked(mine, settings), _ranked(other, settings)
     low, high = with_sessions(estimate, low, high, settings.session_sd, settings.alpha)
-    latency, latency_low, latency_high = median_interval(own, settings.alpha)
+    latency, latency_low, latency_high = correlated_median_interval(own, settings.alpha)
     busy = [_contended(a, settings) or _contended(b, settings) for a, b in zip(mine, other, strict=True)]
+    conditions = {
+        "clock": settings.clock,
+        "wall_speedup": math.exp(-median(_log_ratios([x.wall for x in mine], [x.wall for x in other]))),
+        "contended": sum(busy) / len(busy),
+        "outliers": outlier_share(ratios),
+        "throttled": False,
+        "converged": converged,
+        "quads": len(mine),
+        "session_sd": settings.session_sd,
+        "log_ratios": [round(value, 6) for value in ratios],
+    }
+    times = {"clock": settings.clock, "wall_s": median(x.wall for x in mine), "dense_s": median(dense_own)}
     return Paired(
-        clock=settings.clock,
-        ratio=math.exp(-estimate),
-        ratio_low=math.exp(-high),
-        ratio_high=math.exp(-low),
-        latency_s=latency,
-        latency_low_s=latency_low,
-        latency_high_s=latency_high,
-        dense_latency_s=median(dense_own),
-        quads=len(mine),
-        runs_a_block=(runs_a, runs_b),
-        wall_ratio=math.exp(-median(_log_ratios([x.wall for x in mine], [x.wall for x in other]))),
-        wall_latency_s=median(x.wall for x in mine),
-        contended=sum(busy) / len(busy),
-        outliers=outlier_share(ratios),
-        converged=converged,
-        session_sd=settings.session_sd,
-        log_ratios=tuple(ratios),
-        samples={
+        Measurement(math.exp(-estimate), "x", math.exp(-high), math.exp(-low), len(mine), conditions),
+        Measurement(latency, "s", latency_low, latency_high, len(mine), times),
+        {
             "candidate_s": _rounded(own), "dense_s": _rounded(dense_own),
             "candidate_wall_s": _rounded([x.wall for x in mine]), "dense_wall_s": _rounded([x.wall for x in other]),
         },
+        (runs_a, runs_b),
     )  # fmt: skip
 
 
@@ -255,13 +243,13 @@ def outlier_share(values: Sequence[float]) -> float:
     return sum(abs(v - centre) > 5 * spread for v in values) / len(values) if spread > 0 else 0.0
 
 
-def _ranked(blocks: Sequence[Block], settings: Settings) -> list[float]:
+def _ranked(blocks: Sequence[BlockTime], settings: Settings) -> list[float]:
     if settings.clock == "thread_cpu":
         return [block.cpu for block in blocks]
     return [block.device if settings.clock == "cuda_event" else block.wall for block in blocks]
 
 
-def _contended(block: Block, settings: Settings) -> bool:
+def _contended(block: BlockTime, settings: Settings) -> bool:
     """By CPU time where that is all the work, else by whether the calling thread lost its core."""
     if settings.clock == "thread_cpu":
         return block.wall / max(block.cpu, 1e-12) - 1 > settings.contended
@@ -276,9 +264,9 @@ def _rounded(values: list[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def _mean(first: Block, second: Block, runs: int) -> Block:
+def _mean(first: BlockTime, second: BlockTime, runs: int) -> BlockTime:
     """Seconds of one run."""
-    return Block(
+    return BlockTime(
         (first.wall + second.wall) / (2 * runs),
         (first.cpu + second.cpu) / (2 * runs),
         (first.device + second.device) / (2 * runs),
@@ -286,7 +274,7 @@ def _mean(first: Block, second: Block, runs: int) -> Block:
     )
 
 
-def _block(timed: Timed, runs: int, clock: Clock) -> Block:
+def _block(timed: Timed, runs: int, clock: Clock) -> BlockTime:
     lost, wall, cpu = clock.preemptions(), clock.wall_ns(), clock.cpu_ns()
     device = 0.0
     if timed.seconds is not None:
@@ -296,7 +284,7 @@ def _block(timed: Timed, runs: int, clock: Clock) -> Block:
         for _ in range(runs):
             run()
     cpu_s, wall_s = (clock.cpu_ns() - cpu) * 1e-9, (clock.wall_ns() - wall) * 1e-9
-    return Block(wall_s, cpu_s, device, clock.preemptions() - lost)
+    return BlockTime(wall_s, cpu_s, device, clock.preemptions() - lost)
 
 
 def _warm_up(timed: Timed, settings: Settings, clock: Clock) -> int:

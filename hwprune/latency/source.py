@@ -25,6 +25,7 @@ from hwprune.latency.predictor import LatencyModel
 from hwprune.latency.roofline import Roofline
 from hwprune.latency.segments import Segment
 from hwprune.latency.splitting import split
+from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
 from hwprune.runtimes.sparsity import of_model
 
@@ -98,7 +99,7 @@ class Measured(Source):
         logs = [math.log(session.ratio) for session in sessions]
         deviation = paired.session_sd(logs)
         self.settings = replace(self.settings, session_sd=deviation)
-        return replace(over_sessions(sessions), session_sd=deviation, log_ratios=tuple(logs))
+        return over_sessions(sessions).with_conditions(session_sd=deviation, log_ratios=logs)
 
 
 def over_sessions(sessions: Sequence[Paired]) -> Paired:
@@ -114,10 +115,9 @@ def over_sessions(sessions: Sequence[Paired]) -> Paired:
     spread = max(stdev(logs), paired.SESSION_SD / 2) if count > 1 else paired.SESSION_SD
     half = float(t.ppf(0.975, max(1, count - 1))) * spread / math.sqrt(count)
     off = math.sqrt(fmean(value**2 for value in logs))
-    return replace(
-        sessions[-1], ratio=math.exp(mean), ratio_low=math.exp(mean - half), ratio_high=math.exp(mean + half),
-        passed=abs(mean) <= GATE_LIMIT and abs(mean) <= half and off <= GATE_DEVIATION,
-    )  # fmt: skip
+    passed = abs(mean) <= GATE_LIMIT and abs(mean) <= half and off <= GATE_DEVIATION
+    whole = sessions[-1].with_speedup(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+    return whole.with_conditions(passed=passed)
 
 
 class _Predicted(Source):
@@ -156,11 +156,15 @@ class _Predicted(Source):
         ratio = dense / seconds
         # The dense prediction's error is shared by all; what differs is bounded by both.
         spread = math.exp(1.96 * math.hypot(sd / seconds, dense_sd / dense)) if seconds != dense else 1.0
+        conditions = {
+            "clock": self.label, "wall_speedup": ratio, "contended": 0.0, "outliers": 0.0, "throttled": False, "converged": True,
+            "quads": 1, "session_sd": 0.0, "log_ratios": [],
+        }  # fmt: skip
+        low, high = max(0.0, seconds - 1.96 * sd), seconds + 1.96 * sd
         return Paired(
-            clock=self.label, ratio=ratio, ratio_low=ratio / spread, ratio_high=ratio * spread, latency_s=seconds,
-            latency_low_s=max(0.0, seconds - 1.96 * sd), latency_high_s=seconds + 1.96 * sd, dense_latency_s=dense, quads=1,
-            wall_ratio=ratio, wall_latency_s=seconds,
-        )  # fmt: skip
+            Measurement(ratio, "x", ratio / spread, ratio * spread, 1, conditions),
+            Measurement(seconds, "s", low, high, 1, {"clock": self.label, "wall_s": seconds, "dense_s": dense}),
+        )
 
 
 @final

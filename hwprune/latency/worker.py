@@ -22,7 +22,6 @@ import threading
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,7 @@ class Worker:
         before = fingerprint.conditions(device)
         result = paired.measure(_timed(self._runners[a], inputs), _timed(self._runners[b], inputs), paired.Settings(**settings))
         after = fingerprint.conditions(device)
-        return replace(result, machine=after, throttled=throttled(before, after)).to_json()
+        return result.with_conditions(machine=after, throttled=throttled(before, after)).to_json()
 
     def do_profile(self, key: str, samples: str, runs: int) -> dict[str, Any]:
         """Times of the operators, by the runtime's own profiler."""
@@ -246,7 +245,7 @@ def _in_chunks(runner: Runner, inputs: list[np.ndarray[Any, Any]], chunk: int) -
 def _load(path: str, runtime: str, settings: dict[str, Any]) -> Runner:
     shapes = tuple(tuple(shape) for shape in settings.get("shapes", ()))
     cache = str(cache_folder() / "runtimes") if settings.get("cache") is None else settings["cache"]
-    made = runtimes.Settings(**{**settings, "shapes": shapes, "cache": cache})
+    made = runtimes.RuntimeSettings(**{**settings, "shapes": shapes, "cache": cache})
     return runtimes.get(runtime).load(Path(path), made)
 
 

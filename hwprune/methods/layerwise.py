@@ -265,7 +265,7 @@ def exact_keep(part: Part, pattern: Pattern, level: float | None) -> torch.Tenso
     limits = None
     if pattern.group is not None:
         kept, m = pattern.group
-        limits = exact.Limits(m, m - kept)
+        limits = exact.KeepLimits(m, m - kept)
         steps = n // m * (m - kept)
     else:
         steps = removed_count(n, level, pattern.name) if pattern.scope == "row" else n

@@ -104,7 +104,7 @@ class _Probing:
             raise RunError(f"the dense model can't be measured: {failure.reason}") from failure
         segments = self.pieces.segments(onnx.load(str(dense)))
         self.table.fill(self.bench, segments, lambda done, total: self.progress("timing the dense layers", done, total))
-        half = (itself.latency_high_s - itself.latency_low_s) / 2
+        half = (itself.latency.ci_high - itself.latency.ci_low) / 2
         found = Probe(
             self.pruner.workload.name,
             self.target.name,
@@ -245,7 +245,7 @@ class _Probing:
                 continue
             self.table.fill(self.bench, segments)
             seconds = dense_s / result.ratio
-            half = seconds * (result.ratio_high - result.ratio_low) / 2 / result.ratio
+            half = seconds * (result.speedup.ci_high - result.speedup.ci_low) / 2 / result.ratio
             self.table.observe(network, f"random {number}", segments, seconds, half)
         self.table.write()
 

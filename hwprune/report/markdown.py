@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 
 from hwprune.common import formatting
-from hwprune.records.record import MEASURED, Record, dense_metric, latency_source
+from hwprune.records.record import MEASURED, Record
 from hwprune.report.page import precision_rows
 from hwprune.report.text import number, recommended, speedup_text, trained, verdict
 
 
 def markdown(record: Record) -> str:
     """The verdict, the front, quantised references, notes, and where the numbers come from."""
-    base, dense, metric = record["baseline"], dense_metric(record), record["workload"]["metric"]
+    base, dense, metric = record.data["baseline"], record.dense_metric, record.data["workload"]["metric"]
     chosen = recommended(record)
     rows = [
         [
@@ -25,7 +25,7 @@ def markdown(record: Record) -> str:
             formatting.size(base["size_bytes"]),
         ]
     ]
-    for place, point in enumerate(record["front"]):
+    for place, point in enumerate(record.data["front"]):
         name = f"trial {point['trial']}{trained(record, point['trial'])}"
         rows.append(
             [
@@ -34,18 +34,18 @@ def markdown(record: Record) -> str:
                 formatting.size(point["size_bytes"]),
             ]
         )  # fmt: skip
-    parts = [f"### {plain(record['workload']['name'])} on {plain(record['target']['name'])}", plain(verdict(record))]
+    parts = [f"### {plain(record.data['workload']['name'])} on {plain(record.data['target']['name'])}", plain(verdict(record))]
     parts.append(table(["", "speedup", "drop", metric, "latency", "file"], rows))
     if precision := precision_rows(record):
         parts.append(table(["quantised", "precision", "made of", "speedup", "drop", "file", "layers"], precision))
-    parts.append("\n".join(f"* {plain(note)}" for note in record["notes"]))
-    identity, versions = record["fingerprint"]["identity"], record["versions"]
-    how = {"table": "PREDICTED from a table", "estimated": "ESTIMATED from a data sheet"}.get(latency_source(record), "measured")
+    parts.append("\n".join(f"* {plain(note)}" for note in record.data["notes"]))
+    identity, versions = record.data["fingerprint"]["identity"], record.data["versions"]
+    how = {"table": "PREDICTED from a table", "estimated": "ESTIMATED from a data sheet"}.get(record.latency_source, "measured")
     device = f" on {identity['device']}, {identity.get('threads')} thread(s)" if "device" in identity else ""
-    runtime = identity.get("runtime", record["target"]["runtime"])
+    runtime = identity.get("runtime", record.data["target"]["runtime"])
     parts.append(
-        plain(f"Latency {how}{device}, {runtime}; hwprune {versions['hwprune']}, seed {record['job']['seed']}; speedups")
-        + (" with the interval over fresh processes." if latency_source(record) == MEASURED else " are no measurements.")
+        plain(f"Latency {how}{device}, {runtime}; hwprune {versions['hwprune']}, seed {record.data['job']['seed']}; speedups")
+        + (" with the interval over fresh processes." if record.latency_source == MEASURED else " are no measurements.")
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -16,7 +16,7 @@ from typing import Any
 from hwprune.common import formatting
 from hwprune.common.files import write_atomic
 from hwprune.records import pareto
-from hwprune.records.record import MEASURED, Record, dense_metric, latency_source, model_file, trial
+from hwprune.records.record import MEASURED, Record
 from hwprune.report.picture import WORD, drop_range, searched
 from hwprune.report.text import chain, number, recommended, speedup_text, trained, verdict
 
@@ -32,7 +32,7 @@ def write_page(record: Record, path: Path) -> None:
     from plotly.offline import get_plotlyjs
 
     template = resources.files("hwprune.report").joinpath("page.html").read_text(encoding="utf-8")
-    title = f"{record['workload']['name']} on {record['target']['name']}"
+    title = f"{record.data['workload']['name']} on {record.data['target']['name']}"
     data = json.dumps(page_data(record), allow_nan=False).replace("<", "\\u003c")
     parts = {"title": html.escape(title), "plotly": get_plotlyjs().replace("</script", "<\\/script"), "data": data}
     write_atomic(path, re.sub(r"\{\{(title|plotly|data)\}\}", lambda match: parts[match[1]], template))
@@ -40,16 +40,16 @@ def write_page(record: Record, path: Path) -> None:
 
 def page_data(record: Record) -> dict[str, Any]:
     """What the page shows, numbers already as text where they are only read."""
-    base = record["baseline"]
-    dense = dense_metric(record)
-    on_front = {point["trial"] for point in record["front"]}
+    base = record.data["baseline"]
+    dense = record.dense_metric
+    on_front = {point["trial"] for point in record.data["front"]}
     return {
         "verdict": verdict(record),
-        "notes": record["notes"],
-        "metric": record["workload"]["metric"],
+        "notes": record.data["notes"],
+        "metric": record.data["workload"]["metric"],
         "range": drop_range(record),
-        "word": WORD[latency_source(record)],
-        "legend": LEGEND[latency_source(record)],
+        "word": WORD[record.latency_source],
+        "legend": LEGEND[record.latency_source],
         "chosen": recommended(record),
         "dense": {
             "metric": number(dense["value"]),
@@ -62,18 +62,18 @@ def page_data(record: Record) -> dict[str, Any]:
             "latency_ms": 1000 * base["latency"]["value"],
             "size_mb": base["size_bytes"] / 1e6,
         },
-        "front": [_point(record, point) for point in record["front"]],
-        "quantised": [_mark(record, point) for point in record.get("quantised", ()) if point["trial"] not in on_front],
-        "trials": [_trial(row) for row in record["trials"] if row["state"] == "measured" and searched(row)],
+        "front": [_point(record, point) for point in record.data["front"]],
+        "quantised": [_mark(record, point) for point in record.data.get("quantised", ()) if point["trial"] not in on_front],
+        "trials": [_trial(row) for row in record.data["trials"] if row["state"] == "measured" and searched(row)],
         "failures": [
             [str(row["number"]), row["failure"]["stage"], row["failure"]["reason"]]
-            for row in record["trials"]
+            for row in record.data["trials"]
             if row["state"] in ("failed", "stopped")
         ],
         "training": _training(record),
         "precision": precision_rows(record),
         "history": history(record),
-        "left_out": [[item["name"], item["reason"]] for item in record["space"]["left_out"]],
+        "left_out": [[item["name"], item["reason"]] for item in record.data["space"]["left_out"]],
         "quality": _quality(record),
         "environment": _environment(record),
     }
@@ -94,7 +94,7 @@ def _trial(row: dict[str, Any]) -> dict[str, Any]:
 
 def _mark(record: Record, point: dict[str, Any]) -> dict[str, Any]:
     """What the picture needs of a confirmed point: on the final split, and as the search saw it on validation."""
-    row = trial(record, point["trial"])
+    row = record.trial(point["trial"])
     drop_before = row["drop"] if row.get("drop") is not None else point["drop"]
     return {
         "trial": point["trial"],
@@ -119,7 +119,7 @@ def _mark(record: Record, point: dict[str, Any]) -> dict[str, Any]:
 
 
 def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
-    row = trial(record, point["trial"])
+    row = record.trial(point["trial"])
     return {
         **_mark(record, point),
         "macs": formatting.count(point["macs"]) if point["macs"] is not None else "",
@@ -128,20 +128,20 @@ def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
         "times": _times(record, point),
         "chain": chain(record, point["trial"]),
         "kernels": _kernels(point),
-        "model": f"candidates/{point['trial']}/{model_file(record)}",
+        "model": f"candidates/{point['trial']}/{record.model_file}",
         "recipe": f"candidates/{point['trial']}/recipe.json",
     }
 
 
 def unit_rows(record: Record, point: dict[str, Any]) -> list[dict[str, Any]]:
     """Every unit of the search at one point: what is kept of it; of what was left alone the reason, as far as it is known."""
-    row = trial(record, point["trial"])
+    row = record.trial(point["trial"])
     chosen = {choice["unit"]: choice for choice in row["recipe"]["choices"]}
     gone = {name for name, before, here in _times(record, point) if before and not here}
     dropped = any(choice["pattern"] == "branch" for choice in chosen.values())
-    multiple = record["space"].get("channel_multiple", 1)
+    multiple = record.data["space"].get("channel_multiple", 1)
     found = []
-    for unit in record["space"]["units"]:
+    for unit in record.data["space"]["units"]:
         choice = chosen.get(unit["name"])
         sparsity = choice["sparsity"] if choice else 0.0
         kept = unit["size"] - round(sparsity * unit["size"])
@@ -173,7 +173,7 @@ def _why_alone(unit: dict[str, Any]) -> str:
 
 def _times(record: Record, point: dict[str, Any]) -> list[list[Any]]:
     """Layer, microseconds in the dense model, microseconds here: by the runtime's own profiler. What is gone has 0."""
-    before = record["baseline"].get("footprint", {}).get("layers") or {}
+    before = record.data["baseline"].get("footprint", {}).get("layers") or {}
     here = point.get("footprint", {}).get("layers") or {}
     if not before or not here:
         return []
@@ -198,9 +198,9 @@ def _kernels(point: dict[str, Any]) -> list[list[str]]:
 def precision_rows(record: Record) -> list[list[str]]:
     """The dense model and every point in each precision that was tried, by what it was made of."""
     rows = []
-    on_front = {point["trial"] for point in record["front"]}
-    for point in record.get("quantised", ()):
-        quantised = trial(record, point["trial"])["quantised"]
+    on_front = {point["trial"] for point in record.data["front"]}
+    for point in record.data.get("quantised", ()):
+        quantised = record.trial(point["trial"])["quantised"]
         of = quantised["of"]
         rows.append(
             [
@@ -218,7 +218,7 @@ def history(record: Record) -> dict[str, Any]:
 
     Against the corner (largest drop of the picture, speedup 1), as shares of the final one.
     """
-    rows = [row for row in record["trials"] if row["state"] == "measured" and searched(row)]
+    rows = [row for row in record.data["trials"] if row["state"] == "measured" and searched(row)]
     reference = (drop_range(record)[1], 1.0)
     volumes, points = [], []
     for row in rows:
@@ -241,11 +241,11 @@ def history(record: Record) -> dict[str, Any]:
 
 def _training(record: Record) -> list[list[str]]:
     """Every trained candidate beside itself without training."""
-    before = {point["trial"]: point for point in record.get("untrained", ())}
-    on_front = {point["trial"] for point in record["front"]}
+    before = {point["trial"]: point for point in record.data.get("untrained", ())}
+    on_front = {point["trial"] for point in record.data["front"]}
     rows = []
-    for point in record.get("trained", ()):
-        recovery = trial(record, point["trial"])["recovery"]
+    for point in record.data.get("trained", ()):
+        recovery = record.trial(point["trial"])["recovery"]
         plan, first = recovery["plan"], before.get(recovery["of"])
         rows.append(
             [
@@ -260,8 +260,8 @@ def _training(record: Record) -> list[list[str]]:
 
 
 def _quality(record: Record) -> list[list[str]]:
-    base = record["baseline"]
-    speedups = [row["speedup"] for row in record["trials"] if row["state"] == "measured"]
+    base = record.data["baseline"]
+    speedups = [row["speedup"] for row in record.data["trials"] if row["state"] == "measured"]
     shares = sorted(s["conditions"].get("contended", 0.0) for s in speedups)
     wide = sum(1 for s in speedups if not s["conditions"].get("converged", True))
     clock = base["self_speedup"]["conditions"].get("clock", "")
@@ -273,9 +273,9 @@ def _quality(record: Record) -> list[list[str]]:
         ["Clock", words.get(clock, clock)],
         ["Dense against itself", f"{speedup_text(base['self_speedup'])} (1.00 must lie inside)"],
     ]
-    if latency_source(record) != MEASURED:
+    if record.latency_source != MEASURED:
         return rows[:1]  # the rest tells of a measurement, and there was none
-    for check in record.get("self_checks", []):
+    for check in record.data.get("self_checks", []):
         passed = "" if check.get("passed", True) else ": NOT passed, measured again where possible"
         rows.append([f"... after {check['trials']} trials", speedup_text(check) + passed])
     throttled = sum(1 for s in speedups if s["conditions"].get("throttled"))
@@ -288,13 +288,13 @@ def _quality(record: Record) -> list[list[str]]:
 
 
 def _environment(record: Record) -> list[list[str]]:
-    identity = record["fingerprint"]["identity"]
-    job, space = record["job"], record["space"]
-    source = latency_source(record)
+    identity = record.data["fingerprint"]["identity"]
+    job, space = record.data["job"], record.data["space"]
+    source = record.latency_source
     rows = [
-        ["Workload", record["workload"]["source"] or "a live Python object"],
-        ["Input", ", ".join("x".join(map(str, shape)) for shape in record["workload"]["example_shapes"])],
-        ["Target", record["target"]["description"]],
+        ["Workload", record.data["workload"]["source"] or "a live Python object"],
+        ["Input", ", ".join("x".join(map(str, shape)) for shape in record.data["workload"]["example_shapes"])],
+        ["Target", record.data["target"]["description"]],
         [
             "Latency",
             {"measured": "measured", "table": "PREDICTED from a table", "estimated": "ESTIMATED from a data sheet"}[source],
@@ -310,12 +310,12 @@ def _environment(record: Record) -> list[list[str]]:
             if "device" in identity
             else []
         ),
-        ["Load average", ", ".join(map(str, record["fingerprint"]["conditions"].get("load_average", [])))],
+        ["Load average", ", ".join(map(str, record.data["fingerprint"]["conditions"].get("load_average", [])))],
         [
             "Search",
             f"{job['sampler']}, seed {job['seed']}, space {space['name']} (10^{space['size_log10']:.0f} recipes)",
         ],
-        ["Compensation", record["space"]["compensation"]],
-        ["Written", record["written"]],
+        ["Compensation", record.data["space"]["compensation"]],
+        ["Written", record.data["written"]],
     ]
-    return rows + [[name, version] for name, version in record["versions"].items()]
+    return rows + [[name, version] for name, version in record.data["versions"].items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hwprune.records.record import Record, latency_source
+from hwprune.records.record import Record
 
 WORD = {"measured": "measured", "table": "PREDICTED (not measured)", "estimated": "ESTIMATED (not measured)"}
 HOW = {"measured": "measured again", "table": "predicted from a table", "estimated": "estimated from a data sheet"}
@@ -19,25 +19,25 @@ def write_picture(record: Record, path: Path) -> None:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    measured = [row for row in record["trials"] if row["state"] == "measured" and searched(row)]
+    measured = [row for row in record.data["trials"] if row["state"] == "measured" and searched(row)]
     axes.scatter(
         [row["speedup"]["value"] for row in measured], [row["drop"] for row in measured], s=14, color="#9aa4b2",
         label="candidates (validation split, searched)", zorder=2,
     )  # fmt: skip
-    points = record["front"]
+    points = record.data["front"]
     if points:
         xs, ys = [p["speedup"]["value"] for p in points], [p["drop"] for p in points]
         axes.errorbar(
             xs, ys, xerr=_errors(points), fmt="o-", color="#1768ac", ecolor="#1768ac", elinewidth=1, capsize=3, markersize=6,
-            label=f"front ({points[0]['split']} split, {HOW[latency_source(record)]})", zorder=3,
+            label=f"front ({points[0]['split']} split, {HOW[record.latency_source]})", zorder=3,
         )  # fmt: skip
     _quantised(axes, record)
     axes.scatter([1.0], [0.0], marker="*", s=140, color="#d1495b", label="dense", zorder=4)
     low, high = drop_range(record)
     axes.set_ylim(high, low)
-    axes.set_xlabel(f"{WORD[latency_source(record)]} speedup over dense")
-    axes.set_ylabel(f"drop in {record['workload']['metric']} (up is better)")
-    axes.set_title(f"{record['workload']['name']} on {record['target']['description']}", fontsize=10, loc="left")
+    axes.set_xlabel(f"{WORD[record.latency_source]} speedup over dense")
+    axes.set_ylabel(f"drop in {record.data['workload']['metric']} (up is better)")
+    axes.set_title(f"{record.data['workload']['name']} on {record.data['target']['description']}", fontsize=10, loc="left")
     axes.grid(color="#e3e6ea", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower left")
@@ -54,10 +54,10 @@ def searched(row: dict[str, Any]) -> bool:
 
 def _quantised(axes: Any, record: Record) -> None:
     """What plain quantisation gives, by name; and pruned and quantised points that are not on the front."""
-    on_front = {point["trial"] for point in record["front"]}
-    rows = {row["number"]: row for row in record["trials"]}
+    on_front = {point["trial"] for point in record.data["front"]}
+    rows = {row["number"]: row for row in record.data["trials"]}
     rest = []
-    for point in record.get("quantised", ()):
+    for point in record.data.get("quantised", ()):
         made = rows[point["trial"]]["quantised"]
         x, y = point["speedup"]["value"], point["drop"]
         if made["of"] == "dense":
@@ -74,10 +74,10 @@ def _quantised(axes: Any, record: Record) -> None:
 
 def drop_range(record: Record) -> tuple[float, float]:
     """What the picture shows of the drop: the front and its surroundings; ruined candidates lie outside."""
-    drops = [point["drop"] for point in record["front"]] or [
-        row["drop"] for row in record["trials"] if row["state"] == "measured"
+    drops = [point["drop"] for point in record.data["front"]] or [
+        row["drop"] for row in record.data["trials"] if row["state"] == "measured"
     ]
-    drops += [point["drop"] for point in record.get("quantised", ()) if point["drop"] <= 2 * max([0.01, *drops])]
+    drops += [point["drop"] for point in record.data.get("quantised", ()) if point["drop"] <= 2 * max([0.01, *drops])]
     low, high = min([0.0, *drops]), max([0.0, *drops])
     room = 0.15 * (high - low) or 0.01
     return low - room, high + room

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.common.files import write_atomic
-from hwprune.records.record import Record, dense_metric, front_file, latency_source, model_file, recipe_text
+from hwprune.records.record import Record, recipe_text
 
 FRONT_COLUMNS = (
     "trial", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low", "speedup_ci_high",
@@ -26,15 +26,15 @@ TRIAL_COLUMNS = (
 
 def write_tables(record: Record, run: Path) -> None:
     """Both files of a run directory."""
-    write_atomic(run / front_file(record), front_csv(record))
+    write_atomic(run / record.front_file, front_csv(record))
     write_atomic(run / "trials.csv", trials_csv(record))
 
 
 def front_csv(record: Record) -> str:
     """The dense model first, then the front, slowest first."""
-    base = record["baseline"]
-    rows = [_row(record, "dense", dense_metric(record), 0.0, base, "baseline")]
-    for point in record["front"]:
+    base = record.data["baseline"]
+    rows = [_row(record, "dense", record.dense_metric, 0.0, base, "baseline")]
+    for point in record.data["front"]:
         row = _row(record, point["trial"], point["metric"], point["drop"], point, f"candidates/{point['trial']}")
         rows.append({**row, **training_of(record, point["trial"]), **quantisation_of(record, point["trial"])})
     return _csv(FRONT_COLUMNS, rows)
@@ -59,10 +59,10 @@ def _row(
         "macs": numbers["macs"],
         "size_bytes": numbers["size_bytes"],
         "clock": speedup["conditions"].get("clock", ""),
-        "latency_source": latency_source(record),
-        "model": f"{folder}/{model_file(record)}",
+        "latency_source": record.latency_source,
+        "model": f"{folder}/{record.model_file}",
         "recipe": "" if name == "dense" else f"{folder}/recipe.json",
-        "verdict": "" if name == "dense" else verdict_of(speedup, latency_source(record)),
+        "verdict": "" if name == "dense" else verdict_of(speedup, record.latency_source),
         "loaded_bytes": footprint.get("loaded_bytes"),
         "peak_bytes": footprint.get("peak_bytes"),
         "joules": footprint.get("joules"),
@@ -74,10 +74,10 @@ def training_of(record: Record, number: object) -> dict[str, Any]:
 
     ``drop_before_training`` is on the same split as the front where that point was confirmed without training too.
     """
-    recovery = next((t.get("recovery") for t in record["trials"] if t["number"] == number), None)
+    recovery = next((t.get("recovery") for t in record.data["trials"] if t["number"] == number), None)
     if not recovery:
         return {}
-    before = next((p["drop"] for p in record.get("untrained", ()) if p["trial"] == recovery["of"]), None)
+    before = next((p["drop"] for p in record.data.get("untrained", ()) if p["trial"] == recovery["of"]), None)
     plan = recovery["plan"]
     return {
         "recovery": f"{plan['kind']}:{plan['epochs']:g}", "trained_from": recovery["of"],
@@ -87,7 +87,7 @@ def training_of(record: Record, number: object) -> dict[str, Any]:
 
 def quantisation_of(record: Record, number: object) -> dict[str, Any]:
     """The precision of a point's file and what it was made of (a trial, or ``dense``); nothing for one in 32 bits."""
-    found = next((t.get("quantised") for t in record["trials"] if t["number"] == number), None)
+    found = next((t.get("quantised") for t in record.data["trials"] if t["number"] == number), None)
     return {"precision": found["precision"], "quantised_from": found["of"]} if found else {}
 
 
@@ -101,8 +101,8 @@ def verdict_of(speedup: dict[str, Any], source: str) -> str:
 def trials_csv(record: Record) -> str:
     """Every evaluated recipe by number; empty cells where a failed trial has no number."""
     rows = []
-    source = latency_source(record)
-    for row in record["trials"]:
+    source = record.latency_source
+    for row in record.data["trials"]:
         metric, speedup = row.get("metric", {}), row.get("speedup", {})
         failure = row.get("failure", {})
         conditions = speedup.get("conditions", {})
@@ -146,7 +146,7 @@ def feasible(record: Record, row: dict[str, Any]) -> bool | None:
     """Does a trial meet the job's constraints, by what the search measured? None if it was not measured."""
     if row["state"] != "measured":
         return None
-    job = record["job"]
+    job = record.data["job"]
     limits = (
         (job.get("max_drop"), row["drop"], 1), (job.get("min_speedup"), row["speedup"]["value"], -1),
         (job.get("max_latency_s"), row["latency"]["value"], 1), (job.get("max_size"), row["size_bytes"], 1),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hwprune.common import formatting
-from hwprune.records.record import Record, dense_metric, latency_source, trial
+from hwprune.records.record import Record
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
@@ -26,11 +26,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> s
 
 def summary(record: Record, width: int = 100) -> str:
     """The front, the dense model first, and the notes."""
-    base, metric = record["baseline"], record["workload"]["metric"]
-    dense = dense_metric(record)
+    base, metric = record.data["baseline"], record.data["workload"]["metric"]
+    dense = record.dense_metric
     rows = [["dense", formatting.speedup(1.0), "", number(dense["value"]), formatting.seconds(base["latency"]["value"]),
              formatting.count(base["params"]), formatting.size(base["size_bytes"])]]  # fmt: skip
-    for point in record["front"]:
+    for point in record.data["front"]:
         rows.append(
             [
                 f"trial {point['trial']}{trained(record, point['trial'])}",
@@ -43,15 +43,15 @@ def summary(record: Record, width: int = 100) -> str:
             ]
         )
     parts = [verdict(record)]
-    if record["front"]:
+    if record.data["front"]:
         parts.append(table(["", "speedup", "drop", metric, "latency", "params", "file"], rows, width))
-    parts += [f"Note: {note}" for note in record["notes"]]
+    parts += [f"Note: {note}" for note in record.data["notes"]]
     return "\n\n".join(parts)
 
 
 def trained(record: Record, number: int) -> str:
     """`` (distill:2, int8)`` of a trial that was trained and quantised so, else nothing."""
-    row = trial(record, number)
+    row = record.trial(number)
     recovery, quantised = row.get("recovery"), row.get("quantised")
     steps = [f"{recovery['plan']['kind']}:{recovery['plan']['epochs']:g}"] if recovery else []
     if quantised:
@@ -64,27 +64,27 @@ def chain(record: Record, which: int) -> list[list[str]]:
 
     Numbers are those of the last measurement; ``(search)`` marks a step that was not confirmed with the front.
     """
-    base, dense = record["baseline"], dense_metric(record)
+    base, dense = record.data["baseline"], record.dense_metric
     steps: list[tuple[str, int]] = []
-    row = trial(record, which)
+    row = record.trial(which)
     while True:
         quantised, recovery = row.get("quantised"), row.get("recovery")
         if quantised:
             steps.append((f"quantised to {quantised['precision']}", row["number"]))
             if quantised["of"] == "dense":
                 break
-            row = trial(record, quantised["of"])
+            row = record.trial(quantised["of"])
         elif recovery:
             plan = recovery["plan"]
             steps.append((f"trained, {plan['kind']}:{plan['epochs']:g}", row["number"]))
-            row = trial(record, recovery["of"])
+            row = record.trial(recovery["of"])
         else:
             steps.append(("pruned", row["number"]))
             break
-    known = {p["trial"]: p for key in ("untrained", "trained", "quantised", "front") for p in record.get(key, ())}
+    known = {p["trial"]: p for key in ("untrained", "trained", "quantised", "front") for p in record.data.get(key, ())}
     rows = [["dense", "", formatting.speedup(1.0), number(dense["value"]), formatting.size(base["size_bytes"])]]
     for name, step in reversed(steps):
-        point = known.get(step) or trial(record, step)
+        point = known.get(step) or record.trial(step)
         mark = "" if step in known else " (search)"
         rows.append(
             [
@@ -97,26 +97,28 @@ def chain(record: Record, which: int) -> list[list[str]]:
 
 def verdict(record: Record) -> str:
     """One sentence on what the search found."""
-    rows = [row for row in record["trials"] if not row.get("recovery") and not row.get("quantised")]
+    rows = [row for row in record.data["trials"] if not row.get("recovery") and not row.get("quantised")]
     counts = {state: sum(1 for row in rows if row["state"] == state) for state in ("failed", "stopped")}
     words = {"failed": "failed", "stopped": "stopped early"}
     ends = " and ".join(f"{count} {words[state]}" for state, count in counts.items() if count)
     start = (
-        f"{record['workload']['name']} on {record['target']['name']}: {len(rows)} candidates of "
-        f"{recipes(record['space']['size_log10'])} possible recipes{f' ({ends})' if ends else ''}"
+        f"{record.data['workload']['name']} on {record.data['target']['name']}: {len(rows)} candidates of "
+        f"{recipes(record.data['space']['size_log10'])} possible recipes{f' ({ends})' if ends else ''}"
     )
-    if not record["finished"]:
+    if not record.data["finished"]:
         return f"{start}; the search is not finished."
-    if not record["front"]:
+    if not record.data["front"]:
         return f"{start}; none is faster than dense within the constraints."
-    high = record["front"][-1]
+    high = record.data["front"][-1]
     split = high["split"]
     how = {
         "measured": f"measured in {high['speedup']['conditions'].get('processes', 1)} fresh processes",
         "table": "PREDICTED from a latency table, not measured",
         "estimated": "ESTIMATED from a data sheet, not measured",
-    }[latency_source(record)]
-    return f"{start}; a front of {_extent(record['front'])}, scored on the {split} split and {how}. {_recommendation(record)}"
+    }[record.latency_source]
+    return (
+        f"{start}; a front of {_extent(record.data['front'])}, scored on the {split} split and {how}. {_recommendation(record)}"
+    )
 
 
 def _extent(points: Sequence[dict[str, Any]]) -> str:
@@ -131,19 +133,19 @@ def recipes(size_log10: float) -> str:
 
 def recommended(record: Record) -> int:
     """Index of the point to look at first: the fastest within ``max_drop`` (or 0.01), else the most accurate; -1: none."""
-    points = record["front"]
+    points = record.data["front"]
     limit = _limit(record)
     fits = [index for index, point in enumerate(points) if point["drop"] <= limit]
     return fits[-1] if fits else 0 if points else -1
 
 
 def _limit(record: Record) -> float:
-    given = record["job"]["max_drop"]
+    given = record.data["job"]["max_drop"]
     return 0.01 if given is None else float(given)
 
 
 def _recommendation(record: Record) -> str:
-    point = record["front"][recommended(record)]
+    point = record.data["front"][recommended(record)]
     speedup = f"{speedup_text(point['speedup'])} at drop {point['drop']:+.4f} (trial {point['trial']})"
     if point["drop"] <= _limit(record):
         return f"Fastest with a drop of at most {_limit(record):g}: {speedup}."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hwprune.common.files import write_atomic
 from hwprune.errors import UnknownNameError, UsageError
-from hwprune.records.record import Record, front_file, read_record
+from hwprune.records.record import Record, read_record
 from hwprune.report.markdown import markdown
 from hwprune.report.page import write_page
 from hwprune.report.picture import write_picture
@@ -43,7 +43,7 @@ def write_formats(run: Path, form: str, out: Path | None = None) -> tuple[Record
 def _write(record: Record, kind: str, folder: Path) -> list[Path]:
     if kind == "csv":
         write_tables(record, folder)
-        return [folder / front_file(record), folder / "trials.csv"]
+        return [folder / record.front_file, folder / "trials.csv"]
     if kind == "png":
         write_picture(record, folder / "front.png")
         return [folder / "front.png"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hwprune.common import plugins
 from hwprune.errors import UnknownNameError
-from hwprune.runtimes.base import CUDA_EVENT, THREAD_CPU, WALL, Arrays, Operator, Runner, Runtime, Settings
+from hwprune.runtimes.base import CUDA_EVENT, THREAD_CPU, WALL, Arrays, Operator, Runner, Runtime, RuntimeSettings
 from hwprune.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 from hwprune.runtimes.onnxruntime_cuda import OnnxRuntimeCuda
 from hwprune.runtimes.onnxruntime_tensorrt import OnnxRuntimeTensorRT
@@ -12,6 +12,8 @@ from hwprune.runtimes.openvino import OpenVino
 from hwprune.runtimes.pytorch import PyTorchCpu, PyTorchCuda
 from hwprune.runtimes.tensorrt import TensorRt
 
+Settings = RuntimeSettings
+"""The name of earlier versions, which plug-ins may use."""
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
@@ -37,5 +39,5 @@ def missing(name: str) -> str | None:
 
 
 __all__ = [
-    "CUDA_EVENT", "RUNTIMES", "THREAD_CPU", "WALL", "Arrays", "Operator", "Runner", "Runtime", "Settings", "get", "missing",
+    "CUDA_EVENT", "RUNTIMES", "THREAD_CPU", "WALL", "Arrays", "Operator", "Runner", "Runtime", "RuntimeSettings", "Settings", "get", "missing",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ WALL, THREAD_CPU, CUDA_EVENT = "wall", "thread_cpu", "cuda_event"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RuntimeSettings:
     """How a model is loaded.
 
     Attributes:
@@ -98,13 +98,13 @@ class Runtime(abc.ABC):
         """Version of the library."""
 
     @abc.abstractmethod
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def load(self, path: Path, settings: RuntimeSettings) -> Runner:
         """Load a model file. Raises whatever the library raises, and never falls back to another device."""
 
     def prepare(self) -> None:  # noqa: B027 - optional
         """Load the library itself, so that memory measured later is the model's."""
 
-    def clock(self, settings: Settings) -> str:
+    def clock(self, settings: RuntimeSettings) -> str:
         """The clock that ranks: CPU time where all work happens in the calling thread, else wall time or the GPU's events."""
         return THREAD_CPU if self.device == "cpu" and settings.threads == 1 else WALL
 

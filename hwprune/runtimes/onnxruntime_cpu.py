@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from hwprune.runtimes import onnxruntime_session as session
-from hwprune.runtimes.base import Runner, Runtime, Settings, not_installed
+from hwprune.runtimes.base import Runner, Runtime, RuntimeSettings, not_installed
 
 
 @final
@@ -27,11 +27,11 @@ class OnnxRuntimeCpu(Runtime):
     def prepare(self) -> None:
         session.prepare("CPUExecutionProvider")
 
-    def load(self, path: Path, settings: Settings) -> Runner:
-        return session.Session(path, partial(_options, settings), "CPUExecutionProvider", {}, "cpu")
+    def load(self, path: Path, settings: RuntimeSettings) -> Runner:
+        return session.OnnxRuntimeRunner(path, partial(_options, settings), "CPUExecutionProvider", {}, "cpu")
 
 
-def _options(settings: Settings) -> Any:
+def _options(settings: RuntimeSettings) -> Any:
     made = session.options(settings)
     for key, value in settings.options.items():
         made.add_session_config_entry(key, session.text(value))

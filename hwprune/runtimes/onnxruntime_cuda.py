@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from hwprune.runtimes import onnxruntime_session as session
-from hwprune.runtimes.base import Runner, Runtime, Settings
+from hwprune.runtimes.base import Runner, Runtime, RuntimeSettings
 
 
 @final
@@ -34,12 +34,12 @@ class OnnxRuntimeCuda(Runtime):
     def prepare(self) -> None:
         session.prepare("CUDAExecutionProvider")
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def load(self, path: Path, settings: RuntimeSettings) -> Runner:
         chosen = {key: session.text(value) for key, value in settings.options.items()}
-        return session.Session(path, partial(without_cpu, settings), "CUDAExecutionProvider", chosen, "cuda")
+        return session.OnnxRuntimeRunner(path, partial(without_cpu, settings), "CUDAExecutionProvider", chosen, "cuda")
 
 
-def without_cpu(settings: Settings) -> Any:
+def without_cpu(settings: RuntimeSettings) -> Any:
     """Session options under which a node left to the CPU is an error."""
     made = session.options(settings)
     made.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

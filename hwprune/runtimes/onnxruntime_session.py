@@ -11,7 +11,7 @@ from typing import Any, final
 
 import numpy as np
 
-from hwprune.runtimes.base import Arrays, Operator, Runner, Settings, library_version, named, not_installed
+from hwprune.runtimes.base import Arrays, Operator, Runner, RuntimeSettings, library_version, named, not_installed
 
 PACKAGES = ("onnxruntime-gpu", "onnxruntime")
 """Both install the module `onnxruntime`; where the GPU's is there, it is the one that runs."""
@@ -50,7 +50,7 @@ def text(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def options(settings: Settings) -> Any:
+def options(settings: RuntimeSettings) -> Any:
     """Session options. Threads don't spin: on a shared machine they steal time from each other and hide in nobody's numbers."""
     import onnxruntime
 
@@ -65,7 +65,7 @@ def options(settings: Settings) -> Any:
 
 
 @final
-class Session(Runner):
+class OnnxRuntimeRunner(Runner):
     """A session on one provider.
 
     Inputs are bound to values that live on the provider's device, so that what is timed holds no copies from the host.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from hwprune.runtimes import onnxruntime_session as session
-from hwprune.runtimes.base import Runner, Runtime, Settings
+from hwprune.runtimes.base import Runner, Runtime, RuntimeSettings
 from hwprune.runtimes.onnxruntime_cuda import without_cpu
 
 
@@ -32,10 +32,10 @@ class OnnxRuntimeTensorRT(Runtime):
     def prepare(self) -> None:
         session.prepare("TensorrtExecutionProvider")
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def load(self, path: Path, settings: RuntimeSettings) -> Runner:
         chosen = {"trt_sparsity_enable": "1"}
         if settings.cache is not None:
             # One timing cache for all builds: the same layer gets the same tactic, so that candidates differ by their own.
             chosen |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": settings.cache}
         chosen |= {key: session.text(value) for key, value in settings.options.items()}
-        return session.Session(path, partial(without_cpu, settings), "TensorrtExecutionProvider", chosen, "cuda")
+        return session.OnnxRuntimeRunner(path, partial(without_cpu, settings), "TensorrtExecutionProvider", chosen, "cuda")

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import numpy as np
 
-from hwprune.runtimes.base import Arrays, Operator, Runner, Runtime, Settings, library_version, named, not_installed
+from hwprune.runtimes.base import Arrays, Operator, Runner, Runtime, RuntimeSettings, library_version, named, not_installed
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
@@ -18,7 +18,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 class OpenVinoRunner(Runner):
     """Compiled for the measured shapes; other shapes (a larger batch of evaluation) get a compilation of their own."""
 
-    def __init__(self, model: Any, settings: Settings) -> None:
+    def __init__(self, model: Any, settings: RuntimeSettings) -> None:
         self._model, self._settings = model, settings
         self._names = [item.get_any_name() for item in model.inputs]
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
@@ -116,7 +116,7 @@ class OpenVino(Runtime):
         x = opset13.parameter([1], np.float32)
         openvino.Core().compile_model(openvino.Model([opset13.relu(x)], [x]), "CPU")([np.zeros(1, np.float32)])
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def load(self, path: Path, settings: RuntimeSettings) -> Runner:
         import openvino
 
         return OpenVinoRunner(openvino.Core().read_model(str(path)), settings)

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from hwprune.runtimes.base import CUDA_EVENT, Arrays, Operator, Runner, Runtime, Settings, library_version, not_installed
+from hwprune.runtimes.base import CUDA_EVENT, Arrays, Operator, Runner, Runtime, RuntimeSettings, library_version, not_installed
 
 MODES = ("eager", "compile", "cuda-graph")
 _TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -23,7 +23,7 @@ class TorchRunner(Runner):
     ``semi_structured``: linear layers whose weights are 2:4 are stored compressed and run on sparse tensor cores (CUDA, 16 bits).
     """
 
-    def __init__(self, module: Any, device: str, settings: Settings) -> None:
+    def __init__(self, module: Any, device: str, settings: RuntimeSettings) -> None:
         import torch
 
         self._torch, self._device = torch, device
@@ -181,7 +181,7 @@ class _PyTorch(Runtime, abc.ABC):
         buffer.seek(0)
         torch.export.load(buffer).module()(torch.zeros(1))
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def load(self, path: Path, settings: RuntimeSettings) -> Runner:
         import torch
 
         if path.suffix != ".pt2":
@@ -222,5 +222,5 @@ class PyTorchCuda(_PyTorch):
 
         return None if torch.cuda.is_available() else "this PyTorch sees no GPU (torch.cuda.is_available() is false)"
 
-    def clock(self, settings: Settings) -> str:
+    def clock(self, settings: RuntimeSettings) -> str:
         return CUDA_EVENT

@@ -17,7 +17,7 @@ from typing import Any, final
 
 import numpy as np
 
-from hwprune.runtimes.base import CUDA_EVENT, Arrays, Operator, Runner, Runtime, Settings, library_version, not_installed
+from hwprune.runtimes.base import CUDA_EVENT, Arrays, Operator, Runner, Runtime, RuntimeSettings, library_version, not_installed
 from hwprune.runtimes.sparsity import layouts
 from hwprune.runtimes.tensorrt_sparsity import SparsityLog, inspected, verdicts
 
@@ -46,7 +46,7 @@ def make_logger(trt: Any, log: SparsityLog) -> Any:
     return Logger()
 
 
-def build(trt: Any, path: Path, settings: Settings, logger: Any, log: SparsityLog) -> Any:
+def build(trt: Any, path: Path, settings: RuntimeSettings, logger: Any, log: SparsityLog) -> Any:
     """The serialized engine. Raises RuntimeError with TensorRT's own words."""
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -75,14 +75,14 @@ def build(trt: Any, path: Path, settings: Settings, logger: Any, log: SparsityLo
     return plan
 
 
-def _shape(declared: tuple[int, ...], settings: Settings, index: int) -> tuple[int, ...]:
+def _shape(declared: tuple[int, ...], settings: RuntimeSettings, index: int) -> tuple[int, ...]:
     if index < len(settings.shapes):
         return settings.shapes[index]
     return tuple(max(1, size) for size in declared)
 
 
 @contextmanager
-def _timing_cache(trt: Any, config: Any, settings: Settings) -> Iterator[None]:
+def _timing_cache(trt: Any, config: Any, settings: RuntimeSettings) -> Iterator[None]:
     """The cache that all builds of this device share. It is locked while it is read and written, not while an engine is built."""
     if settings.cache is None:
         yield
@@ -124,7 +124,7 @@ class TensorRtRunner(Runner):
     The engine has one shape. Larger batches run in pieces; a last piece that is too small is filled up with its first example.
     """
 
-    def __init__(self, trt: Any, path: Path, settings: Settings) -> None:
+    def __init__(self, trt: Any, path: Path, settings: RuntimeSettings) -> None:
         import torch
 
         self._trt, self._torch = trt, torch
@@ -304,8 +304,8 @@ class TensorRt(Runtime):
     def precision_of_file(self, precision: str) -> str:
         return "fp16" if precision == "int8" else precision  # strongly typed: the file says it
 
-    def clock(self, settings: Settings) -> str:
+    def clock(self, settings: RuntimeSettings) -> str:
         return CUDA_EVENT
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def load(self, path: Path, settings: RuntimeSettings) -> Runner:
         return TensorRtRunner(library(), path, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from hwprune.errors import UsageError
 from hwprune.records.measurement import Measurement
@@ -65,8 +65,7 @@ class Result:
         Raises:
             UsageError: no point meets it; says which is the nearest.
         """
-        point: FrontPoint = choose(self.points, max_drop, min_speedup)
-        return point
+        return choose(self.points, max_drop, min_speedup)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a trial, as trials.csv."""
@@ -75,8 +74,25 @@ class Result:
         return pandas.read_csv(self.run / "trials.csv")
 
 
-def choose(points: Sequence[Any], max_drop: float | None, min_speedup: float | None) -> Any:
-    """One of the points (with ``drop`` and ``speedup``) by the rule of `Result.best`."""
+class Chosen(Protocol):
+    """What a point of a front has, wherever it comes from."""
+
+    @property
+    def drop(self) -> float: ...
+
+    @property
+    def speedup(self) -> Measurement: ...
+
+
+P = TypeVar("P", bound=Chosen)
+
+
+def choose(points: Sequence[P], max_drop: float | None, min_speedup: float | None) -> P:
+    """One of the points by the rule of `Result.best`.
+
+    Raises:
+        UsageError: no point meets it; says which is the nearest.
+    """
     if not points:
         raise UsageError("the front is empty: no candidate was faster than dense within the constraints")
     fits = [
@@ -87,8 +103,9 @@ def choose(points: Sequence[Any], max_drop: float | None, min_speedup: float | N
         nearest = min(points, key=lambda p: p.drop) if max_drop is not None else max(points, key=lambda p: p.speedup.value)
         wanted = [f"drop <= {max_drop:g}"] if max_drop is not None else []
         wanted += [f"speedup >= {min_speedup:g}"] if min_speedup is not None else []
+        number = nearest.trial.number if isinstance(nearest, FrontPoint) else getattr(nearest, "trial", "?")
         raise UsageError(
-            f"no point of the front has {' and '.join(wanted)}; the nearest is trial {nearest.trial.number} "
+            f"no point of the front has {' and '.join(wanted)}; the nearest is trial {number} "
             f"with drop {nearest.drop:.4f} at {nearest.speedup.value:.2f}x"
         )
     if max_drop is None and min_speedup is not None:

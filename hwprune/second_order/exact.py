@@ -17,7 +17,7 @@ CHUNK_BYTES = 400_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Limits:
+class KeepLimits:
     """N:M: of every ``m`` consecutive groups at most ``remove`` may go."""
 
     m: int
@@ -25,7 +25,7 @@ class Limits:
 
 
 def removal_orders(
-    h: torch.Tensor, w: torch.Tensor, columns: torch.Tensor, steps: int, limits: Limits | None = None
+    h: torch.Tensor, w: torch.Tensor, columns: torch.Tensor, steps: int, limits: KeepLimits | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Greedy order of removal in each block of rows.
 
@@ -47,7 +47,7 @@ def removal_orders(
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def _batch(v: torch.Tensor, w: torch.Tensor, g: int, steps: int, limits: Limits | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(v: torch.Tensor, w: torch.Tensor, g: int, steps: int, limits: KeepLimits | None) -> tuple[torch.Tensor, torch.Tensor]:
     b, _, d = w.shape
     n = d // g
     w = w.clone()

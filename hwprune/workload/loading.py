@@ -110,7 +110,7 @@ def _library_data(where: str, known: Sequence[str]) -> tuple[dict[str, Any], lis
 
 def _run_once(path: Path, inputs: tuple[torch.Tensor, ...]) -> list[np.ndarray[Any, Any]]:
     """What ONNX Runtime makes of the file."""
-    runner = runtimes.get("onnxruntime-cpu").load(path, runtimes.Settings())
+    runner = runtimes.get("onnxruntime-cpu").load(path, runtimes.RuntimeSettings())
     return runner.run([x.numpy() for x in inputs])
 
 

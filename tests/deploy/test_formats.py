@@ -28,7 +28,7 @@ from tests.conftest import tiny_workload
 
 @pytest.fixture(scope="module")
 def number(finished_run):
-    return record.read_record(finished_run)["front"][0]["trial"]
+    return record.read_record(finished_run).data["front"][0]["trial"]
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_every_format_is_described():
 
 
 def test_quantised_candidates_are_trials_with_numbers_and_files(quantised_run):
-    data = record.read_record(quantised_run)
+    data = record.read_record(quantised_run).data
     rows = {t["number"]: t for t in data["trials"] if t.get("quantised")}
     points = {p["trial"]: p for p in data["quantised"]}
     assert set(points) == set(rows) and rows
@@ -322,9 +322,9 @@ def test_a_resumed_run_quantises_nothing_twice_and_samplers_learn_nothing_from_i
     from hwprune.searching.study.store import Store
 
     run = shutil.copytree(quantised_run, tmp_path / "run")
-    before = {t["number"] for t in record.read_record(run)["trials"]}
+    before = {t["number"] for t in record.read_record(run).data["trials"]}
     hwprune.search(tiny_workload("top1"), trials=3, out=run, seed=1, quantize="int8,fp16,int4", resume=True)
-    after = record.read_record(run)
+    after = record.read_record(run).data
     known = {
         (t["quantised"]["of"], t["quantised"]["precision"], t["quantised"]["source"])
         for t in after["trials"]
@@ -339,7 +339,7 @@ def test_a_resumed_run_quantises_nothing_twice_and_samplers_learn_nothing_from_i
 
 
 def test_quantised_points_are_reported_exported_and_verified(quantised_run, tmp_path, capsys):
-    data = record.read_record(quantised_run)
+    data = record.read_record(quantised_run).data
     number = data["quantised"][0]["trial"]
     copy = shutil.copytree(quantised_run, tmp_path / "run")
     folder = copy / "candidates" / str(number)
@@ -392,7 +392,7 @@ def test_what_can_not_be_quantised_is_told_before_the_search(words, told, tmp_pa
 
 def test_a_front_is_measured_on_another_runtime_and_batch(finished_run, tmp_path, capsys):
     points, facts = rerank(finished_run, load_target("cpu-openvino"), batch=4)
-    data = record.read_record(finished_run)
+    data = record.read_record(finished_run).data
     assert {p.trial for p in points} == {p["trial"] for p in data["front"]}
     assert facts["batch"] == 4 and facts["identity"]["runtime"].startswith("openvino")
     before = {p["trial"]: p for p in data["front"]}
@@ -410,7 +410,7 @@ def test_a_front_is_measured_on_another_runtime_and_batch(finished_run, tmp_path
 
 def test_a_point_that_does_not_run_there_is_told_and_the_others_go_on(finished_run, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    data = record.read_record(run)
+    data = record.read_record(run).data
     victim = data["front"][0]["trial"]
     (run / "candidates" / str(victim) / "model.onnx").write_bytes(b"not a model")
     points, _ = rerank(run, load_target("cpu"))

@@ -19,7 +19,7 @@ from tests.conftest import tiny_workload
 
 @pytest.fixture(scope="module")
 def number(finished_run):
-    return record.read_record(finished_run)["front"][0]["trial"]
+    return record.read_record(finished_run).data["front"][0]["trial"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_export_is_self_contained_and_verifies(exported):
 
 def test_run_verifies(finished_run, number):
     results = verify(finished_run)
-    assert [r.name for r in results] == [f"trial {p['trial']}" for p in record.read_record(finished_run)["front"]]
+    assert [r.name for r in results] == [f"trial {p['trial']}" for p in record.read_record(finished_run).data["front"]]
     assert checks(results)["metric"].passed
     assert results[0].speedup.value > 1
     (one,) = verify(finished_run / "candidates" / str(number))

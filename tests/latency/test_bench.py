@@ -54,8 +54,8 @@ def test_runs_and_times_a_model(files, cpu, tmp_path):
         assert [batch[0].shape for batch in outputs] == [torch.Size([20, 4])] * 3
         result = bench.pair("small", "dense", files / "samples.npz", FAST)
         assert result.clock == "thread_cpu"
-        assert result.quads >= 8
-        assert result.ratio_low <= result.speedup.value <= result.ratio_high
+        assert result.speedup.samples >= 8
+        assert result.speedup.ci_low <= result.speedup.value <= result.speedup.ci_high
         assert result.latency.value > 0
 
 

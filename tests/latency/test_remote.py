@@ -97,8 +97,8 @@ def test_runs_measures_and_cleans_up_over_ssh(remote, files, tmp_path):
         there, own = scoring.read_outputs(tmp_path / "there.npz"), scoring.read_outputs(tmp_path / "here.npz")
         assert all((a[0] == b[0]).all() for a, b in zip(there, own, strict=True))
         result = bench.pair("small", "dense", files / "samples.npz", FAST)
-        assert result.ratio_low <= result.ratio <= result.ratio_high
-        assert "load_average" in result.machine
+        assert result.speedup.ci_low <= result.ratio <= result.speedup.ci_high
+        assert "load_average" in result.speedup.conditions["machine"]
         folder = Path(bench._host._folder)
         assert folder.is_dir()
     for _ in range(100):
@@ -114,7 +114,7 @@ def test_connection_that_breaks_is_an_error_and_the_next_command_starts_anew(rem
         bench._process.kill()  # the ssh client dies: the wire is cut
         bench._process.wait()
         bench.load("small", files / "small" / "model.onnx")  # connects again and brings the dense model back
-        assert bench.pair("small", "dense", files / "samples.npz", FAST).quads >= 8
+        assert bench.pair("small", "dense", files / "samples.npz", FAST).speedup.samples >= 8
 
 
 def test_whole_search_with_the_other_machine_measuring(server, tmp_path):

@@ -153,7 +153,8 @@ def test_outliers_are_counted():
 
 def session(ratio):
     """One session of two files, as the bench gives it."""
-    return paired.Paired("wall", ratio, ratio * 0.999, ratio * 1.001, 1.0, 1.0, 1.0, ratio, 16, ratio, 1.0)
+    speedup = Measurement(ratio, "x", ratio * 0.999, ratio * 1.001, 16, {"clock": "wall"})
+    return paired.Paired(speedup, Measurement(1.0, "s", 1.0, 1.0, 16, {"dense_s": ratio}))
 
 
 class FakeBench:
@@ -184,7 +185,7 @@ def test_gate_puts_the_sessions_deviation_into_every_later_interval(tmp_path, mo
     assert bench.loaded == ["dense_copy"] * 4  # a new session each time
     deviation = source.settings.session_sd
     assert deviation == pytest.approx(math.sqrt((4 * 0.005**2 + 4 * 0.02**2) / 8), rel=0.02)
-    assert result.ratio_low < 1 < result.ratio_high
+    assert result.speedup.ci_low < 1 < result.speedup.ci_high
     source.candidate(tmp_path)
     assert bench.settings[-1].session_sd == deviation
 
@@ -248,11 +249,13 @@ def test_masks_that_a_target_executes_are_not_taken_for_dense(tmp_path):
     with pytest.raises(CandidateFailure, match="2:4 weights"):
         FromTable(known(h100, "NVIDIA H100"), "n", h100, [(1, 8)]).dense(path)
     assert FromTable(known(cpu), "n", cpu, [(1, 8)]).dense(path).ratio == 1.0
-    plain = Estimated(targets.load("t4"), [(1, 8)]).dense(path).latency_s  # no sparse mode: no discount
+    plain = Estimated(targets.load("t4"), [(1, 8)]).dense(path).latency.value  # no sparse mode: no discount
     with torch.no_grad():
         model[0].weight.add_(1.0)
     assert (
-        Estimated(targets.load("t4"), [(1, 8)]).dense(to_onnx.to_onnx(model, (torch.randn(1, 8),), tmp_path / "n.onnx")).latency_s
+        Estimated(targets.load("t4"), [(1, 8)])
+        .dense(to_onnx.to_onnx(model, (torch.randn(1, 8),), tmp_path / "n.onnx"))
+        .latency.value
         == plain
     )
 
@@ -267,7 +270,7 @@ def test_predicted_sources_are_labelled_and_consistent(device, tmp_path):
     ):
         dense = source.dense(big)
         assert dense.clock == source.label == label
-        assert dense.ratio == dense.ratio_low == dense.ratio_high == 1.0
+        assert dense.ratio == dense.speedup.ci_low == dense.speedup.ci_high == 1.0
         assert source.candidate(big).ratio == pytest.approx(1.0)
         with pytest.raises(CandidateFailure, match="can't be predicted"):
             type(source)(*((device,) if label == "estimated" else (table, "n", cpu)), [(1, 7, 8, 8)]).dense(big)

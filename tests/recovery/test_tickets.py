@@ -17,7 +17,7 @@ from hwprune.recovery.tickets.course import FILE
 from hwprune.recovery.tickets.drawing import draw
 from hwprune.recovery.tickets.masks import initial, pruned, random_like
 from hwprune.recovery.tickets.ticket_plan import TicketPlan
-from hwprune.recovery.tickets.ticket_result import Interval, Point
+from hwprune.recovery.tickets.ticket_result import Interval, TicketRound
 
 from .conftest import make
 
@@ -99,8 +99,8 @@ def test_a_drawing_that_was_stopped_ends_as_one_that_was_not(stripes, tmp_path, 
 def test_intervals():
     found = Interval.of([1.0, 2.0, 3.0])
     assert found.mean == 2 and found.high - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
-    assert Point(0.8, (0.9, 0.91, 0.92), (0.5, 0.51, 0.52)).apart
-    assert not Point(0.8, (0.9, 0.5, 0.7), (0.5, 0.8, 0.6)).apart
+    assert TicketRound(0.8, (0.9, 0.91, 0.92), (0.5, 0.51, 0.52)).apart
+    assert not TicketRound(0.8, (0.9, 0.5, 0.7), (0.5, 0.8, 0.6)).apart
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"share": 1.0}, {"rewind": 1.0}, {"seeds": 1}])

@@ -72,8 +72,8 @@ def test_names_can_not_inject(run):
 
 def _tags_of_plain(run):
     record = read_record(run)
-    record["workload"]["name"] = "plain"
-    record["notes"] = []
+    record.data["workload"]["name"] = "plain"
+    record.data["notes"] = []
     write_page(record, run / "plain.html")
     return parse(run / "plain.html").tags
 
@@ -98,8 +98,8 @@ def test_narrow_terminals_lose_columns_not_lines(run):
     for width in (40, 60, 200):
         lines = summary(record, width).splitlines()
         start = next(i for i, line in enumerate(lines) if line.strip().startswith("speedup"))
-        rows = lines[start : start + 2 + len(record["front"])]
-        assert len(rows) == 2 + len(record["front"])
+        rows = lines[start : start + 2 + len(record.data["front"])]
+        assert len(rows) == 2 + len(record.data["front"])
         assert all(len(line) <= width for line in rows)
         assert any(line.startswith("(no room for") and "file" in line for line in lines) == (width < 200)
 
@@ -123,9 +123,9 @@ def test_markdown_shows_the_front_and_names_can_not_inject(run):
 
     record = read_record(run)
     text = markdown(record)
-    assert text.count("| trial ") + text.count("| **trial ") == len(record["front"]) and "| dense | 1.00x |" in text
-    record["workload"]["name"] = EVIL + "](http://x)|`a`\n# b"
-    record["notes"].append(EVIL)
+    assert text.count("| trial ") + text.count("| **trial ") == len(record.data["front"]) and "| dense | 1.00x |" in text
+    record.data["workload"]["name"] = EVIL + "](http://x)|`a`\n# b"
+    record.data["notes"].append(EVIL)
     text = markdown(record)
     assert "<script" not in text.replace("\\<", "") and "\n# b" not in text and "](http" not in text.replace("\\]", "")
     assert plain("a [1, 2] b") == "a [1, 2] b" and plain("[a](b)") == "[a\\](b)"
@@ -139,10 +139,10 @@ def test_why_a_unit_was_left_alone(run):
     from hwprune.report.page import unit_rows
 
     record = read_record(run)
-    point = record["front"][0]
-    row = next(t for t in record["trials"] if t["number"] == point["trial"])
+    point = record.data["front"][0]
+    row = next(t for t in record.data["trials"] if t["number"] == point["trial"])
     unit = {"role": "channel", "levels": {}, "methods": []}
-    record["space"].update(
+    record.data["space"].update(
         channel_multiple=16,
         units=[
             {**unit, "name": "a.weight:0", "size": 64, "saves": [[16, 0.123], [64, 0.0]]},
@@ -156,7 +156,7 @@ def test_why_a_unit_was_left_alone(run):
         {"unit": "c.weight:0", "pattern": "channel", "sparsity": 0.5, "method": "l2"},
         {"unit": "add", "pattern": "branch", "sparsity": 1.0, "method": "drop"},
     ]
-    record["baseline"]["footprint"] = {"layers": {"a.weight": 1e-6, "d.weight": 2e-6}}
+    record.data["baseline"]["footprint"] = {"layers": {"a.weight": 1e-6, "d.weight": 2e-6}}
     point["footprint"] = {"layers": {"a.weight": 1e-6}}
     rows = {entry["unit"]: entry for entry in unit_rows(record, point)}
     assert rows["a.weight:0"]["why"] == "would save at most 12.3 % of the time by itself"
@@ -178,11 +178,11 @@ def test_a_chain_tells_every_step(run):
     from hwprune.report.text import chain
 
     record = read_record(run)
-    first = record["trials"][0]
+    first = record.data["trials"][0]
     again = {**first, "number": 90, "recovery": {"of": first["number"], "plan": {"kind": "distill", "epochs": 2.0}}}
     last = {**first, "number": 91, "recovery": again["recovery"], "quantised": {"of": 90, "precision": "int8"}}
-    record["trials"] += [again, last]
+    record.data["trials"] += [again, last]
     assert [row[:2] for row in chain(record, 91)] == [
-        ["dense", ""], [f"pruned{'' if first['number'] in {p['trial'] for p in record['front']} else ' (search)'}", f"trial {first['number']}"],
+        ["dense", ""], [f"pruned{'' if first['number'] in {p['trial'] for p in record.data['front']} else ' (search)'}", f"trial {first['number']}"],
         ["trained, distill:2 (search)", "trial 90"], ["quantised to int8 (search)", "trial 91"],
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from hwprune import runtimes
 from hwprune.errors import UnknownNameError
 from hwprune.onnx_files import to_onnx
-from hwprune.runtimes import RUNTIMES, Settings
+from hwprune.runtimes import RUNTIMES, RuntimeSettings
 from tests.conftest import TinyNet, randomise
 
 CPU = [name for name, one in RUNTIMES.items() if one.device == "cpu"]
@@ -40,7 +40,7 @@ def runtime(request):
 
 
 def load(runtime, files, **settings):
-    return runtime.load(files[0] / runtime.file, Settings(shapes=SHAPES, **settings))
+    return runtime.load(files[0] / runtime.file, RuntimeSettings(shapes=SHAPES, **settings))
 
 
 def test_computes_what_pytorch_computes(runtime, files):
@@ -80,7 +80,7 @@ def test_unreadable_file_is_refused(runtime, files, tmp_path):
     path = tmp_path / runtime.file
     path.write_bytes(b"not a model")
     with pytest.raises(Exception, match="."):  # each library has its own types
-        runtime.load(path, Settings(shapes=SHAPES))
+        runtime.load(path, RuntimeSettings(shapes=SHAPES))
 
 
 def test_profile_lists_operators_with_times(runtime, files):
@@ -91,11 +91,11 @@ def test_profile_lists_operators_with_times(runtime, files):
 
 
 def test_timer_and_clock_agree(runtime, files):
-    settings = Settings(shapes=SHAPES)
+    settings = RuntimeSettings(shapes=SHAPES)
     timer = load(runtime, files).timer([files[1]])
     assert runtime.clock(settings) in ("wall", "thread_cpu", "cuda_event")
     assert (timer is not None) == (runtime.clock(settings) == "cuda_event")
-    assert runtime.clock(Settings(threads=4)) != "thread_cpu"  # other threads' work would not be counted
+    assert runtime.clock(RuntimeSettings(threads=4)) != "thread_cpu"  # other threads' work would not be counted
     if timer is not None:
         assert timer(20) > timer(1) > 0
 
@@ -124,7 +124,7 @@ def test_provider_that_is_not_there_is_an_error_and_no_fallback(name, files):
         pytest.skip("it is there")
     assert "pip install" in one.missing()
     with pytest.raises(Exception, match=r"fell back|not available|not in available|Provider|Unknown|fallback"):
-        one.load(files[0] / "model.onnx", Settings(shapes=SHAPES))
+        one.load(files[0] / "model.onnx", RuntimeSettings(shapes=SHAPES))
 
 
 def test_openvino_precisions_change_the_result_but_not_much(files):
@@ -155,7 +155,7 @@ def test_quantised_model_runs_as_integers(name, files, tmp_path):
         str(files[0] / "model.onnx"), str(tmp_path / "model.onnx"), Reader(), per_channel=True,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
     )  # fmt: skip
-    runner = one.load(tmp_path / "model.onnx", Settings(precision="int8", shapes=SHAPES))
+    runner = one.load(tmp_path / "model.onnx", RuntimeSettings(precision="int8", shapes=SHAPES))
     np.testing.assert_allclose(runner.run([files[1]])[0], files[2], rtol=0.3, atol=0.3 * np.abs(files[2]).max())
     names = " ".join(f"{op.kind} {op.kernel}" for op in runner.profile([files[1]], 3))
     assert "QLinearConv" in names or "_I8" in names, names
@@ -167,7 +167,7 @@ def test_pytorch_mode_is_checked(files):
     with pytest.raises(ValueError, match="needs the runtime pytorch-cuda"):
         load(RUNTIMES["pytorch-cpu"], files, options={"semi_structured": True})
     with pytest.raises(ValueError, match="pt2"):
-        RUNTIMES["pytorch-cpu"].load(files[0] / "model.onnx", Settings())
+        RUNTIMES["pytorch-cpu"].load(files[0] / "model.onnx", RuntimeSettings())
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_semi_structured_weights_run_sparse_and_close():
     x = torch.randn(64, 256)
     with tempfile.TemporaryDirectory() as folder:
         to_onnx.to_pt2(model, (x,), Path(folder) / "model.pt2")
-        settings = Settings(precision="fp16", options={"semi_structured": True}, shapes=((64, 256),))
+        settings = RuntimeSettings(precision="fp16", options={"semi_structured": True}, shapes=((64, 256),))
         runner = one.load(Path(folder) / "model.pt2", settings)
     assert len(runner.facts()["semi_structured"]) == 2
     with torch.no_grad():
@@ -223,7 +223,7 @@ def test_tensorrt_tells_of_sparse_tactics(tmp_path):
     x = torch.randn(8, 256, 14, 14)
     to_onnx.to_onnx(model, (x,), tmp_path / "model.onnx")
     to_onnx.convert(tmp_path / "model.onnx", "fp16")
-    settings = Settings(precision="fp16", shapes=((8, 256, 14, 14),), cache=str(tmp_path))
+    settings = RuntimeSettings(precision="fp16", shapes=((8, 256, 14, 14),), cache=str(tmp_path))
     (row,) = one.load(tmp_path / "model.onnx", settings).facts()["sparsity"]
     assert row["two_four"]
     assert row["built"]

@@ -81,7 +81,7 @@ def test_a_latency_that_nobody_expected_is_measured_again(evaluator, monkeypatch
         value = 1 / ratios[len(answers)]
         answers.append(value)
         base = Measured.candidate(true, path)
-        return dataclasses.replace(base, ratio=value, ratio_low=value * 0.99, ratio_high=value * 1.01)
+        return base.with_speedup(value, value * 0.99, value * 1.01)
 
     class Liar(Source):
         label = "measured"

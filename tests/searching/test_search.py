@@ -166,7 +166,9 @@ def store(tmp_path):
 
 
 def random_sampler():
-    return samplers.make("random", 0, samplers.Context(Posterior(AllocationProblem([Item("a", (Choice({"a": 0}, 0, 0),))]))))
+    return samplers.make(
+        "random", 0, samplers.SamplerContext(Posterior(AllocationProblem([Item("a", (Choice({"a": 0}, 0, 0),))])))
+    )
 
 
 @pytest.fixture
@@ -315,7 +317,7 @@ def test_storage_faults_are_told(tmp_path):
 def context(store_):
     from tests.searching.test_knapsack import items_for
 
-    return samplers.Context(Posterior(AllocationProblem(items_for(store_))), trials=12, space=store_.distributions())
+    return samplers.SamplerContext(Posterior(AllocationProblem(items_for(store_))), trials=12, space=store_.distributions())
 
 
 @pytest.mark.parametrize("name", ["tpe", "knapsack", "nsga2"])

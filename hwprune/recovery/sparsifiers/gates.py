@@ -18,7 +18,7 @@ from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.mask_learner import Decision, Scored, along
+from hwprune.recovery.sparsifiers.mask_learner import Decision, ScoreLearner, along
 
 STRETCH = (-0.1, 1.1)
 BETA = 2 / 3
@@ -27,7 +27,7 @@ OPEN = 1.0
 
 
 @final
-class Gates(Scored):
+class Gates(ScoreLearner):
     """Gates of a recipe's axes; how many close of which axis is found by training, not taken from the recipe."""
 
     score_range = 40.0

@@ -11,11 +11,11 @@ from torch import nn
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.mask_learner import Decision, Scored, along
+from hwprune.recovery.sparsifiers.mask_learner import Decision, ScoreLearner, along
 
 
 @final
-class Growing(Scored):
+class Growing(ScoreLearner):
     """Growing regularisation: an L2 penalty that grows on what is to go, until it is gone by itself (GReg-1; Wang et al. 2021,
     arXiv 2012.09243). What is to go is chosen once, by L1 norm.
 
@@ -61,7 +61,7 @@ class Growing(Scored):
 
 
 @final
-class Lasso(Scored):
+class Lasso(ScoreLearner):
     """L1 on single weights, group lasso on axes, and removal by norm at the end (Wen et al. 2016, arXiv 1608.03665).
 
     The penalty acts as its proximal step after each step of the optimizer: a weight, or the norm of a group, shrinks by a

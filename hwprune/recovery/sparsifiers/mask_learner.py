@@ -182,7 +182,7 @@ class Gradual(MaskLearner):
         )
 
 
-class Scored(MaskLearner):
+class ScoreLearner(MaskLearner):
     """Decides by scores that training itself makes: one an index of an axis, one a weight of a matrix."""
 
     TABLES: tuple[str, ...] = ("scores",)

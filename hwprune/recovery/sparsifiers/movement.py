@@ -11,11 +11,11 @@ from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.mask_learner import Decision, Scored, along
+from hwprune.recovery.sparsifiers.mask_learner import Decision, ScoreLearner, along
 
 
 @final
-class Movement(Scored):
+class Movement(ScoreLearner):
     """Movement pruning: what moves away from zero stays (Sanh et al. 2020, arXiv 2005.07683).
 
     The forward pass uses W * keep_mask(S); the gradient goes straight through the mask, so dS = dL/dW' * W, summed over what

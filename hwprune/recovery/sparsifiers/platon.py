@@ -10,11 +10,11 @@ from torch import nn
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe
 from hwprune.recovery.plan import Plan
-from hwprune.recovery.sparsifiers.mask_learner import Scored
+from hwprune.recovery.sparsifiers.mask_learner import ScoreLearner
 
 
 @final
-class Platon(Scored):
+class Platon(ScoreLearner):
     """PLATON: sensitivity times its uncertainty (Zhang et al. 2022, arXiv 2206.12562).
 
     I = |w g|, smoothed to mean M with factor `BETA1`; U = |I - M| smoothed with `BETA2`; the score is M * U, of an axis the sum

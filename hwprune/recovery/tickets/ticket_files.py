@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from hwprune.common.files import dump_json, write_atomic
 from hwprune.recovery.tickets.ticket_plan import TicketPlan
-from hwprune.recovery.tickets.ticket_result import Interval, Point, Tickets
+from hwprune.recovery.tickets.ticket_result import Interval, TicketRound, Tickets
 from hwprune.version import VERSION
 
 COLUMNS = (
@@ -109,7 +109,7 @@ def text(found: Tickets, name: str, metric: str, transfer: str = "") -> str:
     return "\n".join(lines)
 
 
-def _line(point: Point) -> str:
+def _line(point: TicketRound) -> str:
     a, b, gain = Interval.of(point.winning), Interval.of(point.random), point.gain
     return (
         f"{100 * point.sparsity:5.1f} %  {a.mean:.4f} [{a.low:.4f}, {a.high:.4f}]  {b.mean:.4f} [{b.low:.4f}, {b.high:.4f}]  "

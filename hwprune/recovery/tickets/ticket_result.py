@@ -30,7 +30,7 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class TicketRound:
     """Tickets of one sparsity: the metric of each seed, and their paired difference (winning minus random)."""
 
     sparsity: float
@@ -70,8 +70,8 @@ class Tickets:
     """
 
     dense: tuple[float, ...]
-    points: tuple[Point, ...]
-    transferred: tuple[Point, ...]
+    points: tuple[TicketRound, ...]
+    transferred: tuple[TicketRound, ...]
     masks: Mapping[str, torch.Tensor]
     split: str
     transfer_split: str = ""
@@ -79,9 +79,9 @@ class Tickets:
     transfer_higher_is_better: bool = True
 
 
-def points_of(rows: Sequence[Sequence[Row]]) -> tuple[Point, ...]:
+def points_of(rows: Sequence[Sequence[Row]]) -> tuple[TicketRound, ...]:
     """Rounds of all seeds side by side; sparsities of one round differ between seeds by single weights."""
     return tuple(
-        Point(fmean(row[0] for row in found), tuple(row[1] for row in found), tuple(row[2] for row in found))
+        TicketRound(fmean(row[0] for row in found), tuple(row[1] for row in found), tuple(row[2] for row in found))
         for found in zip(*rows, strict=True)
     )

@@ -69,4 +69,5 @@ def _measured(evaluator: Evaluator, path: Path) -> Measurement:
         evaluator.bench.load("candidate", path)
         sessions.append(evaluator.source.candidate(path))
     whole = over_sessions(sessions)
-    return replace(replace(whole, passed=None).speedup, samples=whole.quads * SESSIONS)
+    conditions = {key: value for key, value in whole.speedup.conditions.items() if key != "passed"}
+    return replace(whole.speedup, samples=whole.speedup.samples * SESSIONS, conditions=conditions)

@@ -9,6 +9,7 @@ from pathlib import Path
 from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Paired
 from hwprune.latency.source import MEASURED, Source
+from hwprune.records.measurement import Measurement
 from hwprune.searching.evaluating.early_stopping import Expectation
 
 IMPLAUSIBLE_SD = 3.0
@@ -41,7 +42,7 @@ class CandidateTimer:
         if self._source.label != MEASURED or "ratio" not in expected.predicted:
             return False
         ratio, predicted, sd = 1 / paired.ratio, expected.predicted["ratio"], expected.predicted["ratio_sd"]
-        own_sd = (1 / paired.ratio_low - 1 / paired.ratio_high) / 2 / 1.96
+        own_sd = (1 / paired.speedup.ci_low - 1 / paired.speedup.ci_high) / 2 / 1.96
         return abs(ratio - predicted) > IMPLAUSIBLE_SD * math.hypot(sd, own_sd)
 
     def _measure_again(self, path: Path, first: Paired) -> Paired:
@@ -49,8 +50,11 @@ class CandidateTimer:
         sessions = [first]
         for _ in range(MOST_AGAIN):
             sessions.append(self.measure_long(path))
-            last = sessions[-1]
-            if any(one.ratio_low <= last.ratio_high and last.ratio_low <= one.ratio_high for one in sessions[:-1]):
+            if any(_overlap(session.speedup, sessions[-1].speedup) for session in sessions[:-1]):
                 break
         sessions.sort(key=lambda session: session.ratio)
         return replace(sessions[len(sessions) // 2], again=len(sessions) - 1)
+
+
+def _overlap(a: Measurement, b: Measurement) -> bool:
+    return a.ci_low <= b.ci_high and b.ci_low <= a.ci_high

@@ -24,7 +24,7 @@ KNAPSACKS = ("knapsack", "knapsack-sweep", "threshold")
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class SamplerContext:
     """What a sampler may know of the search.
 
     Attributes:
@@ -38,12 +38,12 @@ class Context:
     space: Mapping[str, BaseDistribution] = field(default_factory=dict)
 
 
-def _optuna(make: Inner) -> Callable[[int, Context], optuna.samplers.BaseSampler]:
+def _optuna(make: Inner) -> Callable[[int, SamplerContext], optuna.samplers.BaseSampler]:
     return lambda seed, _context: Seeded(make, seed)
 
 
-def _knapsack(explore: bool) -> Callable[[int, Context], optuna.samplers.BaseSampler]:
-    def make(seed: int, context: Context) -> optuna.samplers.BaseSampler:
+def _knapsack(explore: bool) -> Callable[[int, SamplerContext], optuna.samplers.BaseSampler]:
+    def make(seed: int, context: SamplerContext) -> optuna.samplers.BaseSampler:
         return KnapsackSampler(
             context.posterior.problem.items, seed=seed, explore=explore, trials=context.trials or 40, space=context.space,
             posterior=context.posterior,
@@ -52,7 +52,7 @@ def _knapsack(explore: bool) -> Callable[[int, Context], optuna.samplers.BaseSam
     return make
 
 
-SAMPLERS: dict[str, tuple[str, Callable[[int, Context], optuna.samplers.BaseSampler]]] = {
+SAMPLERS: dict[str, tuple[str, Callable[[int, SamplerContext], optuna.samplers.BaseSampler]]] = {
     "knapsack": (
         "optima of a knapsack over measured time and predicted divergence, learning from every trial (default)",
         _knapsack(explore=True),
@@ -93,7 +93,7 @@ def check(name: str) -> None:
         raise UnknownNameError("sampler", name, SAMPLERS)
 
 
-def make(name: str, seed: int, context: Context) -> optuna.samplers.BaseSampler:
+def make(name: str, seed: int, context: SamplerContext) -> optuna.samplers.BaseSampler:
     """The sampler for a study."""
     check(name)
     return SAMPLERS[name][1](seed, context)

@@ -35,7 +35,7 @@ from hwprune.searching.resolved_job import ResolvedJob
 from hwprune.searching.sampling import items
 from hwprune.searching.sampling.posterior import Posterior
 from hwprune.searching.sampling.problem import AllocationProblem, Limits
-from hwprune.searching.sampling.samplers import Context
+from hwprune.searching.sampling.samplers import SamplerContext
 from hwprune.searching.sampling.savings import Savings, by_work
 from hwprune.searching.sampling.savings_estimator import SavingsEstimator
 from hwprune.searching.space.space import SearchSpace
@@ -65,9 +65,9 @@ class SearchModel:
     savings: Savings
     note: str = ""
 
-    def context(self, trials: int, space: Mapping[str, BaseDistribution]) -> Context:
+    def context(self, trials: int, space: Mapping[str, BaseDistribution]) -> SamplerContext:
         """What a sampler may know."""
-        return Context(self.posterior, trials, space)
+        return SamplerContext(self.posterior, trials, space)
 
     def expectation(
         self, study: optuna.Study, asked: optuna.Trial, trials: Sequence[Trial], max_size: int | None = None
