@@ -19,10 +19,11 @@ from hwprune.deploy.exporting import whole_batches
 from hwprune.deploy.verify import split_file
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import fresh
-from hwprune.latency.bench import Bench, BenchLimits
+from hwprune.latency.bench import Bench
 from hwprune.latency.fresh import Remeasured
 from hwprune.latency.host import host
 from hwprune.latency.samples import example_shapes
+from hwprune.latency.worker_process import BenchLimits
 from hwprune.records import pareto
 from hwprune.records.measurement import Measurement
 from hwprune.records.record import Point, read_record

@@ -18,8 +18,9 @@ from hwprune.deploy.target_of_run import profile
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import fingerprint, fresh
 from hwprune.latency.availability import missing
-from hwprune.latency.bench import Bench, BenchLimits
+from hwprune.latency.bench import Bench
 from hwprune.latency.samples import example_shapes
+from hwprune.latency.worker_process import BenchLimits
 from hwprune.records import target as targets
 from hwprune.records.measurement import Measurement
 from hwprune.records.record import MEASURED, Record, read_record

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import selectors
-import signal
-import subprocess
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from hwprune import runtimes
-from hwprune.errors import CandidateFailure, RunError, UsageError
+from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency.host import Host, LocalHost
 from hwprune.latency.paired import Paired, Settings
+from hwprune.latency.worker_process import BenchLimits, WorkerProcess
 from hwprune.records.target import Target
-from hwprune.version import VERSION
 
-START_S = 120.0
-"""How long the process may take to start; more than any candidate's step on a loaded machine."""
 SLOT_S = 3600.0
 """How long to wait until others have finished timing on the device."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchLimits:
-    """What one command of a candidate may take: wall seconds, and bytes of the worker's data (0: no limit)."""
-
-    seconds: float = 120.0
-    memory: int = 0
 
 
 class Bench:
@@ -63,9 +44,7 @@ class Bench:
             "options": dict(target.options),
             "shapes": [list(shape) for shape in shapes],
         }
-        self._process: subprocess.Popen[str] | None = None
-        self._stderr: Any = None
-        self._buffer = b""
+        self._process = WorkerProcess(self._host, target.threads, self._limits)
         self._kept: dict[str, Path] = {}
         self._places: dict[str, str] = {}
 
@@ -78,7 +57,7 @@ class Bench:
     @property
     def alive(self) -> bool:
         """Is the process there? After a crash it is started again by the next command."""
-        return self._process is not None and self._process.poll() is None
+        return self._process.alive
 
     @property
     def here(self) -> bool:
@@ -214,111 +193,23 @@ class Bench:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        stream.close()
-            self._stderr.close()
-        self._process = None
-
-    # -- the process -------------------------------------------------------------------------
+        self._process.close()
 
     def _load_arguments(self, key: str, path: Path) -> dict[str, Any]:
         return {"key": key, "path": self._host.put(path), "runtime": self._target.runtime, "settings": self._settings}
 
     def _awake(self) -> None:
-        if not self.alive:
-            self._start()
-
-    def _ask(self, stage: str, operation: str, arguments: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
-        self._awake()
-        return self._exchange(stage, operation, arguments, limit)
-
-    def _start(self) -> None:
-        self.close()
-        command, environment = self._host.command(self._target.threads, self._limits.memory)
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._buffer = b""
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=environment,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the search; it ends the worker itself
-        )
+        """Start the process if it is not there, and load again what is to stay."""
+        if self.alive:
+            return
         try:
-            version = self._greeting()
-            if version != VERSION:
-                self.close()
-                raise UsageError(f"{self._host.label} has hwprune {version}, this is {VERSION}: both must be the same")
-            self._host.started(lambda: str(self._exchange("run", "folder", {})["folder"]))
+            self._process.start()
             self._places.clear()
             for key, path in self._kept.items():
-                self._exchange("run", "load", self._load_arguments(key, path))
+                self._process.ask("run", "load", self._load_arguments(key, path))
         except CandidateFailure as failure:
             raise RunError(f"the measuring process can't start or load the dense model: {failure.reason}") from failure
 
-    def _greeting(self) -> str:
-        """The worker's version. What a login prints before is skipped."""
-        for _ in range(1000):
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                return str(self._receive("run", START_S)["result"]["version"])
-        self.close()
-        raise RunError(f"{self._host.label} answers, but not as hwprune does")
-
-    def _exchange(self, stage: str, operation: str, arguments: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"op": operation, "with": arguments}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise CandidateFailure(stage, self._obituary()) from None
-        answer = self._receive(stage, limit or self._limits.seconds)
-        if "error" in answer:
-            raise CandidateFailure(stage, answer["error"])
-        result: dict[str, Any] = answer["result"]
-        return result
-
-    def _receive(self, stage: str, limit: float) -> dict[str, Any]:
-        """The next answer line, or a `CandidateFailure` when time is up or the process died."""
-        assert self._process is not None and self._process.stdout is not None
-        pipe = self._process.stdout.fileno()
-        deadline = time.monotonic() + limit
-        with selectors.DefaultSelector() as selector:
-            selector.register(pipe, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
-                left = deadline - time.monotonic()
-                if left <= 0 or not selector.select(left):
-                    self.close()
-                    raise CandidateFailure(stage, f"took longer than {limit:g} s")
-                chunk = os.read(pipe, 1 << 16)
-                if not chunk:
-                    raise CandidateFailure(stage, self._obituary())
-                self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _obituary(self) -> str:
-        """Why the process died; it is cleared away."""
-        assert self._process is not None
-        code = self._process.wait()
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        self.close()
-        if better := self._host.why_dead(code, lines[-1] if lines else ""):
-            raise RunError(better)
-        if code < 0:
-            name = signal.Signals(-code).name
-            text = f"the measuring process was killed by {name}"
-            if -code == signal.SIGKILL:
-                text += " (by the system, when memory ran out?)"
-        else:
-            text = f"the measuring process ended with exit code {code}"
-        limit = f"; its memory limit is {self._limits.memory} bytes" if self._limits.memory else ""
-        return f"{text}{limit}{': ' + lines[-1] if lines else ''}"
+    def _ask(self, stage: str, operation: str, arguments: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
+        self._awake()
+        return self._process.ask(stage, operation, arguments, limit)

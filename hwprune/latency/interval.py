@@ -45,11 +45,11 @@ def decorrelate(values: Sequence[float], limit: float = 0.2, fewest: int = 16) -
 def correlated_median_interval(values: Sequence[float], alpha: float) -> tuple[float, float, float]:
     """(median, low, high) of a series whose neighbours are alike, as latencies on a machine whose speed drifts are.
 
-    Neighbours are averaged (`decorrelate`), and what correlation is left widens the interval: n values of lag-1 correlation r know as
-    much as n (1 - r) / (1 + r) independent ones (Bayley and Hammersley 1946). The estimate of r is corrected for its bias in short
-    series, -(1 + 3 r) / n (Kendall 1954). By simulation a 95 % interval of 64 values holds the median in 97 % of series at
-    r = 0 and in 94 % at r = 0.9, where the interval of independent values holds it in 48 %
-    (``tests/latency/test_interval.py``).
+    Neighbours are averaged (`decorrelate`), and what correlation is left widens the interval: n values of lag-1 correlation r
+    know as much as n (1 - r) / (1 + r) independent ones (Bayley and Hammersley 1946). The estimate of r is corrected for its bias
+    in short series, -(1 + 3 r) / n (Kendall 1954). By simulation a 95 % interval of 64 values holds the median in 97 % of
+    series at r = 0 and in 94 % at r = 0.9, where the interval of independent values holds it in 48 % (see
+    ``tests/latency/test_interval.py``).
     """
     merged = decorrelate(values)
     middle, low, high = median_interval(merged, alpha)

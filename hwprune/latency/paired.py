@@ -115,9 +115,10 @@ class Paired:
     Attributes:
         speedup: dense latency / candidate latency by the ranking clock, with its 95 % interval, in which differences between
             sessions are included if `Settings.session_sd` was given. Its conditions: ``clock``; ``wall_speedup``; ``contended``,
-            the share of quads in which somebody else had the core; ``outliers``, the share further from the median than five robust standard
-            deviations; ``converged``, whether the interval became narrow enough in time; ``throttled``, whether the device slowed
-            itself down; ``machine``, its load and clocks afterwards; ``passed``, of the dense model against copies of itself.
+            the share of quads in which somebody else had the core; ``outliers``, the share further from the median than five
+            robust standard deviations; ``converged``, whether the interval became narrow enough in time; ``throttled``, whether
+            the device slowed itself down; ``machine``, its load and clocks afterwards; ``passed``, of the dense model against
+            copies of itself.
         latency: median seconds of one batch of the candidate, with its 95 % interval. Its conditions: ``wall_s``, ``dense_s``.
         samples: seconds of one run by quad: candidate and dense by the ranking clock and by wall time.
         runs_a_block: runs of the candidate and of dense in one block.

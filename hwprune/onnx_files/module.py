@@ -18,7 +18,7 @@ from hwprune.onnx_files.operators.table import OPERATORS, Node
 from hwprune.structure.onnx.graph import OnnxGraph
 from hwprune.structure.onnx.values import attributes
 from hwprune.structure.symbols import PRIMES, factors
-from hwprune.structure.torch.graph import assign
+from hwprune.structure.torch.rebuilding import assign
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 

@@ -8,15 +8,13 @@ against dense: the upper bound of what any search can gain by that pattern.
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from hwprune import patterns, runtimes
+from hwprune import runtimes
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency.bench import Bench
 from hwprune.latency.latency_table import DENSE, LatencyTable, save_inputs
@@ -28,10 +26,10 @@ from hwprune.layers.units import Unit
 from hwprune.onnx_files import to_onnx
 from hwprune.probe.attribution import attribute
 from hwprune.probe.cut_segments import POINTS, CutSegments, random_counts, staircase_of, touched
-from hwprune.probe.findings import PatternProbe, Probe, Step, UnitProbe
+from hwprune.probe.findings import Probe, Step, UnitProbe
+from hwprune.probe.pattern_models import PatternModels
 from hwprune.probe.staircase import counts_for, detected_multiple, window
 from hwprune.pruning.pruner import Pruner
-from hwprune.pruning.uniform import uniform_recipe
 from hwprune.records.target import Target
 
 WINDOW = 48
@@ -42,8 +40,6 @@ CERTAIN = 0.04
 """Relative standard deviation up to which the regressor's word is taken for a step of a staircase."""
 WHOLES, WHOLES_OF_A_TABLE = 12, 30
 """Random cuts of the whole model that are measured; more for a table that will serve on other machines."""
-MASKS = (("unstructured", 0.9), ("2:4", 0.5), ("block:4x4", 0.9))
-"""Mask patterns and the sparsity at which they are tried: what does not pay here does not pay at less."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -121,7 +117,9 @@ class _Probing:
         found.multiple = max(found.multiple_from.values(), default=1)
         found.units = self._units(segments, shares, found.dense_s)
         found.shapes = [list(shape) for shape in self.pieces.shapes]
-        found.patterns = self._patterns(source)
+        found.patterns = PatternModels(
+            self.pruner, self.target, self.bench, self.pieces, self.table.identity, self.folder, self.progress
+        ).measure_all(source)
         self._calibrate(source, segments, itself.dense_latency_s)
         found.warnings = self._warnings(found, segments)
         return found
@@ -248,65 +246,6 @@ class _Probing:
             half = seconds * (result.speedup.ci_high - result.speedup.ci_low) / 2 / result.ratio
             self.table.observe(network, f"random {number}", segments, seconds, half)
         self.table.write()
-
-    # -- patterns ----------------------------------------------------------------------------
-
-    def _patterns(self, source: Measured) -> list[PatternProbe]:
-        """Whole models, each with as much of one pattern as there can be, against dense."""
-        plans: list[tuple[str, str, Callable[[], onnx.ModelProto]]] = []
-        roles = Counter(unit.role for unit in self.pieces.axes())
-        for role in sorted(roles):
-            counts = {u.name: self._least(u) for u in self.pieces.axes() if u.role == role}
-            plans.append((role, f"every {role} axis at its smallest ({roles[role]} of them)", partial(self.pieces.cut, counts)))
-        branches = [unit.name for unit in self.pruner.units.values() if unit.branch is not None]
-        if branches:
-            plans.append((patterns.BRANCH, f"all {len(branches)} branches dropped", partial(self._without, branches)))
-        for pattern, sparsity in MASKS:
-            what = f"{100 * sparsity:.0f} % zeros in every weight that fits"
-            plans.append((pattern, what, partial(self._masked, pattern, sparsity)))
-        found = []
-        for number, (name, what, make) in enumerate(plans):
-            self.progress("measuring the most of each pattern", number, len(plans))
-            found.append(self._pattern(name, what, make, source))
-        return found
-
-    def _least(self, unit: Unit) -> int:
-        if unit.role in ("head", "group", "expert"):
-            return 1
-        multiple = self.target.multiple(str(self.table.identity.get("isa", "default")))
-        return min(unit.size, max(1, min(multiple, unit.size // 8)))
-
-    def _without(self, branches: Sequence[str]) -> onnx.ModelProto:
-        """Without as many branches as can go together: one inside another leaves with it."""
-        kept = list(branches)
-        while kept:
-            try:
-                return self.pieces.model({}, kept)
-            except (CandidateFailure, UsageError, RuntimeError, KeyError):
-                kept.pop()
-        raise CandidateFailure("prune", "no branch can be dropped")
-
-    def _masked(self, pattern: str, sparsity: float) -> onnx.ModelProto:
-        recipe = uniform_recipe(self.pruner.workload, pattern, sparsity, "l2", "none")
-        candidate = self.pruner.prune(recipe)
-        path = self.folder / "masked.onnx"
-        self.pruner.template.write(candidate.module, candidate.keeps, path)
-        model = onnx.load(str(path))
-        return model if self.pieces.precision == "fp32" else to_onnx.converted(model, self.pieces.precision)
-
-    def _pattern(self, name: str, what: str, make: Callable[[], onnx.ModelProto], source: Measured) -> PatternProbe:
-        expected = self.target.why_not(name)
-        try:
-            self.bench.load("candidate", self._write("pattern", make()))
-            details = self.bench.facts("candidate").get("sparsity", ()) if name == "2:4" else ()
-            speedup = source.candidate(self.folder / "pattern.onnx").speedup
-        except (CandidateFailure, UsageError) as error:
-            return PatternProbe(name, what, None, "not measured", str(error))
-        note = expected or ""
-        if expected and speedup.ci_low > 1.02:
-            note = f"faster although the profile says: {expected}"
-        numbers = {"value": speedup.value, "ci_low": speedup.ci_low, "ci_high": speedup.ci_high}
-        return PatternProbe(name, what, numbers, speedup.verdict, note, tuple(details))
 
     def _write(self, name: str, model: onnx.ModelProto) -> Path:
         return to_onnx.save_onnx(model, self.folder / f"{name}.onnx")

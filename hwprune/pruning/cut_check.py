@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
+import torch
+from torch import fx
+
+from hwprune.errors import RunError
+from hwprune.pruning.candidate import Candidate
+from hwprune.structure.model_graph import ModelGraph
 from hwprune.workload.workload import first_tensor
 
 ORDER_TOLERANCE = 1e-4
@@ -19,3 +25,51 @@ def relative_difference(a: torch.nn.Module, b: torch.nn.Module, inputs: tuple[to
     first, second = first_tensor(a(*inputs)), first_tensor(b(*inputs))
     scale = float(second.abs().max())
     return float((first - second).abs().max()) / max(scale, 1e-30)
+
+
+def check_cut(graph: ModelGraph, candidate: Candidate) -> float:
+    """Compare the cut with the masked model on the example inputs; returns the relative difference.
+
+    Both are taken before masks and compensation. Axes that are not exact are left out.
+
+    Raises:
+        RunError: they differ: a wrong rule. hwprune never goes on with a wrong cut.
+    """
+    keeps = {name: keep for name, keep in candidate.keeps.items() if graph.axis(name).exact}
+    if not keeps and not candidate.drop:
+        return 0.0
+    cut, masked = graph.cut(keeps, candidate.drop), graph.mask(keeps, candidate.drop)
+    inputs = candidate.example_inputs
+    difference = relative_difference(cut, masked, inputs)
+    if not difference <= CUT_TOLERANCE:  # so that NaN counts as different
+        double = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+        try:
+            difference, allowed = relative_difference(cut.double(), masked.double(), double), CUT_TOLERANCE_DOUBLE
+        except RuntimeError:  # a model that names float32 inside can't run in float64
+            allowed = 10 * CUT_TOLERANCE
+        if not difference <= allowed:
+            raise RunError(
+                f"the cut model differs from the masked one by {difference:.2g} (relative). This is a bug in a rule of "
+                f"hwprune.structure.torch.rules; please report it. Axes: {', '.join(keeps)}"
+            )
+    return difference
+
+
+def reorder_checked(
+    graph: ModelGraph,
+    module: fx.GraphModule,
+    keeps: Mapping[str, torch.Tensor],
+    orders: Mapping[str, torch.Tensor],
+    inputs: tuple[torch.Tensor, ...],
+) -> None:
+    """Reorder axes, and check that the model still computes the same. Raises `RunError` if not."""
+    with torch.no_grad():
+        before = first_tensor(module(*inputs))
+        graph.reorder(module, keeps, orders)
+        after = first_tensor(module(*inputs))
+    difference = float((before - after).abs().max()) / max(float(before.abs().max()), 1e-30)
+    if not difference <= ORDER_TOLERANCE:
+        raise RunError(
+            f"with {', '.join(orders)} in another order the model differs by {difference:.2g} (relative). "
+            "This is a bug in a rule of hwprune.structure.torch.rules; please report it"
+        )

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
 
 from hwprune import compensation, patterns
-from hwprune.calibration import collect, passes, relevance
+from hwprune.calibration import passes, relevance
 from hwprune.calibration.gram import Calibration
 from hwprune.compensation import Context
-from hwprune.errors import CandidateFailure, RunError, TraceError, UsageError
+from hwprune.errors import CandidateFailure, TraceError
 from hwprune.layers import layer as layer_table
 from hwprune.layers import units as unit_table
 from hwprune.layers.layer import Layer
@@ -24,15 +23,19 @@ from hwprune.methods.method import Option
 from hwprune.onnx_files import OnnxModule
 from hwprune.onnx_files.template import Template
 from hwprune.pruning.candidate import Candidate
-from hwprune.pruning.cut_check import CUT_TOLERANCE, CUT_TOLERANCE_DOUBLE, ORDER_TOLERANCE, relative_difference
-from hwprune.pruning.database import Database
+from hwprune.pruning.cut_check import (
+    check_cut,
+    reorder_checked,
+)
+from hwprune.pruning.recipe_check import divide
 from hwprune.pruning.stitching import Stitch
+from hwprune.pruning.unit_options import UnitOptions, unavailable
 from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.structure.torch.analyse import trace
 from hwprune.structure.torch.opaque import OpaqueGraph
 from hwprune.workload import batches
-from hwprune.workload.workload import Workload, first_tensor
+from hwprune.workload.workload import Workload
 
 DEFAULT_COMPENSATIONS = ("obs", "batchnorm")
 
@@ -60,10 +63,7 @@ class Pruner:
     units: dict[str, Unit] = field(init=False)
     fingerprint: str = field(init=False)
     layers: dict[str, Layer] = field(init=False)
-    _options: dict[tuple[str, str, str, str, float | None], Option] = field(init=False, default_factory=dict)
-    _calibration_data: Calibration = field(init=False, default_factory=lambda: Calibration({}))
-    _collected: frozenset[str] = field(init=False, default=frozenset())
-    _store: Database | None = field(init=False, default=None)
+    _options: UnitOptions = field(init=False)
     _cache: dict[str, Any] = field(init=False, default_factory=dict)
     _template: Template | None = field(init=False, default=None)
 
@@ -78,6 +78,9 @@ class Pruner:
                 raise
         self.units = unit_table.units(self.graph)
         self.layers = layer_table.find(self.graph.module, self.graph.matrices)
+        self._options = UnitOptions(
+            self.workload, self.graph, self.units, self.layers, self.database, self.fingerprint, self.progress
+        )
 
     @property
     def template(self) -> Template:
@@ -116,37 +119,7 @@ class Pruner:
         Args:
             names: fields of `LayerStatistics`, or ``influence``.
         """
-        wanted = set(names)
-        for kind in (collect.GRAM, collect.GRADIENT, frozenset({collect.INFLUENCE})):
-            if wanted & kind and not kind & self._collected:
-                self._calibration_data = self._calibration_data.merged(self._collect(kind))
-                self._collected |= kind
-        return self._calibration_data
-
-    def forget(self) -> None:
-        """The weights of ``graph.module`` were changed in place: nothing that was found out about the old ones holds.
-
-        Only for a pruner of a private copy of the model; one with an option database never forgets.
-        """
-        if self.database is not None:
-            raise ValueError("options in a database belong to the weights they were made from")
-        self._options.clear()
-        self._calibration_data, self._collected = Calibration({}), frozenset()
-        self._cache.clear()
-
-    def _collect(self, names: frozenset[str]) -> Calibration:
-        def compute() -> Calibration:
-            return collect.collect_statistics(self.graph, self.workload, names, progress=self.progress)
-
-        store = self._database()
-        return compute() if store is None else store.statistics(names, compute)
-
-    def _database(self) -> Database | None:
-        if self.database is None:
-            return None
-        if self._store is None:
-            self._store = Database(self.database, self.workload, self.fingerprint, self.graph.module)
-        return self._store
+        return self._options.statistics(names)
 
     def options(
         self, unit: str, pattern: str, method_name: str, levels: Sequence[float], local_compensation: str = "none"
@@ -156,25 +129,19 @@ class Pruner:
         Raises:
             UsageError: they don't fit, or what they need is not there.
         """
-        one = unit_table.get(self.units, unit)
-        chosen, found = patterns.get(pattern), method.get(method_name)
-        if reason := self.unavailable(one, found, chosen):
-            raise UsageError(f"unit {unit}: {reason}")
-        asked: list[float | None] = [None if chosen.fixed_sparsity is not None else level for level in levels]
+        return self._options.options(unit, pattern, method_name, levels, local_compensation)
 
-        def compute(missing: list[float | None]) -> Sequence[Option]:
-            known = self.statistics([*found.needs, *(["gram"] if local_compensation != layerwise.NONE else [])])
-            return method.solve(one, known.layers, found, missing, chosen, local_compensation)
+    def unavailable(self, unit: Unit, found: method.Method, pattern: patterns.Pattern) -> str | None:
+        """Why a method can't be used for a unit, as far as that is known without data; or None."""
+        return unavailable(self.layers, unit, found, pattern)
 
-        store = self._database()
-        if store is not None:
-            return store.options(unit, chosen.name, found.name, local_compensation, asked, compute)
-        keys = [(unit, chosen.name, found.name, local_compensation, level) for level in asked]
-        missing = [key for key in keys if key not in self._options]
-        if missing:
-            for key, option in zip(missing, compute([key[-1] for key in missing]), strict=True):
-                self._options[key] = option
-        return [self._options[key] for key in keys]
+    def forget(self) -> None:
+        """The weights of ``graph.module`` were changed in place: nothing that was found out about the old ones holds.
+
+        Only for a pruner of a private copy of the model; one with an option database never forgets.
+        """
+        self._options.forget()
+        self._cache.clear()
 
     def prune(
         self,
@@ -195,7 +162,7 @@ class Pruner:
         """
         steps = compensation.parse(recipe.compensation)
         inside = next((one.name for one in steps if one.local), layerwise.NONE)
-        cuts, rest, drop = self._divide(recipe)
+        cuts, rest, drop = divide(recipe, self.graph, self.units)
         solved: dict[str, Option] = {}
         if keeps is None:
             solved = {c.unit: self.options(c.unit, c.pattern, c.method, [c.sparsity], inside)[0] for c in cuts}
@@ -211,7 +178,7 @@ class Pruner:
             stitch.columns(keeps, solved)
         orders = stitch.orders(rest) if orders is None else orders
         if orders:
-            self._reorder(module, keeps, orders)
+            reorder_checked(self.graph, module, keeps, orders, self.workload.example_inputs)
             stitch.positions = positions = self.graph.positions(keeps, orders)
         made = stitch.mask(rest, masks, inside)
         if recipe.choices:
@@ -232,82 +199,25 @@ class Pruner:
             module.eval(), recipe, dict(keeps), drop, made, self.fingerprint, inputs, macs, lambda: self.template, dict(orders)
         )
 
+    def check_cut(self, candidate: Candidate) -> float:
+        """Compare the cut with the masked model on the example inputs; returns the relative difference.
+
+        Raises:
+            RunError: they differ: a wrong rule. hwprune never goes on with a wrong cut.
+        """
+        return check_cut(self.graph, candidate)
+
     def macs(self, counts: Mapping[str, int], drop: Collection[str] = ()) -> int:
         """Multiply-accumulates of one run on the example inputs with so many indices kept."""
         first = self.workload.example_inputs[0]
         return self.graph.macs(counts, first.shape[0] if first.ndim else 1, drop)
 
-    def _reorder(self, module: fx.GraphModule, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]) -> None:
-        """Reorder axes, and check that the model still computes the same. Raises `RunError` if not."""
-        inputs = self.workload.example_inputs
-        with torch.no_grad():
-            before = first_tensor(module(*inputs))
-            self.graph.reorder(module, keeps, orders)
-            after = first_tensor(module(*inputs))
-        difference = float((before - after).abs().max()) / max(float(before.abs().max()), 1e-30)
-        if not difference <= ORDER_TOLERANCE:
-            raise RunError(
-                f"with {', '.join(orders)} in another order the model differs by {difference:.2g} (relative). "
-                "This is a bug in a rule of hwprune.structure.torch.rules; please report it"
-            )
-
-    def check_cut(self, candidate: Candidate) -> float:
-        """Compare the cut with the masked model on the example inputs; returns the relative difference.
-
-        Both are taken before masks and compensation. Axes that are not exact are left out.
-
-        Raises:
-            RunError: they differ: a wrong rule. hwprune never goes on with a wrong cut.
-        """
-        keeps = {name: keep for name, keep in candidate.keeps.items() if self.graph.axis(name).exact}
-        if not keeps and not candidate.drop:
-            return 0.0
-        cut, masked = self.graph.cut(keeps, candidate.drop), self.graph.mask(keeps, candidate.drop)
-        inputs = self.workload.example_inputs
-        difference = relative_difference(cut, masked, inputs)
-        if not difference <= CUT_TOLERANCE:  # so that NaN counts as different
-            double = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-            try:
-                difference, allowed = relative_difference(cut.double(), masked.double(), double), CUT_TOLERANCE_DOUBLE
-            except RuntimeError:  # a model that names float32 inside can't run in float64
-                allowed = 10 * CUT_TOLERANCE
-            if not difference <= allowed:
-                raise RunError(
-                    f"the cut model differs from the masked one by {difference:.2g} (relative). This is a bug in a rule of "
-                    f"hwprune.structure.torch.rules; please report it. Axes: {', '.join(keeps)}"
-                )
-        return difference
-
-    def _divide(self, recipe: Recipe) -> tuple[list[UnitChoice], list[UnitChoice], tuple[str, ...]]:
-        """The choices that cut axes, those that mask what is left, and the branches to drop."""
-        drop = tuple(choice.unit for choice in recipe.choices if choice.pattern == patterns.BRANCH)
-        cuts: list[UnitChoice] = []
-        rest: list[UnitChoice] = []
-        faults: list[str] = []
-        for choice in recipe.choices:
-            try:
-                unit = unit_table.get(self.units, choice.unit)
-                if (unit.branch is not None) != (choice.pattern == patterns.BRANCH):
-                    faults.append(f"unit {unit.name} has role {unit.role}, the recipe chooses pattern {choice.pattern}")
-                    continue
-                if unit.branch is not None:
-                    continue
-                pattern = patterns.get(choice.pattern)
-                method.get(choice.method)
-                fixed = pattern.fixed_sparsity
-                if fixed is not None and abs(fixed - choice.sparsity) > 1e-6:
-                    faults.append(f"pattern {pattern.name} removes {fixed:g} of {unit.name}, not {choice.sparsity:g}")
-            except UsageError as error:
-                faults.append(str(error))
-                continue
-            wanted = unit.role if unit.axis is not None else "a mask pattern"
-            if (unit.axis is not None and pattern.name != unit.role) or (unit.axis is None and patterns.is_axis(pattern.name)):
-                faults.append(f"unit {unit.name} takes pattern {wanted}, got {pattern.name}")
-            (cuts if unit.axis is not None else rest).append(choice)
-        if faults:
-            raise UsageError("the recipe does not fit this model:", faults)
-        dead = self.graph.dead(drop)
-        return cuts, [choice for choice in rest if choice.unit not in dead], drop
+    def _calibration(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        device = next(iter(self.workload.model.parameters()), torch.empty(0)).device
+        free = self.graph.module.meta.get("free_batch", True)
+        for inputs, _ in self.workload.batches("calibration"):
+            batches.check_batch(self.workload, free, len(inputs[0]) if inputs[0].ndim else 1)
+            yield tuple(x.to(device) for x in inputs)
 
     def _relevance(self) -> Callable[[tuple[torch.Tensor, ...]], Mapping[str, torch.Tensor]] | None:
         """Which positions matter, of a model in which some may not."""
@@ -319,23 +229,6 @@ class Pruner:
             same = [n for n, other in nodes.items() if other.inputs == layer.inputs and other.batch_dim == layer.batch_dim]
             sharing[node] = same if layer.matrix.kind != "conv" else [node]
         return lambda inputs: relevance.relevance(self.graph.module, nodes, sharing, inputs)
-
-    def unavailable(self, unit: Unit, found: method.Method, pattern: patterns.Pattern) -> str | None:
-        """Why a method can't be used for a unit, as far as that is known without data; or None."""
-        if reason := found.unavailable(unit.parts, pattern):
-            return reason
-        if found.needs and unit.matrix is not None and unit.name not in self.layers:
-            return (
-                f"method {found.name} needs the inputs of {unit.name}, which is used in more ways than as the weight of a layer"
-            )
-        return None
-
-    def _calibration(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        device = next(iter(self.workload.model.parameters()), torch.empty(0)).device
-        free = self.graph.module.meta.get("free_batch", True)
-        for inputs, _ in self.workload.batches("calibration"):
-            batches.check_batch(self.workload, free, len(inputs[0]) if inputs[0].ndim else 1)
-            yield tuple(x.to(device) for x in inputs)
 
 
 def prune(workload: Workload, recipe: Recipe) -> Candidate:

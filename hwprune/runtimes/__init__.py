@@ -39,5 +39,6 @@ def missing(name: str) -> str | None:
 
 
 __all__ = [
-    "CUDA_EVENT", "RUNTIMES", "THREAD_CPU", "WALL", "Arrays", "Operator", "Runner", "Runtime", "RuntimeSettings", "Settings", "get", "missing",
+    "CUDA_EVENT", "RUNTIMES", "THREAD_CPU", "WALL", "Arrays", "Operator", "Runner", "Runtime", "RuntimeSettings", "Settings",
+    "get", "missing",
 ]  # fmt: skip

@@ -107,18 +107,18 @@ class Work:
         """Nobody starts another trial; what others have begun belongs to the search."""
         self.store.write(CLOSED, True)
         while self.store.busy():
-            if self.can_time and (handed_over := self.store.claim()) is not None:
+            if self.can_time and (handed_over := self.store.handover.claim()) is not None:
                 self._time(*handed_over, self.store.trials(as_searched=True))
                 continue
             time.sleep(WAIT_S)
-            self.store.recover(self.constraints.of)
+            self.store.rescue.recover(self.constraints.of)
 
     def _once(self) -> bool:
         """Do the next thing; False: there is none left."""
         while True:
-            if again := self.store.recover(self.constraints.of):
+            if again := self.store.rescue.recover(self.constraints.of):
                 self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
-            if self.can_time and (handed_over := self.store.claim()) is not None:
+            if self.can_time and (handed_over := self.store.handover.claim()) is not None:
                 self._time(*handed_over, self.store.trials(as_searched=True))
                 return True
             with self.store.snapshot():
@@ -151,14 +151,14 @@ class Work:
         recipe = self.space.recipe(asked.params)
         with self.store.snapshot():
             late = self.job.trials and self.store.ahead(asked) >= self.job.trials
-            other = self.store.superseded(asked)
+            other = self.store.rescue.superseded(asked)
             earlier = other if other is not None else self.store.known(asked, recipe) or self._dense_trial(recipe, asked.number)
         if late:
-            self.store.interrupt(asked)  # others were quicker to ask for the last one
+            self.store.rescue.interrupt(asked)  # others were quicker to ask for the last one
             return True
         if earlier is not None:
             known = earlier if isinstance(earlier, Trial) else None
-            self.store.tell_duplicate(asked, earlier, self.constraints.of(known) if known else {})
+            self.store.finisher.tell_duplicate(asked, earlier, self.constraints.of(known) if known else {})
             self._repeats += 1
             if self._repeats >= REPEATS and self.job.sampler != UNIFORM:
                 return self._enqueue_unseen({trial.recipe.digest for trial in trials})
@@ -170,12 +170,12 @@ class Work:
             with self.store.holding(asked):
                 scored = self.evaluator.score(asked.number, recipe, origin, expected)
                 if isinstance(scored, ScoredCandidate) and not self.can_time:
-                    self.store.hand_over(asked, {**scored.to_json(), "by": own()})
+                    self.store.handover.hand_over(asked, {**scored.to_json(), "by": own()})
                     self.evaluated += 1
                     return True
                 trial = self.evaluator.measure(scored, expected) if isinstance(scored, ScoredCandidate) else scored
         except BaseException:
-            self.store.interrupt(asked)
+            self.store.rescue.interrupt(asked)
             raise
         self._tell(asked, trial, trials)
         return True
@@ -188,7 +188,7 @@ class Work:
                 expected = self.model.expectation(self.store.study, asked, trials, self.job.max_size)
                 trial = self.evaluator.measure(scored, expected)
         except BaseException:
-            self.store.hand_over(asked, {**data, "by": own()})  # whoever comes next times it
+            self.store.handover.hand_over(asked, {**data, "by": own()})  # whoever comes next times it
             raise
         self._tell(asked, trial, trials)
 
@@ -197,10 +197,10 @@ class Work:
         share = min(1.0, trial.divergence.samples / whole) if trial.divergence is not None else 1.0
         known = self.store.known(asked, trial.recipe)
         if isinstance(known, Trial):  # two workers proposed it at the same moment
-            self.store.tell_duplicate(asked, known, self.constraints.of(known))
+            self.store.finisher.tell_duplicate(asked, known, self.constraints.of(known))
             return
         dense_bytes = self.evaluator.dense.baseline.size_bytes
-        if not self.store.tell(asked, trial, self.constraints.of(trial), share, dense_bytes):
+        if not self.store.finisher.tell(asked, trial, self.constraints.of(trial), share, dense_bytes):
             self.progress.note(f"trial {asked.number}: another worker has finished it meanwhile")
             return
         self.evaluated += 1

@@ -11,10 +11,11 @@ from typing import Any
 from hwprune import runtimes
 from hwprune.common.files import Table
 from hwprune.latency import fingerprint
-from hwprune.latency.bench import Bench, BenchLimits
+from hwprune.latency.bench import Bench
 from hwprune.latency.host import Host
 from hwprune.latency.paired import Settings
 from hwprune.latency.source import Estimated, FromTable, Measured, Source
+from hwprune.latency.worker_process import BenchLimits
 from hwprune.onnx_files import to_onnx
 from hwprune.pruning.database import default_root
 from hwprune.pruning.pruner import Pruner

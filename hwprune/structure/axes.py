@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hwprune.errors import UnknownNameError, UsageError
+from hwprune.structure.dim_masks import DimMasks
 from hwprune.structure.dims import BoolArray, Concat, Dim, IntArray, Leaf, Product, Space
 from hwprune.structure.scope import Value
 
@@ -39,6 +40,7 @@ class AxisTable:
 
     def __init__(self, space: Space, parameters: Mapping[str, Value]) -> None:
         self.space = space
+        self._dim_masks = DimMasks(space)
         self.parameters = dict(parameters)
         self.leaves: dict[str, Leaf] = {}
         self.axes = self._find()
@@ -52,7 +54,7 @@ class AxisTable:
 
     def slices(self, axis: Axis, parameter: str, dim: int) -> IntArray:
         """For each position of the parameter's dim the index along ``axis``, or -1; shape (size of the dim,)."""
-        return self.space.index(self.parameters[parameter][dim], self.leaves[axis.name])
+        return self._dim_masks.index(self.parameters[parameter][dim], self.leaves[axis.name])
 
     def numbers(self, counts: Mapping[str, int]) -> dict[int, int]:
         """Kept counts by leaf number, from counts by axis name."""
@@ -61,7 +63,7 @@ class AxisTable:
     def shape(self, parameter: str, counts: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of a parameter after a cut that keeps ``counts[axis name]`` indices."""
         numbers = self.numbers(counts)
-        return tuple(self.space.kept(dim, numbers) for dim in self.parameters[parameter].dims)
+        return tuple(self._dim_masks.kept(dim, numbers) for dim in self.parameters[parameter].dims)
 
     def masks(self, keeps: Mapping[str, torch.Tensor]) -> dict[int, BoolArray]:
         """Keep masks by leaf number. Raises `UsageError` with every fault."""
@@ -85,7 +87,7 @@ class AxisTable:
     def touched(self, value: Value, masks: Mapping[int, BoolArray]) -> list[tuple[int, BoolArray]]:
         """(position, keep mask) of the dims that the masks change."""
         return [
-            (position, self.space.keep(dim, masks))
+            (position, self._dim_masks.keep(dim, masks))
             for position, dim in enumerate(value.dims)
             if any(leaf.number in masks for leaf in self.space.leaves(dim))
         ]
@@ -112,8 +114,8 @@ class AxisTable:
                 if not any(leaf.number in changed for leaf in self.space.leaves(dim)):
                     dims.append(None)
                     continue
-                stays = self.space.keep(dim, masks).nonzero()[0]
-                dims.append(np.searchsorted(stays, self.space.order(dim, new)))
+                stays = self._dim_masks.keep(dim, masks).nonzero()[0]
+                dims.append(np.searchsorted(stays, self._dim_masks.order(dim, new)))
             if any(one is not None for one in dims):
                 found[parameter] = dims
         return found

@@ -509,14 +509,14 @@ def test_a_derived_trial_that_a_kill_left_open_never_completes(tmp_path):
         fitting.build(space_file.load("default"), pruner, load_target("cpu"), "default"),
         create=True,
     )
-    made = store.number_of_derived("int8 of dense")
+    made = store.finisher.number_of_derived("int8 of dense")
     import dataclasses
 
     trial = dataclasses.replace(measured(made, 0.0, 1.5), quantised={"of": "dense", "precision": "int8", "source": "0"})
-    frozen = next(t for t in store._frozen() if t.number == made)
-    store._backend.set_trial_system_attr(frozen._trial_id, RESULT, trial.to_json())
-    frozen = next(t for t in store._frozen() if t.number == made)
-    assert store.end_lost(frozen, Constraints().of)
+    frozen = next(t for t in store._backend.frozen() if t.number == made)
+    store._backend.set_attribute(frozen._trial_id, RESULT, trial.to_json())
+    frozen = next(t for t in store._backend.frozen() if t.number == made)
+    assert store.rescue.end_lost(frozen, Constraints().of)
     assert [t.state.name for t in store.study.get_trials()] == ["FAIL"]
     assert [t.number for t in store.trials()] == [made] and store.trials(as_searched=True) == []
     store.close()

@@ -14,9 +14,10 @@ import torch
 
 import hwprune
 from hwprune.errors import CandidateFailure, RunError, UnknownNameError, UsageError
-from hwprune.latency.bench import Bench, BenchLimits
+from hwprune.latency.bench import Bench
 from hwprune.latency.fresh import remeasure
 from hwprune.latency.paired import Settings
+from hwprune.latency.worker_process import BenchLimits
 from hwprune.records import target as targets
 from hwprune.workload.workload import Workload
 from tests.conftest import tiny_workload
@@ -77,7 +78,7 @@ def test_wrong_input_shape_is_a_failed_candidate(files, cpu, tmp_path):
 def test_native_crash_is_a_failed_candidate_and_the_dense_model_comes_back(files, cpu, tmp_path):
     with Bench(cpu) as bench:
         bench.load("dense", files / "dense" / "model.onnx", keep=True)
-        threading.Timer(0.3, lambda: os.kill(bench._process.pid, signal.SIGSEGV)).start()
+        threading.Timer(0.3, lambda: os.kill(bench._process._process.pid, signal.SIGSEGV)).start()
         with pytest.raises(CandidateFailure, match="measure: .*SIGSEGV"):
             bench.pair("dense", "dense", files / "samples.npz", Settings(limit_s=20, half_width=0))
         bench.run("dense", files / "samples.npz", tmp_path / "out.npz")
@@ -107,8 +108,8 @@ def test_dense_model_that_is_gone_ends_the_run(files, cpu, tmp_path):
     with Bench(cpu) as bench:
         bench.load("dense", model, keep=True)
         model.unlink()
-        bench._process.kill()
-        bench._process.wait()
+        bench._process._process.kill()
+        bench._process._process.wait()
         with pytest.raises(RunError, match="dense model"):
             bench.run("dense", files / "samples.npz", tmp_path / "out.npz")
 
@@ -116,13 +117,13 @@ def test_dense_model_that_is_gone_ends_the_run(files, cpu, tmp_path):
 def test_worker_ends_with_its_parent(files, cpu):
     with Bench(cpu) as bench:
         bench.load("dense", files / "dense" / "model.onnx")
-        pid = bench._process.pid
-        bench._process.stdin.close()
+        pid = bench._process._process.pid
+        bench._process._process.stdin.close()
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and bench._process.poll() is None:
+        while time.monotonic() < deadline and bench._process._process.poll() is None:
             time.sleep(0.05)
-        assert bench._process.poll() == 0, pid
-        bench._process.stdin = None
+        assert bench._process._process.poll() == 0, pid
+        bench._process._process.stdin = None
 
 
 def test_fresh_processes_give_an_interval_and_drop_what_fails(files, cpu, tmp_path):

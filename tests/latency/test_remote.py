@@ -15,9 +15,10 @@ import pytest
 import hwprune
 from hwprune.cli.main import main
 from hwprune.errors import RunError, UsageError
-from hwprune.latency.bench import Bench, BenchLimits
+from hwprune.latency.bench import Bench
 from hwprune.latency.host import Ssh, host
 from hwprune.latency.paired import Settings
+from hwprune.latency.worker_process import BenchLimits
 from hwprune.records import target as targets
 from hwprune.workload import scoring
 from tests.conftest import tiny_workload
@@ -111,8 +112,8 @@ def test_runs_measures_and_cleans_up_over_ssh(remote, files, tmp_path):
 def test_connection_that_breaks_is_an_error_and_the_next_command_starts_anew(remote, files):
     with Bench(targets.load("cpu"), BenchLimits(seconds=20), remote) as bench:
         bench.load("dense", files / "dense" / "model.onnx", keep=True)
-        bench._process.kill()  # the ssh client dies: the wire is cut
-        bench._process.wait()
+        bench._process._process.kill()  # the ssh client dies: the wire is cut
+        bench._process._process.wait()
         bench.load("small", files / "small" / "model.onnx")  # connects again and brings the dense model back
         assert bench.pair("small", "dense", files / "samples.npz", FAST).speedup.samples >= 8
 

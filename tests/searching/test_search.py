@@ -186,7 +186,7 @@ def test_a_candidate_that_kills_the_search_twice_is_a_failed_trial(store, dead):
     asked = first.ask(random_sampler())
     recipe = space.recipe(asked.params)
     second = opened(False)
-    assert second.recover(lambda trial: {}) == 1
+    assert second.rescue.recover(lambda trial: {}) == 1
     again = second.ask(random_sampler())
     assert again.params == asked.params
     third = opened(False)
@@ -223,7 +223,7 @@ def test_a_worker_of_another_machine_is_dead_when_its_heartbeat_stands_still(sto
     now[0] = 111.0
     assert watcher.recover(lambda trial: {}) == 1
     # It was only slow: what it brings now is too late, and says so.
-    assert not first.tell(asked, measured(asked.number, 0.1, 1.5), {})
+    assert not first.finisher.tell(asked, measured(asked.number, 0.1, 1.5), {})
 
 
 def test_a_kill_between_the_numbers_and_the_word_that_they_are_there(store, dead):
@@ -233,7 +233,7 @@ def test_a_kill_between_the_numbers_and_the_word_that_they_are_there(store, dead
     trial = measured(asked.number, 0.25, 1.5)
     first._backend.set_trial_system_attr(asked._trial_id, "hwprune:trial", trial.to_json())
     second = opened(False)
-    assert second.recover(lambda found: {"drop": found.drop - 0.1}) == 0
+    assert second.rescue.recover(lambda found: {"drop": found.drop - 0.1}) == 0
     (kept,) = second.trials()
     assert kept == trial
     (frozen,) = second.study.trials
@@ -247,7 +247,7 @@ def test_a_kill_between_giving_up_and_proposing_again(store, dead):
     asked = first.ask(random_sampler())
     first._end(asked, optuna.trial.TrialState.FAIL)
     second, third = opened(False), opened(False)
-    assert second.recover(lambda trial: {}) == 1
+    assert second.rescue.recover(lambda trial: {}) == 1
     assert third.recover(lambda trial: {}) == 0
     # Two that looked at the same moment both propose it: the later one is a duplicate.
     third.study.enqueue_trial(asked.params, user_attrs={"hwprune:retry_of": asked.number})
@@ -262,7 +262,7 @@ def test_every_storage_keeps_trials(tmp_path, store, url):
     storage = f"sqlite:///{tmp_path / 'a.db'}" if url == "sqlite" else f"journal:{tmp_path / 'a.log'}"
     one = Store(storage, space, create=True)
     asked = one.ask(random_sampler())
-    one.tell(asked, measured(asked.number, 0.1, 1.5), {"drop": 0.2})
+    one.finisher.tell(asked, measured(asked.number, 0.1, 1.5), {"drop": 0.2})
     with pytest.raises(UsageError, match="holds a hwprune study already"):
         Store(storage, space, create=True)
     assert [t.number for t in Store(storage, space).trials()] == [asked.number]
@@ -278,18 +278,18 @@ def test_a_parked_trial_is_timed_however_long_its_scoring_took(store):
         scorer, timer = (
             {"place": lease.place(), "pid": other.pid, "started": lease.started(other.pid), "beat": 0} for other in others
         )
-        one.hand_over(asked, {"by": scorer})
+        one.handover.hand_over(asked, {"by": scorer})
         one.renew(asked, {**scorer, "beat": 7})
-        taken, _ = opened(False).claim()
+        taken, _ = opened(False).handover.claim()
         assert taken._trial_id == asked._trial_id
         # Another living process that times it holds it, until it is gone.
         one.renew(asked, {**timer, "beat": 3})
-        assert opened(False).claim() is None
+        assert opened(False).handover.claim() is None
     finally:
         for other in others:
             other.kill()
             other.wait()
-    assert opened(False).claim() is not None
+    assert opened(False).handover.claim() is not None
 
 
 def test_a_study_of_somebody_else_stays_and_a_start_that_died_is_replaced(tmp_path, store):
@@ -330,7 +330,7 @@ def test_same_seed_same_proposals_with_or_without_a_restart(store, tmp_path, nam
         for number in range(start, start + count):
             asked = target.ask(sampler)
             found.append(asked.params)
-            target.tell(asked, measured(asked.number, 0.01 * number, 1 + 0.1 * number), {})
+            target.finisher.tell(asked, measured(asked.number, 0.01 * number, 1 + 0.1 * number), {})
         return found
 
     whole = proposals(opened(True), 12, 0)
@@ -350,16 +350,16 @@ def test_every_sampler_proposes_within_the_space(name, tmp_path, store):
     for number in range(10):
         asked = one.ask(sampler)
         assert 0 <= asked.params["level:conv1.weight:0"] <= 3
-        one.tell(asked, measured(asked.number, 0.01 * number, 1.0 + number), {"drop": -1.0})
+        one.finisher.tell(asked, measured(asked.number, 0.01 * number, 1.0 + number), {"drop": -1.0})
         stopped = one.ask(sampler)
-        one.tell(stopped, Trial(stopped.number, Recipe(), "stopped", failure=Failure("screen", "beaten")), {})
+        one.finisher.tell(stopped, Trial(stopped.number, Recipe(), "stopped", failure=Failure("screen", "beaten")), {})
 
 
 def test_failed_trials_keep_their_reason(store):
     _, opened = store
     one = opened(True)
     asked = one.ask(random_sampler())
-    one.tell(asked, Trial(asked.number, Recipe(), "failed", failure=Failure("run", "crashed")), {})
+    one.finisher.tell(asked, Trial(asked.number, Recipe(), "failed", failure=Failure("run", "crashed")), {})
     assert opened(False).trials()[0].failure == Failure("run", "crashed")
 
 

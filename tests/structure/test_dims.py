@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwprune.structure.dim_masks import DimMasks
 from hwprune.structure.dims import ONE, Concat, MismatchError, Product, Space
 
 
@@ -42,12 +43,12 @@ def test_unified_dims_always_keep_the_same_indices(data, size, seed):
     space.unify(dims[0], dims[1], "first")
     space.unify(dims[1], dims[2], "second")
     keeps = random_keeps(space, dims, np.random.default_rng(seed))
-    masks = [space.keep(dim, keeps) for dim in dims]
+    masks = [DimMasks(space).keep(dim, keeps) for dim in dims]
     counts = {number: int(mask.sum()) for number, mask in keeps.items()}
     for dim, mask in zip(dims, masks, strict=True):
         assert mask.shape == (size,)
         np.testing.assert_array_equal(mask, masks[0])
-        assert space.kept(dim, counts) == mask.sum()
+        assert DimMasks(space).kept(dim, counts) == mask.sum()
 
 
 @settings(max_examples=200, deadline=None)
@@ -66,11 +67,11 @@ def test_split_parts_and_factors_compose_to_the_whole(data, size, seed):
     except MismatchError:
         factors = [dim]
     keeps = random_keeps(space, [dim], np.random.default_rng(seed))
-    whole = space.keep(dim, keeps)
-    np.testing.assert_array_equal(np.concatenate([space.keep(part, keeps) for part in parts]), whole)
+    whole = DimMasks(space).keep(dim, keeps)
+    np.testing.assert_array_equal(np.concatenate([DimMasks(space).keep(part, keeps) for part in parts]), whole)
     expected = np.ones(1, bool)
     for factor in factors:
-        expected = np.kron(expected, space.keep(factor, keeps)).astype(bool)
+        expected = np.kron(expected, DimMasks(space).keep(factor, keeps)).astype(bool)
     np.testing.assert_array_equal(expected, whole)
 
 
@@ -83,7 +84,7 @@ def test_fused_qkv_against_three_equal_parts():
     space.unify(weight, Concat((a, b, c)), "cat")
     keep_heads = np.array([True, False, True, True])
     (leaf,) = space.leaves(heads)
-    mask = space.keep(weight, {leaf.number: keep_heads})
+    mask = DimMasks(space).keep(weight, {leaf.number: keep_heads})
     np.testing.assert_array_equal(mask, np.tile(np.repeat(keep_heads, 3), 3))
     assert list(space.leaves(three)) == []
     assert space.resolve(a) == space.resolve(b) == space.resolve(Product((heads, depth)))
@@ -93,9 +94,9 @@ def test_index_names_the_owner_of_each_position():
     space = Space()
     heads, depth, other = space.leaf(2), space.leaf(3), space.leaf(2)
     dim = Concat((Product((heads, depth)), other))
-    np.testing.assert_array_equal(space.index(dim, heads), [0, 0, 0, 1, 1, 1, -1, -1])
-    np.testing.assert_array_equal(space.index(dim, depth), [0, 1, 2, 0, 1, 2, -1, -1])
-    np.testing.assert_array_equal(space.index(dim, other), [-1] * 6 + [0, 1])
+    np.testing.assert_array_equal(DimMasks(space).index(dim, heads), [0, 0, 0, 1, 1, 1, -1, -1])
+    np.testing.assert_array_equal(DimMasks(space).index(dim, depth), [0, 1, 2, 0, 1, 2, -1, -1])
+    np.testing.assert_array_equal(DimMasks(space).index(dim, other), [-1] * 6 + [0, 1])
 
 
 def test_what_cannot_be_matched_is_frozen_with_the_reason():

@@ -161,7 +161,7 @@ class _Maker:
         metric, divergence = evaluator.scorer.score_file(path, evaluator.dense.validation)
         paired = evaluator.timer.measure(path)
         origin = f"{precision} of {'dense' if trial is None else trial.number}"
-        number = self.store.number_of_derived(origin)
+        number = self.store.finisher.number_of_derived(origin)
         like = trial or Trial(
             number, Recipe(), MEASURED, metric=metric, drop=0.0, latency=paired.latency, speedup=paired.speedup,
             params=base.params, macs=base.macs, size_bytes=size_of(path),
@@ -172,5 +172,5 @@ class _Maker:
             speedup=paired.speedup, size_bytes=size_of(path), origin=origin, predicted={},
             seconds={"quantise": facts["seconds"]}, quantised=facts,
         )  # fmt: skip
-        self.store.add_derived(done)
+        self.store.finisher.add_derived(done)
         return done

@@ -236,7 +236,7 @@ class _Trainer:
             write_atomic(scratch / FILE, dump_json(facts))
             size = size_of(scratch / evaluator.files.name)
             origin = f"{self.plan.text()} of {trial.number}"
-            number = self.store.number_for(trial.number, origin)
+            number = self.store.finisher.number_for(trial.number, origin)
             shutil.rmtree(evaluator.files.folder(number), ignore_errors=True)
             scratch.rename(evaluator.files.folder(number))
         finally:
@@ -247,5 +247,5 @@ class _Trainer:
             params=made.candidate.parameter_count, macs=made.candidate.macs, size_bytes=size,
             seconds={"recover": made.seconds}, origin=origin, predicted={}, recovery=facts,
         )  # fmt: skip
-        self.store.add_trained(done, self.constraints.of(done))
+        self.store.finisher.add_trained(done, self.constraints.of(done))
         return done

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hwprune.structure import branches
 from hwprune.structure.axes import Axis, AxisTable
 from hwprune.structure.branches import Branch, Dag
+from hwprune.structure.dim_masks import DimMasks
 from hwprune.structure.dims import BoolArray
 from hwprune.structure.onnx.flatten import FLOATS, captured, flatten, without_graph
 from hwprune.structure.onnx.rewrite import Rewrite
@@ -50,6 +51,7 @@ class OnnxGraph:
         walk.run()
         self.walk = walk
         self._space = walk.space
+        self._dim_masks = DimMasks(walk.space)
         self.table = AxisTable(walk.space, walk.stored)
         self.axes: tuple[Axis, ...] = self.table.axes
         self._branches: tuple[Branch, ...] | None = None
@@ -80,7 +82,7 @@ class OnnxGraph:
             return None
         for name, keeps in shapes.items():
             for dim, keep in zip(self.table.parameters[name].dims, keeps, strict=True):
-                if not np.array_equal(self._space.keep(dim, masks), keep):
+                if not np.array_equal(self._dim_masks.keep(dim, masks), keep):
                     return None
         return masks
 
@@ -98,7 +100,7 @@ class OnnxGraph:
             tensors: initializer name -> its new contents, already in the new shape; the others are selected from.
         """
         counts = {number: int(mask.sum()) for number, mask in masks.items()}
-        rewrite = Rewrite(self.walk, lambda dim: self._space.kept(dim, counts))
+        rewrite = Rewrite(self.walk, lambda dim: self._dim_masks.kept(dim, counts))
         nodes = rewrite.nodes() if masks else [*self.model.graph.node]
         nodes = _without(nodes, drop)
         given = tensors or {}

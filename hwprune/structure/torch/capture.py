@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from hwprune.errors import TraceError
-from hwprune.structure.torch.graph import assign
+from hwprune.structure.torch.rebuilding import assign
 
 _GLOBAL_POOLS = (
     torch.ops.aten.adaptive_avg_pool1d.default,

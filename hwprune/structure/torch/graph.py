@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from math import prod
 from typing import Any, final
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from hwprune.structure import branches
 from hwprune.structure.axes import Axis, AxisTable
 from hwprune.structure.branches import Branch, Dag
+from hwprune.structure.dim_masks import DimMasks
 from hwprune.structure.dims import BoolArray, Dim, IntArray, Space
 from hwprune.structure.model_graph import Matrix, ModelGraph
+from hwprune.structure.torch.rebuilding import copy_graph, rebuild
 from hwprune.structure.torch.rules import Edit, Value
 
 
@@ -47,6 +49,7 @@ class AxisGraph(ModelGraph):
         self.matrices = tuple(matrices)
         self._table = AxisTable(space, parameters)
         self._space = space
+        self._dim_masks = DimMasks(space)
         self._parameters = self._table.parameters
         self._edits = dict(edits)
         self._work = work
@@ -111,7 +114,7 @@ class AxisGraph(ModelGraph):
                 for leaf in self._space.leaves(dim):
                     if leaf.size in self._free_sizes:
                         numbers[leaf.number] = batch
-                product *= self._space.kept(dim, numbers)
+                product *= self._dim_masks.kept(dim, numbers)
             total += product
         return total
 
@@ -119,7 +122,7 @@ class AxisGraph(ModelGraph):
         """For every tensor that a cut changes, one keep mask a dim; arguments and errors as `cut`."""
         masks = self._table.masks(keeps)
         return {
-            name: [self._space.keep(dim, masks) for dim in value.dims]
+            name: [self._dim_masks.keep(dim, masks) for dim in value.dims]
             for name, value in self._parameters.items()
             if self._table.touched(value, masks)
         }
@@ -179,14 +182,14 @@ class AxisGraph(ModelGraph):
         counts = {number: int(mask.sum()) for number, mask in masks.items()}
 
         def kept(dim: Dim) -> int:
-            return self._space.kept(dim, counts)
+            return self._dim_masks.kept(dim, counts)
 
-        graph, new = self._copy_graph()
+        graph, new = copy_graph(self.module)
         for old in self.module.graph.nodes:
             for edit in self._edits.get(old.name, ()):
                 edit(new[old], kept)
         dead = self._drop(graph, {old.name: node for old, node in new.items()}, self._sides(drop)) if drop else set()
-        return self._rebuild(graph, lambda tensor, value: self._select(tensor, value, masks), dead)
+        return rebuild(self.module, graph, self._parameters, lambda tensor, value: self._select(tensor, value, masks), dead)
 
     def _drop(self, graph: fx.Graph, new: Mapping[str, fx.Node], sides: Mapping[str, int]) -> set[str]:
         """Replace sums by the side that stays and erase what is dead; returns the tensors that went."""
@@ -220,7 +223,7 @@ class AxisGraph(ModelGraph):
                 result.index_fill_(position, gone.nonzero().squeeze(1), 0)
             return result
 
-        graph, new = self._copy_graph()
+        graph, new = copy_graph(self.module)
         by_name = {old.name: node for old, node in new.items()}
         for name, side in self._sides(drop).items():
             node = by_name[name]
@@ -229,18 +232,7 @@ class AxisGraph(ModelGraph):
             node.update_arg(side, nothing)
             if node.target in _SUMS_IN_PLACE and side == 0:  # it would write into the zeros, not into the side that is gone
                 node.target = torch.ops.aten.add.Tensor
-        return self._rebuild(graph, zero)
-
-    def _copy_graph(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-        """A copy without the recorded sizes (those of the dense model), and old node -> new node."""
-        graph = fx.Graph()
-        graph._codegen = self.module.graph._codegen  # how inputs and outputs are packed; never changes
-        new: dict[fx.Node, fx.Node] = {}
-        for old in self.module.graph.nodes:
-            new[old] = graph.node_copy(old, lambda node: new[node])
-            value = old.meta.get("val")
-            new[old].meta = {"rank": value.ndim, "dtype": value.dtype} if isinstance(value, torch.Tensor) else {}
-        return graph, new
+        return rebuild(self.module, graph, self._parameters, zero)
 
     def _select(self, tensor: torch.Tensor, value: Value, masks: Mapping[int, BoolArray]) -> torch.Tensor:
         result = tensor.detach()
@@ -248,36 +240,6 @@ class AxisGraph(ModelGraph):
             stays = torch.from_numpy(keep.nonzero()[0]).to(result.device)
             result = result.index_select(position, stays)
         return result.clone() if result.data_ptr() == tensor.data_ptr() else result.contiguous()
-
-    def _rebuild(
-        self, graph: fx.Graph, change: Callable[[torch.Tensor, Value], torch.Tensor], dead: Collection[str] = ()
-    ) -> fx.GraphModule:
-        root = nn.Module()
-        done: dict[int, torch.Tensor] = {}  # tied parameters stay tied
-        kept_names = set(self.module.state_dict())
-        state = {
-            **dict(self.module.named_parameters(remove_duplicate=False)),
-            **dict(self.module.named_buffers(remove_duplicate=False)),
-        }
-        state = {name: tensor for name, tensor in state.items() if name not in dead}
-        values = {id(state[name]): value for name, value in self._parameters.items() if name in state}
-        for name, tensor in state.items():
-            if id(tensor) not in done:
-                value = values.get(id(tensor))
-                new = change(tensor, value) if value is not None else tensor.detach().clone()
-                if isinstance(tensor, nn.Parameter):
-                    new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-                done[id(tensor)] = new
-            assign(root, name, done[id(tensor)], persistent=name in kept_names)
-        for node in graph.nodes:  # nested graphs of higher-order operators, and flags
-            if node.op == "get_attr" and isinstance(part := getattr(self.module, str(node.target), None), nn.Module):
-                root.add_module(str(node.target), part)
-        module = fx.GraphModule(root, graph, class_name=type(self.module).__name__)
-        for name in state:
-            assign(module, name, done[id(state[name])], persistent=name in kept_names)
-        module.meta["free_batch"] = self.module.meta.get("free_batch", True)
-        module.train(self.module.training)
-        return module
 
 
 _SUMS_IN_PLACE = (torch.ops.aten.add_.Tensor,)
@@ -333,18 +295,3 @@ def _dag(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
             if same and all(one in data for one in (str(node.args[0]), str(node.args[1]))):
                 sums[node.name] = (str(node.args[0]), str(node.args[1]))
     return Dag(nodes, outputs, tensors, frozenset(weights), sums, frozenset(data), writes)
-
-
-def assign(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
-    """Set a parameter or buffer by its dotted name; missing containers are made."""
-    *path, last = name.split(".")
-    for part in path:
-        child = module._modules.get(part)
-        if child is None:
-            child = nn.Module()
-            module.add_module(part, child)
-        module = child
-    if isinstance(tensor, nn.Parameter):
-        module.register_parameter(last, tensor)
-    else:
-        module.register_buffer(last, tensor, persistent=persistent)

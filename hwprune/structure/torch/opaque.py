@@ -14,7 +14,7 @@ from hwprune.structure.axes import Axis
 from hwprune.structure.branches import Branch
 from hwprune.structure.dims import BoolArray, IntArray
 from hwprune.structure.model_graph import Matrix, ModelGraph
-from hwprune.structure.torch.graph import assign
+from hwprune.structure.torch.rebuilding import assign
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -1,0 +1,120 @@
+"""Options of units: weights pruned in every way that is asked for, from the database or computed; and the statistics for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from hwprune import patterns
+from hwprune.calibration import collect, passes
+from hwprune.calibration.gram import Calibration
+from hwprune.errors import UsageError
+from hwprune.layers import units as unit_table
+from hwprune.layers.layer import Layer
+from hwprune.layers.units import Unit
+from hwprune.methods import layerwise, method
+from hwprune.methods.method import Option
+from hwprune.pruning.database import Database
+from hwprune.structure.model_graph import ModelGraph
+from hwprune.workload.workload import Workload
+
+
+class UnitOptions:
+    """Options and statistics of one model with its calibration data; each is computed once.
+
+    Args:
+        database: folder of the option database; None: options are kept in memory.
+        fingerprint: of the model.
+        progress: told how far a calibration pass is.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        graph: ModelGraph,
+        units: Mapping[str, Unit],
+        layers: Mapping[str, Layer],
+        database: Path | None,
+        fingerprint: str,
+        progress: passes.Progress | None,
+    ) -> None:
+        self.workload, self.graph, self.units, self.layers = workload, graph, units, layers
+        self.database, self.fingerprint, self.progress = database, fingerprint, progress
+        self._options: dict[tuple[str, str, str, str, float | None], Option] = {}
+        self._calibration_data = Calibration({})
+        self._collected: frozenset[str] = frozenset()
+        self._store: Database | None = None
+
+    def statistics(self, names: Iterable[str]) -> Calibration:
+        """Statistics of the dense model on the calibration data; what was collected once is not collected again.
+
+        Args:
+            names: fields of `LayerStatistics`, or ``influence``.
+        """
+        wanted = set(names)
+        for kind in (collect.GRAM, collect.GRADIENT, frozenset({collect.INFLUENCE})):
+            if wanted & kind and not kind & self._collected:
+                self._calibration_data = self._calibration_data.merged(self._collect(kind))
+                self._collected |= kind
+        return self._calibration_data
+
+    def forget(self) -> None:
+        """The weights of ``graph.module`` were changed in place: nothing that was found out about the old ones holds.
+
+        Only for a pruner of a private copy of the model; one with an option database never forgets.
+        """
+        if self.database is not None:
+            raise ValueError("options in a database belong to the weights they were made from")
+        self._options.clear()
+        self._calibration_data, self._collected = Calibration({}), frozenset()
+
+    def _collect(self, names: frozenset[str]) -> Calibration:
+        def compute() -> Calibration:
+            return collect.collect_statistics(self.graph, self.workload, names, progress=self.progress)
+
+        store = self._database()
+        return compute() if store is None else store.statistics(names, compute)
+
+    def _database(self) -> Database | None:
+        if self.database is None:
+            return None
+        if self._store is None:
+            self._store = Database(self.database, self.workload, self.fingerprint, self.graph.module)
+        return self._store
+
+    def options(
+        self, unit: str, pattern: str, method_name: str, levels: Sequence[float], local_compensation: str = "none"
+    ) -> list[Option]:
+        """Options of a unit of the dense model, one a sparsity, from the database where they are there.
+
+        Raises:
+            UsageError: they don't fit, or what they need is not there.
+        """
+        one = unit_table.get(self.units, unit)
+        chosen, found = patterns.get(pattern), method.get(method_name)
+        if reason := unavailable(self.layers, one, found, chosen):
+            raise UsageError(f"unit {unit}: {reason}")
+        asked: list[float | None] = [None if chosen.fixed_sparsity is not None else level for level in levels]
+
+        def compute(missing: list[float | None]) -> Sequence[Option]:
+            known = self.statistics([*found.needs, *(["gram"] if local_compensation != layerwise.NONE else [])])
+            return method.solve(one, known.layers, found, missing, chosen, local_compensation)
+
+        store = self._database()
+        if store is not None:
+            return store.options(unit, chosen.name, found.name, local_compensation, asked, compute)
+        keys = [(unit, chosen.name, found.name, local_compensation, level) for level in asked]
+        missing = [key for key in keys if key not in self._options]
+        if missing:
+            for key, option in zip(missing, compute([key[-1] for key in missing]), strict=True):
+                self._options[key] = option
+        return [self._options[key] for key in keys]
+
+
+def unavailable(layers: Mapping[str, Layer], unit: Unit, found: method.Method, pattern: patterns.Pattern) -> str | None:
+    """Why a method can't be used for a unit, as far as that is known without data; or None."""
+    if reason := found.unavailable(unit.parts, pattern):
+        return reason
+    if found.needs and unit.matrix is not None and unit.name not in layers:
+        return f"method {found.name} needs the inputs of {unit.name}, which is used in more ways than as the weight of a layer"
+    return None
