@@ -27,7 +27,8 @@ GRAM = frozenset(
 )
 GRADIENT = frozenset({"grad_abs", "fisher", "taylor_in", "taylor_out"})
 INFLUENCE = "influence"
-"""Of branches: 1 - cosine between what goes into the sum on the skip side and what comes out (ShortGPT: Men et al. 2024)."""
+"""Influence of a branch: 1 - cosine between what goes into the sum on the skip side and what comes out (ShortGPT: Men et al.
+2024)."""
 
 
 def collect_statistics(

@@ -25,7 +25,7 @@ from hwprune.structure.model_graph import ModelGraph
 from hwprune.workload.workload import Workload
 
 EXAMPLES = 512
-"""Of the calibration data. One label is drawn for each, so that a[n] is noisy, but their mean square is not."""
+"""Calibration examples that are used. One label is drawn for each, so that a[n] is noisy, but their mean square is not."""
 
 MEMORY_LIMIT = 1_500_000_000
 """Bytes of changed weights held at once."""

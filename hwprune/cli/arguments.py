@@ -45,7 +45,7 @@ def require_writable(name: str | Path) -> Path:
 
 
 def require_new(name: str | Path) -> Path:
-    """The same for a folder that must be empty or new."""
+    """Check an output folder, which must be empty or new. Raises `UsageError`."""
     path = require_writable(name)
     if path.exists() and any(path.iterdir()):
         raise UsageError(f"{path} is not an empty folder: choose another --out")

@@ -41,7 +41,7 @@ def parse(text: str) -> list[Compensation]:
 
 
 def canonical(text: str) -> str:
-    """The same compensations in the order of the table."""
+    """The name of the same compensations in the order of the table."""
     return "+".join(one.name for one in parse(text)) or NONE
 
 

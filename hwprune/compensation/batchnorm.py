@@ -26,8 +26,9 @@ from hwprune.errors import CandidateFailure
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 _DENSE = "batch-norm statistics"
 EXAMPLES = 64
-"""Of the calibration data. Every example gives many positions, and what is carried over is a difference between two models on the
-same data, in which most of the sampling noise cancels; and this pass is most of a candidate's pruning time. (Sequential
+"""Calibration examples that are used. Every example gives many positions, and what is carried over is a difference between two
+models on the same data, in which most of the sampling noise cancels; and this pass is most of a candidate's pruning time.
+(Sequential
 compensation, which finalists get, uses all of them.)"""
 VARIANCE_FLOOR = 1e-3
 """Least ratio of variances: a channel that nearly died is not blown up."""
@@ -37,7 +38,7 @@ Moments = tuple[torch.Tensor, torch.Tensor]
 
 
 def moments(inputs: Sequence[torch.Tensor]) -> Moments:
-    """Of dim 1, over all batches together."""
+    """Mean and variance over all batches together, for each index of dim 1."""
     dims = [d for d in range(inputs[0].ndim) if d != 1]
     count = sum(x.numel() // x.shape[1] for x in inputs)
     mean = torch.stack([x.sum(dim=dims, dtype=torch.float64) for x in inputs]).sum(dim=0) / count

@@ -32,7 +32,7 @@ from hwprune.structure.torch.rules.table import read_argument
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 SCALE_LIMITS = (0.5, 2.0)
-"""Of the mean/variance correction: a channel that carries next to nothing is not blown up."""
+"""Range of the factor of the mean/variance correction: a channel that carries next to nothing is not blown up."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +89,7 @@ class _Walker:
         return torch.arange(size) if chosen is None else chosen[0]
 
     def columns(self, pair: _Pair, own: list[torch.Tensor], dense: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same random positions of both: (G, rows, kept d) and (G, rows, d)."""
+        """Columns of both inputs at the same random positions: (G, rows, kept d) and (G, rows, d)."""
         target = max(MIN_ROWS, ROWS_PER_COLUMN * (prod(pair.own.matrix.shape[1:]) + 1))
         total = sum(len(x) for x in own)
         mine, theirs = [], []

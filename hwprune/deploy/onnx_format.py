@@ -47,7 +47,7 @@ def write_onnx(source: Path, path: Path, options: Options) -> None:
 
 
 def converted_opset(model: onnx.ModelProto, opset: int | None) -> onnx.ModelProto:
-    """The same model with another version of the standard operators. Raises `CandidateFailure`, `UsageError`."""
+    """The model with another version of the standard operators. Raises `CandidateFailure`, `UsageError`."""
     import onnx.version_converter
 
     now = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))

@@ -79,7 +79,7 @@ class ExportedPoint:
         return self.source / "model.onnx"
 
     def pruner(self) -> Pruner:
-        """Of the workload that the run was made with. Raises `UsageError`."""
+        """A pruner of the workload that the run was made with. Raises `UsageError`."""
         self.refuse_quantised()
         workload = self.workload
         if workload is None:

@@ -147,15 +147,15 @@ class Paired:
 
     @property
     def passed(self) -> bool:
-        """Of the dense model against copies of itself: is the machine quiet enough to rank by?"""
+        """Is the machine quiet enough to rank by? (For the dense model against copies of itself.)"""
         return bool(self.speedup.conditions.get("passed", True))
 
     def with_speedup(self, value: float, low: float, high: float) -> Paired:
-        """The same measurement with another speedup and interval."""
+        """This measurement with another speedup and interval."""
         return replace(self, speedup=replace(self.speedup, value=value, ci_low=low, ci_high=high))
 
     def with_conditions(self, **conditions: Any) -> Paired:
-        """The same measurement with more, or other, conditions of its speedup."""
+        """This measurement with more, or other, conditions of its speedup."""
         return replace(self, speedup=replace(self.speedup, conditions={**self.speedup.conditions, **conditions}))
 
     def to_json(self) -> dict[str, Any]:

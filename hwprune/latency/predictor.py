@@ -36,7 +36,7 @@ CALL_SHARE = 0.2
 FETCH = 1e-10
 """Seconds a byte: how much fetching weights from memory may add, one standard deviation (10 GB/s)."""
 MOVE = 3e-10
-"""The same for what passes between segments, which also changes layouts on its way (3 GB/s)."""
+"""Seconds a byte for what passes between segments, which also changes layouts on its way (3 GB/s)."""
 _ITEM = 4
 """Bytes of a weight; another type changes only the meaning of the factor."""
 UNCERTAIN = 0.05

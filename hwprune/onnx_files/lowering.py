@@ -10,7 +10,7 @@ _REORDERING = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
 
 
 def lowered(module: torch.nn.Module) -> torch.nn.Module:
-    """The same computation without what the exporter trips over.
+    """A module that computes the same without what the exporter trips over.
 
     Fused attention over other than 4 dims has no translation, and a reshape of its result is translated as a view that only the
     fused kernel's strides allow.

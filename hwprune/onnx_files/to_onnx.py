@@ -20,7 +20,7 @@ from hwprune.structure.torch.opaque import opaque_model
 
 OPSET = 20
 RECORDED_OPSET = 17
-"""Of the exporter that records one run; it knows no newer ones."""
+"""The opset of the exporter that records one run; it knows no newer ones."""
 INLINE_LIMIT = 1_500_000_000
 """Bytes of weights above which they go into a file beside the model: a protobuf holds 2 GB at most."""
 

@@ -12,7 +12,7 @@ from hwprune.records.target import Target
 
 
 def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Probe:
-    """The same from the profile's roofline, for a device that is not here. Nothing is measured.
+    """Probe by the profile's roofline, for a device that is not here. Nothing is measured.
 
     Raises:
         UsageError: the profile has no roofline.

@@ -17,7 +17,7 @@ ORDER_TOLERANCE = 1e-4
 CUT_TOLERANCE = 1e-5
 """Largest difference between cut and masked outputs, relative to the largest output, in float32."""
 CUT_TOLERANCE_DOUBLE = 1e-9
-"""The same in float64, asked only when float32 rounding leaves a doubt."""
+"""The largest difference in float64, asked only when float32 rounding leaves a doubt."""
 
 
 @torch.no_grad()

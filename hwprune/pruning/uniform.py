@@ -25,7 +25,7 @@ def uniform_recipe(
     compensation: str | None = None,
     scope: str = "unit",
 ) -> Recipe:
-    """The same choice for every unit that ``pattern`` fits.
+    """A recipe with the same choice for every unit that ``pattern`` fits.
 
     Args:
         workload: or a `Pruner` of it, which keeps what calibration learned.

@@ -34,7 +34,7 @@ class Measurement:
 
     @property
     def verdict(self) -> str:
-        """Of a speedup: ``faster``, ``slower``, or ``not distinguishable`` from dense by its interval."""
+        """What the interval of a speedup says: ``faster``, ``slower``, or ``not distinguishable`` from dense."""
         return "faster" if self.ci_low > 1 else "slower" if self.ci_high < 1 else "not distinguishable"
 
     def to_json(self) -> dict[str, Any]:

@@ -94,5 +94,5 @@ def _choice(row: Table, values: tuple[str, str, float, str]) -> UnitChoice | Non
 
 
 def uniform(units: Iterable[str], pattern: str, sparsity: float, method: str, compensation: str) -> Recipe:
-    """The same choice for all of ``units``."""
+    """A recipe with one choice for all of ``units``."""
     return Recipe(tuple(UnitChoice(unit, pattern, sparsity, method) for unit in units), compensation)

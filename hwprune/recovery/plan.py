@@ -98,7 +98,8 @@ class Plan:
 
     @property
     def task_weight(self) -> float:
-        """Of the task loss: all of it in a fine-tuning, half of it in gradual pruning, none in a distillation."""
+        """Weight of the task loss: 1 in a fine-tuning, 0.5 in gradual pruning, 0 in a distillation, unless ``task`` says
+        another."""
         if self.task is not None:
             return self.task
         return {"finetune": 1.0, "distill": 0.0, "gradual": 0.5}[self.kind]
@@ -141,5 +142,5 @@ def default_rate(plan: Plan, normed: bool) -> float:
 
 
 def shorter(plan: Plan, share: float) -> Plan:
-    """The same with a part of the epochs, for choosing who gets all of them."""
+    """The plan with a part of its epochs, for choosing who gets all of them."""
     return replace(plan, epochs=plan.epochs * share)

@@ -24,7 +24,7 @@ def one_shot(progress: float, initial: float, final: float) -> float:  # noqa: A
 
 
 def linear(progress: float, initial: float, final: float) -> float:
-    """The same amount in every step."""
+    """Remove an equal amount in every step."""
     return initial + (final - initial) * _inside(progress)
 
 

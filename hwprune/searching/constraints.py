@@ -48,7 +48,7 @@ class Constraints:
         return found
 
     def of(self, trial: Trial) -> dict[str, float]:
-        """The same of a trial; empty if it was not measured."""
+        """The excesses of a trial; empty if it was not measured."""
         if not trial.measured:
             return {}
         assert trial.drop is not None and trial.speedup is not None and trial.latency is not None

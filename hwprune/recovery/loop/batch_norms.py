@@ -16,7 +16,7 @@ def has_any(module: fx.GraphModule) -> bool:
 
 
 def frozen(module: fx.GraphModule) -> fx.GraphModule:
-    """The same model, parameters shared, whose batch norms take their running statistics as constants also in train mode."""
+    """The model, parameters shared, whose batch norms take their running statistics as constants also in train mode."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     for node in graph.nodes:

@@ -36,7 +36,7 @@ def features(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> t
 
 
 def tapped(module: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
-    """The same model with its answer and the outputs of some nodes: (answer, (value, ...)). Parameters are shared."""
+    """The model with its answer and the outputs of some nodes: (answer, (value, ...)). Parameters are shared."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     answer = graph.graph_copy(module.graph, copied)

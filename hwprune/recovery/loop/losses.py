@@ -49,9 +49,9 @@ class Losses:
     _still: nn.Module | None = field(init=False, default=None)
     """What is trained, with batch norms that keep their statistics; for small batches, or all of them."""
     _axis: int | None = field(init=False, default=None)
-    """Of the classes in the teacher's outputs."""
+    """Axis of the classes in the teacher's outputs."""
     _variance: float = field(init=False, default=1.0)
-    """Of the teacher's outputs, where they have no axis of classes."""
+    """Variance of the teacher's outputs, where they have no axis of classes."""
 
     def __post_init__(self) -> None:
         if self.taps and self.plan.features > 0 and self.teacher is not None:

@@ -19,8 +19,8 @@ FARTHEST = 4
 MARGIN = 0.05
 """A larger rate must bring the loss down by this share more: in a long run the smaller one catches up."""
 MARGIN_RISING = 0.25
-"""The same where sparsity rises meanwhile: the trial begins with a model that has lost everything, the training with a dense one,
-which a large rate ruins first. (`benchmarks/recovery.py --workload wide_cnn --sparsities 0.75 --epochs 2 --methods gradual`:
+"""The margin where sparsity rises meanwhile: the trial begins with a model that has lost everything, the training with a dense
+one, which a large rate ruins first. (`benchmarks/recovery.py --workload wide_cnn --sparsities 0.75 --epochs 2 --methods gradual`:
 0.757 with `--rate 0.004`, which a margin of a twentieth chooses, 0.796 with `--rate 0.001`, which this one chooses; seed 0.)"""
 
 RUINED = 2.0

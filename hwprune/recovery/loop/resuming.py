@@ -17,7 +17,7 @@ from hwprune.recovery.loop.losses import said
 from hwprune.recovery.loop.training import Training, TrainingState
 
 NUMBERS = ("step", "examples", "rate", "restarts", "best_step", "stale", "spent")
-"""Of a `TrainingState`."""
+"""The numbers of a `TrainingState` that a checkpoint holds."""
 
 
 class Resuming:

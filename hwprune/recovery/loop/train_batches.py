@@ -24,7 +24,7 @@ class Batches:
     seed: int
 
     def count(self) -> int:
-        """Of an epoch. Raises `WorkloadError` if there is no train split."""
+        """Batches in an epoch. Raises `WorkloadError` if there is no train split."""
         loader: Any = self.workload.train
         if loader is None:
             raise WorkloadError(

@@ -31,7 +31,7 @@ class Gates(ScoreLearner):
     """Gates of a recipe's axes; how many close of which axis is found by training, not taken from the recipe."""
 
     score_range = 40.0
-    """Of ln(alpha): from open to closed it is ten, and gates must be able to come back."""
+    """Range of ln(alpha): from open to closed it is ten, and gates must be able to come back."""
     FARTHEST = math.log(100)
     """|ln(alpha)|; beyond it the chance of changing has no gradient any more (Louizos et al. clamp it too)."""
     SCALARS = ("_updates", "multiplier", "_before", "_due")

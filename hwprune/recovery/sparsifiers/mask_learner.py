@@ -213,7 +213,7 @@ class ScoreLearner(MaskLearner):
 
     @torch.no_grad()
     def _norms(self, module: nn.Module, name: str) -> torch.Tensor:
-        """Of every weight, or of every index of an axis over what makes it."""
+        """The score of every weight, or of every index of an axis over what makes it."""
         parameters = dict(module.named_parameters())
         if self.choices[name][0].axis is None:
             return parameters[name].detach().abs()

@@ -134,7 +134,7 @@ class Evaluator:
         return self._write_and_score(candidate, folder, Stopwatch(), Expectation())
 
     def refine(self, trial: Trial, compensation: str) -> Trial | None:
-        """The same cut with a more thorough compensation, exported and checked; None if it is no better on validation.
+        """The trial's cut with a more thorough compensation, exported and checked; None if it is no better on validation.
 
         Its files replace those of the trial. Shapes, and so the latency, stay what they are.
 

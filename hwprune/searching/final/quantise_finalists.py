@@ -37,7 +37,7 @@ from hwprune.searching.study.store import Store
 FILE = "quantise.json"
 DENSE = "dense"
 FAILURES = (HwpruneError, RuntimeError, ValueError, MemoryError, OSError, DecodeError)
-"""Of one file: the others, and the search's own front, go on."""
+"""What may go wrong with one file; the others, and the search's own front, go on."""
 
 
 def check_precisions(job: Job, target: Target) -> None:

@@ -23,7 +23,7 @@ from hwprune.searching.progress import Progress
 
 DENSE = "dense"
 PROFILE_ROUNDS, PROFILE_RUNS = 3, 8
-"""Of the times by layer: turns of all models, and runs in each."""
+"""How times by layer are taken: turns of all models, and runs in each turn."""
 
 
 @dataclass(frozen=True, slots=True)

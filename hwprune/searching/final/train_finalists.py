@@ -43,20 +43,20 @@ SHORT = 0.1
 REACH = 8.0
 """Drop before training over the largest one that is wanted, up to which a candidate is looked at."""
 FARTHEST = 0.35
-"""The same as a share of the dense metric where nothing is wanted."""
+"""The farthest drop as a share of the dense metric, where no largest drop is wanted."""
 FILE = "recovery.json"
 WITHOUT_GAIN = "trained without gain"
 """Attribute of the study, with the plan: trials that validation did not find better after their training."""
 FAILURES = (HwpruneError, RuntimeError, OSError)
-"""Of one candidate's training: memory that is used up, a full disk, a loss that can't be followed. The others go on."""
+"""What may go wrong in one candidate's training: no memory left, a full disk, a loss that can't be followed. The others go on."""
 FAILED = "training failed"
-"""The same: trial -> why it could not be trained."""
+"""Attribute of the study, with the plan: trial -> why it could not be trained."""
 WASTED = "training without result, s"
-"""The same: seconds of trainings that no candidate came of."""
+"""Attribute of the study, with the plan: seconds of trainings that no candidate came of."""
 RATE = "training rate"
-"""The same: the learning rate of all trainings, where the plan says none."""
+"""Attribute of the study, with the plan: the learning rate of all trainings, where the plan says none."""
 SHORT_TRAINING = "short training"
-"""The same: trial -> metric on validation after the short training."""
+"""Attribute of the study, with the plan: trial -> metric on validation after the short training."""
 
 
 def train_finalists(
@@ -116,7 +116,7 @@ class _Trainer:
         self._wasted_key = f"{WASTED} {plan.text()}"
         self.failures: dict[str, str] = dict(store.read(self._failed_key) or {})
         self.passing: dict[str, str] = {}
-        """The same for what may be gone when the search is resumed."""
+        """Trial -> why it could not be trained, for reasons that may be gone when the search is resumed."""
         self._rated = plan
         self.without_gain: list[int] = list(store.read(self._gain_key) or [])
         self.wasted = float(store.read(self._wasted_key) or 0.0)

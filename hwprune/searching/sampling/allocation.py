@@ -21,7 +21,7 @@ Pairs = Mapping[tuple[int, int], Array]
 
 BUCKETS = 4000
 ROUNDS = 5
-"""Of fixing neighbours in turn, where couplings form no chain."""
+"""Rounds of fixing neighbours in turn, where couplings form no chain."""
 MOST_FIXED = 64
 """Combinations of options of a few items that are tried one by one, so that the rest falls apart into chains."""
 

@@ -37,10 +37,10 @@ TRUSTED = 0.95
 FISHER_SCALE = 0.4
 """True KL over the Fisher quadratic, as far as it is the same from network to network (methods 9.3)."""
 KL_NOISE = 0.05
-"""Of ln KL of one candidate, its neighbours' apart."""
+"""Standard deviation of ln KL of one candidate beside its neighbours."""
 KL_FLOOR = 1e-6
 RATIO_NOISE = 0.01
-"""Of a measured ratio: session effects (`hwprune.latency.paired`)."""
+"""Relative standard deviation of a measured ratio: session effects (`hwprune.latency.paired`)."""
 ENOUGH, REFITS, FAR = 8, 4, 2.5
 """Measurements from which their noise is estimated; rounds of it; deviations beyond which a measurement counts for less."""
 MOST_OPTIONS = 800

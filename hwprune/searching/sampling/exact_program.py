@@ -9,7 +9,7 @@ import numpy as np
 from hwprune.searching.sampling.allocation import Array
 
 LIMITS = {"time_limit": 2.0, "mip_rel_gap": 1e-4}
-"""Of the integer program; what it has found by then is taken."""
+"""Limits of one integer program: seconds, and the gap to the optimum; what it has found by then is taken."""
 
 
 def solve_limits(errors: Sequence[Array], uses: Sequence[Sequence[Array]], limits: Sequence[float]) -> list[int] | None:

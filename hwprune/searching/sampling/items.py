@@ -30,7 +30,7 @@ UNKNOWN_GAIN = 0.02
 """Share of a layer's time that a mask is taken to save where nothing was measured, or no gain was found and it is searched all
 the same: enough to be tried."""
 MOST_CHOICES = 64
-"""Of one item; beyond, its joint choices are thinned to those that no other dominates."""
+"""Most choices of one item; beyond, its joint choices are thinned to those that no other dominates."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from hwprune.searching.study.attributes import HANDED_OVER
 from hwprune.searching.study.backend import StudyBackend
 
 CLAIM_S = 0.1
-"""Of two workers that claim a trial at the same moment, the one that wrote last sees itself after so long."""
+"""Seconds after which a worker looks whether it has claimed a trial: the one that wrote last sees itself."""
 
 
 class Handover:

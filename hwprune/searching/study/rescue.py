@@ -99,7 +99,8 @@ class Rescue:
         return DUPLICATE in frozen.system_attrs
 
     def superseded(self, asked: optuna.Trial) -> int | None:
-        """Of several retries of one trial, which two workers may both have enqueued, only the first counts: its number."""
+        """The number of an earlier retry of the same trial, which another worker has enqueued; only the first counts. None:
+        none."""
         of = asked.user_attrs.get(RETRY_OF)
         if of is None:
             return None

@@ -58,7 +58,7 @@ class OpaqueGraph(ModelGraph):
 
     @torch.no_grad()
     def macs(self, counts: Mapping[str, int], batch: int = 1, drop: Collection[str] = ()) -> int:
-        """Of the linear and convolution layers that the example inputs pass through."""
+        """Count the multiply-accumulates of the linear and convolution layers that the example inputs pass through."""
         total = 0
 
         def count(layer: Any, _inputs: Any, output: torch.Tensor) -> None:
