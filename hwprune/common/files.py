@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import secrets
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +31,11 @@ class Table:
         self._faults = faults if faults is not None else []
         self._asked: set[str] = set()
 
+    @property
+    def fault_count(self) -> int:
+        """How many faults the whole file has so far: equal before and after a row is read if nothing is wrong with it."""
+        return len(self._faults)
+
     def fault(self, key: str, text: str) -> None:
         self._faults.append(f"{self._prefix}{key}: {text}")
 
@@ -47,8 +52,8 @@ class Table:
         if given and not isinstance(value, str):
             self.fault(key, f"must be a text, got {value!r}")
             return ""
-        if given and choices is not None and value not in (known := sorted(choices)):
-            self.fault(key, f"must be one of {', '.join(known)}, got {value!r}{_nearest(value, known)}")
+        if given and choices is not None and value not in (allowed := sorted(choices)):
+            self.fault(key, f"must be one of {', '.join(allowed)}, got {value!r}{_nearest(value, allowed)}")
         return value if isinstance(value, str) else ""
 
     def optional_text(self, key: str) -> str | None:
@@ -88,10 +93,10 @@ class Table:
             self.fault(key, f"must be a list of texts, got {value!r}")
             return ()
         if given and choices is not None:
-            known = sorted(choices)
+            allowed = sorted(choices)
             for item in value:
-                if item not in known:
-                    self.fault(key, f"holds {item!r}; choices: {', '.join(known)}{_nearest(item, known)}")
+                if item not in allowed:
+                    self.fault(key, f"holds {item!r}; choices: {', '.join(allowed)}{_nearest(item, allowed)}")
         return tuple(value or ())
 
     def numbers(self, key: str, default: Any = _REQUIRED, low: float = -math.inf, high: float = math.inf) -> tuple[float, ...]:
@@ -111,11 +116,18 @@ class Table:
         return Table(value or {}, self._where, self._faults, f"{self._prefix}{key}.")
 
     def tables(self, key: str, default: Any = _REQUIRED) -> list[Table]:
+        """The rows that are tables; each of the others is a fault with its place."""
         value, given = self._get(key, default)
-        if given and (not isinstance(value, list) or not all(isinstance(item, dict) for item in value)):
+        if given and not isinstance(value, list):
             self.fault(key, f"must be a list of tables, got {type(value).__name__}")
             return []
-        return [Table(v, self._where, self._faults, f"{self._prefix}{key}[{i}].") for i, v in enumerate(value or [])]
+        rows = []
+        for place, row in enumerate(value or []):
+            if isinstance(row, dict):
+                rows.append(Table(row, self._where, self._faults, f"{self._prefix}{key}[{place}]."))
+            else:
+                self.fault(f"{key}[{place}]", f"must be a table, got {row!r}")
+        return rows
 
     def free(self, key: str) -> dict[str, Any]:
         """A table whose content is not checked (options passed on, numbers with their source)."""
@@ -138,8 +150,8 @@ class Table:
             raise UsageError(f"{self._where} has {len(self._faults)} fault(s):", self._faults)
 
 
-def _nearest(value: object, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.6)
+def _nearest(value: object, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -181,19 +193,23 @@ def cache_folder() -> Path:
     return Path(root) / "hwprune"
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: a crash leaves the old content or the new one."""
+def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write a whole file or nothing: a crash leaves the old content or the new one.
+
+    Args:
+        private: only the user may read it (mode 0600); else as the umask says.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

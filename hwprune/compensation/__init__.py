@@ -1,4 +1,7 @@
-"""Compensation: repair what was kept. One file each, one table; a recipe names one or several, joined by ``+``."""
+"""Compensation: repair what was kept. One file each, one table; a recipe names one or several, joined by ``+``.
+
+Begin with `base`; `sequential` is the most thorough one.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from hwprune.errors import UnknownNameError, UsageError
 NONE = "none"
 
 COMPENSATIONS: dict[str, Compensation] = {
-    one.name: one
-    for one in (
+    compensation.name: compensation
+    for compensation in (
         Local("obs", "each layer's kept weights make up for those removed (optimal brain surgeon)"),
         Local("lstsq", "the same by exact least squares, for masks too (slow on large layers)"),
         Sequential(),
@@ -21,7 +24,7 @@ COMPENSATIONS: dict[str, Compensation] = {
         BatchNorm(),
     )
 }
-"""In the order in which they are applied."""
+"""All compensations by name, in the order in which they are applied."""
 
 
 def parse(text: str) -> list[Compensation]:
@@ -37,12 +40,12 @@ def parse(text: str) -> list[Compensation]:
             raise UnknownNameError("compensation", name, [NONE, *COMPENSATIONS], "Several are joined by +.")
     if sum(COMPENSATIONS[name].local for name in names) > 1:
         raise UsageError(f"compensation {text}: obs and lstsq exclude each other")
-    return [one for name, one in COMPENSATIONS.items() if name in names]
+    return [compensation for name, compensation in COMPENSATIONS.items() if name in names]
 
 
 def canonical(text: str) -> str:
     """The name of the same compensations in the order of the table."""
-    return "+".join(one.name for one in parse(text)) or NONE
+    return "+".join(compensation.name for compensation in parse(text)) or NONE
 
 
 __all__ = ["COMPENSATIONS", "NONE", "BatchNorm", "Batches", "Compensation", "Context", "canonical", "parse"]

@@ -1,4 +1,7 @@
-"""Criteria: weights and statistics -> scores. One file a family, one table."""
+"""Criteria: weights and statistics -> scores. One file a family, one table.
+
+Begin with `base`; a new criterion is one file and one row in the table below.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,8 @@ def get(name: str) -> Criterion:
     others = plugins.found("hwprune.criteria", Criterion)
     if name not in others:
         raise UnknownNameError("criterion", name, [*CRITERIA, *others])
-    made: Criterion = others[name]
-    return made
+    criterion: Criterion = others[name]
+    return criterion
 
 
 __all__ = [

@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from hwprune.errors import WorkloadError
-from hwprune.onnx_files.operators.table import OPERATORS, Node
+from hwprune.onnx_files.operators import OPERATORS, Node
 from hwprune.structure.onnx.graph import OnnxGraph
 from hwprune.structure.onnx.values import attributes
 from hwprune.structure.symbols import PRIMES, factors

@@ -1,4 +1,7 @@
-"""Patterns: scores -> keep_mask. One file a family, one table."""
+"""Patterns: scores -> keep_mask. One file a family, one table.
+
+Begin with `base`; a new pattern is one file and one row in the table below.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from hwprune.patterns.unstructured import Unstructured, UnstructuredRow
 AXIS_PATTERNS: dict[str, Pattern] = {
     role: WholeIndex(role) for role in ("channel", "head", "head_dim", "neuron", "hidden", "group", "expert")
 }
-"""One for each role; applied by cutting."""
+"""The patterns of axes, one for each role; applied by cutting."""
 
 WEIGHT_PATTERNS: dict[str, Pattern] = {
     "unstructured": Unstructured(),
@@ -27,7 +30,7 @@ WEIGHT_PATTERNS: dict[str, Pattern] = {
     "block:4x1": Block(4, 1),
     "block:4x4": Block(4, 4),
 }
-"""Applied by masking. The families N:M and block:RxC take any numbers."""
+"""The patterns of weights, applied by masking. The families N:M and block:RxC take any numbers."""
 
 BRANCH = "branch"
 """A whole residual branch, dropped: not chosen by scores, so it is no `Pattern`."""
@@ -49,8 +52,8 @@ def get(name: str) -> Pattern:
     others = plugins.found("hwprune.patterns", Pattern)
     if name not in others:
         raise UnknownNameError("pattern", name, [*PATTERNS, *others], "N:M and block:RxC take any numbers.")
-    made: Pattern = others[name]
-    return made
+    pattern: Pattern = others[name]
+    return pattern
 
 
 def is_axis(name: str) -> bool:

@@ -1,4 +1,7 @@
-"""Runtimes: a model file -> a runner. One file each, one table."""
+"""Runtimes: a model file -> a runner. One file each, one table.
+
+Begin with `base`; a new runtime is one file and one row in the table below.
+"""
 
 from __future__ import annotations
 

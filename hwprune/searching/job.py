@@ -10,6 +10,7 @@ from typing import Any
 
 from hwprune import compensation
 from hwprune.common.files import dump_toml, read_toml, write_atomic
+from hwprune.common.masking import has_password, mask_password
 from hwprune.deploy import quantise
 from hwprune.errors import UsageError
 from hwprune.recovery import plan
@@ -34,7 +35,8 @@ class Job:
         recover: ``none``, compensations joined by ``+``, ``auto`` (what the model has use for), or a training of the finalists:
             ``finetune:EPOCHS``, ``distill:EPOCHS``, ``gradual:EPOCHS``.
         trial_timeout_s, memory_limit: what one candidate may take; 0 bytes: three quarters of the machine's memory.
-        storage: Optuna storage URL; empty: study.db in the run directory.
+        storage: Optuna storage URL; empty: study.db in the run directory. A password in it stays in job.toml, which then only the
+            user can read; everything else shows ``***``.
         database: folder of the option database; empty: the user's cache folder.
         remote: ``ssh://[user@]host[:port][/path/to/hwprune]`` of the machine that measures; empty: this one.
         table: folder of a latency table measured on the device; the front is then predicted, not measured.
@@ -129,13 +131,18 @@ class Job:
         """Do finalists get a more thorough compensation than other trials? Not where the user has asked for another."""
         return self.recover == "auto" or self.training is not None
 
-    def to_json(self) -> dict[str, Any]:
+    def _values(self) -> dict[str, Any]:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
+    def to_json(self) -> dict[str, Any]:
+        """For records and reports, which others may see."""
+        return {**self._values(), "storage": mask_password(self.storage)}
+
     def write(self, run: Path) -> None:
-        values = {key: value for key, value in self.to_json().items() if value is not None}
+        """Write job.toml, from which the search goes on."""
+        values = {key: value for key, value in self._values().items() if value is not None}
         text = f"# written by hwprune; `hwprune search --resume --out {run.name}` goes on from it\nschema = {SCHEMA}\n"
-        write_atomic(run / FILE, text + dump_toml(values))
+        write_atomic(run / FILE, text + dump_toml(values), private=has_password(self.storage))
 
     @property
     def constraints(self) -> Constraints:

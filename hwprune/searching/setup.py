@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from hwprune import runtimes
 from hwprune.common.files import Table
+from hwprune.common.memory import memory_limit
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
 from hwprune.latency.host import Host
@@ -142,4 +142,4 @@ class Setup:
 
 def three_quarters_of_memory() -> int:
     """Bytes; so that a candidate that eats memory fails by itself, and not by the system ending the search."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    return memory_limit() * 3 // 4

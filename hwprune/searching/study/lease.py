@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,9 @@ class Watch:
 
     silence_s: float = SILENCE_S
     clock: Callable[[], float] = time.monotonic
-    _seen: dict[int, tuple[Any, float]] = field(default_factory=dict)
+    _seen: dict[Hashable, tuple[Any, float]] = field(default_factory=dict)
 
-    def alive(self, trial: int, lease: dict[str, Any] | None) -> bool:
+    def alive(self, trial: Hashable, lease: dict[str, Any] | None) -> bool:
         """Is somebody working on the trial?"""
         if lease is not None and lease.get("place") == place() and lease.get("pid"):
             now = started(int(lease["pid"]))

@@ -78,7 +78,7 @@ class Rescue:
         """End a dead worker's trial. True if nothing is left to do for it."""
         asked = self._backend.asked(frozen._trial_id)
         if RESULT in frozen.system_attrs:  # it died between the numbers and the word that they are there
-            table = Table(frozen.system_attrs[RESULT], f"trial {frozen.number} in {self._backend.storage}")
+            table = Table(frozen.system_attrs[RESULT], f"trial {frozen.number} in the study")
             trial = Trial.from_table(table)
             table.finish()
             if trial.quantised:  # complete, it would teach samplers a speed that no parameter has made

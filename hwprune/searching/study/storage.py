@@ -10,7 +10,8 @@ from typing import Any
 
 import optuna
 
-from hwprune.errors import RunError, UsageError
+from hwprune.common.masking import mask_password
+from hwprune.errors import RunError, UsageError, first_line
 from hwprune.searching.study.attributes import STARTED
 
 STUDY = "hwprune"
@@ -22,18 +23,19 @@ _NO_TABLES = ("no such table", "does not exist", "UndefinedTable", "NoneType", "
 
 @contextlib.contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
+    """What a storage raises meanwhile, as errors of hwprune; passwords are masked in their texts."""
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
+    shown = mask_password(storage)
     try:
         yield
     except NoSuchModuleError as error:
-        raise UsageError(f"storage {storage} needs a driver that is not installed: {error}") from error
+        raise UsageError(f"storage {shown} needs a driver that is not installed: {mask_password(str(error))}") from None
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise RunError(f"the study's storage {storage} failed: {first}") from error
+        raise RunError(f"the study's storage {shown} failed: {mask_password(first_line(error))}") from None
     except ImportError as error:
         hint = "pip install 'hwprune[postgresql]'" if storage.startswith("postgres") else str(error)
-        raise UsageError(f"storage {storage} needs a driver that is not installed: {hint}") from error
+        raise UsageError(f"storage {shown} needs a driver that is not installed: {hint}") from error
 
 
 def _open(storage: str, create: bool) -> Any:
@@ -78,7 +80,7 @@ def load_study(storage: str) -> optuna.Study:
     except Exception as error:
         chain = f"{error} {error.__cause__} {error.__context__}"
         if isinstance(error, KeyError) or any(word in chain for word in _NO_TABLES):
-            raise UsageError(f"{storage} holds no hwprune study (yet)") from error
+            raise UsageError(f"{mask_password(storage)} holds no hwprune study (yet)") from None
         raise
 
 
@@ -95,8 +97,8 @@ def create_study(storage: str) -> optuna.Study:
         left = optuna.load_study(storage=opened, study_name=STUDY)
         if left.user_attrs.get(STARTED) or left.get_trials(deepcopy=False):
             raise UsageError(
-                f"{storage} holds a hwprune study already: go on with --resume (in the run directory of then) or use another "
-                "storage"
+                f"{mask_password(storage)} holds a hwprune study already: go on with --resume (in the run directory of then) or "
+                "use another storage"
             ) from error
         optuna.delete_study(study_name=STUDY, storage=opened)
         study = _new(opened)

@@ -105,7 +105,7 @@ class Store:
         if not frozen.state.is_finished() or RESULT not in frozen.system_attrs:
             return None
         if frozen._trial_id not in self._parsed:
-            table = Table(frozen.system_attrs[RESULT], f"trial {frozen.number} in {self._backend.storage}")
+            table = Table(frozen.system_attrs[RESULT], f"trial {frozen.number} in the study")
             trial = Trial.from_table(table)
             table.finish()
             self._parsed[frozen._trial_id] = trial
