@@ -8,6 +8,8 @@ HwpruneError
 |-- TraceError               torch.export could not trace the model
 |-- RunError                 the run itself failed: exit code 1
 `-- CandidateFailure         one candidate failed: becomes a failed trial, never ends a search
+
+HwpruneWarning               something that ends nothing, and that the user should know of
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ from collections.abc import Iterable, Sequence
 
 class HwpruneError(Exception):
     """Base class: catch this to catch everything hwprune raises on purpose."""
+
+
+class HwpruneWarning(UserWarning):
+    """hwprune's own warnings: the command line shows them, and keeps those of libraries quiet."""
 
 
 class UsageError(HwpruneError):

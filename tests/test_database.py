@@ -126,3 +126,19 @@ def test_tensors_are_mapped_and_not_read():
 def _resident():
     with open("/proc/self/statm") as stream:
         return int(stream.read().split()[1]) * 4096
+
+
+def test_the_loss_and_the_metric_are_part_of_the_key():
+    """Fisher statistics are the loss's, and drawn or given labels go by the metric (`collect_statistics`, labels ``auto``)."""
+    workload = tiny_workload("top1")
+    variants = [
+        workload,
+        dataclasses.replace(workload, loss=torch.nn.CrossEntropyLoss()),
+        dataclasses.replace(workload, loss=torch.nn.CrossEntropyLoss(label_smoothing=0.1)),
+        dataclasses.replace(workload, metric="top5"),
+        dataclasses.replace(workload, metric=lambda outputs, targets: outputs[:, 0]),
+        dataclasses.replace(workload, metric=lambda outputs, targets: outputs[:, 1]),
+    ]
+    keys = [database.calibration_fingerprint(variant) for variant in variants]
+    assert len(set(keys)) == len(keys)
+    assert database.calibration_fingerprint(tiny_workload("top1")) == keys[0]

@@ -158,16 +158,16 @@ class GradientPass:
                 output = layer_table.run(self.data.module, inputs, [*self.data.by_node, *sides], visit)
                 loss = self._loss(output, targets, count, generator)
                 probes = [*(probe for _, _, probe in uses), *(probe for _, probe in sums.values())]
-                found = torch.autograd.grad(loss, probes, allow_unused=True) if loss.requires_grad else [None] * len(probes)
+                by_probe = torch.autograd.grad(loss, probes, allow_unused=True) if loss.requires_grad else [None] * len(probes)
             seen += count
             # A layer that is used several times gets the sum of its uses' gradients.
             parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-            for (layer, x, _), gradient in zip(uses, found, strict=False):
+            for (layer, x, _), gradient in zip(uses, by_probe, strict=False):
                 if gradient is not None:
                     parts.setdefault(layer.name, []).append((layer.by_example(x), layer.outputs_by_example(gradient)))
             tails = {
                 name: (value, gradient)
-                for (name, (value, _)), gradient in zip(sums.items(), found[len(uses) :], strict=True)
+                for (name, (value, _)), gradient in zip(sums.items(), by_probe[len(uses) :], strict=True)
                 if gradient is not None
             }
             yield Backward(count, parts, tails)
@@ -196,7 +196,7 @@ class GradientPass:
                 f"no gradient of the loss reaches a layer of {self.data.workload.name}: criteria that need gradients are not "
                 "available (the model rounds its values, or its output does not depend on them)"
             )
-        made = {}
+        statistics = {}
         for name, square in squares.items():
             tensors = {
                 "grad_abs": absolute[name] / examples,
@@ -207,10 +207,10 @@ class GradientPass:
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
                 raise WorkloadError(f"gradients of layer {name} hold NaN or infinity on the calibration data")
             matrix = self.data.layers[name].matrix
-            made[name] = LayerStatistics(
+            statistics[name] = LayerStatistics(
                 matrix.groups, 0, matrix.shape[0], matrix.shape[1], **{key: tensor.cpu() for key, tensor in tensors.items()}
             )
-        return Calibration(made, {}, examples)
+        return Calibration(statistics, {}, examples)
 
     def _loss(self, output: Any, targets: Any, count: int, generator: torch.Generator) -> torch.Tensor:
         """Sum of the examples' losses: the workload's own if it takes the targets, else of labels drawn from the model.
@@ -221,13 +221,13 @@ class GradientPass:
         if targets is not None and self.targets:
             first = output if self.data.workload.scoring.whole else first_tensor(output)
             single = isinstance(first, torch.Tensor) and isinstance(targets, torch.Tensor) and len(first) == len(targets) == count
-            for one in (first, output):
+            for answer in (first, output):
                 try:
-                    if single and one is first:  # example by example: a weighted mean over a batch is not one over examples
-                        losses = [self.data.workload.loss(one[i : i + 1], targets[i : i + 1]) for i in range(count)]
+                    if single and answer is first:  # example by example: a weighted mean over a batch is not one over examples
+                        losses = [self.data.workload.loss(answer[i : i + 1], targets[i : i + 1]) for i in range(count)]
                         value = torch.stack([item.reshape(()) for item in losses]).mean()
                     else:
-                        value = self.data.workload.loss(one, targets)
+                        value = self.data.workload.loss(answer, targets)
                 except Exception as error:  # the user's loss may raise anything
                     failure: Exception | None = error
                     continue
@@ -239,7 +239,9 @@ class GradientPass:
                     f"the loss of workload {self.data.workload.name!r} can't be computed on the calibration data "
                     f"({type(failure).__name__}: {failure}); pass loss=... that takes (outputs, targets) and returns a scalar"
                 )
-        floating = [one for one in torch.utils._pytree.tree_leaves(output) if isinstance(one, torch.Tensor) and one.requires_grad]
+        floating = [
+            leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+        ]
         if not floating:
             raise UsageError(
                 f"no output of {self.data.workload.name} has a gradient: criteria that need gradients are not available"
@@ -258,7 +260,7 @@ class GradientPass:
 
     @staticmethod
     def _softened(logits: torch.Tensor, axis: int | None, generator: torch.Generator) -> torch.Tensor:
-        """See `backward`."""
+        """The scalar that stands in for a loss, as the function `backward` explains it."""
         if axis is None:
             return (logits * torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)).sum()
         scores = (logits.movedim(axis, -1) / TEMPERATURE).log_softmax(dim=-1)

@@ -29,16 +29,16 @@ class Calibration:
     examples: int = 0
 
     def merged(self, other: Calibration) -> Calibration:
-        """Both; what ``other`` has wins."""
+        """The statistics of both; where both have a field, that of ``other`` wins."""
         names = dict.fromkeys([*self.layers, *other.layers])
         empty = LayerStatistics()
         both = {}
         for name in names:
             old, new = self.layers.get(name, empty), other.layers.get(name, empty)
-            known = {f.name: getattr(new, f.name) for f in dataclasses.fields(new) if getattr(new, f.name) is not None}
+            fields = {f.name: getattr(new, f.name) for f in dataclasses.fields(new) if getattr(new, f.name) is not None}
             if new.covariance is None:
-                known.pop("rows")
-            both[name] = dataclasses.replace(old, **known)
+                fields.pop("rows")
+            both[name] = dataclasses.replace(old, **fields)
         return Calibration(both, {**self.influence, **other.influence}, max(self.examples, other.examples))
 
 

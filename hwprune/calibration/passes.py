@@ -75,7 +75,7 @@ class CalibrationPass:
         for layer in layers:
             key = (layer.inputs, layer.geometry, layer.batch_dim) if layer.inputs[0] else layer.name
             which[layer.name] = sums.setdefault(key, GramSums(layer))
-        chosen = {node for one in sums.values() for node in one.layer.nodes}
+        summed_nodes = {node for layer_sums in sums.values() for node in layer_sums.layer.nodes}
         sharing: dict[str, list[str]] = {}  # layers that read the same tensor, by the node whose input is looked at
         for layer in layers:
             for node, first in zip(layer.nodes, which[layer.name].layer.nodes, strict=True):
@@ -86,7 +86,7 @@ class CalibrationPass:
         share, examples = 1.0, 0
 
         def visit(name: str, arguments: tuple[Any, ...], result: Any) -> None:
-            if name in chosen:
+            if name in summed_nodes:
                 layer = self.by_node[name]
                 which[layer.name].add(arguments[layer.argument].detach(), share, generator, relevant.get(name))
             if name in branches:
@@ -99,14 +99,14 @@ class CalibrationPass:
                 count = len(inputs[0]) if inputs[0].ndim else 1
                 share = count / max(self.total, count)
                 examples += count
-                relevant = relevance(self.module, self.by_node, sharing, inputs) if by_relevance and chosen else {}
-                layer_table.run(self.module, inputs, [*chosen, *branches], visit)
-        made = {id(one): one.statistics() for one in sums.values() if one.rows}
+                relevant = relevance(self.module, self.by_node, sharing, inputs) if by_relevance and summed_nodes else {}
+                layer_table.run(self.module, inputs, [*summed_nodes, *branches], visit)
+        statistics_of = {id(layer_sums): layer_sums.statistics() for layer_sums in sums.values() if layer_sums.rows}
         return Calibration(
             {
-                name: dataclasses.replace(made[id(one)], weight_outputs=self.layers[name].matrix.shape[0])
-                for name, one in which.items()
-                if id(one) in made
+                name: dataclasses.replace(statistics_of[id(layer_sums)], weight_outputs=self.layers[name].matrix.shape[0])
+                for name, layer_sums in which.items()
+                if id(layer_sums) in statistics_of
             },
             {name: max(0.0, 1 - total / max(1, count)) for name, (total, count) in cosines.items()},
             examples,

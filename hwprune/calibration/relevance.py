@@ -33,15 +33,19 @@ def relevance(
 
     with torch.enable_grad():
         output = layer_table.run(module, inputs, [node for nodes in sharing.values() for node in nodes], visit)
-        leaves = [one for one in torch.utils._pytree.tree_leaves(output) if isinstance(one, torch.Tensor) and one.requires_grad]
+        leaves = [
+            leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+        ]
         if not leaves:
             return {}
         generator = torch.Generator().manual_seed(0)
-        total = torch.stack([(one * torch.randn(one.shape, generator=generator).to(one)).sum().float() for one in leaves]).sum()
-        found = dict(zip(probes, torch.autograd.grad(total, list(probes.values()), allow_unused=True), strict=True))
+        total = torch.stack(
+            [(leaf * torch.randn(leaf.shape, generator=generator).to(leaf)).sum().float() for leaf in leaves]
+        ).sum()
+        gradients = dict(zip(probes, torch.autograd.grad(total, list(probes.values()), allow_unused=True), strict=True))
     masks = {}
     for first, nodes in sharing.items():
-        known = [by_node[node].matters(gradient) for node in nodes if (gradient := found.get(node)) is not None]
-        if known and bool((mask := torch.stack(known).any(dim=0)).any()):
+        by_reader = [by_node[node].matters(gradient) for node in nodes if (gradient := gradients.get(node)) is not None]
+        if by_reader and bool((mask := torch.stack(by_reader).any(dim=0)).any()):
             masks[first] = mask
     return masks

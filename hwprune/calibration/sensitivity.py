@@ -53,10 +53,10 @@ def responses(
         UsageError: the model's output has no gradient.
     """
     sides = {name: graph.branch(name).side for name in branches}
-    found: dict[str, torch.Tensor] = {}
+    answers: dict[str, torch.Tensor] = {}
     for number, keys in enumerate(_passes(units, wanted)):
-        found |= _one_pass(graph, workload, units, {key: options(key) for key in keys}, {} if number else sides, examples, seed)
-    return found
+        answers |= _one_pass(graph, workload, units, {key: options(key) for key in keys}, {} if number else sides, examples, seed)
+    return answers
 
 
 def _passes(units: Mapping[str, Unit], wanted: Mapping[str, tuple[str, int]]) -> list[list[str]]:
@@ -83,8 +83,8 @@ def _one_pass(
     seed: int,
 ) -> dict[str, torch.Tensor]:
     by_layer: dict[str, list[str]] = {}
-    for key, found in options.items():
-        for part in units[found[0].unit].parts:
+    for key, variants in options.items():
+        for part in units[variants[0].unit].parts:
             if part.kind == READS:
                 by_layer.setdefault(part.parameter, []).append(key)
     weights = dict(graph.module.named_parameters(remove_duplicate=False))
@@ -95,16 +95,16 @@ def _one_pass(
         layers.append(_Layer(name, keys, dense.shape, *_changes(dense, [o for key in keys for o in options[key]], units, name)))
     rows: dict[str, list[torch.Tensor]] = {key: [] for key in (*options, *sides)}
     for batch in gradients.backward(graph, workload, sides, examples, seed):
-        own = {key: torch.zeros(batch.examples, len(found)) for key, found in options.items()}
+        responses = {key: torch.zeros(batch.examples, len(variants)) for key, variants in options.items()}
         for layer in layers:
             answer = layer.responses(batch)
             if answer is None:
                 continue
             start = 0
             for key in layer.keys:
-                own[key] += answer[:, start : start + len(options[key])].cpu()
+                responses[key] += answer[:, start : start + len(options[key])].cpu()
                 start += len(options[key])
-        for key, value in own.items():
+        for key, value in responses.items():
             rows[key].append(value)
         for name in sides:
             rows[name].append(_without(batch, name))
@@ -128,11 +128,11 @@ class _Layer:
         parts = [gradient.reshape(len(gradient), -1) @ self.moved.T for gradient in by_example]
         if not parts:
             return None
-        found = torch.cat(parts)
+        answers = torch.cat(parts)
         if self.shifts is not None:
             sums = [g.float().sum(dim=2).reshape(batch.examples, -1, self.shape[0]).sum(dim=1) for _, g in pairs]
-            found = found + torch.stack(sums).sum(dim=0) @ self.shifts.T
-        return found
+            answers = answers + torch.stack(sums).sum(dim=0) @ self.shifts.T
+        return answers
 
 
 def _without(batch: gradients.Backward, name: str) -> torch.Tensor:

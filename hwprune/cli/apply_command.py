@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
-from hwprune.onnx_files import recipe_files
 
 if TYPE_CHECKING:
     from hwprune.pruning.candidate import Candidate
@@ -96,16 +95,16 @@ def _parse(text: str) -> list[tuple[str, float | None]]:
     """channel=0.5,2:4 -> [(channel, 0.5), (2:4, None)]."""
     from hwprune import patterns
 
-    found: list[tuple[str, float | None]] = []
+    choices: list[tuple[str, float | None]] = []
     for word in text.split(","):
         name, _, level = word.partition("=")
         if name != patterns.BRANCH:
             patterns.get(name)
         try:
-            found.append((name, float(level) if level else None))
+            choices.append((name, float(level) if level else None))
         except ValueError:
             raise UsageError(f"{word!r} is no PATTERN=SPARSITY: the sparsity must be a number such as 0.5") from None
-    return found
+    return choices
 
 
 def _uniform(pruner: Pruner, wanted: list[tuple[str, float | None]], options: argparse.Namespace) -> tuple[Candidate, bool]:
@@ -114,7 +113,7 @@ def _uniform(pruner: Pruner, wanted: list[tuple[str, float | None]], options: ar
     from hwprune.records.recipe import Recipe
 
     steps = pruner.default_compensation() if options.compensation is None else options.compensation
-    idle = [one.name for one in compensation.parse(steps) if not one.applies(pruner.graph.module)]
+    idle = [step.name for step in compensation.parse(steps) if not step.applies(pruner.graph.module)]
     if idle:
         raise UsageError(f"compensation {', '.join(idle)} has nothing to do in {pruner.workload.name}: leave it out")
     choices: list[UnitChoice] = []
@@ -138,6 +137,7 @@ def _stored(pruner: Pruner, options: argparse.Namespace) -> tuple[Candidate, boo
     import dataclasses
 
     from hwprune import compensation
+    from hwprune.onnx_files import recipe_files
 
     stored = recipe_files.read_recipe(Path(options.recipe))
     recipe = stored.recipe
@@ -159,12 +159,12 @@ def _scores(pruner: Pruner, candidate: Candidate) -> tuple[float, float]:
     from hwprune.workload import scoring
 
     def outputs(module: torch.nn.Module) -> list[tuple[torch.Tensor, ...]]:
-        found = []
+        batches = []
         with torch.no_grad():
             for inputs, _ in pruner.workload.batches("validation"):
                 leaves = torch.utils._pytree.tree_leaves(module(*inputs))
-                found.append(tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)))
-        return found
+                batches.append(tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)))
+        return batches
 
     targets = [target for _, target in pruner.workload.batches("validation")]
     dense = outputs(pruner.graph.module)

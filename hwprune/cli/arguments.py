@@ -72,9 +72,14 @@ def size(text: str) -> int:
 
 
 def add_workload(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """WORKLOAD and its key=value words."""
+    """Add WORKLOAD and its key=value words.
+
+    Args:
+        default: what `source` is to take where none is given. The parser's own default stays None: what was given counts over a
+            file, and what is merely the default does not.
+    """
     parser.add_argument(
-        "workload", metavar="WORKLOAD", nargs="?" if default else None, default=default,
+        "workload", metavar="WORKLOAD", nargs="?" if default else None,
         help="demo:digits, demo:digits-vit, path/to/file.py:function, package.module:function, model.onnx, "
         "or with --data hf:NAME-or-folder, timm:NAME, torchvision:NAME"
         + (f" (default: {default})" if default else ""),
@@ -85,9 +90,10 @@ def add_workload(parser: argparse.ArgumentParser, default: str | None = None) ->
     )
 
 
-def source(options: argparse.Namespace) -> str:
-    """The workload's source with its words."""
-    return " ".join([options.workload, *options.words, *([f"data={options.data}"] if options.data else [])])
+def source(options: argparse.Namespace, default: str = "") -> str:
+    """The workload's source with its words; ``default`` where none was given."""
+    workload = default if options.workload is None else options.workload
+    return " ".join([workload, *options.words, *([f"data={options.data}"] if options.data else [])])
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

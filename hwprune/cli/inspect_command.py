@@ -74,7 +74,7 @@ def describe(pruner: Pruner) -> dict[str, Any]:
 
 
 def text(name: str, data: Mapping[str, Any], members: bool, every: bool) -> str:
-    """For people: what can be cut, then what can't and why."""
+    """The same for people: what can be cut, then what can't and why."""
     from hwprune.report.text import table
 
     free = [axis for axis in data["axes"] if axis["frozen"] is None]

@@ -7,7 +7,6 @@ import json
 from typing import TYPE_CHECKING
 
 from hwprune.cli import arguments as args
-from hwprune.searching.space import space_file
 
 if TYPE_CHECKING:
     from hwprune.searching.space.space_file import SpaceFile
@@ -31,16 +30,20 @@ def _targets() -> list[tuple[str, str]]:
 
     rows = []
     for name in target.names():
-        one = target.load(name)
-        reasons = missing(one)
-        estimate = "; --estimate works" if one.roofline else ""
+        profile = target.load(name)
+        reasons = missing(profile)
+        estimate = "; --estimate works" if profile.roofline else ""
         rows.append(
-            (name, f"{one.description}; {'not here: ' + '; '.join(reasons) + estimate if reasons else 'can be measured here'}")
+            (
+                name,
+                f"{profile.description}; {'not here: ' + '; '.join(reasons) + estimate if reasons else 'can be measured here'}",
+            )
         )
     return rows
 
 
 def _spaces() -> list[tuple[str, str]]:
+    from hwprune.searching.space import space_file
 
     return [(name, explained(space_file.load(name))) for name in space_file.names()]
 
@@ -61,18 +64,18 @@ def _criteria() -> list[tuple[str, str]]:
     from hwprune.methods import method
 
     rows = []
-    for name, one in criteria.CRITERIA.items():
+    for name, criterion in criteria.CRITERIA.items():
         reads = {"gram": "inputs", "input_square": "inputs", "fisher": "gradients", "grad_abs": "gradients"}
-        kind = next((reads.get(need, "activations") for need in one.needs), None)
+        kind = next((reads.get(need, "activations") for need in criterion.needs), None)
         more = "; as a method it updates what it keeps" if not isinstance(method.METHODS[name], method.Scored) else ""
-        rows.append((name, one.description + more + (f" [needs {kind}]" if kind else "")))
+        rows.append((name, criterion.description + more + (f" [needs {kind}]" if kind else "")))
     return [*rows, (criteria.BLOCK_INFLUENCE, "ranks whole branches by how much they turn what passes them [needs activations]")]
 
 
 def _patterns() -> list[tuple[str, str]]:
     from hwprune import patterns
 
-    rows = [(name, one.description) for name, one in patterns.PATTERNS.items()]
+    rows = [(name, pattern.description) for name, pattern in patterns.PATTERNS.items()]
     rows.append((patterns.BRANCH, "a whole residual branch, dropped"))
     return [*rows, ("N:M", "any 1 <= N < M"), ("block:RxC", "any block of at least two weights")]
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from hwprune.errors import HwpruneError, UsageError
+from hwprune.errors import HwpruneError, HwpruneWarning, UsageError
 from hwprune.version import VERSION
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -91,8 +91,29 @@ def _module(command: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = build_parser().parse_args(arguments)
-    if "HWPRUNE_DEBUG" not in os.environ:
-        warnings.simplefilter("ignore")  # libraries warn about their own future; it would tear the progress bar
+    with warnings.catch_warnings():
+        _filter_warnings()
+        return _run(options)
+
+
+def _filter_warnings() -> None:
+    """Ours are shown in one line; libraries', which are about their own future, where the user has asked for them."""
+    show = warnings.showwarning
+
+    def showwarning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, HwpruneWarning):
+            print(f"hwprune: warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place, **more)
+
+    warnings.showwarning = showwarning
+    if not sys.warnoptions and "HWPRUNE_DEBUG" not in os.environ:  # warnoptions: -W and PYTHONWARNINGS
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", HwpruneWarning)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a command whose options are parsed; errors become exit codes."""
     try:
         code: int = options.run(options)
         sys.stdout.flush()

@@ -59,19 +59,19 @@ def run(options: argparse.Namespace) -> int:
     try:
         progress.stage(f"loading {args.source(options)}")
         pruner = Pruner(loading.load(args.source(options), structure_only=True))
-        found, table = (
+        probed, table = (
             (estimating.estimate(pruner, target, step), None) if options.estimate else _measure(options, target, pruner, step)
         )
         if options.out:
-            probe_files.write(found, Path(options.out))
+            probe_files.write(probed, Path(options.out))
         if table is not None and options.table:
             table.copy_to(Path(options.table))
     finally:
         progress.close()
     if options.json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(probed.to_json()))
     else:
-        print(probe_files.text(found, args.width() if sys.stdout.isatty() else 10_000))
+        print(probe_files.text(probed, args.width() if sys.stdout.isatty() else 10_000))
         if options.out:
             print(f"\nPage: {Path(options.out) / 'probe.html'}\nCSV:  {Path(options.out) / 'probe.csv'}")
         if options.table:
@@ -96,7 +96,7 @@ def _measure(options: argparse.Namespace, target, pruner, step):  # type: ignore
                     Path(options.table), table.identity
                 )  # another's table is not overwritten; say so before measuring
             wholes = probing.WHOLES_OF_A_TABLE if options.table else probing.WHOLES
-            found = probing.probe(pruner, target, bench, table, step, wholes)
+            probed = probing.probe(pruner, target, bench, table, step, wholes)
     finally:
         machine.close()
-    return found, table
+    return probed, table

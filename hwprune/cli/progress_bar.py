@@ -90,8 +90,8 @@ class Bar(Progress):
         if trial.state == FAILED or (best is not None and best.number == trial.number):  # what is worth scrolling back to
             self.note(f"trial {trial.number}: {describe(trial)}")
         left = f"{formatting.duration(left_s)} to the final round" if left_s is not None else ""
-        found = f"best {describe(best)}" if best is not None else ""
-        self._rich.update(self._task, completed=done, best=found, left=left, count=_count(done, total))
+        best_text = f"best {describe(best)}" if best is not None else ""
+        self._rich.update(self._task, completed=done, best=best_text, left=left, count=_count(done, total))
 
     def calibrated(self, done: int, total: int) -> None:
         self._show("reading the calibration data", total)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hwprune.searching.job import Job
 
 DEFAULT = "demo:digits"
+"""The workload where neither the command line nor a job's file names one."""
 
 EPILOG = """examples:
   hwprune search demo:digits --trials 40 --seed 0 --out runs/demo
@@ -58,10 +59,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--table", metavar="DIR", help="predict latency from a table that `hwprune probe --table` wrote on the device"
     )
     parser.add_argument(
-        "--estimate", action="store_true", help="estimate latency from the profile's data sheet; measures nothing"
+        "--estimate",
+        action=argparse.BooleanOptionalAction,
+        help="estimate latency from the profile's data sheet; measures nothing",
     )
     parser.add_argument("--database", metavar="DIR", help="option database, shared by runs (default: in the cache folder)")
-    parser.add_argument("--all-patterns", action="store_true", help="search also what the target can't execute faster")
+    parser.add_argument(
+        "--all-patterns", action=argparse.BooleanOptionalAction, help="search also what the target can't execute faster"
+    )
     parser.add_argument(
         "--trial-timeout", type=args.seconds, metavar="120s", help="limit of one step of a candidate (default: 120s)"
     )
@@ -79,7 +84,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-
     if options.resume and not options.out:
         raise UsageError("--resume needs --out, the run directory to go on with")
     if options.resume and options.job:
@@ -128,8 +132,8 @@ def run(options: argparse.Namespace) -> int:
         print(summary(record, args.width()))
         print(f"\nReport: {result.run / 'report.html'}\nFiles:  {result.run / 'candidates'}")
         if record.front:
-            chosen = record.front[recommended(record)].trial
-            print(f"Next:   hwprune export {result.run} --trial {chosen} --out deploy")
+            trial = record.front[recommended(record)].trial
+            print(f"Next:   hwprune export {result.run} --trial {trial} --out deploy")
     return 0
 
 
@@ -140,9 +144,9 @@ def _first(options: argparse.Namespace) -> Job:
     if options.resume:
         return Job.read(_held(options.out))
     if not options.job:
-        return Job(args.source(options))
+        return Job(args.source(options, DEFAULT))
     job = Job.read_file(Path(options.job))
-    if options.workload != DEFAULT or options.words:
+    if options.workload is not None:
         return replace(job, workload=args.source(options))
     workload = _beside(Path(options.job), job.workload or DEFAULT)
     return replace(job, workload=f"{workload} data={options.data}" if options.data else workload)
@@ -160,6 +164,13 @@ def _beside(job: Path, workload: str) -> str:
         path, colon, rest = value.rpartition(":") if value.rpartition(":")[0].endswith(".py") else (value, "", "")
         words[place] = key + equals + seen(path) + colon + rest
     return " ".join(words)
+
+
+def _asks_for_another_workload(job: Job, options: argparse.Namespace) -> bool:
+    """Is a workload given, or data, that a resumed run does not have? Saying the same again is fine."""
+    if options.workload is not None:
+        return args.source(options) != job.workload
+    return bool(options.data) and f"data={options.data}" not in job.workload.split(" ")[1:]
 
 
 def _held(out: str) -> Path:
@@ -186,8 +197,8 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
         "database": options.database,
         "remote": options.remote,
         "table": options.table,
-        "estimate": options.estimate or None,
-        "all_patterns": options.all_patterns or None,
+        "estimate": options.estimate,
+        "all_patterns": options.all_patterns,
         "trial_timeout_s": options.trial_timeout,
         "memory_limit": options.memory_limit,
         "storage": options.storage,
@@ -200,7 +211,7 @@ def _changed(job: Job, options: argparse.Namespace) -> Job:
             for key in ("target", "space", "storage", "all_patterns", "table", "estimate")
             if key in values and values[key] != getattr(job, key)
         ]
-        if args.source(options) not in (DEFAULT, job.workload):  # saying the same again is fine
+        if _asks_for_another_workload(job, options):
             fixed.append("workload")
         if fixed:
             raise UsageError(f"a resumed run keeps its {', '.join(fixed)}; start a new one with another --out")

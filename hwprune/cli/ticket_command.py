@@ -53,16 +53,16 @@ def run(options: argparse.Namespace) -> int:
     plan = TicketPlan(options.rounds, options.share, options.rewind, options.seeds, training)
     workload = loading.load(args.source(options))
     other = loading.load(options.transfer) if options.transfer else None
-    for one in (workload, other):
-        if one is not None and one.train is None:
-            raise UsageError(f"{one.name} has no train data: a ticket is found by training, hwprune.Workload(train=loader)")
+    for trainee in (workload, other):
+        if trainee is not None and trainee.train is None:
+            raise UsageError(f"{trainee.name} has no train data: a ticket is found by training, hwprune.Workload(train=loader)")
     progress = make_progress(quiet=options.quiet or options.json)
 
     def step(done: int, total: int, text: str) -> None:
         progress.stage(f"[{done + 1}/{total}] {text}")
 
     try:
-        found = draw(workload, plan, other, step, out)
+        tickets = draw(workload, plan, other, step, out)
     except KeyboardInterrupt:
         progress.close()
         if out is not None and (out / FILE).exists():
@@ -72,14 +72,14 @@ def run(options: argparse.Namespace) -> int:
     finally:
         progress.close()
     name, metric, second = workload.name, workload.scoring.name, other.name if other is not None else ""
-    files = ticket_files.write(found, plan, name, metric, out, second) if out is not None else []
+    files = ticket_files.write(tickets, plan, name, metric, out, second) if out is not None else []
     if out is not None:
         (out / FILE).unlink(missing_ok=True)
     if options.json:
-        facts = {"dense": found.dense, "points": [p.to_json() for p in found.points], "split": found.split}
-        print(json.dumps({**facts, "transferred": [p.to_json() for p in found.transferred]}))
+        facts = {"dense": tickets.dense, "points": [p.to_json() for p in tickets.points], "split": tickets.split}
+        print(json.dumps({**facts, "transferred": [p.to_json() for p in tickets.transferred]}))
         return 0
-    print(ticket_files.text(found, name, metric, second))
+    print(ticket_files.text(tickets, name, metric, second))
     if files:
         print(f"\nFiles: {', '.join(map(str, files))}")
     return 0

@@ -138,7 +138,7 @@ class Table:
         return dict(value)
 
     def close(self) -> None:
-        """Unknown keys are faults."""
+        """Tell every key that no getter has asked for as a fault."""
         for key in self._data:
             if key not in self._asked:
                 self.fault(key, f"is not known here{_nearest(key, sorted(self._asked))}")
@@ -147,7 +147,8 @@ class Table:
         """Raise a `UsageError` with every fault of this file, if there are any."""
         self.close()
         if self._faults:
-            raise UsageError(f"{self._where} has {len(self._faults)} fault(s):", self._faults)
+            count = len(self._faults)
+            raise UsageError(f"{self._where}: {count} problem{'s' if count > 1 else ''}", self._faults)
 
 
 def _nearest(value: object, choices: Sequence[str]) -> str:

@@ -26,17 +26,17 @@ def found(group: str, kind: type[Any]) -> dict[str, Any]:
     Raises:
         UsageError: an entry point can't be loaded, is something else, or two have one name.
     """
-    made: dict[str, Any] = {}
+    objects: dict[str, Any] = {}
     for entry in metadata.entry_points(group=group):
         where = f"entry point {entry.name!r} of group {group}" + (f" (package {entry.dist.name})" if entry.dist else "")
         try:
             loaded = entry.load()
-            one: Any = loaded() if isinstance(loaded, type) else loaded
+            plugin: Any = loaded() if isinstance(loaded, type) else loaded
         except Exception as error:  # other people's code may raise anything
             raise UsageError(f"{where} can't be loaded: {type(error).__name__}: {error}") from error
-        if not isinstance(one, kind):
-            raise UsageError(f"{where} is no hwprune {kind.__name__}: got {type(one).__name__}")
-        if one.name in made:
-            raise UsageError(f"{where}: the name {one.name!r} is taken by another entry point")
-        made[one.name] = one
-    return made
+        if not isinstance(plugin, kind):
+            raise UsageError(f"{where} is no hwprune {kind.__name__}: got {type(plugin).__name__}")
+        if plugin.name in objects:
+            raise UsageError(f"{where}: the name {plugin.name!r} is taken by another entry point")
+        objects[plugin.name] = plugin
+    return objects

@@ -1,4 +1,4 @@
-"""What a compensation is."""
+"""The interface of a compensation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Batches = Callable[[], Iterable[tuple[torch.Tensor, ...]]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """Where a candidate comes from.
+    """The origin of a candidate: the dense model, the calibration data, and what was removed.
 
     Attributes:
         dense: the dense model's graph; the candidate's nodes have the same names.

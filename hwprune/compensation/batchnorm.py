@@ -1,14 +1,13 @@
 """Batch-norm re-estimation: the running statistics of the dense model are wrong for the pruned one.
 
-Without gradients, on the calibration data (methods 2.3; Li et al. 2020, EagleEye, "adaptive batch normalization"), but
-*relative to the dense model*: what is carried over is the change of mean and the ratio of variances between the two models on
-the same data.
-Estimating them absolutely, as is usual, also moves a model that was not pruned at all: to the distribution of the calibration
-data, which has no augmentation and may be a small or recompressed copy. (ResNet-20 on a JPEG copy of CIFAR-10: 92.1 % dense,
-88.9 % after an absolute re-estimation of the dense model, 92.1 % after this one.)
+They are estimated without gradients, on the calibration data (methods 2.3; Li et al. 2020, EagleEye, "adaptive batch
+normalization"), but *relative to the dense model*: what is carried over is the change of mean and the ratio of variances between
+the two models on the same data. Estimating them absolutely, as is usual, also moves a model that was not pruned at all: to the
+distribution of the calibration data, which has no augmentation and may be a small or recompressed copy. (ResNet-20 on a JPEG copy
+of CIFAR-10: 92.1 % dense, 88.9 % after an absolute re-estimation of the dense model, 92.1 % after this one.)
 
-Norm after norm, each with the inputs that it gets when all before it are done; with the statistics of single batches on the
-way, as in train mode, small batches or norms that had not converged would spoil the difference.
+Norms are taken one after the other, each with the inputs that it gets when all before it are done; with the statistics of single
+batches on the way, as in train mode, small batches or norms that had not converged would spoil the difference.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ _DENSE = "batch-norm statistics"
 EXAMPLES = 64
 """Calibration examples that are used. Every example gives many positions, and what is carried over is a difference between two
 models on the same data, in which most of the sampling noise cancels; and this pass is most of a candidate's pruning time.
-(Sequential
-compensation, which finalists get, uses all of them.)"""
+(Sequential compensation, which finalists get, uses all of them.)"""
 VARIANCE_FLOOR = 1e-3
 """Least ratio of variances: a channel that nearly died is not blown up."""
 
@@ -59,7 +57,7 @@ def carry_over(
     Args:
         own, dense: mean and variance of the inputs of both models on the same data.
     """
-    mean_name, variance_name = (str(one.target) for one in node.args[3:5])  # type: ignore[union-attr]  # its buffers are nodes
+    mean_name, variance_name = (str(buffer.target) for buffer in node.args[3:5])  # type: ignore[union-attr]  # its buffers are nodes
     state, dense_state = dict(module.named_buffers()), dict(context.dense.named_buffers())
     positions = context.positions.get(mean_name)
     kept = torch.arange(len(dense_state[mean_name])) if positions is None else positions[0]
@@ -87,23 +85,23 @@ class BatchNorm(Compensation):
         batches = _first(calibration_batches(context), EXAMPLES)
         dense: dict[str, Moments] = context.cache.setdefault(_DENSE, {})
         if not dense:
-            _walk(context.dense, batches, lambda node, found: dense.__setitem__(node.name, found))
+            _walk(context.dense, batches, lambda node, node_moments: dense.__setitem__(node.name, node_moments))
 
-        def visit(node: fx.Node, found: Moments) -> None:
+        def visit(node: fx.Node, node_moments: Moments) -> None:
             if node.name in dense:
-                carry_over(node, found, dense[node.name], module, context)
+                carry_over(node, node_moments, dense[node.name], module, context)
 
         _walk(module, batches, visit)
 
 
 def _first(batches: Sequence[tuple[torch.Tensor, ...]], examples: int) -> list[tuple[torch.Tensor, ...]]:
-    """As many whole batches as hold so many examples."""
-    chosen: list[tuple[torch.Tensor, ...]] = []
+    """The first whole batches that hold so many examples."""
+    taken: list[tuple[torch.Tensor, ...]] = []
     for batch in batches:
-        if sum(len(one[0]) for one in chosen) >= examples:
+        if sum(len(inputs[0]) for inputs in taken) >= examples:
             break
-        chosen.append(batch)
-    return chosen
+        taken.append(batch)
+    return taken
 
 
 def _walk(module: fx.GraphModule, batches: Sequence[tuple[torch.Tensor, ...]], visit: Callable[[fx.Node, Moments], None]) -> None:

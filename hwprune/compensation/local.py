@@ -1,4 +1,5 @@
-"""Compensations of one layer at a time, in the table so that recipes can name them;
+"""Compensations of one layer at a time, in the table so that recipes can name them.
+
 `hwprune.methods.layerwise` computes them with the options.
 """
 
@@ -25,4 +26,4 @@ class Local(Compensation):
         return opaque_model(module) is not None or any(node.target in WEIGHT_ARGUMENT for node in module.graph.nodes)
 
     def apply(self, module: fx.GraphModule, context: Context) -> None:
-        """Nothing: the options' weights are in place already."""
+        """Do nothing: the options' weights are in place already."""

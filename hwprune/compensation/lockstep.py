@@ -1,6 +1,6 @@
 """The dense model and a candidate, run side by side, node by node, over all calibration batches at once.
 
-So every layer of the candidate can be repaired with the inputs that it really gets, after everything before it has been
+This way every layer of the candidate can be repaired with the inputs that it really gets, after everything before it has been
 repaired, at the price of one pass over each model. All batches are held for the nodes that are still needed; how many examples
 that allows is measured on the first batch.
 """
@@ -40,7 +40,7 @@ class Steps:
         return any(node.name == name for node in self.nodes[self.at :])
 
     def before(self, name: str) -> list[tuple[Any, ...]]:
-        """Run up to the named node; its arguments, batch by batch."""
+        """Run up to the named node, and return its arguments, batch by batch."""
         while self.nodes[self.at].name != name:
             self.step()
         return [run.fetch_args_kwargs_from_env(self.nodes[self.at])[0] for run in self.runs]
@@ -80,16 +80,16 @@ def relevant_positions(context: Context, batch: int) -> Mapping[str, torch.Tenso
     """Positions that matter in that batch of `calibration_batches`; empty: all do."""
     if context.relevance is None:
         return {}
-    known: dict[int, Mapping[str, torch.Tensor]] = context.cache.setdefault("relevance", {})
-    if batch not in known:
-        known[batch] = context.relevance(calibration_batches(context)[batch])
-    return known[batch]
+    by_batch: dict[int, Mapping[str, torch.Tensor]] = context.cache.setdefault("relevance", {})
+    if batch not in by_batch:
+        by_batch[batch] = context.relevance(calibration_batches(context)[batch])
+    return by_batch[batch]
 
 
 def choose_batches(context: Context, limit: int = MEMORY_LIMIT) -> list[Inputs]:
     """Calibration batches of at most `BATCH` examples, as many as the memory limit allows."""
     free = context.dense.meta.get("free_batch", True)
-    chosen: list[Inputs] = []
+    batches: list[Inputs] = []
     allowed: float | None = None
     examples = 0
     for inputs in context.batches():
@@ -100,10 +100,10 @@ def choose_batches(context: Context, limit: int = MEMORY_LIMIT) -> list[Inputs]:
             if allowed is None:
                 allowed = limit / max(1, 2 * _peak(context.dense, part) / len(part[0]))
             if examples and examples + len(part[0]) > allowed:
-                return chosen
-            chosen.append(part)
+                return batches
+            batches.append(part)
             examples += len(part[0])
-    return chosen
+    return batches
 
 
 def _peak(module: fx.GraphModule, inputs: Inputs) -> int:
@@ -130,9 +130,9 @@ def walk(module: fx.GraphModule, context: Context, names: set[str], visit: Visit
     if not batches:
         raise CandidateFailure("prune", "there are no calibration data to compensate with")
     module.eval()
-    own, dense = Steps(module, batches), Steps(context.dense, batches)
-    while own.at < len(own.nodes) - 1:  # the output node computes nothing
-        node = own.nodes[own.at]
+    pruned, dense = Steps(module, batches), Steps(context.dense, batches)
+    while pruned.at < len(pruned.nodes) - 1:  # the output node computes nothing
+        node = pruned.nodes[pruned.at]
         if node.name in names and node.name in dense:
-            visit(node, own.before(node.name), dense.before(node.name))
-        own.step()
+            visit(node, pruned.before(node.name), dense.before(node.name))
+        pruned.step()

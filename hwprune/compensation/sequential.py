@@ -39,7 +39,7 @@ SCALE_LIMITS = (0.5, 2.0)
 class _Pair:
     """A layer of the candidate beside the dense one."""
 
-    own: Layer
+    pruned: Layer
     dense: Layer
     weight: torch.Tensor
     dense_weight: torch.Tensor
@@ -63,57 +63,57 @@ class _Walker:
             for matrix in context.matrices
             if matrix.parameter in self.state
         ]
-        own = layer_table.find(module, matrices)
+        pruned = layer_table.find(module, matrices)
         dense = layer_table.find(context.dense, context.matrices)
         self.pairs: dict[str, _Pair] = {}
-        for name, layer in own.items():
+        for name, layer in pruned.items():
             if name in dense and len(layer.nodes) == 1 and layer.nodes == dense[name].nodes:
                 self.pairs[layer.nodes[0]] = self._pair(layer, dense[name])
 
-    def _pair(self, own: Layer, dense: Layer) -> _Pair:
-        name = own.name
-        own = dataclasses.replace(own, batch_dim=dense.batch_dim)  # a cut graph does not know which sizes are free
+    def _pair(self, pruned: Layer, dense: Layer) -> _Pair:
+        name = pruned.name
+        pruned = dataclasses.replace(pruned, batch_dim=dense.batch_dim)  # a cut graph does not know which sizes are free
         whole = dense.matrix.rows(self.dense_state[name].detach())
         out = torch.arange(whole.shape[0])
         if name in self.context.positions:
             out = self.context.positions[name][dense.matrix.out_dim]
         groups = torch.unique_consecutive(out // (whole.shape[0] // dense.matrix.groups))
         keep = self.context.masks.get(name)
-        weight = own.matrix.rows(self.state[name])
-        return _Pair(own, dense, weight, whole[out], groups, None if keep is None else own.matrix.rows(keep))
+        weight = pruned.matrix.rows(self.state[name])
+        return _Pair(pruned, dense, weight, whole[out], groups, None if keep is None else pruned.matrix.rows(keep))
 
     def outputs_kept(self, name: str) -> torch.Tensor:
         """Indices of a dense vector (bias, running mean) that the candidate still has."""
         size = len(self.dense_state[name])
-        chosen = self.context.positions.get(name)
-        return torch.arange(size) if chosen is None else chosen[0]
+        positions = self.context.positions.get(name)
+        return torch.arange(size) if positions is None else positions[0]
 
-    def columns(self, pair: _Pair, own: list[torch.Tensor], dense: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def columns(self, pair: _Pair, pruned: list[torch.Tensor], dense: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Columns of both inputs at the same random positions: (G, rows, kept d) and (G, rows, d)."""
-        target = max(MIN_ROWS, ROWS_PER_COLUMN * (prod(pair.own.matrix.shape[1:]) + 1))
-        total = sum(len(x) for x in own)
+        target = max(MIN_ROWS, ROWS_PER_COLUMN * (prod(pair.pruned.matrix.shape[1:]) + 1))
+        total = sum(len(x) for x in pruned)
         mine, theirs = [], []
-        for number, (x, y) in enumerate(zip(own, dense, strict=True)):
+        for number, (x, y) in enumerate(zip(pruned, dense, strict=True)):
             limit = ceil(target * len(x) / total)
             allowed = relevant_positions(self.context, number).get(pair.dense.nodes[0])
-            mine.append(pair.own.columns(x, limit, torch.Generator().manual_seed(number), allowed))
+            mine.append(pair.pruned.columns(x, limit, torch.Generator().manual_seed(number), allowed))
             theirs.append(pair.dense.columns(y, limit, torch.Generator().manual_seed(number), allowed)[pair.groups])
         return torch.cat(mine, dim=1).float(), torch.cat(theirs, dim=1).float()
 
     def move(self, pair: _Pair, shift: torch.Tensor) -> None:
-        """Set the constant so that the outputs' mean is the dense one: ``shift`` is the mean of dense minus own product."""
-        if pair.own.bias is not None and pair.dense.bias is not None:
+        """Set the constant so that the outputs' mean is the dense one; ``shift`` is that of dense minus pruned product."""
+        if pair.pruned.bias is not None and pair.dense.bias is not None:
             kept = self.outputs_kept(pair.dense.bias)
             bias = self.dense_state[pair.dense.bias].detach()[kept]
-            self.state[pair.own.bias].data.copy_(bias + shift.to(bias.dtype))
-        elif pair.own.running_mean is not None and pair.dense.running_mean is not None:
+            self.state[pair.pruned.bias].data.copy_(bias + shift.to(bias.dtype))
+        elif pair.pruned.running_mean is not None and pair.dense.running_mean is not None:
             kept = self.outputs_kept(pair.dense.running_mean)
             mean = self.dense_state[pair.dense.running_mean][kept]
-            self.state[pair.own.running_mean].data.copy_(mean - shift.to(mean.dtype))
+            self.state[pair.pruned.running_mean].data.copy_(mean - shift.to(mean.dtype))
 
     def movable(self, pair: _Pair) -> bool:
-        return (pair.own.bias is not None and pair.dense.bias is not None) or (
-            pair.own.running_mean is not None and pair.dense.running_mean is not None
+        return (pair.pruned.bias is not None and pair.dense.bias is not None) or (
+            pair.pruned.running_mean is not None and pair.dense.running_mean is not None
         )
 
 
@@ -127,10 +127,10 @@ def _after_cut(matrix: Matrix, weight: torch.Tensor, module: fx.GraphModule) -> 
     return dataclasses.replace(matrix, shape=shape, groups=groups)
 
 
-def _changed(pair: _Pair, own: list[torch.Tensor], dense: list[torch.Tensor]) -> bool:
+def _changed(pair: _Pair, pruned: list[torch.Tensor], dense: list[torch.Tensor]) -> bool:
     """Does the layer see or compute anything else than the dense one?"""
     same = pair.weight.shape == pair.dense_weight.shape and torch.equal(pair.weight, pair.dense_weight)
-    return not same or own[0].shape != dense[0].shape or not torch.equal(own[0], dense[0])
+    return not same or pruned[0].shape != dense[0].shape or not torch.equal(pruned[0], dense[0])
 
 
 @final
@@ -151,15 +151,15 @@ class Sequential(Compensation):
         norms = {node.name for node in module.graph.nodes if node.target is _BATCH_NORM and node.args[3] is not None}
         changed = False
 
-        def visit(node: fx.Node, own: list[tuple[Any, ...]], dense: list[tuple[Any, ...]]) -> None:
+        def visit(node: fx.Node, pruned: list[tuple[Any, ...]], dense: list[tuple[Any, ...]]) -> None:
             nonlocal changed
             if node.name in norms:
                 if changed:
-                    mine, theirs = (moments([arguments[0] for arguments in side]) for side in (own, dense))
+                    mine, theirs = (moments([arguments[0] for arguments in side]) for side in (pruned, dense))
                     carry_over(node, mine, theirs, module, context)
                 return
             pair = walker.pairs[node.name]
-            x, y = ([arguments[pair.own.argument] for arguments in side] for side in (own, dense))
+            x, y = ([arguments[pair.pruned.argument] for arguments in side] for side in (pruned, dense))
             if _changed(pair, x, y):
                 changed = True
                 _solve(walker, pair, x, y)
@@ -169,33 +169,33 @@ class Sequential(Compensation):
 
 
 def _solve(walker: _Walker, pair: _Pair, x: list[torch.Tensor], y: list[torch.Tensor]) -> None:
-    own, dense = walker.columns(pair, x, y)
-    g = len(own)
+    pruned, dense = walker.columns(pair, x, y)
+    g = len(pruned)
     old = grouped(pair.weight.detach().double(), g)
     wanted = dense @ grouped(pair.dense_weight.float(), g).mT  # (G, rows, out / G)
     movable = walker.movable(pair)
-    own_mean, wanted_mean = own.mean(dim=1, keepdim=True), wanted.mean(dim=1, keepdim=True)
+    pruned_mean, wanted_mean = pruned.mean(dim=1, keepdim=True), wanted.mean(dim=1, keepdim=True)
     if movable:
-        own, wanted = own - own_mean, wanted - wanted_mean
-    rows = own.shape[1]
-    plain = (own.mT @ own).double() / rows
+        pruned, wanted = pruned - pruned_mean, wanted - wanted_mean
+    rows = pruned.shape[1]
+    plain = (pruned.mT @ pruned).double() / rows
     damped = hessian.damp(plain)
-    target = (wanted.mT @ own).double() / rows + old @ (damped - plain)  # the ridge pulls towards the old weights
+    target = (wanted.mT @ pruned).double() / rows + old @ (damped - plain)  # the ridge pulls towards the old weights
     keep = None if pair.keep is None else grouped(pair.keep, g)
     new = []
     for i in range(g):
         if keep is None:
             new.append(torch.cholesky_solve(target[i].T, hessian.cholesky(damped[i])).T)
-        elif len(target[i]) * own.shape[2] ** 3 / 3 > EXACT_LIMIT / 10:
+        elif len(target[i]) * pruned.shape[2] ** 3 / 3 > EXACT_LIMIT / 10:
             new.append(least_squares.masked_gradient(damped[i], target[i], old[i], keep[i]))
         else:
             new.append(_on_mask(damped[i], target[i], keep[i]))
     solved = torch.stack(new)
     if not bool(torch.isfinite(solved).all()):
-        raise CandidateFailure("prune", f"sequential least squares of {pair.own.name} is not finite")
+        raise CandidateFailure("prune", f"sequential least squares of {pair.pruned.name} is not finite")
     pair.weight.data.copy_(solved.reshape(pair.weight.shape).to(pair.weight.dtype))
     if movable:
-        walker.move(pair, (wanted_mean - own_mean.double() @ solved.mT).reshape(-1).cpu())
+        walker.move(pair, (wanted_mean - pruned_mean.double() @ solved.mT).reshape(-1).cpu())
 
 
 def _on_mask(h: torch.Tensor, target: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -228,9 +228,9 @@ class Statistics(Compensation):
     def apply(self, module: fx.GraphModule, context: Context) -> None:
         walker = _Walker(module, context)
 
-        def visit(node: fx.Node, own: list[tuple[Any, ...]], dense: list[tuple[Any, ...]]) -> None:
+        def visit(node: fx.Node, pruned: list[tuple[Any, ...]], dense: list[tuple[Any, ...]]) -> None:
             pair = walker.pairs[node.name]
-            x, y = ([arguments[pair.own.argument] for arguments in side] for side in (own, dense))
+            x, y = ([arguments[pair.pruned.argument] for arguments in side] for side in (pruned, dense))
             if walker.movable(pair) and _changed(pair, x, y):
                 self._correct(walker, pair, x, y)
 
@@ -238,10 +238,10 @@ class Statistics(Compensation):
             walk(module, context, set(walker.pairs), visit)
 
     def _correct(self, walker: _Walker, pair: _Pair, x: list[torch.Tensor], y: list[torch.Tensor]) -> None:
-        own, dense = walker.columns(pair, x, y)
-        g = len(own)
+        pruned, dense = walker.columns(pair, x, y)
+        g = len(pruned)
         w = grouped(pair.weight.detach().float(), g)
-        mine, wanted = own @ w.mT, dense @ grouped(pair.dense_weight.float(), g).mT  # (G, rows, out / G)
+        mine, wanted = pruned @ w.mT, dense @ grouped(pair.dense_weight.float(), g).mT  # (G, rows, out / G)
         if self.scale:
             spread, wanted_spread = mine.std(dim=1), wanted.std(dim=1)
             factor = (wanted_spread / spread.clamp(min=1e-12)).clamp(*SCALE_LIMITS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from hwprune.common import plugins
 from hwprune.criteria.activation import Activation, Apoz, Flap
 from hwprune.criteria.base import Criterion
-from hwprune.criteria.curvature import ObsCriterion, SparseGPTCriterion
+from hwprune.criteria.curvature import Obs, SparseGPT
 from hwprune.criteria.fpgm import Fpgm
 from hwprune.criteria.gradient import Gradient, Obd, Taylor
 from hwprune.criteria.inputs import Ria, Wanda
@@ -21,7 +21,7 @@ from hwprune.errors import UnknownNameError
 CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
     for criterion in (
-        L1(), L2(), Random(), Lamp(), Gradient(), Taylor(), Obd(), ObsCriterion(), SparseGPTCriterion(), Wanda(), Ria(),
+        L1(), L2(), Random(), Lamp(), Gradient(), Taylor(), Obd(), Obs(), SparseGPT(), Wanda(), Ria(),
         Slimming(), Fpgm(), Apoz(), Activation(), Flap(),
     )
 }  # fmt: skip

@@ -29,11 +29,11 @@ class Apoz(Criterion):
         raise self._no_weights()
 
     def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
-        found = []
-        for part, known in self._chosen(parts, READS):
-            assert known.channel_zero is not None
-            found.append(1 - part.channels(known.channel_zero).mean(dim=1))
-        return total(found) / len(found)
+        scores = []
+        for part, statistics in self._chosen(parts, READS):
+            assert statistics.channel_zero is not None
+            scores.append(1 - part.channels(statistics.channel_zero).mean(dim=1))
+        return total(scores) / len(scores)
 
 
 @final
@@ -51,11 +51,11 @@ class Activation(Criterion):
         raise self._no_weights()
 
     def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
-        found = []
-        for part, known in self._chosen(parts, READS):
-            assert known.channel_abs is not None
-            found.append(part.channels(known.channel_abs).mean(dim=1))
-        return total(found) / len(found)
+        scores = []
+        for part, statistics in self._chosen(parts, READS):
+            assert statistics.channel_abs is not None
+            scores.append(part.channels(statistics.channel_abs).mean(dim=1))
+        return total(scores) / len(scores)
 
 
 @final
@@ -76,10 +76,10 @@ class Flap(Criterion):
         raise self._no_weights()
 
     def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
-        found = []
-        for part, known in self._chosen(parts, READS):
-            assert known.channel_variance is not None
+        scores = []
+        for part, statistics in self._chosen(parts, READS):
+            assert statistics.channel_variance is not None
             w = part.tensor.detach().float()
             squares = w.reshape(part.groups, w.shape[0] // part.groups, w.shape[1], -1).square().sum(dim=(1, 3))
-            found.append(part.channels(squares.reshape(-1) * known.channel_variance).sum(dim=1))
-        return total(found)
+            scores.append(part.channels(squares.reshape(-1) * statistics.channel_variance).sum(dim=1))
+        return total(scores)

@@ -1,4 +1,4 @@
-"""What a criterion is."""
+"""The interface of a criterion."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Criterion(abc.ABC):
         """
 
     def unavailable(self, parts: Sequence[Part]) -> str | None:
-        """Why it can't score an axis of these parts, or None. Statistics aside."""
+        """The reason why it can't score an axis of these parts, or None; statistics aside."""
         missing = [kind for kind in self.kinds if all(part.kind != kind for part in parts)]
         return f"criterion {self.name}: no {_KINDS[missing[0]]} on this axis" if missing else None
 
     def _statistics(self, statistics: LayerStatistics | None, where: str = "this layer") -> LayerStatistics:
-        """Those given, with everything that is needed."""
+        """The statistics as given. Raises `UsageError` if something that is needed is missing."""
         missing = [*self.needs] if statistics is None else statistics.missing(self.needs)
         if not self.needs:
             return statistics or LayerStatistics()
@@ -63,10 +63,10 @@ class Criterion(abc.ABC):
 
     def _chosen(self, parts: Iterable[Part], kind: str) -> list[tuple[Part, LayerStatistics]]:
         """The parts of a kind with their statistics."""
-        found = [part for part in parts if part.kind == kind]
-        if not found:
+        matching = [part for part in parts if part.kind == kind]
+        if not matching:
             raise UsageError(f"criterion {self.name}: no {_KINDS[kind]} on this axis")
-        return [(part, self._statistics(part.statistics, part.parameter)) for part in found]
+        return [(part, self._statistics(part.statistics, part.parameter)) for part in matching]
 
     def _no_weights(self) -> UsageError:
         return UsageError(f"criterion {self.name} scores whole indices of an axis, not single weights")

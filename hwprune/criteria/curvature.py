@@ -14,13 +14,12 @@ from hwprune.second_order import hessian
 
 
 @final
-class ObsCriterion(Criterion):
+class Obs(Criterion):
     """w^2 / (2 [H^-1]_ii): growth of the layer's squared error when one weight goes and the others of its row make up for it
     (Hassibi & Stork 1993).
 
-    An axis: ``tr(W_S (H^-1_SS)^-1 W_S^T) / 2`` of each index alone, in the layers that read it, relative to the size of their
-    outputs. As a
-    *method*, ``obs`` goes on greedily instead of scoring once.
+    An axis takes ``tr(W_S (H^-1_SS)^-1 W_S^T) / 2`` of each index alone, in the layers that read it, relative to the size of
+    their outputs. As a *method*, ``obs`` goes on greedily instead of scoring once.
     """
 
     name = "obs"
@@ -30,13 +29,15 @@ class ObsCriterion(Criterion):
     kinds = (READS,)
 
     def scores(self, weight: torch.Tensor, statistics: LayerStatistics | None = None) -> torch.Tensor:
-        known = self._statistics(statistics)
-        h = hessian.damp(known.hessian(centred=False))
-        diagonal = torch.stack([hessian.inverse(one).diagonal() for one in h])
-        return (grouped(weight.detach().double(), known.groups).square() / (2 * diagonal[:, None])).reshape(weight.shape)
+        layer_statistics = self._statistics(statistics)
+        h = hessian.damp(layer_statistics.hessian(centred=False))
+        diagonal = torch.stack([hessian.inverse(matrix).diagonal() for matrix in h])
+        return (grouped(weight.detach().double(), layer_statistics.groups).square() / (2 * diagonal[:, None])).reshape(
+            weight.shape
+        )
 
     def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
-        return total(_alone(part, known) for part, known in self._chosen(parts, READS))
+        return total(_alone(part, statistics) for part, statistics in self._chosen(parts, READS))
 
 
 def _alone(part: Part, statistics: LayerStatistics) -> torch.Tensor:
@@ -54,7 +55,7 @@ def _alone(part: Part, statistics: LayerStatistics) -> torch.Tensor:
 
 
 @final
-class SparseGPTCriterion(Criterion):
+class SparseGPT(Criterion):
     """w^2 / U_jj^2 with U the Cholesky factor of H^-1 (Frantar & Alistarh 2023): what the sweep would score if nothing had
     been updated.
     """
@@ -66,10 +67,12 @@ class SparseGPTCriterion(Criterion):
     kinds = (READS,)
 
     def scores(self, weight: torch.Tensor, statistics: LayerStatistics | None = None) -> torch.Tensor:
-        known = self._statistics(statistics)
-        factor = hessian.reverse_factor(hessian.damp(known.hessian(centred=False)), torch.float64)
+        layer_statistics = self._statistics(statistics)
+        factor = hessian.reverse_factor(hessian.damp(layer_statistics.hessian(centred=False)), torch.float64)
         diagonal = factor.diagonal(dim1=1, dim2=2).flip(1)  # 1 / U_jj
-        return (grouped(weight.detach().double(), known.groups) * diagonal[:, None]).square().reshape(weight.shape)
+        return (grouped(weight.detach().double(), layer_statistics.groups) * diagonal[:, None]).square().reshape(weight.shape)
 
     def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
-        return total(part.slices(self.scores(part.tensor, known)).sum(dim=1) for part, known in self._chosen(parts, READS))
+        return total(
+            part.slices(self.scores(part.tensor, statistics)).sum(dim=1) for part, statistics in self._chosen(parts, READS)
+        )

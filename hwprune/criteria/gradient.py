@@ -56,12 +56,12 @@ class Taylor(Criterion):
     def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
         change = []
         for part in readers(parts) or producers(parts):
-            known = self._statistics(part.statistics, part.parameter)
-            assert known.taylor_in is not None and known.taylor_out is not None
+            statistics = self._statistics(part.statistics, part.parameter)
+            assert statistics.taylor_in is not None and statistics.taylor_out is not None
             if part.kind == READS:
-                change.append(part.channels(known.taylor_in).sum(dim=2))
+                change.append(part.channels(statistics.taylor_in).sum(dim=2))
             else:
-                change.append(known.taylor_out[:, part.positions].sum(dim=2))
+                change.append(statistics.taylor_out[:, part.positions].sum(dim=2))
         return total(change).square().mean(dim=0)
 
 

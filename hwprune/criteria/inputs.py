@@ -38,8 +38,8 @@ class Wanda(Criterion):
     needs = ("input_square",)
 
     def scores(self, weight: torch.Tensor, statistics: LayerStatistics | None = None) -> torch.Tensor:
-        known = self._statistics(statistics)
-        return (grouped(weight.detach().float(), known.groups).abs() * _norms(known)).reshape(weight.shape)
+        layer_statistics = self._statistics(statistics)
+        return (grouped(weight.detach().float(), layer_statistics.groups).abs() * _norms(layer_statistics)).reshape(weight.shape)
 
     def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
         return _of_axis(self, parts)
@@ -56,11 +56,11 @@ class Ria(Criterion):
     power = 0.5
 
     def scores(self, weight: torch.Tensor, statistics: LayerStatistics | None = None) -> torch.Tensor:
-        known = self._statistics(statistics)
-        w = grouped(weight.detach().float(), known.groups).abs()
+        layer_statistics = self._statistics(statistics)
+        w = grouped(weight.detach().float(), layer_statistics.groups).abs()
         tiny = torch.finfo(w.dtype).tiny
         relative = w / w.sum(dim=1, keepdim=True).clamp(min=tiny) + w / w.sum(dim=2, keepdim=True).clamp(min=tiny)
-        return (relative * _norms(known) ** self.power).reshape(weight.shape)
+        return (relative * _norms(layer_statistics) ** self.power).reshape(weight.shape)
 
     def axis_scores(self, parts: Sequence[Part]) -> torch.Tensor:
         return _of_axis(self, parts)

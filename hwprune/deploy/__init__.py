@@ -1,4 +1,4 @@
-"""From a point of the front to files that run elsewhere, and the check that they do.
+"""The way from a point of the front to files that run elsewhere, and the check that they do.
 
 It uses records, runtimes and the pruner.
 

@@ -22,7 +22,7 @@ from hwprune.deploy.target_of_run import profile
 from hwprune.errors import CandidateFailure, RunError, UnknownNameError, UsageError
 from hwprune.latency.availability import missing
 from hwprune.latency.bench import Bench
-from hwprune.latency.samples import example_shapes
+from hwprune.latency.samples import batch_order, example_shapes
 from hwprune.records.record import Record, read_record
 from hwprune.records.target import Target
 from hwprune.records.target import load as load_target
@@ -31,7 +31,7 @@ from hwprune.workload.workload import Workload
 
 SCHEMA = 1
 SAMPLE_BYTES = 32_000_000
-"""How much of the evaluation split travels with an export."""
+"""Bytes of the evaluation split that travel with an export."""
 TOLERANCE = 1e-4
 """Largest difference of the outputs of a file in 32 bits from the recorded ones, relative to the largest."""
 HALF_TOLERANCE = 2e-2
@@ -71,34 +71,34 @@ def export_run(
     record = read_record(run)
     source = run / "candidates" / str(number)
     if number not in {point.trial for point in record.front} or not source.is_dir():
-        known = ", ".join(str(point.trial) for point in record.front) or "none"
-        raise UsageError(f"trial {number} is not a point of the front of {run}; points: {known}")
+        points = ", ".join(str(point.trial) for point in record.front) or "none"
+        raise UsageError(f"trial {number} is not a point of the front of {run}; points: {points}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder: choose another --out")
-    made = not out.exists()
+    new_folder = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         return _export(run, ExportedPoint(record, number, source, out, options, workload), form)
     except BaseException as error:
-        if made:  # a half-filled folder would pass for an export
+        if new_folder:  # a half-filled folder would pass for an export
             shutil.rmtree(out, ignore_errors=True)
         if isinstance(error, CandidateFailure):
             raise RunError(f"trial {number} can't be exported as {form}: {error.reason}") from error
         raise
 
 
-def _export(run: Path, made: ExportedPoint, form: str) -> Path:
-    record, out, options = made.record, made.out, made.options
-    files = FORMATS[form].write(made)
+def _export(run: Path, point: ExportedPoint, form: str) -> Path:
+    record, out, options = point.record, point.out, point.options
+    files = FORMATS[form].write(point)
     extra: dict[str, Any] = {}
     if (runs := FORMATS[form].runs) is not None:
         files += _dense(run / "baseline" / "model.onnx", out)
         files += copy(run / "baseline", out, ["example.npz"])
-        choices = record.trial(made.number)["recipe"]["choices"]
-        extra = {"model": runs[0], "runs_on": runs[1], "tolerance": _tolerance(made, form)}
+        choices = record.trial(point.number)["recipe"]["choices"]
+        extra = {"model": runs[0], "runs_on": runs[1], "tolerance": _tolerance(point, form)}
         if runs[0].endswith(".onnx"):
             extra["layout"] = layout.describe(out / runs[0], [choice["pattern"] for choice in choices])
-        extra |= _samples(run, made, runs, extra["tolerance"])
+        extra |= _samples(run, point, runs, extra["tolerance"])
         files += ["samples.npz", "expected.npz"]
     manifest = {
         "schema": SCHEMA,
@@ -109,13 +109,13 @@ def _export(run: Path, made: ExportedPoint, form: str) -> Path:
         "latency_source": record.latency_source,
         "fingerprint": record.data["fingerprint"],
         "versions": record.data["versions"],
-        "point": next(point for point in record.data["front"] if point["trial"] == made.number),
-        "recipe": record.trial(made.number)["recipe"],
+        "point": next(stored for stored in record.data["front"] if stored["trial"] == point.number),
+        "recipe": record.trial(point.number)["recipe"],
         "dense_latency": record.data["baseline"]["latency"],
         "dense_metric": record.dense_metric,
         "calibration_sha256": record.data["workload"].get("calibration_sha256", ""),
-        "training": training_of(record, made.number),
-        "quantisation": dict(made.quantised) if made.quantised else None,
+        "training": training_of(record, point.number),
+        "quantisation": dict(point.quantised) if point.quantised else None,
         **extra,
         "files": {name: sha256(out / name) for name in sorted(set(files))},
     }
@@ -131,60 +131,60 @@ def _dense(source: Path, out: Path) -> list[str]:
     return ["dense.onnx", "dense.onnx.data"]
 
 
-def _tolerance(made: ExportedPoint, form: str) -> float:
-    """By what the weights are held in, and who runs them."""
-    found = OPENVINO_TOLERANCE if form == "openvino" else TOLERANCE
-    if made.options.precision != "fp32":
-        found = HALF_TOLERANCE
-    if made.quantised:
-        found = max(found, quantise.PRECISIONS[made.quantised["precision"]].tolerance)
-    return found
+def _tolerance(point: ExportedPoint, form: str) -> float:
+    """The difference allowed to the outputs: it depends on what the weights are held in, and on who runs them."""
+    tolerance = OPENVINO_TOLERANCE if form == "openvino" else TOLERANCE
+    if point.options.precision != "fp32":
+        tolerance = HALF_TOLERANCE
+    if point.quantised:
+        tolerance = max(tolerance, quantise.PRECISIONS[point.quantised["precision"]].tolerance)
+    return tolerance
 
 
 def training_of(record: Record, number: int) -> dict[str, Any] | None:
-    """How a point was trained: plan, from which trial, seconds, examples; None if it was not."""
-    found = record.trial(number).get("recovery")
-    return None if not found else {key: found[key] for key in ("of", "plan", "seconds", "examples")}
+    """The training of a point: plan, from which trial, seconds, examples; None if it was not trained."""
+    recovery = record.trial(number).get("recovery")
+    return None if not recovery else {key: recovery[key] for key in ("of", "plan", "seconds", "examples")}
 
 
-def _samples(run: Path, made: ExportedPoint, runs: tuple[str, str], tolerance: float) -> dict[str, Any]:
+def _samples(run: Path, point: ExportedPoint, runs: tuple[str, str], tolerance: float) -> dict[str, Any]:
     """The first batches of the final split with the outputs of the file that was measured; what the manifest says of them.
 
     Raises:
         CandidateFailure: what is handed over computes something else.
     """
-    record, out = made.record, made.out
+    record, out = point.record, point.out
     split = record.front[0].split
-    chosen: dict[str, np.ndarray[Any, Any]] = {}
+    batches_taken: dict[str, np.ndarray[Any, Any]] = {}
     total = 0
     with np.load(run / "baseline" / f"{split}.npz", allow_pickle=False) as stored:
-        batches = sorted({name.split(".")[0] for name in stored.files})
+        batches = sorted({name.split(".")[0] for name in stored.files}, key=batch_order)
         for batch in batches:
             members = {name: stored[name] for name in stored.files if name.startswith(f"{batch}.")}
             total += sum(array.nbytes for array in members.values())
-            if chosen and total > SAMPLE_BYTES:
+            if batches_taken and total > SAMPLE_BYTES:
                 break
-            chosen.update(members)
-    if made.options.batch is not None:
-        chosen = whole_batches(chosen, made.options.batch)
-        example = whole_batches(_read(out / "example.npz"), made.options.batch, repeat=True)
+            batches_taken.update(members)
+    if point.options.batch is not None:
+        batches_taken = whole_batches(batches_taken, point.options.batch)
+        example = whole_batches(_read(out / "example.npz"), point.options.batch, repeat=True)
         np.savez(out / "example.npz", allow_pickle=False, **example)
-    np.savez(out / "samples.npz", allow_pickle=False, **chosen)
+    np.savez(out / "samples.npz", allow_pickle=False, **batches_taken)
     target = _here(record)
     with Bench(target, shapes=example_shapes(out / "example.npz")) as bench:
-        bench.load("model", made.onnx_file)
+        bench.load("model", point.onnx_file)
         bench.run("model", out / "samples.npz", out / "expected.npz")
         bench.load("dense", out / "dense.onnx")
         bench.run("dense", out / "samples.npz", out / ".dense.npz")
     outputs, dense = scoring.read_outputs(out / "expected.npz"), scoring.read_outputs(out / ".dense.npz")
     (out / ".dense.npz").unlink()
     _check(out, runs, target, outputs, tolerance)
-    found: dict[str, Any] = {"samples": {"split": split, "examples": sum(len(batch[0]) for batch in outputs)}}
+    facts: dict[str, Any] = {"samples": {"split": split, "examples": sum(len(batch[0]) for batch in outputs)}}
     metric = metrics.METRICS.get(record.data["workload"]["metric"])
     targets = scoring.read_targets(out / "samples.npz")
     if metric is not None and (metric.agreement or all(isinstance(t, torch.Tensor) for t in targets)):
-        found["samples"]["metric"] = scoring.score(metric, outputs, targets, dense).to_json()
-    return found
+        facts["samples"]["metric"] = scoring.score(metric, outputs, targets, dense).to_json()
+    return facts
 
 
 def _here(record: Record) -> Target:
@@ -211,14 +211,14 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         return {name: stored[name] for name in stored.files}
 
 
-def whole_batches(arrays: dict[str, np.ndarray[Any, Any]], size: int, repeat: bool = False) -> dict[str, np.ndarray[Any, Any]]:
+def whole_batches(arrays: dict[str, np.ndarray[Any, Any]], size: int, *, repeat: bool = False) -> dict[str, np.ndarray[Any, Any]]:
     """Stored batches (see `hwprune.workload.scoring.write_samples`) as ones of exactly ``size`` examples.
 
     Args:
         repeat: the first examples of a batch that is too small come again; else what is left over is left out.
     """
-    found: dict[str, np.ndarray[Any, Any]] = {}
-    batches = sorted({name.split(".")[0] for name in arrays})
+    whole: dict[str, np.ndarray[Any, Any]] = {}
+    batches = sorted({name.split(".")[0] for name in arrays}, key=batch_order)
     count = 0
     for batch in batches:
         members = {name.split(".", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{batch}.")}
@@ -228,8 +228,8 @@ def whole_batches(arrays: dict[str, np.ndarray[Any, Any]], size: int, repeat: bo
             length = size
         for start in range(0, length - size + 1, size):
             for name, array in members.items():
-                found[f"{count:06d}.{name}"] = array[start : start + size] if array.ndim else array
+                whole[f"{count:06d}.{name}"] = array[start : start + size] if array.ndim else array
             count += 1
-    if not found:
+    if not whole:
         raise UsageError(f"no batch of the evaluation data has {size} examples: export with a smaller --batch")
-    return found
+    return whole

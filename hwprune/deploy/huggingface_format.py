@@ -7,12 +7,11 @@ from typing import Any
 
 from hwprune.deploy.point import ExportedPoint, copy_recipe
 from hwprune.errors import UsageError
+from hwprune.pruning.own_class import apply_to_module
 
 
 def write_huggingface(point: ExportedPoint) -> list[str]:
     """``save_pretrained`` of the user's own class, where it is one of transformers and can hold the shapes."""
-    from hwprune.pruning.own_class import apply_to_module
-
     pruner = point.pruner()
     candidate = point.candidate(pruner)
     holder = pruner.workload.model

@@ -29,34 +29,34 @@ def describe(model: Path, patterns: Iterable[str]) -> dict[str, Any]:
         patterns: of the recipe; N:M ones are looked for.
     """
     proto = onnx.load(str(model))
-    found: dict[str, Any] = {"zeros": _zeros(proto), "n_of_m": {}}
+    description: dict[str, Any] = {"zeros": _zeros(proto), "n_of_m": {}}
     for pattern in sorted(set(patterns)):
         if (match := _N_OF_M.match(pattern)) is not None:
             layouts = sparsity.of_model(proto, int(match[1]), int(match[2]))
-            kept = [one.weight for one in layouts if one.fits and one.groups]
-            found["n_of_m"][f"{match[1]}:{match[2]}"] = sorted(set(kept))
-    return found
+            kept = [layout.weight for layout in layouts if layout.fits and layout.groups]
+            description["n_of_m"][f"{match[1]}:{match[2]}"] = sorted(set(kept))
+    return description
 
 
 def faults(model: Path, recorded: Mapping[str, Any]) -> list[str]:
     """What the file has lost of a description of `describe`; empty: nothing."""
     proto = onnx.load(str(model))
     zeros = _zeros(proto)
-    found = [
+    lost = [
         f"{name} has {100 * zeros.get(name, 0.0):.1f} % zeros, recorded {100 * share:.1f} %"
         for name, share in recorded.get("zeros", {}).items()
         if zeros.get(name, 0.0) < share - 1e-6
     ]
     for pattern, weights in recorded.get("n_of_m", {}).items():
         n, m = (int(part) for part in pattern.split(":"))
-        layouts = {one.weight: one for one in sparsity.of_model(proto, n, m)}
+        layouts = {layout.weight: layout for layout in sparsity.of_model(proto, n, m)}
         for weight in weights:
-            one = layouts.get(weight)
-            if one is None:
-                found.append(f"{weight}, which was {pattern}, is gone")
-            elif not one.fits:
-                found.append(f"{weight} is no longer {pattern}: {one.why}")
-    return found
+            layout = layouts.get(weight)
+            if layout is None:
+                lost.append(f"{weight}, which was {pattern}, is gone")
+            elif not layout.fits:
+                lost.append(f"{weight} is no longer {pattern}: {layout.why}")
+    return lost
 
 
 def summary(recorded: Mapping[str, Any]) -> str:
@@ -68,10 +68,10 @@ def summary(recorded: Mapping[str, Any]) -> str:
 
 
 def _zeros(proto: onnx.ModelProto) -> dict[str, float]:
-    found = {}
+    shares = {}
     for item in proto.graph.initializer:
         if len(item.dims) > 1 and item.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8):
             share = float(np.mean(numpy_helper.to_array(item) == 0)) if np.prod(item.dims) else 0.0
             if share >= LEAST:
-                found[item.name] = round(share, 6)
-    return found
+                shares[item.name] = round(share, 6)
+    return shares

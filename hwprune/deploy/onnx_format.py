@@ -56,14 +56,14 @@ def converted_opset(model: onnx.ModelProto, opset: int | None) -> onnx.ModelProt
     if opset > onnx.defs.onnx_opset_version():
         raise UsageError(f"the installed onnx knows opsets up to {onnx.defs.onnx_opset_version()}, got {opset}")
     try:
-        made: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
+        converted: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
     except Exception as error:  # the converter raises its own types
         first = (str(error).strip().splitlines() or [""])[0]
         raise CandidateFailure("export", f"opset {now} -> {opset}: {first}") from error
-    for node in made.graph.node if opset < REDUCE_AXES else ():  # the converter leaves in what older opsets don't know
+    for node in converted.graph.node if opset < REDUCE_AXES else ():  # the converter leaves in what older opsets don't know
         for attribute in [a for a in node.attribute if a.name == "noop_with_empty_axes" and not a.i]:
             node.attribute.remove(attribute)
-    return made
+    return converted
 
 
 def _fix_batch(model: onnx.ModelProto, batch: int) -> None:

@@ -101,9 +101,11 @@ def to_int8(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tup
             nodes_to_exclude=_dynamic(onnx.load(str(ready))),
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": integers.symmetric, "DedicatedQDQPair": False},
         )  # fmt: skip
-        made = onnx.load(str(done))
+        quantised = onnx.load(str(done))
     bits = 7 if integers.saturating else 8
-    return made, Facts("int8", _behind_dequantize(made), len(wanted), reader.examples, reader.digest.hexdigest(), bits=bits)
+    return quantised, Facts(
+        "int8", _behind_dequantize(quantised), len(wanted), reader.examples, reader.digest.hexdigest(), bits=bits
+    )
 
 
 def to_int4(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tuple[onnx.ModelProto, Facts]:  # noqa: ARG001 - one interface
@@ -119,16 +121,16 @@ def to_int4(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tup
     ]  # fmt: skip
     quantiser = MatMulNBitsQuantizer(model, bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=small)
     quantiser.process()
-    made = quantiser.model.model
-    return made, Facts("int4", sum(node.op_type == "MatMulNBits" for node in made.graph.node), len(wanted), bits=4)
+    quantised = quantiser.model.model
+    return quantised, Facts("int4", sum(node.op_type == "MatMulNBits" for node in quantised.graph.node), len(wanted), bits=4)
 
 
 def to_fp16(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tuple[onnx.ModelProto, Facts]:  # noqa: ARG001 - one interface
     wanted = _weighted(model)
-    made = to_onnx.converted(model, "fp16")
-    halves = {item.name for item in made.graph.initializer if item.data_type == TensorProto.FLOAT16}
-    done = sum(node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in halves for node in made.graph.node)
-    return made, Facts("fp16", done, len(wanted), bits=16)
+    converted = to_onnx.converted(model, "fp16")
+    halves = {item.name for item in converted.graph.initializer if item.data_type == TensorProto.FLOAT16}
+    done = sum(node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in halves for node in converted.graph.node)
+    return converted, Facts("fp16", done, len(wanted), bits=16)
 
 
 class _Reader:
@@ -160,19 +162,19 @@ class _Reader:
 def _weighted(model: onnx.ModelProto) -> dict[str, str]:
     """Name -> operator of all nodes with a constant weight."""
     constants = {item.name for item in model.graph.initializer}
-    made = {name: node for node in model.graph.node for name in node.output}
-    found = {}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    operators = {}
     for node in model.graph.node:
-        if node.op_type in WEIGHTED and len(node.input) > 1 and _constant(node.input[1], constants, made):
-            found[node.name or node.output[0]] = node.op_type
-    return found
+        if node.op_type in WEIGHTED and len(node.input) > 1 and _constant(node.input[1], constants, makers):
+            operators[node.name or node.output[0]] = node.op_type
+    return operators
 
 
-def _constant(name: str, constants: set[str], made: Mapping[str, onnx.NodeProto]) -> bool:
+def _constant(name: str, constants: set[str], makers: Mapping[str, onnx.NodeProto]) -> bool:
     """Does a tensor come from an initializer alone, through casts and transposes?"""
-    while name in made and made[name].op_type in ("Cast", "Transpose", "Identity", "DequantizeLinear", "QuantizeLinear"):
-        name = made[name].input[0]
-    return name in constants or (name in made and made[name].op_type == "Constant")
+    while name in makers and makers[name].op_type in ("Cast", "Transpose", "Identity", "DequantizeLinear", "QuantizeLinear"):
+        name = makers[name].input[0]
+    return name in constants or (name in makers and makers[name].op_type == "Constant")
 
 
 def _dynamic(model: onnx.ModelProto) -> list[str]:
@@ -182,9 +184,9 @@ def _dynamic(model: onnx.ModelProto) -> list[str]:
 
 
 def _behind_dequantize(model: onnx.ModelProto) -> int:
-    made = {name: node.op_type for node in model.graph.node for name in node.output}
+    makers = {name: node.op_type for node in model.graph.node for name in node.output}
     return sum(
-        node.op_type in WEIGHTED and all(made.get(name) == "DequantizeLinear" for name in node.input[:2])
+        node.op_type in WEIGHTED and all(makers.get(name) == "DequantizeLinear" for name in node.input[:2])
         for node in model.graph.node
     )
 
@@ -202,9 +204,9 @@ def _gemm_to_matmul(model: onnx.ModelProto) -> None:
         weight = numpy_helper.to_array(stored[node.input[1]])
         turned = f"{node.input[1]}.{'rows' if settings.get('transB', 0) else 'columns'}"
         if turned not in stored:
-            made = numpy_helper.from_array(np.ascontiguousarray(weight.T if settings.get("transB", 0) else weight), turned)
-            model.graph.initializer.append(made)
-            stored[turned] = made
+            matrix = numpy_helper.from_array(np.ascontiguousarray(weight.T if settings.get("transB", 0) else weight), turned)
+            model.graph.initializer.append(matrix)
+            stored[turned] = matrix
         biased = len(node.input) > 2 and bool(node.input[2])
         product = f"{node.output[0]}.product" if biased else node.output[0]
         nodes.append(

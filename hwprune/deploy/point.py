@@ -22,7 +22,7 @@ PRECISIONS = ("fp32", "fp16")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an ONNX file is written.
+    """The options of an ONNX file.
 
     Attributes:
         opset: version of the operators; None: as it is. Files are made with 20; older ones suit older runtimes.
@@ -68,8 +68,8 @@ class ExportedPoint:
 
     @property
     def quantised(self) -> Mapping[str, Any] | None:
-        found: Mapping[str, Any] | None = self.record.trial(self.number).get("quantised")
-        return found
+        facts: Mapping[str, Any] | None = self.record.trial(self.number).get("quantised")
+        return facts
 
     @property
     def onnx_file(self) -> Path:

@@ -42,16 +42,16 @@ def quantise(
     """
     check(precision)
     try:
-        own = onnx.ModelProto()
-        own.CopyFrom(model)  # quantisers change what they are given
-        _name_nodes(own)
-        before = _zeros(own)
+        dense = onnx.ModelProto()
+        dense.CopyFrom(model)  # quantisers change what they are given
+        _name_nodes(dense)
+        before = _zeros(dense)
         with quiet():
-            made, facts = PRECISIONS[precision].make(own, batches, integers or Integers())
+            quantised, facts = PRECISIONS[precision].make(dense, batches, integers or Integers())
         if not facts.layers:
             raise CandidateFailure(STAGE, f"none of the model's {facts.weighted} weighted operators can be held in {precision}")
-        after = _zeros(made)
-        to_onnx.save_onnx(made, path)
+        after = _zeros(quantised)
+        to_onnx.save_onnx(quantised, path)
     except CandidateFailure:
         raise
     except Exception as error:  # the quantisers, and protobuf, raise what they meet

@@ -109,7 +109,7 @@ def rerank(
         if not path.is_file():
             raise UsageError(f"{path} is missing: the front can't be measured without its files")
     dense = run / "baseline" / name
-    chosen = metric or metrics.METRICS.get(record.data["workload"]["metric"])
+    metric = metric or metrics.METRICS.get(record.data["workload"]["metric"])
     machine = host(remote or None)
     try:
         with tempfile.TemporaryDirectory(prefix="hwprune-rerank-") as folder:
@@ -119,7 +119,7 @@ def rerank(
             def make() -> Bench:
                 return Bench(target, BenchLimits(), machine, shapes)
 
-            scores, failures, identity = _scores(make, models, dense, split_file(run, record), chosen, Path(folder))
+            scores, failures, identity = _scores(make, models, dense, split_file(run, record), metric, Path(folder))
             runs = {key: path for key, path in models.items() if key not in failures}
             total, count = fresh.PROCESSES * fresh.SESSIONS * (1 + len(runs)), 0
 
@@ -134,7 +134,7 @@ def rerank(
         machine.close()
     if "dense" not in measured:
         raise CandidateFailure("measure", f"the dense model does not run on target {target.name}")
-    points = [_point(point, measured, scores, failures, chosen) for point in record.front]
+    points = [_point(point, measured, scores, failures, metric) for point in record.front]
     facts = {
         "target": target.name, "description": target.description, "run_target": record.data["target"]["name"],
         "identity": identity,
@@ -151,8 +151,8 @@ def _example(run: Path, batch: int | None, folder: Path) -> Path:
     if batch is None:
         return stored
     with np.load(stored, allow_pickle=False) as arrays:
-        made = whole_batches({name: arrays[name] for name in arrays.files}, batch, repeat=True)
-    np.savez(folder / "example.npz", allow_pickle=False, **made)
+        arrays_of_size = whole_batches({name: arrays[name] for name in arrays.files}, batch, repeat=True)
+    np.savez(folder / "example.npz", allow_pickle=False, **arrays_of_size)
     return folder / "example.npz"
 
 
@@ -192,14 +192,14 @@ def _point(
 ) -> Reranked:
     key = str(point.trial)
     latency, speedup = measured.get(key, (None, None))
-    found = scores.get(key)
-    drop = metric.drop(scores["dense"].value, found.value) if metric is not None and found is not None else None
+    score = scores.get(key)
+    drop = metric.drop(scores["dense"].value, score.value) if metric is not None and score is not None else None
     failure = failures.get(key, "" if speedup is not None else "it failed while it was measured")
     return Reranked(
         point.trial,
         speedup,
         latency,
-        found,
+        score,
         drop,
         point.speedup.value,
         point.drop,
@@ -208,7 +208,7 @@ def _point(
 
 
 def _ranked(points: Sequence[Reranked]) -> list[Reranked]:
-    """By speedup; with who is on the front there. Where nothing could be scored the drop is the run's."""
+    """The points by speedup, with who is on the front there. Where nothing could be scored the drop is the run's."""
 
     def drop(point: Reranked) -> float:
         return point.drop_before if point.drop is None else point.drop

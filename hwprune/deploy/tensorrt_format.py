@@ -8,9 +8,11 @@ from typing import Any
 
 import onnx
 
+from hwprune import runtimes
 from hwprune.deploy.onnx_format import write_onnx_point
 from hwprune.deploy.point import ExportedPoint
 from hwprune.errors import CandidateFailure
+from hwprune.runtimes.base import RuntimeSettings
 
 BUILD = """#!/bin/sh
 # Builds the TensorRT engine on the device that will run it; written by hwprune.
@@ -43,21 +45,18 @@ def write_tensorrt(point: ExportedPoint) -> list[str]:
 
 def _shapes(inputs: Any, shapes: Sequence[Sequence[int]]) -> str:
     """``name:1x3x8x8,...`` of the inputs with a free dim; trtexec takes no shapes of others. Raises `CandidateFailure`."""
-    found = []
+    texts = []
     for item, shape in zip(inputs, shapes, strict=False):
         if not shape or all(dim.dim_value > 0 for dim in item.type.tensor_type.shape.dim):
             continue
         if set(item.name) & set(":,"):
             raise CandidateFailure("export", f"trtexec can't be told the shape of input {item.name!r}: its name holds ':' or ','")
-        found.append(f"{item.name}:{'x'.join(str(int(size)) for size in shape)}")
-    return ",".join(found)
+        texts.append(f"{item.name}:{'x'.join(str(int(size)) for size in shape)}")
+    return ",".join(texts)
 
 
 def _engine(point: ExportedPoint, shapes: list[tuple[int, ...]]) -> list[str]:
     """Build it here, if this is the place; the timing cache goes along, so that the next build chooses the same tactics."""
-    from hwprune import runtimes
-    from hwprune.runtimes.base import RuntimeSettings
-
     if runtimes.get("tensorrt").missing() is not None:
         return []
     runtimes.get("tensorrt").load(point.out / "model.onnx", RuntimeSettings(shapes=tuple(shapes), cache=str(point.out)))

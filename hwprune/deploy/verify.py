@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.common import formatting
-from hwprune.common.files import read_json, sha256
-from hwprune.deploy import layout, quantise
+from hwprune.common.files import sha256
+from hwprune.deploy import layout
 from hwprune.deploy.formats import FORMATS
+from hwprune.deploy.manifest import read_manifest
 from hwprune.deploy.target_of_run import profile
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import fingerprint, fresh
@@ -29,7 +30,6 @@ from hwprune.workload.metrics import Metric
 
 PARITY_TOLERANCE = 1e-4
 """Largest difference of the outputs from the recorded ones, relative to the largest, where a manifest says none."""
-LARGEST_TOLERANCE = max(one.tolerance for one in quantise.PRECISIONS.values())
 SPEEDUP_TOLERANCE = 0.03
 """A speedup measured again may be this much below the recorded one, on the same machine and versions."""
 
@@ -45,7 +45,7 @@ class Check:
 
 @dataclass(slots=True)
 class Verified:
-    """What was found for one model."""
+    """One model with the checks that were made of it."""
 
     name: str
     checks: list[Check] = field(default_factory=list)
@@ -98,19 +98,15 @@ def verify(folder: Path, metric: Metric | None = None, step: Callable[[], None] 
 
 
 def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]) -> list[Verified]:
-    manifest = read_json(folder / "manifest.json")
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    plain = isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
-    if not isinstance(manifest, dict) or manifest.get("schema") != 1 or not plain:
-        raise UsageError(f"{folder / 'manifest.json'} is not a manifest of schema 1")
+    manifest = read_manifest(folder)
     verified = Verified(folder.name, [_integrity(folder, manifest["files"])])
     if not verified.passed:
         return [verified]
-    known = FORMATS.get(str(manifest.get("format")))
-    if known is None or known.runs is None:
-        verified.checks.append(Check("run", None, f"format {manifest.get('format')} holds nothing that a runtime runs by itself"))
+    form = FORMATS.get(manifest["format"])
+    if form is None or form.runs is None:
+        verified.checks.append(Check("run", None, f"format {manifest['format']} holds nothing that a runtime runs by itself"))
         return [verified]
-    name, runs_on = known.runs
+    name, runs_on = form.runs
     if lacking := [n for n in (name, "dense.onnx", "samples.npz", "expected.npz", "example.npz") if n not in manifest["files"]]:
         verified.checks[0] = Check("integrity", False, f"the manifest does not list {', '.join(lacking)}")
         return [verified]
@@ -119,22 +115,14 @@ def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]
     sample = manifest.get("samples", {})
     subject = _Subject(
         folder.name, folder / name, manifest["point"], folder / "expected.npz", sample.get("metric"),
-        _tolerance(folder, manifest.get("tolerance", PARITY_TOLERANCE)),
+        float(manifest.get("tolerance", PARITY_TOLERANCE)),
     )  # fmt: skip
-    chosen = metric or metrics.METRICS.get(manifest["workload"]["metric"])
+    metric = metric or metrics.METRICS.get(manifest["workload"]["metric"])
     _run_checks(
-        [(verified, subject)], manifest, folder / "dense.onnx", folder / "samples.npz", folder / "example.npz", chosen, step,
+        [(verified, subject)], manifest, folder / "dense.onnx", folder / "samples.npz", folder / "example.npz", metric, step,
         runs_on,
     )  # fmt: skip
     return [verified]
-
-
-def _tolerance(folder: Path, value: object) -> float:
-    """What the manifest allows, and never more than hwprune writes: a manifest that allows anything proves nothing."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= LARGEST_TOLERANCE:
-        path = folder / "manifest.json"
-        raise UsageError(f"{path}: tolerance must be a number between 0 and {LARGEST_TOLERANCE:g}, got {value!r}")
-    return float(value)
 
 
 def split_file(run: Path, record: Record) -> Path:
@@ -146,7 +134,7 @@ def split_file(run: Path, record: Record) -> Path:
 
 
 def _layout(model: Path, recorded: Mapping[str, Any]) -> Check:
-    """What was removed is still removed, and in the pattern that the kernels want."""
+    """Check that what was removed is still removed, and in the pattern that the kernels want."""
     try:
         faults = layout.faults(model, recorded)
     except Exception as error:  # onnx raises what protobuf raises
@@ -173,14 +161,14 @@ def _verify_run(run: Path, number: int | None, metric: Metric | None, step: Call
     points = [p for p in record.data["front"] if number is None or p["trial"] == number]
     if not points:
         raise UsageError(f"{run} has no confirmed front" if number is None else f"trial {number} is not on the front of {run}")
-    chosen = metric or metrics.METRICS.get(record.data["workload"]["metric"])
+    metric = metric or metrics.METRICS.get(record.data["workload"]["metric"])
     pairs = []
     for point in points:
         name = f"trial {point['trial']}"
         model = run / "candidates" / str(point["trial"]) / record.model_file
         pairs.append((Verified(name), _Subject(name, model, point, None, point["metric"])))
     baseline = run / "baseline"
-    _run_checks(pairs, record.data, baseline / record.model_file, split_file(run, record), baseline / "example.npz", chosen, step)
+    _run_checks(pairs, record.data, baseline / record.model_file, split_file(run, record), baseline / "example.npz", metric, step)
     return [verified for verified, _ in pairs]
 
 
@@ -223,7 +211,7 @@ def _run_checks(
     same = data["fingerprint"]["identity"] == fingerprint.identity(target)
     for verified, subject in pairs:
         if subject.name in measured and "dense" in measured:
-            _speed(verified, subject, measured[subject.name][1], same)
+            _speed(verified, subject, measured[subject.name][1], same_machine=same)
         elif subject.name in models:
             verified.checks.append(Check("latency", False, "the model failed while it was measured"))
 
@@ -269,20 +257,20 @@ def _outputs(
 def _parity(outputs: scoring.Outputs, expected: scoring.Outputs, tolerance: float) -> Check:
     shapes = [[tuple(t.shape) for t in batch] for batch in outputs], [[tuple(t.shape) for t in batch] for batch in expected]
     if shapes[0] != shapes[1]:
-        got, wanted = (next((f"{a}" for a in one), "nothing") for one in shapes)
+        got, wanted = (next((f"{batch}" for batch in batches), "nothing") for batches in shapes)
         return Check("parity", False, f"outputs have other shapes than recorded: {got} instead of {wanted}")
     worst = scoring.largest_difference(outputs, expected)
     return Check("parity", worst <= tolerance, f"largest difference {worst:.2g} of the largest output (allowed {tolerance:g})")
 
 
-def _speed(verified: Verified, subject: _Subject, speedup: Measurement, same: bool) -> None:
+def _speed(verified: Verified, subject: _Subject, speedup: Measurement, *, same_machine: bool) -> None:
     recorded = float(subject.point["speedup"]["value"])
     verified.speedup, verified.recorded_speedup = speedup, recorded
     ratio = speedup.value / recorded - 1
     text = (
         f"{formatting.speedup(speedup.value, speedup.ci_low, speedup.ci_high)}, recorded {recorded:.2f}x ({100 * ratio:+.1f} %)"
     )
-    if not same:
+    if not same_machine:
         verified.checks.append(Check("latency", None, f"{text}; another machine or version, so not judged"))
         return
     verified.checks.append(Check("latency", ratio >= -SPEEDUP_TOLERANCE or speedup.ci_high >= recorded, text))

@@ -2,5 +2,6 @@
 
 It uses runtimes only, and no torch, so that the measuring process starts at once.
 
-Begin with `paired` (the measurement), `bench` and `worker` (the two ends of the pipe), `source` (where a search's latencies come from).
+Begin with `paired` (the measurement), `bench` and `worker` (the two ends of the pipe), `source` (where a search's latencies come
+from).
 """

@@ -14,8 +14,10 @@ from hwprune.latency.paired import Paired, Settings
 from hwprune.latency.worker_process import BenchLimits, WorkerProcess
 from hwprune.records.target import Target
 
+Limits = BenchLimits
+"""The name of earlier versions."""
 SLOT_S = 3600.0
-"""How long to wait until others have finished timing on the device."""
+"""Seconds to wait until others have finished timing on the device."""
 
 
 class Bench:
@@ -88,7 +90,7 @@ class Bench:
 
     # -- models ------------------------------------------------------------------------------
 
-    def load(self, key: str, path: Path, keep: bool = False, threads: int | None = None) -> None:
+    def load(self, key: str, path: Path, *, keep: bool = False, threads: int | None = None) -> None:
         """Load a model. Raises `CandidateFailure` (stage ``run``).
 
         Args:
@@ -151,8 +153,8 @@ class Bench:
         """Times of a loaded model's operators, by the runtime's own profiler; empty if it has none."""
         self._awake()
         answer = self._exclusive("profile", {"key": key, "samples": self._host.put(samples), "runs": runs})
-        found: list[dict[str, Any]] = answer["operators"]
-        return found
+        operators: list[dict[str, Any]] = answer["operators"]
+        return operators
 
     def micro(self, folder: Path, pieces: Sequence[str], rounds: int) -> dict[str, Any]:
         """Times of small models in a folder; see `hwprune.latency.worker.Worker.do_micro`."""

@@ -12,7 +12,7 @@ from hwprune.common.files import cache_folder
 from hwprune.errors import RunError
 
 FOLDERS = ("/run/lock", "/dev/shm", "/tmp")  # noqa: S108 - shared by all users on purpose; nothing is read from the file
-"""Where locks lie: folders that every process of the machine sees, whatever its TMPDIR."""
+"""The places of locks: folders that every process of the machine sees, whatever its TMPDIR."""
 
 
 class Slot:
@@ -30,7 +30,7 @@ class Slot:
         self._handle = handle
 
     def release(self) -> None:
-        """Does nothing if it isn't held."""
+        """Give the lock back; does nothing if it isn't held."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

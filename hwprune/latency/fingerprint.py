@@ -26,12 +26,12 @@ _ARM = {
 
 def identity(target: Target) -> dict[str, Any]:
     """Device with its ISA or driver, runtime with version, threads, precision and options."""
-    found: dict[str, Any] = {"device": device_name(), "isa": isa(), "cores": os.cpu_count() or 1}
+    device: dict[str, Any] = {"device": device_name(), "isa": isa(), "cores": os.cpu_count() or 1}
     if target.device == "cuda":
         card = sensors.gpu() or {"name": "unknown", "driver": "unknown"}
-        found |= {"device": card["name"], "driver": card["driver"], "host_cpu": device_name()}
+        device |= {"device": card["name"], "driver": card["driver"], "host_cpu": device_name()}
     return {
-        **found,
+        **device,
         "runtime_name": target.runtime,
         "runtime": runtimes.get(target.runtime).version(),
         "threads": target.threads,
@@ -47,8 +47,8 @@ def digest(identity_: Mapping[str, Any]) -> str:
 
 def conditions(device: str = "cpu") -> dict[str, Any]:
     """Load average, governor, clocks, power limit, throttle reasons: what the machine tells."""
-    found = sensors.cpu_conditions()
-    return {**found, "gpu": sensors.gpu_conditions()} if device == "cuda" else found
+    cpu = sensors.cpu_conditions()
+    return {**cpu, "gpu": sensors.gpu_conditions()} if device == "cuda" else cpu
 
 
 def device_name() -> str:

@@ -97,13 +97,13 @@ def footprint(models: dict[str, Path], example: Path, make: Callable[[], Bench])
     ``loaded_bytes``: what loading added; ``peak_bytes``: the most that was in use while it ran; ``joules``: of one run.
     None where the machine doesn't tell. A model that fails is left out.
     """
-    found = {}
+    footprints = {}
     for key, path in models.items():
         with make() as bench, contextlib.suppress(CandidateFailure):
             bench.prepare()
             bench.load("model", path)
-            found[key] = {**bench.memory("model", example), "joules": bench.energy("model", example)}
-    return found
+            footprints[key] = {**bench.memory("model", example), "joules": bench.energy("model", example)}
+    return footprints
 
 
 def _summary(results: list[tuple[int, Paired]], dense_s: float) -> Remeasured:

@@ -1,4 +1,4 @@
-"""Where the measuring process runs: on this machine, or on another through plain ssh and scp."""
+"""The place where the measuring process runs: on this machine, or on another through plain ssh and scp."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     def place(self) -> Host:
-        """For one process: what files it has been brought is its own; the connection is shared."""
+        """A host for one process: what files it has been brought is its own; the connection is shared."""
 
     @abc.abstractmethod
     def command(self, threads: int, memory: int) -> tuple[list[str], dict[str, str]]:
@@ -136,17 +136,18 @@ class Ssh(Host):
         self._control = tempfile.mkdtemp(prefix="hwp-ssh-")
 
     def place(self) -> Host:
-        made = copy.copy(self)
-        made._folder, made._known = "", {}
-        return made
+        place = copy.copy(self)
+        place._folder, place._known = "", {}
+        return place
 
     def _options(self) -> list[str]:
-        found = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
+        settings = ["BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4"]
         if len(self._control) < 80:  # a socket's path is short; without one each copy connects anew
-            found += ["-o", "ControlMaster=auto", "-o", f"ControlPath={self._control}/c", "-o", "ControlPersist=60"]
+            settings += ["ControlMaster=auto", f"ControlPath={self._control}/c", "ControlPersist=60"]
+        options = [text for setting in settings for text in ("-o", setting)]
         if extra := os.environ.get("HWPRUNE_SSH_CONFIG"):
-            found += ["-F", extra]
-        return found
+            options += ["-F", extra]
+        return options
 
     def command(self, threads: int, memory: int) -> tuple[list[str], dict[str, str]]:
         port = ["-p", self._port] if self._port else []
@@ -160,14 +161,14 @@ class Ssh(Host):
 
     def put(self, path: Path) -> str:
         files = sorted(path.parent.glob(path.name + "*"))
-        state = "|".join(f"{one.resolve()} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files)
+        state = "|".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
         if state not in self._known:
             digest = hashlib.sha256(state.encode()).hexdigest()[:24]
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch) / digest  # files keep their names inside: external weights are found by them
                 folder.mkdir()
-                for one in files:
-                    (folder / one.name).symlink_to(one.resolve())
+                for file in files:
+                    (folder / file.name).symlink_to(file.resolve())
                 self._copy(["-r", str(folder), f"{self._login}:{self._folder}/"])
             self._known[state] = f"{self._folder}/{digest}/{path.name}"
         return self._known[state]

@@ -2,6 +2,9 @@
 
 A folder holds ``table.csv`` (a row a segment), ``models.csv`` (a row a whole-model measurement) and ``fingerprint.json`` (whose
 numbers these are). It is what `hwprune probe --table` writes and what `--table` reads on another machine.
+
+One file because measuring, merging and storing share one rule: numbers of two sessions are compared only in the unit of
+their own reference.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
 from hwprune.latency.micro import ROUNDS
 from hwprune.latency.segments import Segment
-from hwprune.latency.table_files import csv_text, file_lock, read_counts, read_number, read_rows
+from hwprune.latency.table_files import csv_text, file_lock, read_counts, read_number, read_rows, shared_lock
 from hwprune.latency.worker import OWN_FAILED
 
 SCHEMA = 1
+LOCK = ".lock"
+"""Name of the file whose lock a writer holds alone and readers share: the three files of a table belong together."""
 DENSE = "dense"
 GROUP = 12
 """CutSegments that are timed in turn."""
@@ -65,7 +70,7 @@ class Whole:
 
 @dataclass(slots=True)
 class LatencyTable:
-    """What was measured under one identity. ``folder`` None: only in memory."""
+    """All that was measured under one identity. ``folder`` None: only in memory."""
 
     identity: Mapping[str, Any]
     folder: Path | None = None
@@ -75,6 +80,8 @@ class LatencyTable:
     """Seconds of the reference by the type that it computes in: the unit of all entries of that type."""
     errors: dict[str, str] = field(default_factory=dict)
     """Segments that the runtime could not run alone, and why."""
+    version: int = field(default=0, init=False, compare=False)
+    """How often `entries` or `models` have changed since the table was made or read: what was fitted on it looks here."""
 
     # -- on disk -----------------------------------------------------------------------------
 
@@ -85,6 +92,22 @@ class LatencyTable:
         Raises:
             UsageError: there is none, it has faults (all are told), or it is another identity's.
         """
+        lock = folder / LOCK
+        if not lock.exists():  # a copy, in which nobody has measured yet; unless the first writer begins just now
+            try:
+                table = cls._read_files(folder, identity)
+            except UsageError:
+                if not lock.exists():
+                    raise
+            else:
+                if not lock.exists():
+                    return table
+        with shared_lock(lock):
+            return cls._read_files(folder, identity)
+
+    @classmethod
+    def _read_files(cls, folder: Path, identity: Mapping[str, Any] | None) -> LatencyTable:
+        """The table of a folder whose lock the caller holds. Raises `UsageError`."""
         path = folder / "fingerprint.json"
         if not path.is_file() or not (folder / "table.csv").is_file():
             raise UsageError(
@@ -107,20 +130,20 @@ class LatencyTable:
             raise UsageError(
                 f"{folder} was measured on another device or version; its numbers can't be mixed with these:", differs
             )
-        made = cls(data["identity"], folder, reference_s={str(k): float(v) for k, v in references.items()})
+        table = cls(data["identity"], folder, reference_s={str(k): float(v) for k, v in references.items()})
         faults: list[str] = []
         for row in read_rows(folder / "table.csv", COLUMNS, faults):
             features = {name: read_number(row, name, faults) for name in FEATURES}
             seconds, half = read_number(row, "seconds", faults, positive=True), read_number(row, "half_width_s", faults)
-            made.entries[row["signature"]] = Entry(row["signature"], row["anchor"], row["family"], seconds, half, features)
+            table.entries[row["signature"]] = Entry(row["signature"], row["anchor"], row["family"], seconds, half, features)
         if (folder / "models.csv").is_file():
             for row in read_rows(folder / "models.csv", MODEL_COLUMNS, faults):
                 seconds, half = read_number(row, "seconds", faults, positive=True), read_number(row, "half_width_s", faults)
                 counts = read_counts(row["segments"], faults)
-                made.models[row["network"], row["model"]] = Whole(row["network"], row["model"], seconds, half, counts)
+                table.models[row["network"], row["model"]] = Whole(row["network"], row["model"], seconds, half, counts)
         if faults:
             raise UsageError(f"{folder} is not a sound latency table:", faults[:20])
-        return made
+        return table
 
     def digests(self) -> list[str]:
         """SHA-256 of the table's files on disk."""
@@ -145,12 +168,13 @@ class LatencyTable:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(self.folder / ".lock"):
+        with file_lock(self.folder / LOCK):
             try:
-                there = LatencyTable.read(self.folder, self.identity)
+                there = LatencyTable._read_files(self.folder, self.identity)
             except UsageError:
                 there = None
             if there is not None:
+                size = len(self.entries) + len(self.models)
                 for kind, seconds in there.reference_s.items():
                     self.reference_s.setdefault(kind, seconds)
                 for signature, entry in there.entries.items():  # theirs are in units of their own reference
@@ -160,6 +184,7 @@ class LatencyTable:
                     self.models.setdefault(
                         key, replace(whole, seconds=whole.seconds * scale, half_width_s=whole.half_width_s * scale)
                     )
+                self.version += size != len(self.entries) + len(self.models)
             self._write_files(self.folder)
 
     def _unit(self, there: LatencyTable) -> float:
@@ -169,8 +194,8 @@ class LatencyTable:
 
     def _whole_scale(self, there: LatencyTable, network: str) -> float:
         """Whole models are ratios to the network's dense model of the same session."""
-        mine, theirs = self.models.get((network, DENSE)), there.models.get((network, DENSE))
-        return mine.seconds / theirs.seconds if mine is not None and theirs is not None else 1.0
+        dense, stored = self.models.get((network, DENSE)), there.models.get((network, DENSE))
+        return dense.seconds / stored.seconds if dense is not None and stored is not None else 1.0
 
     def _write_files(self, folder: Path) -> None:
         rows = []
@@ -196,17 +221,18 @@ class LatencyTable:
 
     def copy_to(self, folder: Path) -> None:
         """Write it into another folder. Raises `UsageError` if that holds another table."""
-        if (folder / "fingerprint.json").exists():
-            LatencyTable.read(folder, self.identity)  # only ever replaced by one of the same identity
         folder.mkdir(parents=True, exist_ok=True)
-        self._write_files(folder)
+        with file_lock(folder / LOCK):
+            if (folder / "fingerprint.json").exists():
+                LatencyTable._read_files(folder, self.identity)  # only ever replaced by one of the same identity
+            self._write_files(folder)
 
     # -- measuring ---------------------------------------------------------------------------
 
     def missing(self, segments: Sequence[Segment]) -> list[Segment]:
         """Those that were never measured, each signature once."""
-        found = {s.signature: s for s in segments if s.signature not in self.entries and s.signature not in self.errors}
-        return list(found.values())
+        unmeasured = {s.signature: s for s in segments if s.signature not in self.entries and s.signature not in self.errors}
+        return list(unmeasured.values())
 
     def fill(
         self,
@@ -231,7 +257,7 @@ class LatencyTable:
                 step(done, total)
         if wanted:
             self.write()
-        return total - sum(one.signature in self.errors for one in wanted)
+        return total - sum(segment.signature in self.errors for segment in wanted)
 
     def _fill_group(self, bench: Bench, group: Sequence[Segment], rounds: int) -> None:
         kind = _float_kind(group)
@@ -264,6 +290,7 @@ class LatencyTable:
                 self.entries[piece.signature] = Entry(
                     piece.signature, piece.anchor, piece.family, seconds, half_width, piece.features()
                 )  # fmt: skip
+                self.version += 1
 
     def observe(self, network: str, model: str, segments: Sequence[Segment], seconds: float, half_width_s: float) -> None:
         """Keep a whole-model measurement; ``seconds`` is dense latency / speedup.
@@ -272,12 +299,14 @@ class LatencyTable:
         later measurements of the session must be given in its unit: see `dense_s`.
         """
         counts = Counter(segment.signature for segment in segments)
-        self.models[network, model] = Whole(network, model, seconds, half_width_s, counts)
+        whole = Whole(network, model, seconds, half_width_s, counts)
+        self.version += self.models.get((network, model)) != whole
+        self.models[network, model] = whole
 
     def dense_s(self, network: str, measured: float) -> float:
         """The dense latency that the network's whole models are ratios to: the table's own if it has one, else ``measured``."""
-        known = self.models.get((network, DENSE))
-        return known.seconds if known is not None else measured
+        dense = self.models.get((network, DENSE))
+        return dense.seconds if dense is not None else measured
 
 
 def _scaled(entry: Entry, scale: float) -> Entry:

@@ -25,41 +25,41 @@ def times(operators: Sequence[Mapping[str, Any]], model: Any) -> dict[str, float
         model: ``onnx.ModelProto`` of the file that was profiled.
     """
     owners = _owners(model)
-    found = dict.fromkeys(dict.fromkeys(owners.values()), 0.0)
+    seconds_by_layer = dict.fromkeys(dict.fromkeys(owners.values()), 0.0)
     names = sorted(owners, key=len, reverse=True)
     layer = OTHER
     for operator in operators:
         layer = _look_up(str(operator["name"]), names, owners) or layer
-        found[layer] = found.get(layer, 0.0) + float(operator["seconds"])
-    return {name: seconds for name, seconds in found.items() if seconds > 0}
+        seconds_by_layer[layer] = seconds_by_layer.get(layer, 0.0) + float(operator["seconds"])
+    return {name: seconds for name, seconds in seconds_by_layer.items() if seconds > 0}
 
 
 def _owners(model: Any) -> dict[str, str]:
     """Node or tensor -> weight of the operator that it comes from."""
     stored = {item.name for item in model.graph.initializer}
-    made = {name: node for node in model.graph.node for name in node.output}
+    makers = {name: node for node in model.graph.node for name in node.output}
     order: dict[str, int] = {}
-    found: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for place, node in enumerate(model.graph.node):
-        weight = _weight(node, stored, made) if node.op_type in WEIGHTED else None
+        weight = _weight(node, stored, makers) if node.op_type in WEIGHTED else None
         layer = weight
         if layer is None:  # of several inputs the one whose operator comes last: a sum belongs to the branch that it waits for
-            known = [found[name] for name in node.input if name in found]
-            layer = max(known, key=lambda name: order[name]) if known else None
+            layers = [owners[name] for name in node.input if name in owners]
+            layer = max(layers, key=lambda name: order[name]) if layers else None
         if layer is None:
             continue
         order.setdefault(layer, place)
         for name in (node.name, *node.output):
             if name:
-                found[name] = layer
-    return found
+                owners[name] = layer
+    return owners
 
 
-def _weight(node: Any, stored: set[str], made: Mapping[str, Any]) -> str | None:
+def _weight(node: Any, stored: set[str], makers: Mapping[str, Any]) -> str | None:
     """The initializer behind an operator's second input, without what quantisers append to its name."""
     name = str(node.input[1]) if len(node.input) > 1 else ""
-    while name in made and made[name].op_type in _THROUGH:
-        name = str(made[name].input[0])
+    while name in makers and makers[name].op_type in _THROUGH:
+        name = str(makers[name].input[0])
     if name not in stored:
         return None
     for ending in _ENDINGS:

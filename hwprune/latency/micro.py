@@ -35,7 +35,7 @@ def measure(
     """
     clock = clock or Clock()
     everybody = [reference, nothing, *pieces]
-    runs = [_runs(one, which, clock) for one in everybody]
+    runs = [_runs(timed, which, clock) for timed in everybody]
     times: list[list[float]] = [[] for _ in everybody]
     for number in range(rounds):
         order = list(range(len(everybody)))
@@ -43,32 +43,34 @@ def measure(
             order.reverse()
         for index in order:
             times[index].append(_time(everybody[index], runs[index], which, clock))
-    call = median(times[1])
+    call_s = median(times[1])
     base = median(times[0])
-    own = max(base - call, 1e-9)
-    found = []
+    reference_s = max(base - call_s, 1e-9)
+    results = []
     for series in times[2:]:
-        ratios = sorted(max(t - call * r / base, 1e-9) / own * (base / r) for t, r in zip(series, times[0], strict=True))
+        ratios = sorted(
+            max(t - call_s * r / base, 1e-9) / reference_s * (base / r) for t, r in zip(series, times[0], strict=True)
+        )
         middle = median(ratios)
         spread = 1.4826 * median(abs(x - middle) for x in ratios)
         # The standard error of a median is 1.25 times that of a mean.
-        found.append(Micro(middle, 1.96 * 1.25 * spread / len(ratios) ** 0.5))
-    return found, own, call
+        results.append(Micro(middle, 1.96 * 1.25 * spread / len(ratios) ** 0.5))
+    return results, reference_s, call_s
 
 
-def _runs(one: Timed, which: str, clock: Clock) -> int:
+def _runs(timed: Timed, which: str, clock: Clock) -> int:
     """Warm up; how many runs last `BLOCK_S`."""
     for _ in range(3):
-        one.run()
-    return max(1, round(BLOCK_S / max(_time(one, 3, which, clock), 1e-7)))
+        timed.run()
+    return max(1, round(BLOCK_S / max(_time(timed, 3, which, clock), 1e-7)))
 
 
-def _time(one: Timed, runs: int, which: str, clock: Clock) -> float:
+def _time(timed: Timed, runs: int, which: str, clock: Clock) -> float:
     """Seconds of one run."""
-    if which == "cuda_event" and one.seconds is not None:
-        return one.seconds(runs) / runs
+    if which == "cuda_event" and timed.seconds is not None:
+        return timed.seconds(runs) / runs
     read = clock.cpu_ns if which == "thread_cpu" else clock.wall_ns
     start = read()
     for _ in range(runs):
-        one.run()
+        timed.run()
     return (read() - start) * 1e-9 / runs

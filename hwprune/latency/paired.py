@@ -11,7 +11,7 @@ paired; CPU time is not. Where the two differ by much the quad was contended. A 
 
 What differs between two sessions of one file (memory layout, above all) does not show inside a pair of sessions:
 `Settings.session_sd` adds it to the interval; the dense model against copies of itself tells how much it is
-(`gate`).
+(`gate`). One file because settings, clocks and estimate are one procedure.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ CLOCKS = ("wall", "thread_cpu", "cuda_event")
 SESSION_SD = 0.005
 """Standard deviation of ln(ratio) between sessions of one file before anything was measured (0.5 % on shared x86 machines)."""
 PRIOR_SESSIONS = 4
-"""How many measured sessions `SESSION_SD` counts for."""
+"""The number of measured sessions that `SESSION_SD` counts for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where time comes from; tests bring their own."""
+    """The source of time; tests bring their own."""
 
     wall_ns: Callable[[], int] = time.perf_counter_ns
     cpu_ns: Callable[[], int] = time.thread_time_ns
@@ -49,7 +49,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How long to measure.
+    """The rule of how long to measure.
 
     Attributes:
         clock: what ranks: ``thread_cpu`` (one-thread CPU runtimes), ``wall``, or ``cuda_event``.
@@ -76,7 +76,7 @@ class Settings:
             raise ValueError(f"clock {self.clock!r} is not one of {', '.join(CLOCKS)}")
 
     def brief(self) -> Settings:
-        """For a first look in a search, in a quarter of the time.
+        """These settings for a first look in a search, in a quarter of the time.
 
         Differences between sessions are not lessened by more time in one; and who ends on the front is measured again in fresh
         processes.
@@ -166,7 +166,7 @@ class Paired:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Paired:
-        """What the measuring process sent."""
+        """The result that the measuring process sent."""
         table = Table(dict(data), "a measurement")
         speedup, latency = (Measurement.from_table(table.table(name)) for name in ("speedup", "latency"))
         first, second = data["runs_a_block"]
@@ -182,44 +182,45 @@ def measure(candidate: Run | Timed, dense: Run | Timed, settings: Settings, cloc
     runs_b = _warm_up(second, settings, clock)
     checks = [n for n in (16, 32, 64, 128, 256, 512, 1024) if n <= settings.most_quads] or [settings.most_quads]
     alpha = settings.alpha / len(checks)
-    mine: list[BlockTime] = []
-    other: list[BlockTime] = []
+    candidate_blocks: list[BlockTime] = []
+    dense_blocks: list[BlockTime] = []
     start = clock.wall_ns()
     for n in checks:
         late = False
-        while len(mine) < n and not late:
+        while len(candidate_blocks) < n and not late:
             a1, b1 = _block(first, runs_a, clock), _block(second, runs_b, clock)
             b2, a2 = _block(second, runs_b, clock), _block(first, runs_a, clock)
-            mine.append(_mean(a1, a2, runs_a))
-            other.append(_mean(b1, b2, runs_b))
-            late = len(mine) >= 8 and (clock.wall_ns() - start) * 1e-9 > settings.limit_s
-        ratios = _log_ratios(_ranked(mine, settings), _ranked(other, settings))
+            candidate_blocks.append(_mean(a1, a2, runs_a))
+            dense_blocks.append(_mean(b1, b2, runs_b))
+            late = len(candidate_blocks) >= 8 and (clock.wall_ns() - start) * 1e-9 > settings.limit_s
+        ratios = _log_ratios(_ranked(candidate_blocks, settings), _ranked(dense_blocks, settings))
         estimate, low, high = median_interval(decorrelate(ratios), alpha)
         converged = (high - low) / 2 <= settings.half_width
         if converged or late:
             break
-    own, dense_own = _ranked(mine, settings), _ranked(other, settings)
+    candidate_s, dense_s = _ranked(candidate_blocks, settings), _ranked(dense_blocks, settings)
     low, high = with_sessions(estimate, low, high, settings.session_sd, settings.alpha)
-    latency, latency_low, latency_high = correlated_median_interval(own, settings.alpha)
-    busy = [_contended(a, settings) or _contended(b, settings) for a, b in zip(mine, other, strict=True)]
+    latency, latency_low, latency_high = correlated_median_interval(candidate_s, settings.alpha)
+    busy = [_contended(a, settings) or _contended(b, settings) for a, b in zip(candidate_blocks, dense_blocks, strict=True)]
     conditions = {
         "clock": settings.clock,
-        "wall_speedup": math.exp(-median(_log_ratios([x.wall for x in mine], [x.wall for x in other]))),
+        "wall_speedup": math.exp(-median(_log_ratios([x.wall for x in candidate_blocks], [x.wall for x in dense_blocks]))),
         "contended": sum(busy) / len(busy),
         "outliers": outlier_share(ratios),
         "throttled": False,
         "converged": converged,
-        "quads": len(mine),
+        "quads": len(candidate_blocks),
         "session_sd": settings.session_sd,
         "log_ratios": [round(value, 6) for value in ratios],
     }
-    times = {"clock": settings.clock, "wall_s": median(x.wall for x in mine), "dense_s": median(dense_own)}
+    times = {"clock": settings.clock, "wall_s": median(x.wall for x in candidate_blocks), "dense_s": median(dense_s)}
     return Paired(
-        Measurement(math.exp(-estimate), "x", math.exp(-high), math.exp(-low), len(mine), conditions),
-        Measurement(latency, "s", latency_low, latency_high, len(mine), times),
+        Measurement(math.exp(-estimate), "x", math.exp(-high), math.exp(-low), len(candidate_blocks), conditions),
+        Measurement(latency, "s", latency_low, latency_high, len(candidate_blocks), times),
         {
-            "candidate_s": _rounded(own), "dense_s": _rounded(dense_own),
-            "candidate_wall_s": _rounded([x.wall for x in mine]), "dense_wall_s": _rounded([x.wall for x in other]),
+            "candidate_s": _rounded(candidate_s), "dense_s": _rounded(dense_s),
+            "candidate_wall_s": _rounded([x.wall for x in candidate_blocks]),
+            "dense_wall_s": _rounded([x.wall for x in dense_blocks]),
         },
         (runs_a, runs_b),
     )  # fmt: skip
@@ -251,7 +252,7 @@ def _ranked(blocks: Sequence[BlockTime], settings: Settings) -> list[float]:
 
 
 def _contended(block: BlockTime, settings: Settings) -> bool:
-    """By CPU time where that is all the work, else by whether the calling thread lost its core."""
+    """Was the machine busy? CPU time tells where that is all the work, else whether the calling thread lost its core."""
     if settings.clock == "thread_cpu":
         return block.wall / max(block.cpu, 1e-12) - 1 > settings.contended
     return settings.clock == "wall" and block.preemptions > 0
@@ -299,5 +300,5 @@ def _warm_up(timed: Timed, settings: Settings, clock: Clock) -> int:
         if (clock.wall_ns() - start) * 1e-9 > settings.warmup_limit_s:
             break
         before = wall
-    one = max(wall / settings.warmup_runs, 1e-9)
-    return max(1, math.ceil(settings.block_s / one))
+    run_s = max(wall / settings.warmup_runs, 1e-9)
+    return max(1, math.ceil(settings.block_s / run_s))

@@ -104,8 +104,8 @@ class _Work:
 
     def seconds(self, features: Sequence[Mapping[str, float]]) -> Array:
         rows = np.array([self._row(f) for f in features]) / self._scale
-        found: Array = np.maximum(rows @ self._coefficients, self._floor)
-        return found
+        seconds: Array = np.maximum(rows @ self._coefficients, self._floor)
+        return seconds
 
 
 def _up(size: float) -> float:
@@ -122,7 +122,7 @@ class LatencyModel:
     """Predicts the latency of models cut from one network on one target.
 
     Args:
-        table: measured segments and models; it is read, not written.
+        table: measured segments and models; it is read, not written. What changes in it is fitted again.
         network: which whole-model measurements count; those of other networks have other fusions.
     """
 
@@ -130,9 +130,11 @@ class LatencyModel:
         self.table, self.network = table, network
         self._regressors: dict[str, Regressor | None] = {}
         self._sizes: dict[str, int] = {}
-        self._guesses: dict[str, tuple[float, float]] = {}
+        self._guesses: dict[str, dict[str, tuple[float, float]]] = {}
+        """By anchor and signature."""
+        self._guessed_version = -1
         self._families: list[str] = []
-        self._fitted = -1
+        self._fitted_version = -1
         self.noise = 2 * NOISE
 
     # -- segments ----------------------------------------------------------------------------
@@ -142,9 +144,13 @@ class LatencyModel:
         entry = self.table.entries.get(segment.signature)
         if entry is not None:
             return entry.seconds, entry.half_width_s / 1.96, True
-        if segment.signature not in self._guesses:
-            self._guesses[segment.signature] = self._guess(segment)
-        seconds, relative = self._guesses[segment.signature]
+        if self._guessed_version != self.table.version:
+            self._forget_guesses()
+        guess = self._guesses.get(segment.anchor, {}).get(segment.signature)
+        if guess is None:
+            guess = self._guess(segment)
+            self._guesses.setdefault(segment.anchor, {})[segment.signature] = guess
+        seconds, relative = guess
         return seconds, seconds * relative, False
 
     def regressor(self, anchor: str) -> Regressor | None:
@@ -152,11 +158,23 @@ class LatencyModel:
         entries = [entry for entry in self.table.entries.values() if entry.anchor == anchor]
         if len(entries) < FEWEST:
             return None
-        if anchor not in self._regressors or len(entries) > 1.2 * self._sizes[anchor]:
+        if self._has_outgrown(anchor, len(entries)):
             self._regressors[anchor] = Regressor(entries)
             self._sizes[anchor] = len(entries)
-            self._guesses.clear()
+            self._guesses.pop(anchor, None)
         return self._regressors[anchor]
+
+    def _has_outgrown(self, anchor: str, entries: int) -> bool:
+        """Is there no regressor of the anchor yet, or only one of a much smaller table?"""
+        return anchor not in self._regressors or entries > 1.2 * self._sizes[anchor]
+
+    def _forget_guesses(self) -> None:
+        """Drop guesses that the table as it is now would not give: of segments without a regressor, or with one too old."""
+        counts = Counter(entry.anchor for entry in self.table.entries.values())
+        for anchor in list(self._guesses):
+            if self._has_outgrown(anchor, counts[anchor]):
+                del self._guesses[anchor]
+        self._guessed_version = self.table.version
 
     def _guess(self, segment: Segment) -> tuple[float, float]:
         regressor = self.regressor(segment.anchor)
@@ -175,20 +193,21 @@ class LatencyModel:
     def predict(self, segments: Sequence[Segment]) -> Prediction:
         """Seconds of a model."""
         self._fit()
-        counts = Counter(one.signature for one in segments)
-        if (known := self._measured.get(frozenset(counts.items()))) is not None:
-            return Prediction(known.seconds, math.hypot(known.half_width_s / 1.96, NOISE * known.seconds), 1.0)
-        parts = [self.segment(one) for one in segments]
-        weights = sum(_ITEM * sum(tensor.elements for tensor in one.weights) for one in segments)
-        moved = sum(_ITEM * sum(one.tensors[name].elements for name in (*one.inputs, *one.outputs)) for one in segments)
-        row = self._row(_sums((one.family, part[0]) for one, part in zip(segments, parts, strict=True)), weights, moved)
+        counts = Counter(segment.signature for segment in segments)
+        if (whole := self._measured.get(frozenset(counts.items()))) is not None:
+            return Prediction(whole.seconds, math.hypot(whole.half_width_s / 1.96, NOISE * whole.seconds), 1.0)
+        parts = [self.segment(segment) for segment in segments]
+        weights = sum(_ITEM * sum(tensor.elements for tensor in segment.weights) for segment in segments)
+        moved = sum(_ITEM * sum(s.tensors[name].elements for name in (*s.inputs, *s.outputs)) for s in segments)
+        families = _sums((segment.family, part[0]) for segment, part in zip(segments, parts, strict=True))
+        row = self._row(families, weights, moved)
         mean = float(row @ self._mean)
         total = sum(part[0] for part in parts)
         if mean <= 0.1 * total:  # far outside of what it was fitted on
             mean = total
         variance = float(row @ self._covariance @ row)
         # Segments that occur twice err together.
-        spread = {one.signature: part[1] for one, part in zip(segments, parts, strict=True)}
+        spread = {segment.signature: part[1] for segment, part in zip(segments, parts, strict=True)}
         variance += sum((counts[key] * sd) ** 2 for key, sd in spread.items()) + (self.noise * mean) ** 2
         share = sum(part[0] for part in parts if part[2]) / total if total else 0.0
         return Prediction(mean, math.sqrt(variance), share)
@@ -202,14 +221,14 @@ class LatencyModel:
         ]
 
     def _fit(self) -> None:
-        wholes = self.observations()
-        if self._fitted == len(wholes) and self._fitted >= 0:
+        if self._fitted_version == self.table.version:
             return
-        self._fitted = len(wholes)
+        self._fitted_version = self.table.version
+        wholes = self.observations()
         self._measured = {frozenset(w.segments.items()): w for w in wholes}
         entries = self.table.entries
         sums = [_sums((entries[s].family, n * entries[s].seconds) for s, n in w.segments.items()) for w in wholes]
-        self._families = sorted({family for one in sums for family in one})
+        self._families = sorted({family for families in sums for family in families})
         scale = float(np.median([w.seconds for w in wholes])) if wholes else 0.0
         self._prior = np.array([0.0, 1.0, 0.0, 0.0, *[0.0] * len(self._families)])
         fetched = [sum(_ITEM * n * entries[s].features["weights"] for s, n in w.segments.items()) for w in wholes]
@@ -221,14 +240,14 @@ class LatencyModel:
         fetch, move = (FETCH, MOVE) if wholes else (1e-16, 1e-16)
         prior_sd = np.array([max(CALL_SHARE * scale, 1e-9), 0.3, fetch, move, *[0.15] * len(self._families)])
         self._precision = np.diag(prior_sd**-2.0)
-        rows = np.array([self._row(*one) for one in zip(sums, fetched, moved, strict=True)]).reshape(
+        rows = np.array([self._row(*totals) for totals in zip(sums, fetched, moved, strict=True)]).reshape(
             len(wholes), len(self._prior)
         )
         seconds = np.array([w.seconds for w in wholes])
-        own = np.array([w.half_width_s / 1.96 for w in wholes])
+        sds = np.array([w.half_width_s / 1.96 for w in wholes])
         self.noise = 2 * NOISE
         for _ in range(2):  # the second time with the noise that the first found
-            weights = 1 / np.hypot(own, self.noise * seconds) ** 2 if wholes else np.zeros(0)
+            weights = 1 / np.hypot(sds, self.noise * seconds) ** 2 if wholes else np.zeros(0)
             information = self._precision + rows.T @ (weights[:, None] * rows)
             self._covariance = np.linalg.inv(information)
             self._mean = self._covariance @ (self._precision @ self._prior + rows.T @ (weights * seconds))
@@ -247,19 +266,19 @@ def measure_until_certain(model: LatencyModel, segments: Sequence[Segment], benc
 
     The segments that contribute most to the uncertainty come first, and it stops as soon as the rest is certain enough.
     """
-    found = model.predict(segments)
-    while found.relative > limit:
+    prediction = model.predict(segments)
+    while prediction.relative > limit:
         missing = model.table.missing(segments)
         if not missing:
-            return found
-        missing.sort(key=lambda one: -model.segment(one)[1])
+            return prediction
+        missing.sort(key=lambda segment: -model.segment(segment)[1])
         model.table.fill(bench, missing[:GROUP])
-        found = model.predict(segments)
-    return found
+        prediction = model.predict(segments)
+    return prediction
 
 
 def _sums(pairs: Any) -> dict[str, float]:
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for family, seconds in pairs:
-        found[family] = found.get(family, 0.0) + seconds
-    return found
+        totals[family] = totals.get(family, 0.0) + seconds
+    return totals

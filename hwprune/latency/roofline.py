@@ -55,7 +55,7 @@ class Roofline:
         self._sparse = float(figures.get("two_four_speedup", 1.0))
         self._item = _BYTES[target.precision]
 
-    def segment(self, segment: Segment, two_four: bool = False) -> Estimate:
+    def segment(self, segment: Segment, *, two_four: bool = False) -> Estimate:
         """One segment; ``two_four``: its weights are 2:4 and the device has sparse tensor cores."""
         batches, rows, columns, inner = segment.gemm
         compute = 0.0
@@ -76,7 +76,7 @@ class Roofline:
 
     def seconds(self, segments: Sequence[Segment], two_four: Mapping[str, bool] | None = None) -> float:
         """A whole model: one kernel after the other."""
-        return sum(self.segment(one, bool(two_four and two_four.get(one.name))).seconds for one in segments)
+        return sum(self.segment(segment, two_four=bool(two_four and two_four.get(segment.name))).seconds for segment in segments)
 
     def _waves(self, batches: int, rows: int, columns: int, inner: int, tile: tuple[int, ...], flops: float) -> float:
         high, wide, deep = tile

@@ -27,8 +27,13 @@ def example_shapes(path: Path) -> list[tuple[int, ...]]:
     return [array.shape for array in inputs]
 
 
-def _order(name: str) -> tuple[str, int]:
-    """Batches by number, inputs by position: input10 comes after input9."""
+def batch_order(number: str) -> tuple[int, str]:
+    """The sort key of a batch's number: names hold five digits, more from the 100,000th batch on, and so don't sort as text."""
+    return int(number) if number.isdecimal() else -1, number
+
+
+def _order(name: str) -> tuple[tuple[int, str], int]:
+    """The sort key of an array: batches by number, inputs by position, so that input10 comes after input9."""
     number, _, kind = name.partition(".")
     digits = kind.removeprefix("input")
-    return number, int(digits) if digits.isdigit() else -1
+    return batch_order(number), int(digits) if digits.isdecimal() else -1

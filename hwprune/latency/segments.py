@@ -22,6 +22,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from hwprune.latency import operator_versions
+
 ANCHORS = frozenset(
     [
         "Conv",
@@ -109,7 +111,11 @@ class Segment:
 
     @cached_property
     def signature(self) -> str:
-        """Digest of what decides its time: operators, attributes, wiring, shapes and types; not the weights' values."""
+        """Digest of what decides its time: operators, attributes, wiring, shapes and types; not the weights' values.
+
+        Stored tables are keyed by it, so what was added later counts only where it is unusual: operators of another version
+        than the usual opset's, and the bodies of the model's own functions.
+        """
         digest = hashlib.sha256()
         numbers = {name: str(position) for position, name in enumerate(self.inputs)}
         for name in self.inputs:
@@ -123,6 +129,8 @@ class Segment:
             for name in node.output:
                 numbers[name] = str(len(numbers))
         digest.update(" ".join(numbers[name] for name in self.outputs).encode())
+        for text in operator_versions.unusual(self.nodes, self.functions, self.opsets):
+            digest.update(text)
         return digest.hexdigest()[:20]
 
     def _argument(self, name: str, numbers: Mapping[str, str]) -> str:
@@ -258,12 +266,12 @@ class Segment:
     def samples(self, seed: int = 0) -> list[np.ndarray[Any, Any]]:
         """Inputs for `model`: normal numbers; whole numbers are 0 or 1, which every table of embeddings has."""
         generator = np.random.default_rng(seed)
-        made = []
+        arrays = []
         for name in self.inputs:
             tensor = self.tensors[name]
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.kind)
-            made.append(_random(generator, tensor.shape, kind, 1.0))
-        return made
+            arrays.append(_random(generator, tensor.shape, kind, 1.0))
+        return arrays
 
 
 def has_values(item: onnx.TensorProto) -> bool:

@@ -20,28 +20,28 @@ _THROTTLE = {
 
 def cpu_conditions() -> dict[str, Any]:
     """Load average, governor, frequency and throttling counts, where the system tells."""
-    found: dict[str, Any] = {"load_average": [round(value, 2) for value in os.getloadavg()]}
+    conditions: dict[str, Any] = {"load_average": [round(value, 2) for value in os.getloadavg()]}
     if governor := _text(_CPU / "cpu0/cpufreq/scaling_governor"):
-        found["governor"] = governor
+        conditions["governor"] = governor
     if mhz := cpu_mhz():
-        found["cpu_mhz"] = mhz
+        conditions["cpu_mhz"] = mhz
     if (count := throttle_count()) is not None:
-        found["throttle_count"] = count
-    return found
+        conditions["throttle_count"] = count
+    return conditions
 
 
 def cpu_mhz() -> float | None:
     """Mean frequency of the cores now."""
-    found = [float(text) / 1e3 for path in _CPU.glob("cpu[0-9]*/cpufreq/scaling_cur_freq") if (text := _text(path))]
-    if not found:
+    frequencies = [float(text) / 1e3 for path in _CPU.glob("cpu[0-9]*/cpufreq/scaling_cur_freq") if (text := _text(path))]
+    if not frequencies:
         with contextlib.suppress(OSError, ValueError):
             lines = Path("/proc/cpuinfo").read_text().splitlines()
-            found = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
-    return round(sum(found) / len(found), 1) if found else None
+            frequencies = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    return round(sum(frequencies) / len(frequencies), 1) if frequencies else None
 
 
 def throttle_count() -> int | None:
-    """How often cores were slowed for their temperature since boot; None where the system doesn't say."""
+    """The number of times that cores were slowed for their temperature since boot; None where the system doesn't say."""
     counts = [text for path in _CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count") if (text := _text(path))]
     return sum(map(int, counts)) if counts else None
 
@@ -49,13 +49,13 @@ def throttle_count() -> int | None:
 def cpu_energy_j() -> float | None:
     """Joules of all CPU packages since some moment (RAPL); None where it can't be read. It counts everything that runs."""
     total = 0.0
-    found = False
+    counted = False
     for zone in _RAPL.glob("intel-rapl:[0-9]*"):
         package = (_text(zone / "name") or "").startswith("package")  # psys holds the packages once more
         if package and (text := _text(zone / "energy_uj")):
             total += int(text) * 1e-6
-            found = True
-    return total if found else None
+            counted = True
+    return total if counted else None
 
 
 @contextlib.contextmanager
@@ -112,10 +112,10 @@ def gpu() -> dict[str, Any] | None:
 
 def gpu_conditions() -> dict[str, Any]:
     """Clocks, temperature, power and its limit, and why the GPU is slower than it could be."""
-    found: dict[str, Any] = {}
+    conditions: dict[str, Any] = {}
     with device() as (library, handle):
         if library is None:
-            return found
+            return conditions
         readings: dict[str, Any] = {
             "sm_mhz": lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM),
             "memory_mhz": lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_MEM),
@@ -126,20 +126,20 @@ def gpu_conditions() -> dict[str, Any]:
         }
         for name, read in readings.items():
             with contextlib.suppress(Exception):  # not every device answers every question
-                found[name] = read()
-    return found
+                conditions[name] = read()
+    return conditions
 
 
 def throttle_reasons(library: Any, handle: Any) -> list[str]:
     """The reasons among `_THROTTLE` that hold now."""
     ask = getattr(library, "nvmlDeviceGetCurrentClocksEventReasons", None) or library.nvmlDeviceGetCurrentClocksThrottleReasons
     bits = int(ask(handle))
-    found = []
+    reasons = []
     for name, text in _THROTTLE.items():
         bit = getattr(library, f"nvmlClocksEventReason{name}", None) or getattr(library, f"nvmlClocksThrottleReason{name}", 0)
         if bits & int(bit or 0):
-            found.append(text)
-    return found
+            reasons.append(text)
+    return reasons
 
 
 def gpu_energy_j() -> float | None:

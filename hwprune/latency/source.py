@@ -1,4 +1,4 @@
-"""Where a search's latencies come from: measured on the target, predicted from a stored table, or estimated from a data sheet.
+"""The sources of a search's latencies: measured on the target, predicted from a stored table, or estimated from a data sheet.
 
 Only the first may be called speedup without more words. The others exist for devices that are not at hand; their
 runs write ``front.table.csv`` or ``front.estimated.csv``, never ``front.csv``.
@@ -193,8 +193,8 @@ class FromTable(_Predicted):
     def _seconds(self, model: onnx.ModelProto, segments: list[Segment]) -> tuple[float, float]:
         if self._target.why_not("2:4") is None and any(layout.fits and layout.groups for layout in of_model(model, 2, 4)):
             raise UsageError("it has 2:4 weights, which this target may execute faster; the table holds dense pieces only")
-        found = self.model.predict(segments)
-        return found.seconds, found.sd
+        prediction = self.model.predict(segments)
+        return prediction.seconds, prediction.sd
 
 
 def check_table(table: LatencyTable, target: Target) -> None:

@@ -53,12 +53,12 @@ def split(model: onnx.ModelProto, shapes: Sequence[Sequence[int]] | None = None)
     for position, node in enumerate(nodes):
         for name in _reads(node):
             readers.setdefault(name, set()).add(where[position])
-    found = []
+    segments = []
     for number in sorted(groups):
         members = groups[number]
-        made = {name for node in members for name in node.output if name}
+        written = {name for node in members for name in node.output if name}
         read = list(dict.fromkeys(name for node in members for name in _reads(node)))
-        inputs = [name for name in read if name not in made and name not in constants]
+        inputs = [name for name in read if name not in written and name not in constants]
         outputs = [n for node in members for n in node.output if n and (n in final or readers.get(n, set()) - {number})]
         unknown = [name for name in (*inputs, *outputs) if name not in tensors]
         if unknown:
@@ -67,8 +67,8 @@ def split(model: onnx.ModelProto, shapes: Sequence[Sequence[int]] | None = None)
             )
         anchor = next((n for n in members if n.op_type in ANCHORS), None)
         used = {name: constants[name] for name in read if name in constants}
-        mine = {name: tensors[name] for name in (*read, *made) if name in tensors}
-        found.append(
+        shapes_within = {name: tensors[name] for name in (*read, *written) if name in tensors}
+        segments.append(
             Segment(
                 (anchor or members[0]).name or (anchor or members[0]).output[0],
                 anchor.op_type if anchor is not None else "light",
@@ -76,12 +76,12 @@ def split(model: onnx.ModelProto, shapes: Sequence[Sequence[int]] | None = None)
                 tuple(inputs),
                 tuple(outputs),
                 used,
-                mine,
+                shapes_within,
                 opsets,
                 tuple(fixed.functions),
             )
         )
-    return found
+    return segments
 
 
 def with_shapes(
@@ -104,8 +104,8 @@ def with_shapes(
     fixed.graph.initializer.extend(item for item in stored.values() if item.name in forced or _is_structural(item))
     kept = {item.name for item in fixed.graph.initializer}
     weights = [_header(item) for item in stored.values() if item.name not in kept]
-    known = {item.name for item in model.graph.initializer}
-    fixed.graph.input.extend(item for item in model.graph.input if item.name not in known)
+    initialised = {item.name for item in model.graph.initializer}
+    fixed.graph.input.extend(item for item in model.graph.input if item.name not in initialised)
     inputs = list(fixed.graph.input)
     if shapes is not None and len(shapes) < len(inputs):
         raise UsageError(f"the model takes {len(inputs)} inputs, {len(shapes)} shapes were given")
@@ -182,13 +182,13 @@ def _folded_constants(model: onnx.ModelProto, stored: dict[str, onnx.TensorProto
             if all(item is not None and has_values(item) and math.prod(item.dims) <= SMALL for item in given):
                 values = [numpy_helper.to_array(item) for item in given if item is not None]
                 try:
-                    made = ReferenceEvaluator(node, opsets=opsets).run(
+                    results = ReferenceEvaluator(node, opsets=opsets).run(
                         None, dict(zip([name for name in node.input if name], values, strict=True))
                     )
                 except Exception:  # an operator or type that the reference doesn't know stays a node
                     nodes.append(node)
                     continue
-                for name, value in zip(node.output, made, strict=True):
+                for name, value in zip(node.output, results, strict=True):
                     stored[name] = numpy_helper.from_array(np.asarray(value), name)
                 continue
         nodes.append(node)
@@ -225,18 +225,20 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
-            made = {name for inner in graph.node for name in inner.output} | {i.name for i in (*graph.input, *graph.initializer)}
+            within = {name for inner in graph.node for name in inner.output} | {
+                i.name for i in (*graph.input, *graph.initializer)
+            }
             for inner in graph.node:
-                yield from (name for name in _reads(inner) if name not in made)
+                yield from (name for name in _reads(inner) if name not in within)
 
 
 def _tensors(model: onnx.ModelProto) -> dict[str, Tensor]:
-    found = {item.name: Tensor(tuple(item.dims), item.data_type) for item in model.graph.initializer}
+    tensors = {item.name: Tensor(tuple(item.dims), item.data_type) for item in model.graph.initializer}
     for item in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         kind = item.type.tensor_type
         if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
-            found[item.name] = Tensor(tuple(d.dim_value for d in kind.shape.dim), kind.elem_type)
-    return found
+            tensors[item.name] = Tensor(tuple(d.dim_value for d in kind.shape.dim), kind.elem_type)
+    return tensors
 
 
 def _is_structural(item: onnx.TensorProto) -> bool:

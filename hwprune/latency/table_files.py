@@ -7,15 +7,30 @@ import fcntl
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
+    """Keep everybody else out, writers and readers, until the block ends."""
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def shared_lock(path: Path) -> Iterator[None]:
+    """Keep writers out until the block ends; a lock file that is not there or can't be opened keeps nobody out."""
+    try:
+        handle = path.open("rb")  # for reading, which a read-only folder allows too
+    except OSError:
+        yield
+        return
+    with handle:
+        with suppress(OSError):  # some network file systems have no locks; what lies there must still be readable
+            fcntl.flock(handle, fcntl.LOCK_SH)
         yield
 
 
@@ -36,7 +51,7 @@ def read_rows(path: Path, columns: Sequence[str], faults: list[str]) -> Iterator
         faults.append(f"{path.name} can't be read: {error}")
 
 
-def read_number(row: Mapping[str, str], name: str, faults: list[str], positive: bool = False) -> float:
+def read_number(row: Mapping[str, str], name: str, faults: list[str], *, positive: bool = False) -> float:
     try:
         value = float(row[name])
     except ValueError:
@@ -48,14 +63,14 @@ def read_number(row: Mapping[str, str], name: str, faults: list[str], positive: 
 
 
 def read_counts(text: str, faults: list[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for part in text.split():
         signature, _, count = part.partition("*")
         if not count.isdigit():
             faults.append(f"models.csv: {part!r} is not SIGNATURE*COUNT")
             continue
-        found[signature] = int(count)
-    return found
+        counts[signature] = int(count)
+    return counts
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -39,7 +39,7 @@ from hwprune.version import VERSION
 
 OWN, OWN_FAILED = ("reference", "nothing"), "the runtime can't run the reference"
 ENERGY_S = 1.0
-"""How long a model runs while its energy is counted."""
+"""Seconds for which a model runs while its energy is counted."""
 
 
 class Worker:
@@ -173,12 +173,14 @@ class Worker:
                     raise RuntimeError(f"{OWN_FAILED}: {text}") from error
                 errors[name] = text
         names = [name for name in pieces if name in timed]
-        found, own, call = micro.measure([timed[name] for name in names], timed["reference"], timed["nothing"], clock, rounds)
+        results, reference_s, call_s = micro.measure(
+            [timed[name] for name in names], timed["reference"], timed["nothing"], clock, rounds
+        )
         return {
-            "pieces": {name: [one.ratio, one.half_width] for name, one in zip(names, found, strict=True)},
+            "pieces": {name: [piece.ratio, piece.half_width] for name, piece in zip(names, results, strict=True)},
             "errors": errors,
-            "reference_s": own,
-            "call_s": call,
+            "reference_s": reference_s,
+            "call_s": call_s,
         }
 
     def do_memory(self, key: str, samples: str, runtime: str) -> dict[str, Any]:
@@ -245,8 +247,7 @@ def _in_chunks(runner: Runner, inputs: list[np.ndarray[Any, Any]], chunk: int) -
 def _load(path: str, runtime: str, settings: dict[str, Any]) -> Runner:
     shapes = tuple(tuple(shape) for shape in settings.get("shapes", ()))
     cache = str(cache_folder() / "runtimes") if settings.get("cache") is None else settings["cache"]
-    made = runtimes.RuntimeSettings(**{**settings, "shapes": shapes, "cache": cache})
-    return runtimes.get(runtime).load(Path(path), made)
+    return runtimes.get(runtime).load(Path(path), runtimes.RuntimeSettings(**{**settings, "shapes": shapes, "cache": cache}))
 
 
 def _difference(after: int | None, before: int | None) -> int | None:

@@ -19,12 +19,12 @@ from hwprune.latency.host import Host
 from hwprune.version import VERSION
 
 START_S = 120.0
-"""How long the process may take to start; more than any candidate's step on a loaded machine."""
+"""Seconds that the process may take to start; more than any candidate's step on a loaded machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchLimits:
-    """What one command of a candidate may take: wall seconds, and bytes of the worker's data (0: no limit)."""
+    """The most that one command of a candidate may take: wall seconds, and bytes of the worker's data (0: no limit)."""
 
     seconds: float = 120.0
     memory: int = 0

@@ -1,5 +1,7 @@
 """Linear and convolution layers where they stand in the graph: their inputs as columns, and where a constant could be added to
 their outputs.
+
+One file because all geometries of a layer (linear, convolution, transposed, embedding) share one way of reading columns.
 """
 
 from __future__ import annotations
@@ -190,21 +192,21 @@ def find(module: fx.GraphModule, matrices: Iterable[Matrix]) -> dict[str, Layer]
     for node in module.graph.nodes:
         if node.op == "get_attr":
             readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
-    found = {}
+    layers = {}
     for name, nodes in uses.items():
         if readers[name] == len(nodes):  # tied to something that is no layer (an embedding): its weights may not change
             layer = _layer(wanted[name], nodes, readers, module)
             if layer is not None:
-                found[name] = layer
-    return {name: found[name] for name in wanted if name in found}
+                layers[name] = layer
+    return {name: layers[name] for name in wanted if name in layers}
 
 
 def _layer(matrix: Matrix, nodes: list[fx.Node], readers: Mapping[str, int], module: fx.GraphModule) -> Layer | None:
     argument = 1 if nodes[0].target is _ADDMM else 0
     inputs = [node.args[argument] for node in nodes]
-    if not all(isinstance(one, fx.Node) for one in inputs):
+    if not all(isinstance(source, fx.Node) for source in inputs):
         return None
-    names, feeds = tuple(node.name for node in nodes), tuple(str(one) for one in inputs)
+    names, feeds = tuple(node.name for node in nodes), tuple(str(source) for source in inputs)
     geometries = {_geometry(node, matrix) for node in nodes} if matrix.kind == "conv" else {((), (), ())}
     if len(geometries) != 1:
         return None
@@ -215,18 +217,19 @@ def _layer(matrix: Matrix, nodes: list[fx.Node], readers: Mapping[str, int], mod
 
 
 def _batch_dim(source: Any, matrix: Matrix, module: fx.GraphModule) -> int | None:
-    """The dim whose size is known only at run time (attention layers of PyTorch put the sequence first), or that is as long as
-    the batch.
+    """The dim whose size is known only at run time, or that is as long as the batch; None if there is not just one.
+
+    Attention layers of PyTorch put the sequence first.
     """
     value = source.meta.get("val")
     if matrix.kind == "conv" or not isinstance(value, torch.Tensor):
         return 0
     if module.meta.get("free_batch", True):
-        found = [dim for dim, size in enumerate(value.shape[:-1]) if not isinstance(size, int)]
+        dims = [dim for dim, size in enumerate(value.shape[:-1]) if not isinstance(size, int)]
     else:
         first = next(node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder")
-        found = [dim for dim, size in enumerate(value.shape[:-1]) if size == first.shape[0]]
-    return found[0] if len(found) == 1 else None
+        dims = [dim for dim, size in enumerate(value.shape[:-1]) if size == first.shape[0]]
+    return dims[0] if len(dims) == 1 else None
 
 
 def _geometry(node: fx.Node, matrix: Matrix) -> Any:
@@ -281,16 +284,16 @@ def _of_modules(model: nn.Module, wanted: Mapping[str, Matrix]) -> dict[str, Lay
         if isinstance(layer, _LAYERS):
             homes.setdefault(id(layer.weight), []).append(path)
             biases[id(layer.bias)] = biases.get(id(layer.bias), 0) + 1
-    found = {}
+    layers = {}
     for path, layer in model.named_modules():
         name = f"{path}.weight"
         if name not in wanted or not isinstance(layer, _LAYERS):
             continue
         paths = tuple(homes[id(layer.weight)])
-        own = layer.bias is not None and len(paths) == 1 and biases[id(layer.bias)] == 1
+        own_bias = layer.bias is not None and len(paths) == 1 and biases[id(layer.bias)] == 1
         feeds = ("",) * len(paths)
         if isinstance(layer, nn.Linear):
-            found[name] = Layer(wanted[name], paths, feeds, bias=f"{path}.bias" if own else None)
+            layers[name] = Layer(wanted[name], paths, feeds, bias=f"{path}.bias" if own_bias else None)
         elif layer.padding_mode == "zeros":
             padding: Any = layer.padding
             if isinstance(padding, str):
@@ -298,9 +301,9 @@ def _of_modules(model: nn.Module, wanted: Mapping[str, Matrix]) -> dict[str, Lay
                 pairs = tuple((r // 2, r - r // 2) for r in reach)
             else:
                 pairs = tuple((p, p) for p in padding)
-            bias = f"{path}.bias" if own else None
-            found[name] = Layer(wanted[name], paths, feeds, tuple(layer.stride), pairs, tuple(layer.dilation), bias)
-    return found
+            bias = f"{path}.bias" if own_bias else None
+            layers[name] = Layer(wanted[name], paths, feeds, tuple(layer.stride), pairs, tuple(layer.dilation), bias)
+    return layers
 
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -19,7 +19,7 @@ def grouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What an axis owns of one tensor, or a whole weight matrix.
+    """The part of one tensor that an axis owns, or a whole weight matrix.
 
     Attributes:
         parameter: the tensor's name.
@@ -83,8 +83,8 @@ class Part:
 def producers(parts: Iterable[Part]) -> list[Part]:
     """The layers whose outputs the axis is; without any (an embedding's width), every tensor with two dims or more."""
     all_parts = list(parts)
-    made = [part for part in all_parts if part.kind == MAKES]
-    return made or [part for part in all_parts if part.tensor.ndim > 1] or all_parts
+    makers = [part for part in all_parts if part.kind == MAKES]
+    return makers or [part for part in all_parts if part.tensor.ndim > 1] or all_parts
 
 
 def readers(parts: Iterable[Part]) -> list[Part]:

@@ -1,4 +1,4 @@
-"""What calibration learned of a layer."""
+"""The statistics that calibration collects of a layer."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ class LayerStatistics:
             absolute value, share of exact zeros (APoZ: Hu et al. 2016).
         grad_abs: the weight's shape, mean over examples of abs(gradient of the example's loss).
         fisher: the weight's shape, mean over examples of the squared gradient: the diagonal of the empirical Fisher information.
-        taylor_in, taylor_out: (examples, in) and (examples, out): sum of weight * gradient over everything that an input or
-        output
-            channel owns, for each example.
+        taylor_in, taylor_out: (examples, in) and (examples, out): sum of weight * gradient over everything that an input
+            or output channel owns, for each example.
     """
 
     groups: int = 1
@@ -52,7 +51,7 @@ class LayerStatistics:
 
     @classmethod
     def of_inputs(cls, inputs: torch.Tensor) -> LayerStatistics:
-        """Those of a linear layer that was fed ``inputs`` (..., in): Gram matrix, norms and channel statistics."""
+        """The statistics of a linear layer that was fed ``inputs`` (..., in): Gram matrix, norms and channel statistics."""
         x = inputs.detach().reshape(-1, inputs.shape[-1]).double()
         if not len(x) or not bool(torch.isfinite(x).all()):
             raise UsageError("statistics need at least one row of inputs, all of them finite")
@@ -71,7 +70,7 @@ class LayerStatistics:
         )
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of ``names`` that were not collected."""
+        """The fields among ``names`` that were not collected."""
         return [name for name in names if getattr(self, "covariance" if name == "gram" else name) is None]
 
     @property

@@ -46,7 +46,7 @@ def units(graph: ModelGraph) -> dict[str, Unit]:
     parameters = dict(graph.module.named_parameters(remove_duplicate=False))
     layers = layer_table.find(graph.module, graph.matrices)
     scales = _scales(graph)
-    found: dict[str, Unit] = {}
+    table: dict[str, Unit] = {}
     for axis in graph.axes:
         if axis.frozen is None:
             parts = tuple(
@@ -56,14 +56,14 @@ def units(graph: ModelGraph) -> dict[str, Unit]:
             )
             if parts:
                 weights = {part.parameter: part.tensor for part in producers(parts)}
-                found[axis.name] = Unit(axis.name, axis.role, axis.size, weights, parts, axis=axis)
+                table[axis.name] = Unit(axis.name, axis.role, axis.size, weights, parts, axis=axis)
     for matrix in graph.matrices:
         layer = layers.get(matrix.parameter)
-        found[matrix.parameter] = matrix_unit(matrix, parameters[matrix.parameter], layer is not None and layer.movable)
+        table[matrix.parameter] = matrix_unit(matrix, parameters[matrix.parameter], layer is not None and layer.movable)
     for branch in graph.branches:
         weights = {name: parameters[name] for name in branch.parameters if name in parameters}
-        found[branch.name] = Unit(branch.name, "branch", sum(w.numel() for w in weights.values()), weights, (), branch=branch)
-    return found
+        table[branch.name] = Unit(branch.name, "branch", sum(w.numel() for w in weights.values()), weights, (), branch=branch)
+    return table
 
 
 def matrix_unit(matrix: Matrix, weight: torch.Tensor, centred: bool = False, groups: int | None = None) -> Unit:
@@ -82,7 +82,7 @@ def matrix_unit(matrix: Matrix, weight: torch.Tensor, centred: bool = False, gro
 def ties(table: Mapping[str, Unit]) -> dict[str, str]:
     """Unit -> the first unit that looks like it: same role, size and shapes. Repeated blocks can share decisions so."""
     first: dict[Any, str] = {}
-    found = {}
+    tied = {}
     for unit in table.values():
         if unit.axis is not None:
             shapes = sorted(
@@ -91,8 +91,8 @@ def ties(table: Mapping[str, Unit]) -> dict[str, str]:
             key: Any = (unit.role, unit.size, tuple(shapes), len(unit.axis.members))
         else:
             key = (unit.role, unit.size, tuple(sorted(tuple(w.shape) for w in unit.weights.values())))
-        found[unit.name] = first.setdefault(key, unit.name)
-    return found
+        tied[unit.name] = first.setdefault(key, unit.name)
+    return tied
 
 
 def table_weights(table: Mapping[str, Unit], name: str) -> torch.Tensor | None:
@@ -117,12 +117,12 @@ def _part(
     layers: Mapping[str, Layer],
     scales: Collection[str],
 ) -> Part:
-    """What the axis owns of one parameter."""
+    """The part of one parameter that the axis owns."""
     owner = torch.from_numpy(graph.slices(axis, name, dim))
     order = torch.argsort(owner, stable=True)
     # Positions of the dim that belong to no index (a concat's other parts) stand in front.
     positions = order[int((owner < 0).sum()) :].reshape(axis.size, -1)
-    matrix = next((one for one in graph.matrices if one.parameter == name), None)
+    matrix = next((candidate for candidate in graph.matrices if candidate.parameter == name), None)
     if matrix is None:
         return Part(name, SCALES if name in scales else OTHER, tensor, dim, positions)
     makes = dim == matrix.out_dim
@@ -145,10 +145,10 @@ _NORM_SCALE = {
 
 
 def _scales(graph: ModelGraph) -> set[str]:
-    found = set()
+    names = set()
     for node in graph.module.graph.nodes:
         position = _NORM_SCALE.get(node.target)
         scale = node.args[position] if position is not None and len(node.args) > position else None
         if isinstance(scale, fx.Node) and scale.op == "get_attr":
-            found.add(str(scale.target))
-    return found
+            names.add(str(scale.target))
+    return names

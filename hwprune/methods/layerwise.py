@@ -64,8 +64,8 @@ def axis_keeps(parts: Sequence[Part], levels: Sequence[float | None]) -> list[to
     """Keep masks of an axis from one greedy trace over all layers that read it."""
     consumers = []
     for part in readers(parts):
-        known = _known(part)
-        plain = known.hessian(part.centred)
+        statistics = _known(part)
+        plain = statistics.hessian(part.centred)
         w = grouped(part.tensor.detach().double(), part.groups)
         scale = 1 / _size(plain, w)
         columns = part.columns
@@ -92,22 +92,22 @@ def kept_columns(part: Part, keeps: Sequence[torch.Tensor]) -> list[Solution]:
         channels = torch.ones(inner, dtype=torch.bool)
         channels[part.positions[~keep].reshape(-1)] = False
         kept.append(channels)
-    known = _known(part)
-    plain = known.hessian(part.centred)
+    statistics = _known(part)
+    plain = statistics.hessian(part.centred)
     w = grouped(part.tensor.detach().double(), part.groups)
     damped = hessian.damp(plain)
     whole = _size(plain, w)
     nested = _nested_order(kept)
     result = []
-    found = [
+    by_group = [
         _levels(h, rows, kept, nested, kernel) for h, rows in zip(damped, w, strict=True)
     ]  # group -> level -> (out / G, kept columns)
     for place, channels in enumerate(kept):
         columns = channels.repeat_interleave(kernel)
         new = torch.zeros_like(w)
-        for group, levels in enumerate(found):
+        for group, levels in enumerate(by_group):
             new[group][:, columns] = levels[place]
-        result.append(_solution(part, known, plain, w, new, whole, channels))
+        result.append(_solution(part, statistics, plain, w, new, whole, channels))
     return result
 
 
@@ -137,7 +137,7 @@ def _levels(
 
 def _solution(
     part: Part,
-    known: LayerStatistics,
+    statistics: LayerStatistics,
     plain: torch.Tensor,
     w: torch.Tensor,
     new: torch.Tensor,
@@ -148,8 +148,8 @@ def _solution(
     change = new - w
     error = float(((change @ plain) * change).sum()) / whole
     shift = None
-    if part.centred and known.mean is not None:
-        shift = -(change @ known.mean.double()[:, :, None]).reshape(-1)
+    if part.centred and statistics.mean is not None:
+        shift = -(change @ statistics.mean.double()[:, :, None]).reshape(-1)
     weight = new.reshape(part.tensor.shape)
     if channels is not None:
         weight = weight[:, channels]
@@ -159,8 +159,8 @@ def _solution(
 
 def removal_error(part: Part, keep: torch.Tensor, of_axis: bool) -> float:
     """Error of a layer if what is removed is just removed, with only the mean of the outputs kept (if something can be added)."""
-    known = _known(part)
-    plain = known.hessian(part.centred)
+    statistics = _known(part)
+    plain = statistics.hessian(part.centred)
     w = grouped(part.tensor.detach().double(), part.groups)
     if of_axis:
         channels = torch.ones(part.tensor.shape[1], dtype=torch.bool)
@@ -191,8 +191,8 @@ def _sweep(
     part: Part, pattern: Pattern | None, level: float | None, keep: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(new weights (G, out / G, d), keep mask of the weight's shape, undamped Hessians, dense weights)."""
-    known = _known(part)
-    plain = known.hessian(part.centred)
+    statistics = _known(part)
+    plain = statistics.hessian(part.centred)
     w = grouped(part.tensor.detach(), part.groups)
     order = torch.arange(w.shape[2]) if pattern is None else _sweep_order(part, pattern)
     factor = hessian.reverse_factor(hessian.damp(plain)[:, order][:, :, order])
@@ -282,12 +282,13 @@ def exact_keep(part: Part, pattern: Pattern, level: float | None) -> torch.Tenso
 
 
 def masked(part: Part, keep: torch.Tensor, compensation: str, pattern: Pattern | None = None) -> Solution:
-    """New weights for a mask of the weight's shape that stands already; ``pattern``: that it was made for (order of the
-    sweep).
+    """New weights for a mask of the weight's shape that stands already.
+
+    ``pattern``: the one that the mask was made for; it decides on the order of the sweep.
     """
     if compensation == LSTSQ:
-        known = _known(part)
-        plain = known.hessian(part.centred)
+        statistics = _known(part)
+        plain = statistics.hessian(part.centred)
         w = grouped(part.tensor.detach().double(), part.groups)
         masks = grouped(keep, part.groups)
         new = torch.stack(
@@ -295,5 +296,5 @@ def masked(part: Part, keep: torch.Tensor, compensation: str, pattern: Pattern |
         )
     else:
         new, _, plain, w = _sweep(part, pattern, None, keep)
-        known = _known(part)
-    return _solution(part, known, plain, w, new, _size(plain, w), None)
+        statistics = _known(part)
+    return _solution(part, statistics, plain, w, new, _size(plain, w), None)

@@ -26,7 +26,7 @@ from hwprune.methods.layerwise import Solution
 from hwprune.patterns import Pattern
 
 Statistics = Mapping[str, LayerStatistics]
-"""By the name of the layer's weight."""
+"""Layers' statistics by the name of the layer's weight."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,8 +63,9 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def keeps(self, parts: Sequence[Part], pattern: Pattern, levels: Sequence[float | None]) -> list[torch.Tensor]:
-        """A keep mask for each level: (n,) for an axis of these parts, the weight's shape if the pattern masks the one part's
-        weight.
+        """A keep mask for each level.
+
+        It is (n,) for an axis of these parts, and has the weight's shape if the pattern masks the one part's weight.
 
         Raises:
             UsageError: parts or statistics that the method needs are missing.
@@ -72,7 +73,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def unavailable(self, parts: Sequence[Part], pattern: Pattern) -> str | None:
-        """Why it can't be used for such a unit, statistics aside; or None."""
+        """The reason why it can't be used for such a unit, statistics aside; or None."""
 
     @abc.abstractmethod
     def ranking(self, pattern: Pattern) -> str:
@@ -90,15 +91,15 @@ class Method(abc.ABC):
         """One option a level; a level is a sparsity, or None for a pattern that fixes it.
 
         Args:
-            compensation: ``none``, ``obs`` or ``lstsq``: see `local`.
+            compensation: ``none``, ``obs`` or ``lstsq``: see `layerwise`.
         """
         parts = attach(unit.parts, statistics)
         keeps = self.keeps(parts, pattern, levels)
         solved = solutions(unit, parts, keeps, compensation, pattern)
         errors = _errors(unit, parts, keeps, solved)
         return tuple(
-            Option(unit.name, pattern.name, 1 - float(keep.float().mean()), self.name, keep, error, found)
-            for keep, found, error in zip(keeps, solved, errors, strict=True)
+            Option(unit.name, pattern.name, 1 - float(keep.float().mean()), self.name, keep, error, layer_solutions)
+            for keep, layer_solutions, error in zip(keeps, solved, errors, strict=True)
         )
 
 
@@ -129,12 +130,12 @@ class Scored(Method):
 
 
 @final
-class Obs(Method):
+class ObsMethod(Method):
     """Optimal brain surgeon: remove the cheapest, let the others make up for it, go on.
 
     Axes: whole indices, in all layers that read the axis at once (ZipLM). Matrices: single weights or blocks, each output row
-    with its own inverse Hessian (OBC); layers for which that would take more than `local.EXACT_LIMIT` operations take SparseGPT's
-    sweep.
+    with its own inverse Hessian (OBC); layers for which that would take more than `layerwise.EXACT_LIMIT` operations take
+    SparseGPT's sweep.
     """
 
     name = "obs"
@@ -155,7 +156,7 @@ class Obs(Method):
 
 
 @final
-class SparseGPT(Method):
+class SparseGPTMethod(Method):
     """One sweep over the columns that chooses masks from the weights as updated so far."""
 
     name = "sparsegpt"
@@ -174,7 +175,8 @@ class SparseGPT(Method):
 
 
 METHODS: dict[str, Method] = {
-    name: {"obs": Obs(), "sparsegpt": SparseGPT()}.get(name) or Scored(criterion) for name, criterion in criteria.CRITERIA.items()
+    name: {"obs": ObsMethod(), "sparsegpt": SparseGPTMethod()}.get(name) or Scored(criterion)
+    for name, criterion in criteria.CRITERIA.items()
 }
 """Every criterion is a method; ``obs`` and ``sparsegpt`` are more than their scores."""
 
@@ -215,13 +217,13 @@ def solve(
         raise UsageError(f"unit {unit.name} is a branch: it is dropped as a whole, there is nothing to solve")
     if pattern is None:
         pattern = unit.role if unit.axis is not None else "unstructured"
-    chosen = patterns.get(pattern) if isinstance(pattern, str) else pattern
-    if patterns.is_axis(chosen.name) != (unit.axis is not None):
-        raise UsageError(f"pattern {chosen.name} does not fit unit {unit.name}, whose role is {unit.role}")
-    found = get(method) if isinstance(method, str) else method
-    if reason := found.unavailable(unit.parts, chosen):
+    resolved_pattern = patterns.get(pattern) if isinstance(pattern, str) else pattern
+    if patterns.is_axis(resolved_pattern.name) != (unit.axis is not None):
+        raise UsageError(f"pattern {resolved_pattern.name} does not fit unit {unit.name}, whose role is {unit.role}")
+    resolved_method = get(method) if isinstance(method, str) else method
+    if reason := resolved_method.unavailable(unit.parts, resolved_pattern):
         raise UsageError(f"unit {unit.name}: {reason}")
-    return found.solve(unit, statistics, chosen, levels, compensation)
+    return resolved_method.solve(unit, statistics, resolved_pattern, levels, compensation)
 
 
 def attach(parts: Sequence[Part], statistics: Statistics | None) -> list[Part]:
@@ -244,25 +246,27 @@ def solutions(
         return [{} for _ in keeps]
     if unit.axis is None:
         return [{parts[0].parameter: layerwise.masked(parts[0], keep, compensation, pattern)} for keep in keeps]
-    found: list[dict[str, Solution]] = [{} for _ in keeps]
+    solved: list[dict[str, Solution]] = [{} for _ in keeps]
     for part in readers(parts):
         for place, solution in enumerate(layerwise.kept_columns(part, keeps)):
-            found[place][part.parameter] = solution
-    return found
+            solved[place][part.parameter] = solution
+    return solved
 
 
 def _errors(
     unit: Unit, parts: Sequence[Part], keeps: Sequence[torch.Tensor], solved: Sequence[Mapping[str, Solution]]
 ) -> list[float]:
-    known = [part for part in readers(parts) if part.statistics is not None and part.statistics.covariance is not None]
-    if known:
+    measurable = [part for part in readers(parts) if part.statistics is not None and part.statistics.covariance is not None]
+    if measurable:
         return [
             sum(
-                found[p.parameter].error if p.parameter in found else layerwise.removal_error(p, keep, unit.axis is not None)
-                for p in known
+                layer_solutions[p.parameter].error
+                if p.parameter in layer_solutions
+                else layerwise.removal_error(p, keep, unit.axis is not None)
+                for p in measurable
             )
-            / len(known)
-            for keep, found in zip(keeps, solved, strict=True)
+            / len(measurable)
+            for keep, layer_solutions in zip(keeps, solved, strict=True)
         ]
     if unit.axis is not None:
         energy = torch.stack([part.slices().double().square().sum(dim=1) for part in producers(parts)]).sum(dim=0).cpu()

@@ -47,14 +47,14 @@ def _rank(node: Any) -> int | None:
 def _plain(node: torch.fx.Node) -> bool:
     """Attention that is neither causal nor grouped, of a known scale."""
     first = node.args[0]
-    known = "scale" in node.kwargs or (isinstance(first, torch.fx.Node) and "val" in first.meta)
-    return known and len(node.args) < 6 and not {"is_causal", "enable_gqa"}.intersection(node.kwargs)
+    has_scale = "scale" in node.kwargs or (isinstance(first, torch.fx.Node) and "val" in first.meta)
+    return has_scale and len(node.args) < 6 and not {"is_causal", "enable_gqa"}.intersection(node.kwargs)
 
 
 def _attention(graph: torch.fx.Graph, old: torch.fx.Node, new: dict[torch.fx.Node, torch.fx.Node]) -> torch.fx.Node:
     """softmax(q k^T scale + mask) v in single operators."""
     aten = torch.ops.aten
-    query, key, value = (new[one] for one in old.args[:3])  # type: ignore[index]  # the operator's inputs are nodes
+    query, key, value = (new[node] for node in old.args[:3])  # type: ignore[index]  # the operator's inputs are nodes
     mask = old.args[3] if len(old.args) > 3 else old.kwargs.get("attn_mask")
     scale = old.kwargs.get("scale") or float(old.args[0].meta["val"].shape[-1]) ** -0.5  # type: ignore[union-attr]
     turned = graph.call_function(aten.transpose.int, (key, -2, -1))

@@ -110,7 +110,7 @@ class OnnxModule(nn.Module):
         for node, options in self._onnx_nodes:
             result = OPERATORS[node.op_type](self._node(node, options, values, sizes))
             results = result if isinstance(result, tuple) else (result,)
-            values.update((name, one) for name, one in zip(node.output, results, strict=False) if name)
+            values.update((name, tensor) for name, tensor in zip(node.output, results, strict=False) if name)
         outputs = tuple(self._tensor(item.name, values, sizes) for item in self.onnx_model.graph.output)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -123,35 +123,35 @@ class OnnxModule(nn.Module):
         return Node(node.op_type, options, self._onnx_opset, tensors, numbers, used, self.training)
 
     def _numbers(self, name: str, sizes: Mapping[int, Any]) -> list[Any] | None:
-        known = self._onnx_walk.known.get(name)
-        if known is None:
+        array = self._onnx_walk.known.get(name)
+        if array is None:
             return self._onnx_scales.get(name)
-        if known.dtype.kind not in "iu":
-            return [entry.item() for entry in known.reshape(-1)]
-        return [_size(int(entry), sizes) for entry in known.reshape(-1)]
+        if array.dtype.kind not in "iu":
+            return [entry.item() for entry in array.reshape(-1)]
+        return [_size(int(entry), sizes) for entry in array.reshape(-1)]
 
     def _tensor(self, name: str, values: Mapping[str, torch.Tensor], sizes: Mapping[int, Any]) -> torch.Tensor | None:
         if name in values:
             return values[name]
         if name in self._onnx_names:
-            found: Any = self
+            value: Any = self
             for part in self._onnx_names[name].split("."):
-                found = getattr(found, part)
-            assert isinstance(found, torch.Tensor)
-            return found
-        known = self._onnx_walk.known.get(name)
-        if known is None:
+                value = getattr(value, part)
+            assert isinstance(value, torch.Tensor)
+            return value
+        array = self._onnx_walk.known.get(name)
+        if array is None:
             return None
         entries = self._numbers(name, sizes)
         if entries is not None and any(not isinstance(entry, (int, float, bool)) for entry in entries):
             return None  # a run-time size: read as numbers only
-        return torch.from_numpy(np.array(known))
+        return torch.from_numpy(np.array(array))
 
 
 def _legal(name: str, taken: set[str]) -> str:
     """A name under which a module can hold the tensor: no empty parts, no part that is a tensor already."""
     parts = [part or "_" for part in name.split(".")]
-    if any(".".join(parts[:i]) in taken for i in range(1, len(parts))) or any(one.startswith(f"{name}.") for one in taken):
+    if any(".".join(parts[:i]) in taken for i in range(1, len(parts))) or any(other.startswith(f"{name}.") for other in taken):
         parts = ["_".join(parts)]
     if parts[0] in dir(nn.Module):
         parts[0] += "_"

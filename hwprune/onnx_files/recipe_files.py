@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from hwprune.common.files import dump_json, read_json_table, sha256, write_atomic
 from hwprune.errors import UsageError
 from hwprune.records.recipe import Recipe
+from hwprune.version import VERSION
 
 
 def write_recipe(
@@ -25,9 +26,7 @@ def write_recipe(
     folder: Path,
     orders: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """recipe.json with the kept indices, and keep.safetensors with the masks as packed bits if there are any."""
-    from hwprune.version import VERSION
-
+    """Write recipe.json with the kept indices, and keep.safetensors with the masks as packed bits if there are any."""
     data: dict[str, Any] = {
         **recipe.to_json(),
         "digest": recipe.digest,

@@ -89,38 +89,38 @@ class Template:
             return None
         tensors = {self.names[name]: _array(tensor) for name, tensor in _tensors(module).items() if name in self.names}
         branches = [self._branch(name) for name in drop]
-        found = [branch for branch in branches if branch is not None]
-        if len(found) < len(branches):
+        dropped = [branch for branch in branches if branch is not None]
+        if len(dropped) < len(branches):
             return None
-        return tidy.fold(self.dense.cut_leaves(masks, tensors, found))
+        return tidy.fold(self.dense.cut_leaves(masks, tensors, dropped))
 
     def _branch(self, name: str) -> Branch | None:
         """The ONNX graph's branch whose dropping leaves the same parameters without a reader.
 
         Sums that lie inside one another may leave the same ones: then both graphs must have as many, in the same order.
         """
-        known = set(self.names.values())
+        initializers = set(self.names.values())
 
         def mine(branch: Branch) -> frozenset[str]:
-            return frozenset(self.names[one] for one in branch.parameters if one in self.names)
+            return frozenset(self.names[parameter] for parameter in branch.parameters if parameter in self.names)
 
         wanted = mine(self._graph.branch(name))
         here = [branch.name for branch in self._graph.branches if mine(branch) == wanted]
-        there = [branch for branch in self.dense.branches if known.intersection(branch.parameters) == wanted]
+        there = [branch for branch in self.dense.branches if initializers.intersection(branch.parameters) == wanted]
         return there[here.index(name)] if len(here) == len(there) else None
 
     def differs(self, keeps: Mapping[str, torch.Tensor]) -> list[str]:
         """The axes among ``keeps`` that the ONNX graph can't cut alone, each with the reason if there is one."""
-        found = []
+        reasons = []
         for name, keep in keeps.items():
             selected = self._graph.selected({name: keep})
-            shapes = {self.names[one]: masks for one, masks in selected.items() if one in self.names}
+            shapes = {self.names[parameter]: masks for parameter, masks in selected.items() if parameter in self.names}
             if self.dense.masks_for(shapes) is None:
                 frozen = [
                     a.frozen for a in self.dense.axes if a.frozen and any((m[0], m[1]) in a.members for m in self._members(name))
                 ]
-                found.append(f"{name}: {frozen[0] if frozen else 'other axes are tied to it'}")
-        return found
+                reasons.append(f"{name}: {frozen[0] if frozen else 'other axes are tied to it'}")
+        return reasons
 
     def _members(self, axis: str) -> list[tuple[str, int]]:
         return [(self.names.get(name, name), dim) for name, dim in self._graph.axis(axis).members]
@@ -132,18 +132,18 @@ class Template:
         aliases: dict[int, list[str]] = {}  # the exporter keeps one of several tied names
         for name, tensor in self._graph.module.state_dict(keep_vars=True).items():
             aliases.setdefault(id(tensor), []).append(name)
-        found: dict[str, str] = {}
+        matched: dict[str, str] = {}
         for name, tensor in _tensors(self._graph.module).items():
             names = [self._given.get(name, name), *aliases.get(id(tensor), ())]
-            chosen = next((one for one in names if one in stored), None)
-            if chosen is None and (not tensor.is_floating_point() or name not in state):
+            initializer = next((alias for alias in names if alias in stored), None)
+            if initializer is None and (not tensor.is_floating_point() or name not in state):
                 continue  # constants, such as a table of positions, were folded into others
-            if chosen is None or tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16
-                return found, name
-            if not np.array_equal(onnx.numpy_helper.to_array(stored[chosen]), _array(tensor)):
-                return found, name
-            found[name] = chosen
-        return found, None
+            if initializer is None or tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16
+                return matched, name
+            if not np.array_equal(onnx.numpy_helper.to_array(stored[initializer]), _array(tensor)):
+                return matched, name
+            matched[name] = initializer
+        return matched, None
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -152,7 +152,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter, buffer and constant that the graph reads."""
-    found = {}
+    tensors = {}
     assert isinstance(module, torch.fx.GraphModule)
     for node in module.graph.nodes:
         if node.op == "get_attr" and node.users and str(node.target) != "training":
@@ -160,5 +160,5 @@ def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
             for part in str(node.target).split("."):
                 value = getattr(value, part)
             if isinstance(value, torch.Tensor):
-                found[str(node.target)] = value
-    return found
+                tensors[str(node.target)] = value
+    return tensors

@@ -18,12 +18,12 @@ from hwprune.structure.onnx.flatten import FLOATS, captured
 from hwprune.structure.onnx.values import Array, attributes, compute
 
 _FOLDED = frozenset("Transpose Reshape Identity Cast Unsqueeze Squeeze Concat Slice".split())  # noqa: SIM905
-"""What exporters put between an initializer and its use."""
+"""The operators that exporters put between an initializer and its use."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter prints progress and warns about packages that hwprune does not use."""
+    """Silence the exporter, which prints progress and warns about packages that hwprune does not use."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -70,7 +70,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Batch norm into the convolution before it, and what rearranges an initializer into the initializer."""
+    """Fold batch norm into the convolution before it, and whatever rearranges an initializer into the initializer."""
     stored = {item.name: item for item in model.graph.initializer}
     arrays: dict[str, Array] = {}
 
@@ -81,16 +81,16 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
     uses = Counter(name for node in model.graph.node for name in (*node.input, *captured(node)))
     outputs = {item.name for item in model.graph.output}
-    made: dict[str, Array] = {}
+    computed: dict[str, Array] = {}
     nodes: list[onnx.NodeProto] = []
     convolutions: dict[str, onnx.NodeProto] = {}
     for node in model.graph.node:
-        constant = all(name in stored or name in made for name in node.input) and bool(node.input)
+        constant = all(name in stored or name in computed for name in node.input) and bool(node.input)
         if node.op_type in _FOLDED and constant and node.output[0] not in outputs:
-            given = [made[name] if name in made else read(name) for name in node.input]
+            given = [computed[name] if name in computed else read(name) for name in node.input]
             result = compute(node.op_type, attributes(node), given)
             if result is not None:
-                made[node.output[0]] = result
+                computed[node.output[0]] = result
                 continue
         if node.op_type == "Conv" and all(name in stored for name in node.input[1:] if name):
             convolutions[node.output[0]] = node
@@ -101,7 +101,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
             folded = _fold_batch_norm(node, [read(name) for name in node.input[1:]], weights)
             if folded is not None:
                 names = _folded_names(before, uses)
-                made.update(zip(names, folded, strict=True))
+                computed.update(zip(names, folded, strict=True))
                 merged = onnx.NodeProto()
                 merged.CopyFrom(before)
                 del merged.input[1:]
@@ -119,16 +119,18 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(nodes)
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
-    graph.initializer.extend(item for name, item in stored.items() if name in needed and name not in made)
-    graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(made[name]), name) for name in made if name in needed)
+    graph.initializer.extend(item for name, item in stored.items() if name in needed and name not in computed)
+    graph.initializer.extend(
+        numpy_helper.from_array(np.ascontiguousarray(computed[name]), name) for name in computed if name in needed
+    )
     return result
 
 
 def _folded_names(node: onnx.NodeProto, uses: Counter[str]) -> list[str]:
     """The convolution's own names where nothing else reads them."""
     weight = node.input[1] if uses[node.input[1]] == 1 else f"{node.input[1]}.{node.output[0]}"
-    own = len(node.input) > 2 and bool(node.input[2]) and uses[node.input[2]] == 1
-    return [weight, node.input[2] if own else f"{weight}.folded_bias"]
+    own_bias = len(node.input) > 2 and bool(node.input[2]) and uses[node.input[2]] == 1
+    return [weight, node.input[2] if own_bias else f"{weight}.folded_bias"]
 
 
 def _fold_batch_norm(node: onnx.NodeProto, statistics: list[Array], weights: list[Array | None]) -> list[Array] | None:
@@ -138,7 +140,7 @@ def _fold_batch_norm(node: onnx.NodeProto, statistics: list[Array], weights: lis
         return None
     weight, bias = weights[0], weights[1] if len(weights) > 1 else None
     assert weight is not None  # a convolution has one
-    gain, shift, mean, variance = (one.astype(np.float64) for one in statistics)
+    gain, shift, mean, variance = (statistic.astype(np.float64) for statistic in statistics)
     scale = gain / np.sqrt(variance + options.get("epsilon", 1e-5))
     start = 0.0 if bias is None else bias.astype(np.float64)
     return [
@@ -148,7 +150,7 @@ def _fold_batch_norm(node: onnx.NodeProto, statistics: list[Array], weights: lis
 
 
 def strip(proto: onnx.ModelProto) -> None:
-    """The exporter writes stack traces with the paths of this machine into every node."""
+    """Remove the stack traces with the paths of this machine that the exporter writes into every node."""
     del proto.metadata_props[:]
     graph = proto.graph
     del graph.metadata_props[:]

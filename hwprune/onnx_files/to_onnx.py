@@ -60,7 +60,7 @@ def exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) ->
 
 
 def _recorded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
-    """What an untraceable model does for these inputs, whatever it would do for others; its outputs are compared on real data."""
+    """The run of an untraceable model on these inputs; on others it may do otherwise, so outputs are compared on real data."""
     names = [f"input_{position}" for position in range(len(inputs))]
     axes = {name: {0: "batch"} for name, x in zip(names, inputs, strict=True) if x.ndim}
     with tempfile.TemporaryDirectory() as folder:
@@ -115,16 +115,16 @@ def converted(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
 
 def _sort(graph: onnx.GraphProto) -> None:
-    """Nodes in topological order, otherwise as they stand."""
-    made = {item.name for item in (*graph.input, *graph.initializer)} | {""}
+    """Put the nodes into topological order, otherwise as they stand."""
+    available = {item.name for item in (*graph.input, *graph.initializer)} | {""}
     waiting, done = list(graph.node), []
     outputs = {name for node in waiting for name in node.output}
     while waiting:
-        ready = [n for n in waiting if all(name in made or name not in outputs for name in n.input)]
+        ready = [n for n in waiting if all(name in available or name not in outputs for name in n.input)]
         if not ready:
             raise ValueError("the converted graph has a cycle")
         for node in ready:
-            made.update(node.output)
+            available.update(node.output)
         done += ready
         taken = {id(node) for node in ready}
         waiting = [node for node in waiting if id(node) not in taken]

@@ -1,4 +1,4 @@
-"""What a pattern is."""
+"""The interface of a pattern."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hwprune.errors import UsageError
 
 
 class Pattern(abc.ABC):
-    """Which weights go together, and from their scores which of them stay.
+    """A rule that says which weights go together, and from their scores which of them stay.
 
     Attributes:
         block: (outputs, inputs) that are removed together.
@@ -41,7 +41,7 @@ class Pattern(abc.ABC):
 
     @abc.abstractmethod
     def inadmissible(self, shape: Sequence[int]) -> str | None:
-        """Why the pattern does not fit a weight of this shape, or None if it does."""
+        """The reason why the pattern does not fit a weight of this shape, or None if it does."""
 
     @property
     def fixed_sparsity(self) -> float | None:
@@ -50,7 +50,7 @@ class Pattern(abc.ABC):
 
 
 def check_scores(scores: torch.Tensor) -> None:
-    """Scores are finite and >= 0."""
+    """Raise `UsageError` unless the scores are finite and >= 0."""
     if scores.numel() == 0:
         raise UsageError("no scores: the tensor is empty")
     if not bool(torch.isfinite(scores).all()):
@@ -60,15 +60,16 @@ def check_scores(scores: torch.Tensor) -> None:
 
 
 def removed_count(total: int, sparsity: float | None, pattern: str) -> int:
-    """How many of ``total`` go."""
+    """The number of ``total`` that go."""
     if sparsity is None or not 0 <= sparsity < 1:
         raise UsageError(f"pattern {pattern} needs a sparsity in [0, 1), got {sparsity!r}")
     return min(round(sparsity * total), total - 1)
 
 
 def _edge(scores: torch.Tensor, removed: int) -> torch.Tensor:
-    """The ``removed``-th lowest score of each row, (..., 1). NumPy's partition is several times faster than `kthvalue` on a
-    CPU.
+    """The ``removed``-th lowest score of each row, (..., 1).
+
+    NumPy's partition is several times faster than `kthvalue` on a CPU.
     """
     if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
         return scores.kthvalue(removed, dim=-1, keepdim=True).values

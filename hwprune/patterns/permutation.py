@@ -1,4 +1,4 @@
-"""Which order of the input channels lets N:M keep most.
+"""The order of the input channels that lets N:M keep most.
 
 Channels are dealt into groups of M. A round takes one channel out of every group and deals these out again in the best way:
 what each group would keep with each of them is a square matrix, whose best assignment is exact (Hungarian method). Leaving all
@@ -67,7 +67,7 @@ def kept(scores: torch.Tensor, order: torch.Tensor, n: int, m: int) -> float:
 
 
 def _gains(scores: torch.Tensor, others: torch.Tensor, out: torch.Tensor, n: int) -> torch.Tensor:
-    """(groups, groups): what group i keeps if it gets channel ``out[j]``.
+    """The score that group i keeps if it gets channel ``out[j]``, (groups, groups).
 
     With the other m - 1 channels given, a new score x adds max(x, the n-th highest of them) to the n - 1 highest.
     """

@@ -27,20 +27,20 @@ def attribute(
         key=lambda pair: -len(pair[0]),
     )
     total = sum(op["seconds"] for op in operators)
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     named = 0.0
     before = segments[0].name if segments else ""
     for op in operators:
         hit = _look_up(str(op["name"]), names)
         named += op["seconds"] if hit else 0.0
         before = hit or before
-        found.append({**op, "segment": before})
+        rows.append({**op, "segment": before})
     if not total or named < COVERS * total:
-        return found, named / total if total else 0.0, {}
+        return rows, named / total if total else 0.0, {}
     shares: dict[str, float] = {}
-    for row in found:
+    for row in rows:
         shares[row["segment"]] = shares.get(row["segment"], 0.0) + row["seconds"] / total
-    return found, named / total, shares
+    return rows, named / total, shares
 
 
 def _look_up(name: str, names: Sequence[tuple[str, str]]) -> str | None:

@@ -63,13 +63,13 @@ def random_counts(axes: Sequence[Unit], pieces: CutSegments, multiple: int, seed
     """Keep counts around a common level, in steps of the multiple: what a search proposes."""
     draw = random.Random(seed)
     level = draw.uniform(0.2, 1.0)
-    found = {}
+    counts = {}
     for unit in axes:
         step = pieces.step(unit, unit.size) if unit.size < 2 * multiple else multiple
         kept = min(unit.size, max(step, round(draw.gauss(level, 0.25) * unit.size / step) * step))
         if kept < unit.size:
-            found[unit.name] = kept
-    return found
+            counts[unit.name] = kept
+    return counts
 
 
 def touched(pieces: Mapping[int, Sequence[Segment]]) -> set[str]:

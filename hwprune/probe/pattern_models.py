@@ -61,11 +61,11 @@ class PatternModels:
         for pattern, sparsity in MASKS:
             what = f"{100 * sparsity:.0f} % zeros in every weight that fits"
             plans.append((pattern, what, partial(self._masked, pattern, sparsity)))
-        found = []
+        probes = []
         for number, (name, what, make) in enumerate(plans):
             self.progress("measuring the most of each pattern", number, len(plans))
-            found.append(self._pattern(name, what, make, source))
-        return found
+            probes.append(self._pattern(name, what, make, source))
+        return probes
 
     def _least(self, unit: Unit) -> int:
         if unit.role in ("head", "group", "expert"):
@@ -74,7 +74,7 @@ class PatternModels:
         return min(unit.size, max(1, min(multiple, unit.size // 8)))
 
     def _without(self, branches: Sequence[str]) -> onnx.ModelProto:
-        """Without as many branches as can go together: one inside another leaves with it."""
+        """The model without as many branches as can go together: one inside another leaves with it."""
         kept = list(branches)
         while kept:
             try:

@@ -18,7 +18,7 @@ MOST_PICTURES = 24
 
 
 def text(found: Probe, width: int = 100) -> str:
-    """For a terminal."""
+    """The probe as lines for a terminal."""
     word = {"measured": "measured", "estimated": "ESTIMATED, NOT MEASURED"}[found.source]
     shapes = ", ".join("x".join(map(str, shape)) for shape in found.shapes)
     lines = [f"{found.workload} on {found.target} ({word}): dense {formatting.seconds(found.dense_s)} for inputs {shapes}"]
@@ -28,10 +28,10 @@ def text(found: Probe, width: int = 100) -> str:
         lines.append(f"Channel multiple found on this runtime: {found.multiple} ({each})")
     lines += ["", "Most that each pattern can give (whole model, against dense):"]
     rows = []
-    for one in found.patterns:
-        numbers = one.speedup
+    for pattern in found.patterns:
+        numbers = pattern.speedup
         shown = formatting.speedup(numbers["value"], numbers["ci_low"], numbers["ci_high"]) if numbers else "-"
-        rows.append((one.pattern, shown, one.verdict, one.what + (f"; {one.note}" if one.note else "")))
+        rows.append((pattern.pattern, shown, pattern.verdict, pattern.what + (f"; {pattern.note}" if pattern.note else "")))
     lines += _table(rows, width)
     shown_units = [unit for unit in sorted(found.units, key=lambda u: -u.share) if unit.like is None]
     lines += [
@@ -129,35 +129,35 @@ def page(found: Probe) -> str:
         parts.append(f"<p>Channel multiple found on this runtime: <strong>{found.multiple}</strong> <small>({each})</small></p>")
     parts.append("<h2>Most that each pattern can give</h2>")
     rows = []
-    for one in found.patterns:
-        numbers = one.speedup
+    for pattern in found.patterns:
+        numbers = pattern.speedup
         shown = formatting.speedup(numbers["value"], numbers["ci_low"], numbers["ci_high"]) if numbers else "-"
-        rows.append(f'<tr><th scope="row">{e(one.pattern)}</th><td class="n">{e(shown)}</td><td>{e(one.verdict)}</td><td>{e(one.what)}'
-                    f"{'<br><small>' + e(one.note) + '</small>' if one.note else ''}</td></tr>")  # fmt: skip
+        rows.append(f'<tr><th scope="row">{e(pattern.pattern)}</th><td class="n">{e(shown)}</td><td>{e(pattern.verdict)}</td><td>{e(pattern.what)}'
+                    f"{'<br><small>' + e(pattern.note) + '</small>' if pattern.note else ''}</td></tr>")  # fmt: skip
     parts.append(_html_table(("pattern", "speedup", "verdict", "what was imposed"), rows, numeric=(1,)))
-    for one in found.patterns:
-        if one.details:
-            parts.append(f"<h3>{e(one.pattern)}, layer by layer</h3>")
+    for pattern in found.patterns:
+        if pattern.details:
+            parts.append(f"<h3>{e(pattern.pattern)}, layer by layer</h3>")
             rows = [
                 f'<tr><th scope="row"><code>{e(str(d["node"]))}</code></th><td>{_yes(d["eligible"])}</td><td>{_yes(d["built"])}</td>'
                 f"<td>{_yes(d['sparse'])}</td><td>{e(str(d['why_not']))}</td></tr>"
-                for d in one.details
+                for d in pattern.details
             ]
             parts.append(_html_table(("layer", "eligible", "built", "sparse tactic", "why not"), rows))
     parts.append("<h2>Units by their share of the time</h2>")
     rows = []
-    own = [unit for unit in sorted(found.units, key=lambda u: -u.share) if unit.like is None]
-    for unit in own:
+    shown_units = [unit for unit in sorted(found.units, key=lambda u: -u.share) if unit.like is None]
+    for unit in shown_units:
         count = 1 + sum(other.like == unit.name for other in found.units)
         bar = f'<div class="bar" style="width:{min(100, 100 * unit.share):.1f}%"></div>'
         rows.append(f'<tr><th scope="row"><code>{e(unit.name)}</code>{f" (x{count})" if count > 1 else ""}</th><td>{e(unit.role)}</td>'
                     f'<td class="n">{unit.size}</td><td class="n">{e(formatting.percent(unit.share))}{bar}</td><td>{e(stairs(unit, 8))}</td></tr>')  # fmt: skip
     header = ("unit", "role", "size", "share of time", "end of a stair: predicted speedup of the model if only this is cut")
     parts.append(_html_table(header, rows, numeric=(2, 3)))
-    if own:
+    if shown_units:
         parts.append("<h2>Staircases</h2>")
-        parts.append(f'<p><img alt="Time of a unit\'s layers over the kept count, for {len(own[:MOST_PICTURES])} units; the numbers are in '
-                     f'probe.csv" src="data:image/png;base64,{_picture(own[:MOST_PICTURES])}"></p>')  # fmt: skip
+        parts.append(f'<p><img alt="Time of a unit\'s layers over the kept count, for {len(shown_units[:MOST_PICTURES])} units; the numbers are in '
+                     f'probe.csv" src="data:image/png;base64,{_picture(shown_units[:MOST_PICTURES])}"></p>')  # fmt: skip
     if found.operators:
         parts.append(
             f"<h2>The runtime's own profile</h2><p>{100 * found.profile_covers:.0f} % of its time has a name of the model's.</p>"

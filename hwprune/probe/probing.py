@@ -22,7 +22,7 @@ from hwprune.latency.paired import Settings
 from hwprune.latency.predictor import LatencyModel, measure_until_certain
 from hwprune.latency.segments import Segment
 from hwprune.latency.source import Measured
-from hwprune.layers.units import Unit
+from hwprune.layers.units import Unit, ties
 from hwprune.onnx_files import to_onnx
 from hwprune.probe.attribution import attribute
 from hwprune.probe.cut_segments import POINTS, CutSegments, random_counts, staircase_of, touched
@@ -101,7 +101,7 @@ class _Probing:
         segments = self.pieces.segments(onnx.load(str(dense)))
         self.table.fill(self.bench, segments, lambda done, total: self.progress("timing the dense layers", done, total))
         half = (itself.latency.ci_high - itself.latency.ci_low) / 2
-        found = Probe(
+        result = Probe(
             self.pruner.workload.name,
             self.target.name,
             "measured",
@@ -111,21 +111,21 @@ class _Probing:
             1,
             {},
         )
-        found.operators, found.profile_covers, shares = attribute(operators, segments)
+        result.operators, result.profile_covers, shares = attribute(operators, segments)
         shares = shares or self._own_shares(segments)
-        found.multiple_from = self._multiples()
-        found.multiple = max(found.multiple_from.values(), default=1)
-        found.units = self._units(segments, shares, found.dense_s)
-        found.shapes = [list(shape) for shape in self.pieces.shapes]
-        found.patterns = PatternModels(
+        result.multiple_from = self._multiples()
+        result.multiple = max(result.multiple_from.values(), default=1)
+        result.units = self._units(segments, shares, result.dense_s)
+        result.shapes = [list(shape) for shape in self.pieces.shapes]
+        result.patterns = PatternModels(
             self.pruner, self.target, self.bench, self.pieces, self.table.identity, self.folder, self.progress
         ).measure_all(source)
         self._calibrate(source, segments, itself.dense_latency_s)
-        found.warnings = self._warnings(found, segments)
-        return found
+        result.warnings = self._warnings(result, segments)
+        return result
 
     def _own_shares(self, segments: Sequence[Segment]) -> dict[str, float]:
-        """Where the runtime's profile can't be told by layers: by the pieces' own times."""
+        """Shares of the time by the pieces' own times, where the runtime's profile can't be told by layers."""
         model = self.model
         total = sum(model.segment(segment)[0] for segment in segments)
         return {segment.name: model.segment(segment)[0] / total for segment in segments}
@@ -134,8 +134,6 @@ class _Probing:
 
     def _units(self, dense: Sequence[Segment], shares: Mapping[str, float], dense_s: float) -> list[UnitProbe]:
         """The staircase of each axis; axes that are alike share one."""
-        from hwprune.layers.units import ties
-
         alike = ties(self.pruner.units)
         first: dict[str, str] = {}
         plans = []
@@ -153,14 +151,16 @@ class _Probing:
             plans.append((unit, None if like == unit.name else like, variants, note))
             self.progress("cutting", len(plans), len(self.pieces.axes()))
         # Every other count is measured; those between are predicted where that is certain enough, else measured too.
-        sure = [segment for _, _, variants, _ in plans for _, found in variants[::-2] for segment in found]
+        sure = [segment for _, _, variants, _ in plans for _, segments in variants[::-2] for segment in segments]
         self.table.fill(self.bench, sure, lambda done, total: self.progress("timing the staircases", done, total))
         model = self.model
-        rest = [(u, found) for u, _, variants, _ in plans for _, found in variants[-2::-2]]
-        known = {segment.signature for segment in dense}
-        for number, (_, found) in enumerate(rest):
+        rest = [(u, segments) for u, _, variants, _ in plans for _, segments in variants[-2::-2]]
+        dense_signatures = {segment.signature for segment in dense}
+        for number, (_, segments) in enumerate(rest):
             self.progress("timing what can't be predicted", number, len(rest))
-            measure_until_certain(model, [segment for segment in found if segment.signature not in known], self.bench, CERTAIN)
+            measure_until_certain(
+                model, [segment for segment in segments if segment.signature not in dense_signatures], self.bench, CERTAIN
+            )
         return [self._unit(*plan, dense, shares, dense_s) for plan in plans]
 
     def _cut_segments(self, unit: Unit, count: int) -> list[Segment]:
@@ -193,14 +193,14 @@ class _Probing:
 
     def _multiples(self) -> dict[str, int]:
         """The channel multiple, found width by width on one axis of each kind of layer."""
-        chosen: dict[str, Unit] = {}
+        nearest_64: dict[str, Unit] = {}
         for unit in self.pieces.axes():
             if unit.role in ("channel", "neuron", "hidden") and unit.size >= 32:
                 kind = unit.role
-                if kind not in chosen or abs(unit.size - 64) < abs(chosen[kind].size - 64):
-                    chosen[kind] = unit
-        found = {}
-        for unit in chosen.values():
+                if kind not in nearest_64 or abs(unit.size - 64) < abs(nearest_64[kind].size - 64):
+                    nearest_64[kind] = unit
+        multiples = {}
+        for unit in nearest_64.values():
             counts = [k for k in window(unit.size, WINDOW) if k >= 1]
             pieces = {}
             for count in counts:
@@ -218,8 +218,8 @@ class _Probing:
             model = self.model
             times = staircase_of(pieces, model) if unit.size in pieces else {}
             if len(times) >= 16 and all(seconds > 0 for seconds in times.values()):
-                found[unit.name] = detected_multiple(times)
-        return found
+                multiples[unit.name] = detected_multiple(times)
+        return multiples
 
     # -- whole models ------------------------------------------------------------------------
 
@@ -252,9 +252,9 @@ class _Probing:
 
     # -- warnings ----------------------------------------------------------------------------
 
-    def _warnings(self, found: Probe, dense: Sequence[Segment]) -> list[str]:
+    def _warnings(self, result: Probe, dense: Sequence[Segment]) -> list[str]:
         texts = []
-        bounds = [p.speedup["value"] for p in found.patterns if p.speedup is not None]
+        bounds = [p.speedup["value"] for p in result.patterns if p.speedup is not None]
         floor = 1 / max(bounds, default=1.0)
         if floor > 0.5:
             texts.append(

@@ -31,7 +31,7 @@ def detected_multiple(times: Mapping[int, float]) -> int:
 
 
 def _growth(times: Mapping[int, float], fine: int, coarse: int) -> float:
-    """How time grows when counts are rounded up to ``coarse`` and not to ``fine``: 1 is proportional to the width, 0 free."""
+    """The growth of time when counts are rounded up to ``coarse``, not to ``fine``: 1 is proportional to the width, 0 free."""
     pairs = [(-(-k // fine) * fine, -(-k // coarse) * coarse) for k in times]
     pairs = [(a, b) for a, b in pairs if a != b and a in times and b in times]
     width = sum(math.log(b / a) for a, b in pairs)
@@ -40,22 +40,22 @@ def _growth(times: Mapping[int, float], fine: int, coarse: int) -> float:
 
 def worthwhile(times: Mapping[int, float], tolerance: float = 0.01) -> list[int]:
     """Counts at the end of a stair, largest first: no larger count is as fast."""
-    found: list[int] = []
+    ends: list[int] = []
     best = float("inf")
     for count in sorted(times, reverse=True):
-        if times[count] < best * (1 - tolerance) or not found:
-            found.append(count)
+        if times[count] < best * (1 - tolerance) or not ends:
+            ends.append(count)
             best = times[count]
-    return found
+    return ends
 
 
 def counts_for(size: int, points: int, step: int) -> list[int]:
     """Keep counts to measure: multiples of ``step``, at most ``points`` of them, the size itself included."""
-    found = list(range(step, size, step))
-    if len(found) > points - 1:
-        last = len(found) - 1
-        found = sorted({found[round(i * last / max(1, points - 2))] for i in range(points - 1)})
-    return [*found, size]
+    counts = list(range(step, size, step))
+    if len(counts) > points - 1:
+        last = len(counts) - 1
+        counts = sorted({counts[round(i * last / max(1, points - 2))] for i in range(points - 1)})
+    return [*counts, size]
 
 
 def window(size: int, widest: int) -> Sequence[int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from hwprune.common.files import cache_folder
 from hwprune.layers.statistics import LayerStatistics
 from hwprune.methods.layerwise import Solution
 from hwprune.methods.method import Option
+from hwprune.pruning.code_identity import identity_of, tensor_digest
 from hwprune.structure.torch.opaque import opaque_model
 from hwprune.version import VERSION
 from hwprune.workload.workload import Workload
@@ -58,7 +58,10 @@ def code_fingerprint() -> str:
 
 
 def calibration_fingerprint(workload: Workload) -> str:
-    """Identifies the calibration examples, in whatever order they come, and the loss; 16 hex digits."""
+    """Identifies the calibration examples, in whatever order they come, the loss and the metric; 16 hex digits.
+
+    The metric is in it because drawn or given labels go by it, see `hwprune.calibration.collect.collect_statistics`.
+    """
     digests: list[bytes] = []
     for inputs, targets in workload.batches("calibration"):
         leaves = [*inputs, *torch.utils._pytree.tree_leaves(targets)]
@@ -67,41 +70,20 @@ def calibration_fingerprint(workload: Workload) -> str:
             digests += [_hash([leaf[i] for leaf in leaves]) for i in range(count)]
         else:
             digests.append(_hash(leaves))
-    return hashlib.sha256(b"".join(sorted(digests)) + _source(workload.loss).encode()).hexdigest()[:16]
+    judged = f"{identity_of(workload.loss)} {identity_of(workload.scoring)}"
+    return hashlib.sha256(b"".join(sorted(digests)) + judged.encode()).hexdigest()[:16]
 
 
 def _hash(leaves: Sequence[Any]) -> bytes:
-    digest = hashlib.sha256()
-    for leaf in leaves:
-        if isinstance(leaf, torch.Tensor):
-            flat = leaf.detach().cpu().contiguous().reshape(-1)
-            digest.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(repr(leaf).encode())
-    return digest.digest()
-
-
-def _source(function: Any) -> str:
-    """What tells one function from another: where it stands, its code, and what it was given."""
-    if isinstance(function, functools.partial):
-        return f"{_source(function.func)} {function.args!r} {function.keywords!r}"
-    if isinstance(function, torch.nn.Module):
-        state = hashlib.sha256(b"".join(_hash([t]) for t in function.state_dict().values())).hexdigest()
-        return f"{type(function).__qualname__} {function!r} {sorted(vars(function).get('__dict__', {}))} {state}"
-    try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):
-        text = ""
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))} {text} {cells!r}"
+    return hashlib.sha256("".join(map(identity_of, leaves)).encode()).digest()
 
 
 def graph_fingerprint(module: torch.fx.GraphModule) -> str:
     """Identifies what the model computes, its weights aside; 16 hex digits."""
     model = opaque_model(module)
-    text = str(module.graph) if model is None else _source(type(model)) + repr(model)
-    buffers = b"".join(_hash([tensor]) for _, tensor in module.named_buffers())
-    return hashlib.sha256(text.encode() + buffers).hexdigest()[:16]
+    text = str(module.graph) if model is None else identity_of(model)
+    buffers = "".join(tensor_digest(tensor) for _, tensor in module.named_buffers())
+    return hashlib.sha256((text + buffers).encode()).hexdigest()[:16]
 
 
 def default_root() -> Path:
@@ -132,26 +114,26 @@ class Database:
     ) -> list[Option]:
         """One option a level; those that are not stored yet are computed together, and stored."""
         files = [self._file(unit, pattern, method, compensation, level) for level in levels]
-        found = [self._read(path) for path in files]
-        missing = [level for level, option in zip(levels, found, strict=True) if option is None]
+        options = [self._read(path) for path in files]
+        missing = [level for level, option in zip(levels, options, strict=True) if option is None]
         if not missing:
-            return [option for option in found if option is not None]
-        made = iter(compute(missing))
+            return [option for option in options if option is not None]
+        computed = iter(compute(missing))
         for place, path in enumerate(files):
-            if found[place] is None:
-                option = next(made)
+            if options[place] is None:
+                option = next(computed)
                 self._write(path, option)
-                found[place] = self._read(path) or option
-        return [option for option in found if option is not None]
+                options[place] = self._read(path) or option
+        return [option for option in options if option is not None]
 
     def statistics(self, names: frozenset[str], compute: Callable[[], Calibration]) -> Calibration:
         """What `calibrate.collect_statistics` gives for these names."""
         path = self.folder / f"statistics-{_digest(sorted(names))}.safetensors"
         stored = _read_calibration(path)
         if stored is None:
-            made = compute()
-            _write_calibration(path, made)
-            stored = _read_calibration(path) or made
+            computed = compute()
+            _write_calibration(path, computed)
+            stored = _read_calibration(path) or computed
         return stored
 
     def _file(self, *words: Any) -> Path:

@@ -130,8 +130,8 @@ def _set_remembered_sizes(copied: nn.Module, model: nn.Module, candidate: Candid
             if name.startswith(start):
                 changes.setdefault(len(keep), set()).add(int(keep.sum()))
         for attribute, value in list(vars(module).items()):
-            if type(value) is int and len(found := changes.get(value, ())) == 1:
-                setattr(module, attribute, next(iter(found)))
+            if type(value) is int and len(sizes := changes.get(value, ())) == 1:
+                setattr(module, attribute, next(iter(sizes)))
 
 
 @torch.no_grad()

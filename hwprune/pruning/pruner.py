@@ -161,7 +161,7 @@ class Pruner:
             CandidateFailure: the result is not finite, or an N:M pattern doesn't fit what the cut left.
         """
         steps = compensation.parse(recipe.compensation)
-        inside = next((one.name for one in steps if one.local), layerwise.NONE)
+        inside = next((step.name for step in steps if step.local), layerwise.NONE)
         cuts, rest, drop = divide(recipe, self.graph, self.units)
         solved: dict[str, Option] = {}
         if keeps is None:
@@ -180,15 +180,15 @@ class Pruner:
         if orders:
             reorder_checked(self.graph, module, keeps, orders, self.workload.example_inputs)
             stitch.positions = positions = self.graph.positions(keeps, orders)
-        made = stitch.mask(rest, masks, inside)
+        final_masks = stitch.mask(rest, masks, inside)
         if recipe.choices:
             context = Context(
-                self.graph.module, self._calibration, self.graph.matrices, positions, made, self._cache, self._relevance()
+                self.graph.module, self._calibration, self.graph.matrices, positions, final_masks, self._cache, self._relevance()
             )
-            for one in steps:
-                done = one.name == "batchnorm" and any(other.name == "sequential" for other in steps)  # it did so on its way
-                if not one.local and not done and one.applies(module):
-                    one.apply(module, context)
+            for step in steps:
+                done = step.name == "batchnorm" and any(other.name == "sequential" for other in steps)  # it did so on its way
+                if not step.local and not done and step.applies(module):
+                    step.apply(module, context)
         for name, tensor in module.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
                 raise CandidateFailure("prune", f"{name} is not finite after pruning")
@@ -196,7 +196,16 @@ class Pruner:
         inputs = self.workload.example_inputs
         macs = self.macs(counts, drop)
         return Candidate(
-            module.eval(), recipe, dict(keeps), drop, made, self.fingerprint, inputs, macs, lambda: self.template, dict(orders)
+            module.eval(),
+            recipe,
+            dict(keeps),
+            drop,
+            final_masks,
+            self.fingerprint,
+            inputs,
+            macs,
+            lambda: self.template,
+            dict(orders),
         )
 
     def check_cut(self, candidate: Candidate) -> float:

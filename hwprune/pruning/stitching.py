@@ -67,8 +67,8 @@ class Stitch:
         for name, units in sources.items():
             if name not in state or name not in self.layers or name not in self.positions:
                 continue
-            own = solved[units[0]].solutions.get(name) if len(units) == 1 and units[0] in solved else None
-            solution = own or self._solve(name)
+            option_solution = solved[units[0]].solutions.get(name) if len(units) == 1 and units[0] in solved else None
+            solution = option_solution or self._solve(name)
             if solution is not None:
                 self._put(name, solution, state)
 
@@ -107,15 +107,15 @@ class Stitch:
         matrix = self.units[name].matrix
         assert matrix is not None
         layer = self.layers.get(name)
-        known = self.statistics(needs).layers.get(name) if needs else None
+        statistics = self.statistics(needs).layers.get(name) if needs else None
         groups = matrix.groups
         if name in self.positions:
             out, inner = (self.positions[name][dim] for dim in (matrix.out_dim, 1 - matrix.out_dim))
             if groups > 1:
                 groups = len(torch.unique(out // (matrix.shape[0] // groups)))
-            known = None if known is None else known.restricted(out, inner)
+            statistics = None if statistics is None else statistics.restricted(out, inner)
         unit = unit_table.matrix_unit(matrix, weight.detach(), layer is not None and layer.movable, groups)
-        return dataclasses.replace(unit.parts[0], statistics=known)
+        return dataclasses.replace(unit.parts[0], statistics=statistics)
 
     def orders(self, choices: Sequence[UnitChoice]) -> dict[str, torch.Tensor]:
         """Orders of the axes that feed matrices with a permuted N:M pattern; axis name -> order of its kept indices.
@@ -140,13 +140,13 @@ class Stitch:
                 continue  # inadmissible; `mask` says so
             scores = criterion.scores(part.tensor, part.statistics)
             rows.setdefault(axis.name, []).append(scores.movedim(1, -1).reshape(-1, scores.shape[1]))
-        return {name: permutation.search(torch.cat(found), *groups[name]) for name, found in rows.items()}
+        return {name: permutation.search(torch.cat(axis_rows), *groups[name]) for name, axis_rows in rows.items()}
 
     def mask(
         self, choices: Sequence[UnitChoice], stored: Mapping[str, torch.Tensor] | None, compensation: str
     ) -> dict[str, torch.Tensor]:
         """Mask weights, and let the others make up for it; parameter -> keep mask in its shape after the cut."""
-        made: dict[str, torch.Tensor] = {}
+        keep_masks: dict[str, torch.Tensor] = {}
         state = self._state()
         for choice in choices:
             matrix = self.units[choice.unit].matrix
@@ -160,13 +160,14 @@ class Stitch:
                 option = self.option(choice)
                 keep, solution = option.keep, option.solutions.get(choice.unit)
             else:
-                found = method.get(choice.method)
+                choice_method = method.get(choice.method)
                 part = self.part(
-                    choice.unit, [*(found.needs if stored is None else ()), *(["gram"] if repairs != layerwise.NONE else [])]
+                    choice.unit,
+                    [*(choice_method.needs if stored is None else ()), *(["gram"] if repairs != layerwise.NONE else [])],
                 )
                 if stored is None:
                     level = None if pattern.fixed_sparsity is not None else choice.sparsity
-                    (keep,) = found.keeps([part], pattern, [level])
+                    (keep,) = choice_method.keeps([part], pattern, [level])
                 else:
                     keep = matrix.rows(stored[choice.unit])
                 reached = part.statistics is not None and part.statistics.covariance is not None
@@ -177,5 +178,5 @@ class Stitch:
                     self._move(layer, solution.shift, state)
                 else:
                     state[choice.unit].mul_(matrix.rows(keep).to(state[choice.unit].device))
-            made[choice.unit] = matrix.rows(keep)
-        return made
+            keep_masks[choice.unit] = matrix.rows(keep)
+        return keep_masks

@@ -49,25 +49,25 @@ def uniform_recipe(
         raise UsageError(f"scope global is for pattern unstructured, got {pattern}")
     if pattern == patterns.BRANCH:
         return uniform(_branches(pruner, sparsity), pattern, 1.0, "drop", compensation)
-    chosen, found = patterns.get(pattern), method.get(criterion)
-    if patterns.is_axis(chosen.name):
-        units = [u for u in pruner.units.values() if u.axis is not None and u.role == chosen.name]
+    resolved_pattern, resolved_method = patterns.get(pattern), method.get(criterion)
+    if patterns.is_axis(resolved_pattern.name):
+        units = [u for u in pruner.units.values() if u.axis is not None and u.role == resolved_pattern.name]
     else:
-        units = [u for u in pruner.units.values() if u.matrix is not None and not chosen.inadmissible(u.matrix.shape)]
+        units = [u for u in pruner.units.values() if u.matrix is not None and not resolved_pattern.inadmissible(u.matrix.shape)]
     if not units:
         raise UsageError(f"no unit of {name} takes pattern {pattern}")
-    reasons = _unavailable(pruner, units, found, chosen)
+    reasons = _unavailable(pruner, units, resolved_method, resolved_pattern)
     if len(reasons) == len(units):
         raise UsageError(
             f"no unit of {name} takes pattern {pattern} with {criterion}:", [f"{u}: {r}" for u, r in reasons.items()]
         )
     units = [unit for unit in units if unit.name not in reasons]
     if scope == "global":
-        return Recipe(_global_choices(pruner, units, chosen, found, sparsity), compensation)
-    level = chosen.fixed_sparsity if chosen.fixed_sparsity is not None else sparsity
+        return Recipe(_global_choices(pruner, units, resolved_pattern, resolved_method, sparsity), compensation)
+    level = resolved_pattern.fixed_sparsity if resolved_pattern.fixed_sparsity is not None else sparsity
     if not 0 < level < 1:
         raise UsageError(f"sparsity of pattern {pattern} must be in (0, 1), got {sparsity:g}")
-    if patterns.is_axis(chosen.name):
+    if patterns.is_axis(resolved_pattern.name):
         # An axis so short that rounding would remove nothing, or everything, stays.
         units = [unit for unit in units if 1 <= round(level * unit.size) < unit.size]
         if not units:
@@ -75,15 +75,19 @@ def uniform_recipe(
     return uniform([unit.name for unit in units], pattern, level, criterion, compensation)
 
 
-def _unavailable(pruner: Pruner, units: Sequence[Unit], found: method.Method, pattern: patterns.Pattern) -> dict[str, str]:
+def _unavailable(
+    pruner: Pruner, units: Sequence[Unit], resolved_method: method.Method, pattern: patterns.Pattern
+) -> dict[str, str]:
     """Unit -> why the method can't be used for it, the data included."""
-    reasons = {unit.name: reason for unit in units if (reason := pruner.unavailable(unit, found, pattern))}
-    if found.needs:
-        known = pruner.statistics(found.needs).layers
+    reasons = {unit.name: reason for unit in units if (reason := pruner.unavailable(unit, resolved_method, pattern))}
+    if resolved_method.needs:
+        layers = pruner.statistics(resolved_method.needs).layers
         for unit in units:
             read = [part.parameter for part in unit.parts if part.kind == READS]
-            if unit.name not in reasons and any(name not in known or known[name].missing(found.needs) for name in read):
-                reasons[unit.name] = f"no statistics for {found.name}: the data, or the gradient, do not reach it"
+            if unit.name not in reasons and any(
+                name not in layers or layers[name].missing(resolved_method.needs) for name in read
+            ):
+                reasons[unit.name] = f"no statistics for {resolved_method.name}: the data, or the gradient, do not reach it"
     return reasons
 
 
@@ -97,35 +101,36 @@ def _branches(pruner: Pruner, sparsity: float) -> list[str]:
     if sparsity == 1:
         return names
     influence = pruner.statistics([collect.INFLUENCE]).influence
-    known = sorted((name for name in names if name in influence), key=lambda name: influence[name])
+    ranked = sorted((name for name in names if name in influence), key=lambda name: influence[name])
     count = round(sparsity * len(names))
-    if not 1 <= count <= len(known):
+    if not 1 <= count <= len(ranked):
         raise UsageError(f"sparsity {sparsity:g} drops {count} of {len(names)} branches: give one that drops at least one")
-    return known[:count]
+    return ranked[:count]
 
 
 def _global_choices(
-    pruner: Pruner, units: Sequence[Unit], pattern: patterns.Pattern, found: method.Method, sparsity: float
+    pruner: Pruner, units: Sequence[Unit], pattern: patterns.Pattern, resolved_method: method.Method, sparsity: float
 ) -> tuple[UnitChoice, ...]:
     """One threshold for the scores of all units."""
-    if pattern.name != "unstructured" or not isinstance(found, method.Scored):
+    if pattern.name != "unstructured" or not isinstance(resolved_method, method.Scored):
         raise UsageError(
-            f"scope global is for pattern unstructured with a criterion that only scores, got {pattern.name} with {found.name}"
+            "scope global is for pattern unstructured with a criterion that only scores, "
+            f"got {pattern.name} with {resolved_method.name}"
         )
     if not 0 < sparsity < 1:
         raise UsageError(f"sparsity must be in (0, 1), got {sparsity!r}")
-    known = pruner.statistics(found.needs).layers if found.needs else None
+    layers = pruner.statistics(resolved_method.needs).layers if resolved_method.needs else None
     scores = {}
     for unit in units:
-        (part,) = method.attach(unit.parts, known)
-        scores[unit.name] = found.criterion.scores(part.tensor, part.statistics).reshape(-1).double().cpu()
+        (part,) = method.attach(unit.parts, layers)
+        scores[unit.name] = resolved_method.criterion.scores(part.tensor, part.statistics).reshape(-1).double().cpu()
     every = torch.cat(list(scores.values()))
     removed = torch.zeros(len(every), dtype=torch.bool)
     removed[torch.argsort(every, stable=True)[: round(sparsity * len(every))]] = True
     choices, start = [], 0
-    for name, own in scores.items():
-        gone = min(int(removed[start : start + len(own)].sum()), len(own) - 1)
-        start += len(own)
+    for name, unit_scores in scores.items():
+        gone = min(int(removed[start : start + len(unit_scores)].sum()), len(unit_scores) - 1)
+        start += len(unit_scores)
         if gone:
-            choices.append(UnitChoice(name, pattern.name, gone / len(own), found.name))
+            choices.append(UnitChoice(name, pattern.name, gone / len(unit_scores), resolved_method.name))
     return tuple(choices)

@@ -90,20 +90,20 @@ class UnitOptions:
         Raises:
             UsageError: they don't fit, or what they need is not there.
         """
-        one = unit_table.get(self.units, unit)
-        chosen, found = patterns.get(pattern), method.get(method_name)
-        if reason := unavailable(self.layers, one, found, chosen):
+        asked_unit = unit_table.get(self.units, unit)
+        resolved_pattern, resolved_method = patterns.get(pattern), method.get(method_name)
+        if reason := unavailable(self.layers, asked_unit, resolved_method, resolved_pattern):
             raise UsageError(f"unit {unit}: {reason}")
-        asked: list[float | None] = [None if chosen.fixed_sparsity is not None else level for level in levels]
+        asked: list[float | None] = [None if resolved_pattern.fixed_sparsity is not None else level for level in levels]
 
         def compute(missing: list[float | None]) -> Sequence[Option]:
-            known = self.statistics([*found.needs, *(["gram"] if local_compensation != layerwise.NONE else [])])
-            return method.solve(one, known.layers, found, missing, chosen, local_compensation)
+            calibration = self.statistics([*resolved_method.needs, *(["gram"] if local_compensation != layerwise.NONE else [])])
+            return method.solve(asked_unit, calibration.layers, resolved_method, missing, resolved_pattern, local_compensation)
 
         store = self._database()
         if store is not None:
-            return store.options(unit, chosen.name, found.name, local_compensation, asked, compute)
-        keys = [(unit, chosen.name, found.name, local_compensation, level) for level in asked]
+            return store.options(unit, resolved_pattern.name, resolved_method.name, local_compensation, asked, compute)
+        keys = [(unit, resolved_pattern.name, resolved_method.name, local_compensation, level) for level in asked]
         missing = [key for key in keys if key not in self._options]
         if missing:
             for key, option in zip(missing, compute([key[-1] for key in missing]), strict=True):

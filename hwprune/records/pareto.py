@@ -31,8 +31,8 @@ def layers(items: Sequence[T], objectives: Callable[[T], Objectives], most: int 
     result: list[list[T]] = []
     while rest and (most is None or len(result) < most):
         front = non_dominated(rest, objectives)
-        chosen = {id(item) for item in front}
-        rest = [item for item in rest if id(item) not in chosen]
+        taken = {id(item) for item in front}
+        rest = [item for item in rest if id(item) not in taken]
         result.append(front)
     return result
 

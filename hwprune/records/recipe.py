@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +51,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.choices, key=lambda choice: choice.unit))
-        units = [choice.unit for choice in ordered]
-        twice = sorted({unit for unit in units if units.count(unit) > 1})
+        twice = _chosen_twice(ordered)
         if twice:
             raise UsageError(f"a recipe chooses twice for {', '.join(twice)}")
         object.__setattr__(self, "choices", ordered)
@@ -76,21 +76,37 @@ class Recipe:
         if schema != SCHEMA:
             table.fault("schema", f"must be {SCHEMA}, got {schema}: written by another version of hwprune")
         compensation = table.text("compensation", "none")
-        choices = []
+        choices: list[UnitChoice] = []
         for row in table.tables("choices"):
-            before = row.text("unit"), row.text("pattern"), row.number("sparsity", low=0, high=1), row.text("method")
+            before = row.fault_count
+            values = row.text("unit"), row.text("pattern"), row.number("sparsity"), row.text("method")
             row.close()
-            if all(before):
-                choices.append(_choice(row, before))
-        return cls(tuple(choice for choice in choices if choice is not None), compensation)
+            if row.fault_count == before:
+                choices += _choice(row, *values)
+        twice = _chosen_twice(choices)
+        if twice:
+            table.fault("choices", f"a recipe chooses twice for {', '.join(twice)}")
+        return cls(tuple(choice for choice in choices if choice.unit not in twice), compensation)
 
 
-def _choice(row: Table, values: tuple[str, str, float, str]) -> UnitChoice | None:
+def _choice(row: Table, unit: str, pattern: str, sparsity: float, method: str) -> list[UnitChoice]:
+    """The choice of a row; none where the row has a fault, which is told."""
+    empty = [key for key, text in (("unit", unit), ("pattern", pattern), ("method", method)) if not text]
+    for key in empty:
+        row.fault(key, "must not be empty")
+    if empty:
+        return []
     try:
-        return UnitChoice(*values)
+        return [UnitChoice(unit, pattern, sparsity, method)]
     except UsageError as error:
         row.fault("sparsity", str(error))
-        return None
+        return []
+
+
+def _chosen_twice(choices: Sequence[UnitChoice]) -> list[str]:
+    """Units that more than one choice is for."""
+    counts = Counter(choice.unit for choice in choices)
+    return sorted(unit for unit, count in counts.items() if count > 1)
 
 
 def uniform(units: Iterable[str], pattern: str, sparsity: float, method: str, compensation: str) -> Recipe:

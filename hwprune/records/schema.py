@@ -17,106 +17,106 @@ Check = Callable[[Any, str, list[str]], None]
 
 def faults(record: Any) -> list[str]:
     """Everything that is wrong, as ``where: what must hold``; empty: nothing."""
-    found: list[str] = []
-    RECORD(record, "record", found)
-    if not found:
+    listed: list[str] = []
+    RECORD(record, "record", listed)
+    if not listed:
         rows = {row["number"]: row for row in record["trials"]}
-        known = set(rows)
+        numbers = set(rows)
         for group in ("front", "untrained", "trained", "quantised"):
             for place, point in enumerate(record.get(group, ())):
-                if point["trial"] not in known:
-                    found.append(f"{group}[{place}].trial: {point['trial']} is no trial of the record")
-                elif group in (made := {"trained": "recovery", "quantised": "quantised"}) and not rows[point["trial"]].get(
-                    made[group]
+                if point["trial"] not in numbers:
+                    listed.append(f"{group}[{place}].trial: {point['trial']} is no trial of the record")
+                elif group in (origins := {"trained": "recovery", "quantised": "quantised"}) and not rows[point["trial"]].get(
+                    origins[group]
                 ):
-                    found.append(f"{group}[{place}].trial: trial {point['trial']} says nothing of {made[group]}")
+                    listed.append(f"{group}[{place}].trial: trial {point['trial']} says nothing of {origins[group]}")
         for row in record["trials"]:
             for key in ("recovery", "quantised"):
                 of = (row.get(key) or {}).get("of", "dense")
-                if of != "dense" and (of not in known or of >= row["number"]):
-                    found.append(f"trial {row['number']}, {key}.of: {of!r} is no earlier trial")
-    return found[:MOST] + ([f"and {len(found) - MOST} more"] if len(found) > MOST else [])
+                if of != "dense" and (of not in numbers or of >= row["number"]):
+                    listed.append(f"trial {row['number']}, {key}.of: {of!r} is no earlier trial")
+    return listed[:MOST] + ([f"and {len(listed) - MOST} more"] if len(listed) > MOST else [])
 
 
-def _text(value: Any, where: str, found: list[str]) -> None:
+def _text(value: Any, where: str, faults: list[str]) -> None:
     if not isinstance(value, str):
-        found.append(f"{where}: must be a text, got {_short(value)}")
+        faults.append(f"{where}: must be a text, got {_short(value)}")
 
 
-def _number(value: Any, where: str, found: list[str]) -> None:
+def _number(value: Any, where: str, faults: list[str]) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300 or not math.isfinite(value):
-        found.append(f"{where}: must be a finite number, got {_short(value)}")
+        faults.append(f"{where}: must be a finite number, got {_short(value)}")
 
 
-def _whole(value: Any, where: str, found: list[str]) -> None:
+def _whole(value: Any, where: str, faults: list[str]) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 2**62:
-        found.append(f"{where}: must be a whole number, got {_short(value)}")
+        faults.append(f"{where}: must be a whole number, got {_short(value)}")
 
 
-def _truth(value: Any, where: str, found: list[str]) -> None:
+def _truth(value: Any, where: str, faults: list[str]) -> None:
     if not isinstance(value, bool):
-        found.append(f"{where}: must be true or false, got {_short(value)}")
+        faults.append(f"{where}: must be true or false, got {_short(value)}")
 
 
-def _positive(value: Any, where: str, found: list[str]) -> None:
-    before = len(found)
-    _number(value, where, found)
-    if len(found) == before and not value > 0:
-        found.append(f"{where}: must be > 0, got {_short(value)}")
+def _positive(value: Any, where: str, faults: list[str]) -> None:
+    before = len(faults)
+    _number(value, where, faults)
+    if len(faults) == before and not value > 0:
+        faults.append(f"{where}: must be > 0, got {_short(value)}")
 
 
 def _one_of(*choices: str) -> Check:
-    def check(value: Any, where: str, found: list[str]) -> None:
+    def check(value: Any, where: str, faults: list[str]) -> None:
         if not isinstance(value, str) or value not in choices:
-            found.append(f"{where}: must be one of {', '.join(choices)}, got {_short(value)}")
+            faults.append(f"{where}: must be one of {', '.join(choices)}, got {_short(value)}")
 
     return check
 
 
 def _or_none(inner: Check) -> Check:
-    def check(value: Any, where: str, found: list[str]) -> None:
+    def check(value: Any, where: str, faults: list[str]) -> None:
         if value is not None:
-            inner(value, where, found)
+            inner(value, where, faults)
 
     return check
 
 
 def _list(inner: Check) -> Check:
-    def check(value: Any, where: str, found: list[str]) -> None:
+    def check(value: Any, where: str, faults: list[str]) -> None:
         if not isinstance(value, list):
-            found.append(f"{where}: must be a list, got {_short(value)}")
+            faults.append(f"{where}: must be a list, got {_short(value)}")
             return
         for place, item in enumerate(value):
-            inner(item, f"{where}[{place}]", found)
+            inner(item, f"{where}[{place}]", faults)
 
     return check
 
 
 def _map(inner: Check | None = None) -> Check:
-    def check(value: Any, where: str, found: list[str]) -> None:
+    def check(value: Any, where: str, faults: list[str]) -> None:
         if not isinstance(value, dict):
-            found.append(f"{where}: must be a table, got {_short(value)}")
+            faults.append(f"{where}: must be a table, got {_short(value)}")
             return
         for key, item in value.items() if inner is not None else ():
             assert inner is not None
-            inner(item, f"{where}.{key}", found)
+            inner(item, f"{where}.{key}", faults)
 
     return check
 
 
 def _table(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    def check(value: Any, where: str, found: list[str]) -> None:
+    def check(value: Any, where: str, faults: list[str]) -> None:
         if not isinstance(value, dict):
-            found.append(f"{where}: must be a table, got {_short(value)}")
+            faults.append(f"{where}: must be a table, got {_short(value)}")
             return
         for key, inner in needed.items():
             if key in value:
-                inner(value[key], f"{where}.{key}", found)
+                inner(value[key], f"{where}.{key}", faults)
             else:
-                found.append(f"{where}: lacks {key}")
+                faults.append(f"{where}: lacks {key}")
         for key, inner in (optional or {}).items():
             if key in value:
-                inner(value[key], f"{where}.{key}", found)
+                inner(value[key], f"{where}.{key}", faults)
 
     return check
 
@@ -142,9 +142,9 @@ _TRAINED = _table(
 )
 
 
-def _maker(value: Any, where: str, found: list[str]) -> None:
+def _maker(value: Any, where: str, faults: list[str]) -> None:
     if value != "dense":
-        _whole(value, where, found)
+        _whole(value, where, faults)
 
 
 _QUANTISED = _table({"of": _maker, "precision": _text, "layers": _whole, "weighted": _whole})
@@ -176,11 +176,11 @@ _DONE = _table(
 _ENDED = _table({**_BOTH, "failure": _table({"stage": _text, "reason": _text})}, {"divergence": _table({"value": _number})})
 
 
-def _trial(value: Any, where: str, found: list[str]) -> None:
+def _trial(value: Any, where: str, faults: list[str]) -> None:
     states = ("measured", "failed", "stopped")
-    _table({"state": _one_of(*states)})(value, where, found)
+    _table({"state": _one_of(*states)})(value, where, faults)
     if isinstance(value, dict) and value.get("state") in states:
-        (_DONE if value["state"] == "measured" else _ENDED)(value, where, found)
+        (_DONE if value["state"] == "measured" else _ENDED)(value, where, faults)
 
 
 _LIMIT = _or_none(_number)

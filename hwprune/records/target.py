@@ -66,9 +66,9 @@ class Target:
         Whole words decide: "NVIDIA L40S" is no L4. A text that starts with "!" must not occur.
         """
         words = device.lower()
-        found = [text for text in self.device_match if not text.startswith("!")]
+        wanted = [text for text in self.device_match if not text.startswith("!")]
         never = [text[1:] for text in self.device_match if text.startswith("!")]
-        hit = not found or any(re.search(rf"(?<![a-z0-9]){re.escape(text.lower())}(?![a-z0-9])", words) for text in found)
+        hit = not wanted or any(re.search(rf"(?<![a-z0-9]){re.escape(text.lower())}(?![a-z0-9])", words) for text in wanted)
         return hit and not any(text.lower() in words for text in never)
 
     def to_json(self) -> dict[str, Any]:
@@ -112,10 +112,10 @@ def load(name: str) -> Target:
     """
     if name.endswith(".toml"):
         path = Path(name)
-    elif name in (known := names()):
+    elif name in (profiles := names()):
         path = Path(str(_folder() / f"{name}.toml"))
     else:
-        raise UnknownNameError("target", name, known, "Or give the path of a profile, NAME.toml.")
+        raise UnknownNameError("target", name, profiles, "Or give the path of a profile, NAME.toml.")
     table = read_toml(path)
     if table.integer("schema") != SCHEMA:
         table.fault("schema", f"must be {SCHEMA}")
@@ -152,7 +152,7 @@ def load(name: str) -> Target:
 
 def _roofline(table: Table) -> dict[str, Any]:
     """``name = {value = ..., source = "..."}``: a figure without a source is a fault."""
-    found = {}
+    figures = {}
     for name, entry in table.free("roofline").items():
         where = f"roofline.{name}"
         if name not in ROOFLINE:
@@ -163,8 +163,8 @@ def _roofline(table: Table) -> dict[str, Any]:
         elif not _figure(name, entry["value"]):
             table.fault(where, f"must be {'a list of [rows, columns, inner] sizes' if name == 'tiles' else 'a number > 0'}")
         else:
-            found[name] = entry
-    return found
+            figures[name] = entry
+    return figures
 
 
 def _figure(name: str, value: Any) -> bool:

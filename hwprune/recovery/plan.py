@@ -1,4 +1,4 @@
-"""What a training run is to do, as a value."""
+"""The plan of a training run, as a value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a pruned model is trained.
+    """The plan by which a pruned model is trained.
 
     Attributes:
         kind: ``finetune`` (task loss), ``distill`` (the dense model's outputs; labels are not needed), ``gradual`` (sparsity
@@ -70,9 +70,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         faults = []
-        for name, known in (("kind", KINDS), ("optimizer", OPTIMIZERS), ("norms", NORMS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                faults.append(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, allowed in (("kind", KINDS), ("optimizer", OPTIMIZERS), ("norms", NORMS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                faults.append(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         ranges: tuple[tuple[tuple[str, ...], type, Callable[[float], bool], str], ...] = (
             (("epochs", "rate", "temperature"), float, lambda value: value > 0, "> 0"),
             (("decay", "clip", "features", "checkpoint_s"), float, lambda value: value >= 0, ">= 0"),
@@ -98,8 +98,7 @@ class Plan:
 
     @property
     def task_weight(self) -> float:
-        """Weight of the task loss: 1 in a fine-tuning, 0.5 in gradual pruning, 0 in a distillation, unless ``task`` says
-        another."""
+        """Weight of the task loss: ``task``, or else 1 in a fine-tuning, 0.5 in gradual pruning, 0 in a distillation."""
         if self.task is not None:
             return self.task
         return {"finetune": 1.0, "distill": 0.0, "gradual": 0.5}[self.kind]

@@ -19,7 +19,7 @@ from hwprune.recovery.loop import distillation
 from hwprune.recovery.loop.outcome import Outcome
 from hwprune.recovery.loop.run import Report, train
 from hwprune.recovery.loop.validation import Validator, device_of
-from hwprune.recovery.plan import Plan
+from hwprune.recovery.plan import KINDS, Plan, parse
 from hwprune.recovery.sparsifiers.base import FixedMask
 from hwprune.recovery.sparsifiers.growing import Growing, Lasso
 from hwprune.recovery.sparsifiers.mask_learner import Decision, Gradual, MaskLearner
@@ -35,7 +35,7 @@ MASK_LEARNERS: dict[str, Callable[[Pruner, Recipe, Plan], MaskLearner]] = {
     "platon": Platon,
     "soft-movement": lambda pruner, recipe, plan: Movement(pruner, recipe, plan, soft=True),
 }
-"""What decides on masks while a model is trained."""
+"""The mask learners by name; each decides on masks while a model is trained."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +104,7 @@ def recover(
     module = copy.deepcopy(candidate.module)
     held = FixedMask(candidate.masks) if candidate.masks else None
     if fit is not None:
-        outcome = _own(pruner, module, held, fit)
+        outcome = _run_own_loop(pruner, module, held, fit)
     else:
         taps = _taps(pruner, module) if plan.features > 0 else []
         outcome = train(
@@ -145,15 +145,15 @@ def prune_gradually(
     if isinstance(decider, str) and decider not in MASK_LEARNERS:
         raise UnknownNameError("decider", decider, MASK_LEARNERS)
     private = Pruner(replace(pruner.workload, model=copy.deepcopy(pruner.workload.model)))
-    made = (MASK_LEARNERS[decider] if isinstance(decider, str) else decider)(private, recipe, plan)
+    learner = (MASK_LEARNERS[decider] if isinstance(decider, str) else decider)(private, recipe, plan)
     teacher = pruner.graph.module if plan.taught else None
     rising = replace(plan, epochs=plan.epochs * (1 - plan.settle), patience=0)
     first_folder = folder / "rising" if folder is not None else None
     first = train(
-        private.graph.module, pruner.workload, rising, sparsifier=made, teacher=teacher, keep_best=False,
+        private.graph.module, pruner.workload, rising, sparsifier=learner, teacher=teacher, keep_best=False,
         validator=validator_of(pruner), folder=first_folder, report=report, keep_checkpoint=True,
     )  # fmt: skip
-    candidate = decided(pruner, private, recipe, made.decision)
+    candidate = decided(pruner, private, recipe, learner.decision)
     validator = validator_of(pruner)
     if plan.settle > 0:
         settling = replace(plan, epochs=plan.epochs * plan.settle, rate=first.rate)
@@ -164,8 +164,8 @@ def prune_gradually(
             validator=validator, folder=folder, report=report, keep_checkpoint=keep_checkpoint,
         )  # fmt: skip
     else:
-        found = validator(candidate.module)
-        second = Outcome(found, found, 0, 0, 0.0, first.rate, 0, "nothing was left for settling")
+        measured = validator(candidate.module)
+        second = Outcome(measured, measured, 0, 0, 0.0, first.rate, 0, "nothing was left for settling")
     if first_folder is not None and not keep_checkpoint:
         shutil.rmtree(first_folder, ignore_errors=True)
     return Recovered(candidate, second, first)
@@ -192,14 +192,14 @@ def decided(pruner: Pruner, private: Pruner, recipe: Recipe, decision: Decision)
         masks[unit] = mask.cpu()
         for dim, kept in enumerate(positions.get(unit, ())):
             masks[unit] = masks[unit].index_select(dim, kept)
-    made = private.prune(Recipe(tuple(choices), "none"), keeps=keeps, masks=masks, orders={})
-    return replace(made, fingerprint=pruner.fingerprint, template=lambda: pruner.template)
+    candidate = private.prune(Recipe(tuple(choices), "none"), keeps=keeps, masks=masks, orders={})
+    return replace(candidate, fingerprint=pruner.fingerprint, template=lambda: pruner.template)
 
 
-def _own(
+def _run_own_loop(
     pruner: Pruner, module: torch.fx.GraphModule, held: FixedMask | None, fit: Callable[[torch.nn.Module], object]
 ) -> Outcome:
-    """The user's own training loop."""
+    """Run the user's own training loop, and keep what it made if that is better."""
     import time
 
     validator = validator_of(pruner)
@@ -253,14 +253,12 @@ def validator_of(pruner: Pruner) -> Validator:
 
 
 def _plan(plan: Plan | str) -> Plan:
-    from hwprune.recovery.plan import KINDS, parse
-
     if isinstance(plan, Plan):
         return plan
-    found = parse(plan)
-    if found is None:
+    parsed = parse(plan)
+    if parsed is None:
         raise UsageError(f"{plan!r} is no training plan: one of {', '.join(f'{kind}:EPOCHS' for kind in KINDS)}")
-    return found
+    return parsed
 
 
 def _taps(pruner: Pruner, module: torch.fx.GraphModule) -> list[str]:

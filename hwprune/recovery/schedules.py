@@ -1,4 +1,4 @@
-"""How much is removed at which moment of a training run; pure functions.
+"""Schedules: the share that is removed at each moment of a training run; pure functions.
 
 A schedule maps progress in [0, 1] to a sparsity between ``initial`` and ``final``, never falling, with ``final`` at 1.
 """
@@ -19,7 +19,7 @@ ITERATIONS = 10
 
 
 def one_shot(progress: float, initial: float, final: float) -> float:  # noqa: ARG001 - all have the same arguments
-    """All at once, at the beginning."""
+    """Remove all at once, at the beginning."""
     return final
 
 
@@ -48,7 +48,7 @@ def exponential(progress: float, initial: float, final: float) -> float:
 
 
 def iterative(progress: float, initial: float, final: float, rounds: int = ITERATIONS) -> float:
-    """In rounds that remove the same share of what is left each, training in between (Han et al. 2015; Frankle & Carbin 2019).
+    """Remove the same share of what is left in each round, and train in between (Han et al. 2015; Frankle & Carbin 2019).
 
     The first round is at progress 0, the last one begins at (rounds - 1) / rounds, so that training follows it too.
     """

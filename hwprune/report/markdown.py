@@ -14,7 +14,7 @@ from hwprune.report.text import number, recommended, speedup_text, trained, verd
 def markdown(record: Record) -> str:
     """The verdict, the front, quantised references, notes, and where the numbers come from."""
     base, dense, metric = record.data["baseline"], record.dense_metric, record.data["workload"]["metric"]
-    chosen = recommended(record)
+    best_place = recommended(record)
     rows = [
         [
             "dense",
@@ -29,7 +29,7 @@ def markdown(record: Record) -> str:
         name = f"trial {point['trial']}{trained(record, point['trial'])}"
         rows.append(
             [
-                f"**{plain(name)}**" if place == chosen else name, speedup_text(point["speedup"]), f"{point['drop']:+.4f}",
+                f"**{plain(name)}**" if place == best_place else name, speedup_text(point["speedup"]), f"{point['drop']:+.4f}",
                 number(point["metric"]["value"]), formatting.seconds(point["latency"]["value"]),
                 formatting.size(point["size_bytes"]),
             ]

@@ -2,6 +2,8 @@
 
 The page's own script is small and builds everything with DOM calls, never from HTML text, so names of models,
 layers and files can't inject anything; the record travels as JSON with ``<`` escaped.
+
+One file because everything in it becomes the one JSON value that the page reads.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def write_page(record: Record, path: Path) -> None:
 
 
 def page_data(record: Record) -> dict[str, Any]:
-    """What the page shows, numbers already as text where they are only read."""
+    """The data that the page shows; numbers are text already where they are only read."""
     base = record.data["baseline"]
     dense = record.dense_metric
     on_front = {point["trial"] for point in record.data["front"]}
@@ -93,7 +95,7 @@ def _trial(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mark(record: Record, point: dict[str, Any]) -> dict[str, Any]:
-    """What the picture needs of a confirmed point: on the final split, and as the search saw it on validation."""
+    """The point as the picture shows it: on the final split, and as the search saw it on validation."""
     row = record.trial(point["trial"])
     drop_before = row["drop"] if row.get("drop") is not None else point["drop"]
     return {
@@ -136,13 +138,13 @@ def _point(record: Record, point: dict[str, Any]) -> dict[str, Any]:
 def unit_rows(record: Record, point: dict[str, Any]) -> list[dict[str, Any]]:
     """Every unit of the search at one point: what is kept of it; of what was left alone the reason, as far as it is known."""
     row = record.trial(point["trial"])
-    chosen = {choice["unit"]: choice for choice in row["recipe"]["choices"]}
+    choices = {choice["unit"]: choice for choice in row["recipe"]["choices"]}
     gone = {name for name, before, here in _times(record, point) if before and not here}
-    dropped = any(choice["pattern"] == "branch" for choice in chosen.values())
+    dropped = any(choice["pattern"] == "branch" for choice in choices.values())
     multiple = record.data["space"].get("channel_multiple", 1)
-    found = []
+    rows = []
     for unit in record.data["space"]["units"]:
-        choice = chosen.get(unit["name"])
+        choice = choices.get(unit["name"])
         sparsity = choice["sparsity"] if choice else 0.0
         kept = unit["size"] - round(sparsity * unit["size"])
         pattern, why = (choice["pattern"], "") if choice else ("dense", "")
@@ -152,14 +154,14 @@ def unit_rows(record: Record, point: dict[str, Any]) -> list[dict[str, Any]]:
             why = _why_alone(unit)
         elif pattern in ("channel", "neuron", "hidden") and multiple > 1 and kept % multiple:
             why = f"{kept} pad to {-(-kept // multiple) * multiple}: the kernels work in steps of {multiple}"
-        found.append(
+        rows.append(
             {
                 "unit": unit["name"], "role": unit["role"], "share": kept / max(1, unit["size"]),
                 "kept": ("dropped" if choice else "kept") if unit["role"] == "branch" else f"{kept} of {unit['size']}",
                 "pattern": pattern, "method": choice["method"] if choice else "", "why": why,
             }
         )  # fmt: skip
-    return found
+    return rows
 
 
 def _why_alone(unit: dict[str, Any]) -> str:
@@ -182,7 +184,7 @@ def _times(record: Record, point: dict[str, Any]) -> list[list[Any]]:
 
 
 def _kernels(point: dict[str, Any]) -> list[list[str]]:
-    """What the runtime made of the model, as far as it tells: sparse kernels and why not, kernels by kind."""
+    """The runtime's account of what it made of the model: sparse kernels and why not, kernels by kind, as far as it tells."""
     facts = point.get("footprint", {}).get("runtime") or {}
     rows = []
     for name, value in facts.items():

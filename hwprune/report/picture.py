@@ -12,7 +12,7 @@ HOW = {"measured": "measured again", "table": "predicted from a table", "estimat
 
 
 def write_picture(record: Record, path: Path) -> None:
-    """Drop against speedup: every trial, the front with its intervals, dense. Up and right is better."""
+    """Draw drop against speedup: every trial, the front with its intervals, dense. Up and right is better."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,7 +31,7 @@ def write_picture(record: Record, path: Path) -> None:
             xs, ys, xerr=_errors(points), fmt="o-", color="#1768ac", ecolor="#1768ac", elinewidth=1, capsize=3, markersize=6,
             label=f"front ({points[0]['split']} split, {HOW[record.latency_source]})", zorder=3,
         )  # fmt: skip
-    _quantised(axes, record)
+    _draw_quantised(axes, record)
     axes.scatter([1.0], [0.0], marker="*", s=140, color="#d1495b", label="dense", zorder=4)
     low, high = drop_range(record)
     axes.set_ylim(high, low)
@@ -52,18 +52,18 @@ def searched(row: dict[str, Any]) -> bool:
     return not row.get("recovery") and not row.get("quantised")
 
 
-def _quantised(axes: Any, record: Record) -> None:
-    """What plain quantisation gives, by name; and pruned and quantised points that are not on the front."""
+def _draw_quantised(axes: Any, record: Record) -> None:
+    """Draw what plain quantisation gives, by name, and the pruned and quantised points that are not on the front."""
     on_front = {point["trial"] for point in record.data["front"]}
     rows = {row["number"]: row for row in record.data["trials"]}
     rest = []
     for point in record.data.get("quantised", ()):
-        made = rows[point["trial"]]["quantised"]
+        quantised = rows[point["trial"]]["quantised"]
         x, y = point["speedup"]["value"], point["drop"]
-        if made["of"] == "dense":
+        if quantised["of"] == "dense":
             axes.scatter([x], [y], marker="D", s=46, color="#d1495b", zorder=4)
             axes.annotate(
-                f"dense, {made['precision']}", (x, y), xytext=(0, 8), textcoords="offset points", fontsize=8, ha="center"
+                f"dense, {quantised['precision']}", (x, y), xytext=(0, 8), textcoords="offset points", fontsize=8, ha="center"
             )
         elif point["trial"] not in on_front:
             rest.append((x, y))
@@ -73,7 +73,7 @@ def _quantised(axes: Any, record: Record) -> None:
 
 
 def drop_range(record: Record) -> tuple[float, float]:
-    """What the picture shows of the drop: the front and its surroundings; ruined candidates lie outside."""
+    """The range of drops that the picture shows: the front and its surroundings; ruined candidates lie outside."""
     drops = [point["drop"] for point in record.data["front"]] or [
         row["drop"] for row in record.data["trials"] if row["state"] == "measured"
     ]

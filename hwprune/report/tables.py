@@ -25,7 +25,7 @@ TRIAL_COLUMNS = (
 
 
 def write_tables(record: Record, run: Path) -> None:
-    """Both files of a run directory."""
+    """Write both files of a run directory."""
     write_atomic(run / record.front_file, front_csv(record))
     write_atomic(run / "trials.csv", trials_csv(record))
 
@@ -70,7 +70,7 @@ def _row(
 
 
 def training_of(record: Record, number: object) -> dict[str, Any]:
-    """What training has done to a point: nothing for one that was not trained.
+    """The columns on what training has done to a point; none for one that was not trained.
 
     ``drop_before_training`` is on the same split as the front where that point was confirmed without training too.
     """
@@ -87,8 +87,8 @@ def training_of(record: Record, number: object) -> dict[str, Any]:
 
 def quantisation_of(record: Record, number: object) -> dict[str, Any]:
     """The precision of a point's file and what it was made of (a trial, or ``dense``); nothing for one in 32 bits."""
-    found = next((t.get("quantised") for t in record.data["trials"] if t["number"] == number), None)
-    return {"precision": found["precision"], "quantised_from": found["of"]} if found else {}
+    quantised = next((t.get("quantised") for t in record.data["trials"] if t["number"] == number), None)
+    return {"precision": quantised["precision"], "quantised_from": quantised["of"]} if quantised else {}
 
 
 def verdict_of(speedup: dict[str, Any], source: str) -> str:

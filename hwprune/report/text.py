@@ -60,7 +60,7 @@ def trained(record: Record, number: int) -> str:
 
 
 def chain(record: Record, which: int) -> list[list[str]]:
-    """How a candidate came about, a row a step: dense, pruned, trained, quantised; with size, speed and metric of each.
+    """The steps by which a candidate came about, a row each: dense, pruned, trained, quantised; with size, speed and metric.
 
     Numbers are those of the last measurement; ``(search)`` marks a step that was not confirmed with the front.
     """
@@ -81,11 +81,11 @@ def chain(record: Record, which: int) -> list[list[str]]:
         else:
             steps.append(("pruned", row["number"]))
             break
-    known = {p["trial"]: p for key in ("untrained", "trained", "quantised", "front") for p in record.data.get(key, ())}
+    points = {p["trial"]: p for key in ("untrained", "trained", "quantised", "front") for p in record.data.get(key, ())}
     rows = [["dense", "", formatting.speedup(1.0), number(dense["value"]), formatting.size(base["size_bytes"])]]
     for name, step in reversed(steps):
-        point = known.get(step) or record.trial(step)
-        mark = "" if step in known else " (search)"
+        point = points.get(step) or record.trial(step)
+        mark = "" if step in points else " (search)"
         rows.append(
             [
                 name + mark, f"trial {step}", speedup_text(point["speedup"]), number(point["metric"]["value"]),

@@ -32,8 +32,8 @@ def get(name: str) -> Runtime:
     others = plugins.found("hwprune.runtimes", Runtime)
     if name not in others:
         raise UnknownNameError("runtime", name, [*RUNTIMES, *others])
-    made: Runtime = others[name]
-    return made
+    runtime: Runtime = others[name]
+    return runtime
 
 
 def missing(name: str) -> str | None:

@@ -18,7 +18,7 @@ WALL, THREAD_CPU, CUDA_EVENT = "wall", "thread_cpu", "cuda_event"
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSettings:
-    """How a model is loaded.
+    """The way in which a model is loaded.
 
     Attributes:
         threads: intra-op threads of a CPU runtime.

@@ -32,7 +32,7 @@ class OnnxRuntimeCpu(Runtime):
 
 
 def _options(settings: RuntimeSettings) -> Any:
-    made = session.options(settings)
+    session_options = session.options(settings)
     for key, value in settings.options.items():
-        made.add_session_config_entry(key, session.text(value))
-    return made
+        session_options.add_session_config_entry(key, session.text(value))
+    return session_options

@@ -35,12 +35,12 @@ class OnnxRuntimeCuda(Runtime):
         session.prepare("CUDAExecutionProvider")
 
     def load(self, path: Path, settings: RuntimeSettings) -> Runner:
-        chosen = {key: session.text(value) for key, value in settings.options.items()}
-        return session.OnnxRuntimeRunner(path, partial(without_cpu, settings), "CUDAExecutionProvider", chosen, "cuda")
+        provider_options = {key: session.text(value) for key, value in settings.options.items()}
+        return session.OnnxRuntimeRunner(path, partial(without_cpu, settings), "CUDAExecutionProvider", provider_options, "cuda")
 
 
 def without_cpu(settings: RuntimeSettings) -> Any:
     """Session options under which a node left to the CPU is an error."""
-    made = session.options(settings)
-    made.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return made
+    options = session.options(settings)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options

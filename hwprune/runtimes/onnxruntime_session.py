@@ -54,14 +54,14 @@ def options(settings: RuntimeSettings) -> Any:
     """Session options. Threads don't spin: on a shared machine they steal time from each other and hide in nobody's numbers."""
     import onnxruntime
 
-    made = onnxruntime.SessionOptions()
-    made.intra_op_num_threads = settings.threads
-    made.inter_op_num_threads = 1
-    made.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    made.log_severity_level = 3
-    made.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return made
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = settings.threads
+    session_options.inter_op_num_threads = 1
+    session_options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session_options.log_severity_level = 3
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return session_options
 
 
 @final

@@ -33,9 +33,11 @@ class OnnxRuntimeTensorRT(Runtime):
         session.prepare("TensorrtExecutionProvider")
 
     def load(self, path: Path, settings: RuntimeSettings) -> Runner:
-        chosen = {"trt_sparsity_enable": "1"}
+        provider_options = {"trt_sparsity_enable": "1"}
         if settings.cache is not None:
             # One timing cache for all builds: the same layer gets the same tactic, so that candidates differ by their own.
-            chosen |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": settings.cache}
-        chosen |= {key: session.text(value) for key, value in settings.options.items()}
-        return session.OnnxRuntimeRunner(path, partial(without_cpu, settings), "TensorrtExecutionProvider", chosen, "cuda")
+            provider_options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": settings.cache}
+        provider_options |= {key: session.text(value) for key, value in settings.options.items()}
+        return session.OnnxRuntimeRunner(
+            path, partial(without_cpu, settings), "TensorrtExecutionProvider", provider_options, "cuda"
+        )

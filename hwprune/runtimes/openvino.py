@@ -63,11 +63,11 @@ class OpenVinoRunner(Runner):
                 kernels[kernel] = kernels.get(kernel, 0) + 1
         return {"kernels": kernels}
 
-    def _request(self, inputs: Arrays, counting: bool = False) -> tuple[Any, list[np.ndarray[Any, Any]]]:
+    def _request(self, inputs: Arrays, *, counting: bool = False) -> tuple[Any, list[np.ndarray[Any, Any]]]:
         arrays = [np.ascontiguousarray(array) for array in named(self._names, inputs).values()]
-        return self._compile(tuple(array.shape for array in arrays), counting).create_infer_request(), arrays
+        return self._compile(tuple(array.shape for array in arrays), counting=counting).create_infer_request(), arrays
 
-    def _compile(self, shapes: tuple[tuple[int, ...], ...], counting: bool = False) -> Any:
+    def _compile(self, shapes: tuple[tuple[int, ...], ...], *, counting: bool = False) -> Any:
         import openvino
 
         if not counting and shapes in self._compiled:
@@ -86,10 +86,10 @@ class OpenVinoRunner(Runner):
             "PERF_COUNT": counting,
             **self._settings.options,
         }
-        made = openvino.Core().compile_model(model, "CPU", settings)
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
         if not counting:
-            self._compiled[shapes] = made
-        return made
+            self._compiled[shapes] = compiled
+        return compiled
 
 
 @final

@@ -76,17 +76,17 @@ class TorchRunner(Runner):
 
         once = self._once(inputs)
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self._device == "cuda" else [])
-        found: dict[str, list[float]] = {}
+        seconds_by_operator: dict[str, list[float]] = {}
         for _ in range(runs):
             with profile(activities=activities) as record:
                 once()
                 if self._device == "cuda":
                     self._torch.cuda.synchronize()
             for item in record.key_averages():
-                own = item.self_device_time_total if self._device == "cuda" else item.self_cpu_time_total
-                if own > 0:
-                    found.setdefault(item.key, []).append(own * 1e-6)
-        return [Operator(name, name, statistics.median(values)) for name, values in found.items()]
+                self_time_us = item.self_device_time_total if self._device == "cuda" else item.self_cpu_time_total
+                if self_time_us > 0:
+                    seconds_by_operator.setdefault(item.key, []).append(self_time_us * 1e-6)
+        return [Operator(name, name, statistics.median(values)) for name, values in seconds_by_operator.items()]
 
     def facts(self) -> dict[str, Any]:
         return {"mode": self._mode, "device": self._device, "semi_structured": self._sparse}

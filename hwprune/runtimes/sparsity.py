@@ -37,10 +37,10 @@ def layouts(path: Path, n: int, m: int) -> list[Layout]:
 
 
 def of_model(model: Any, n: int, m: int) -> list[Layout]:
-    """As `layouts`, of a loaded ``onnx.ModelProto``."""
+    """The same as `layouts`, of a loaded ``onnx.ModelProto``."""
     stored = {item.name: item for item in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
-    found = []
+    layouts_of_weights = []
     for node in model.graph.node:
         if node.op_type not in ("Conv", "MatMul", "Gemm") or len(node.input) < 2:
             continue
@@ -50,8 +50,8 @@ def of_model(model: Any, n: int, m: int) -> list[Layout]:
         name, array = weight
         turned = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
         axis = 1 if node.op_type == "Conv" or turned else array.ndim - 2
-        found.append(_layout(node, name, np.moveaxis(array, axis, -1), n, m))
-    return found
+        layouts_of_weights.append(_layout(node, name, np.moveaxis(array, axis, -1), n, m))
+    return layouts_of_weights
 
 
 def _layout(node: Any, weight: str, reduced_last: np.ndarray[Any, Any], n: int, m: int) -> Layout:
@@ -86,17 +86,17 @@ def _constant(name: str, stored: dict[str, Any], makers: dict[str, Any]) -> tupl
 
 
 def _without_zero_point(
-    node: Any, found: tuple[str, np.ndarray[Any, Any]], stored: dict[str, Any]
+    node: Any, stored_weight: tuple[str, np.ndarray[Any, Any]], stored: dict[str, Any]
 ) -> tuple[str, np.ndarray[Any, Any]]:
     """Quantised weights: zero is the zero point. Per-channel zero points other than 0 are subtracted along their axis."""
     from onnx import numpy_helper
 
-    name, array = found
+    name, array = stored_weight
     if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[2] not in stored:
-        return found
+        return stored_weight
     point = numpy_helper.to_array(stored[node.input[2]]).astype(np.int32)
     if not point.any():
-        return found
+        return stored_weight
     axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
     if point.ndim == 1 and point.size > 1:
         shape = [1] * array.ndim

@@ -2,7 +2,10 @@
 
 Networks are strongly typed: TensorRT 11 has no other kind and no precision flags, TensorRT 10 has both (the creation flag is
 accepted by both), so the precision is the file's. All builds share one timing cache: the same layer gets the same
-tactic in every candidate. Every TensorRT name used here is checked against the published bindings by tests/runtimes.
+tactic in every candidate. Every TensorRT name used here is checked against the published bindings by tests/runtimes. One
+file because building, caching and running use one library that is imported late.
+
+One file because a runtime is one file, and this one brings its own buffers, profiles and log.
 """
 
 from __future__ import annotations
@@ -159,9 +162,9 @@ class TensorRtRunner(Runner):
         if name in self._shapes:
             self._context.set_input_shape(name, self._shapes[name])
         shape = tuple(self._context.get_tensor_shape(name))
-        made = torch.empty(shape, dtype=kinds[self._engine.get_tensor_dtype(name)], device="cuda")
-        self._context.set_tensor_address(name, made.data_ptr())
-        return made
+        buffer = torch.empty(shape, dtype=kinds[self._engine.get_tensor_dtype(name)], device="cuda")
+        self._context.set_tensor_address(name, buffer.data_ptr())
+        return buffer
 
     def run(self, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
         if len(inputs) < len(self._inputs):

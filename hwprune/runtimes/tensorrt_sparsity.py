@@ -31,13 +31,13 @@ class SparsityLog:
 
 def inspected(text: str) -> list[dict[str, str]]:
     """Name, kind, tactic and source nodes of each layer of the engine inspector's JSON, of TensorRT 10 or 11."""
-    found = []
+    rows = []
     for layer in json.loads(text).get("Layers", []):
         if isinstance(layer, str):  # a build without detailed verbosity lists names only
-            found.append({"name": layer, "kind": "", "tactic": "", "nodes": ""})
+            rows.append({"name": layer, "kind": "", "tactic": "", "nodes": ""})
             continue
         nodes = " ".join(re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(layer.get("Metadata", ""))))
-        found.append(
+        rows.append(
             {
                 "name": str(layer.get("Name", "")),
                 "kind": str(layer.get("LayerType", "")),
@@ -45,7 +45,7 @@ def inspected(text: str) -> list[dict[str, str]]:
                 "nodes": nodes,
             }
         )
-    return found
+    return rows
 
 
 def verdicts(found: list[Any], log: SparsityLog, layers: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -55,10 +55,10 @@ def verdicts(found: list[Any], log: SparsityLog, layers: list[dict[str, str]]) -
     """
     rows = []
     for layout in found:
-        mine = [layer for layer in layers if _names(layout.node, f"{layer['name']} {layer['nodes']}")]
-        eligible = any(_names(layout.node, one) for one in log.found)
-        tactic = any("sparse" in layer["tactic"].lower() for layer in mine)
-        sparse = layout.fits and (tactic or any(_names(layout.node, one) for one in log.chosen))
+        fused = [layer for layer in layers if _names(layout.node, f"{layer['name']} {layer['nodes']}")]
+        eligible = any(_names(layout.node, listed) for listed in log.found)
+        tactic = any("sparse" in layer["tactic"].lower() for layer in fused)
+        sparse = layout.fits and (tactic or any(_names(layout.node, listed) for listed in log.chosen))
         if sparse:
             why = ""
         elif not layout.fits:
@@ -72,7 +72,7 @@ def verdicts(found: list[Any], log: SparsityLog, layers: list[dict[str, str]]) -
                 "node": layout.node,
                 "two_four": layout.fits,
                 "eligible": eligible,
-                "built": bool(mine),
+                "built": bool(fused),
                 "sparse": sparse,
                 "why_not": why,
             }

@@ -20,6 +20,7 @@ from hwprune.searching.resolved_job import ResolvedJob
 from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.study.store import Store
 from hwprune.structure.model_graph import ModelGraph
+from hwprune.version import VERSION
 from hwprune.workload.workload import Workload
 
 SCHEMA = 1
@@ -56,8 +57,6 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """hwprune, Python, the system and the packages that decide numbers, as far as they are installed."""
-    from hwprune.version import VERSION
-
     found = {"hwprune": VERSION, "python": platform.python_version(), "system": platform.platform()}
     for name in PACKAGES:
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from hwprune.deploy import exporting
 from hwprune.errors import UsageError
 from hwprune.records.measurement import Measurement
 from hwprune.records.trial import Trial
@@ -33,8 +34,6 @@ class FrontPoint:
 
         ``workload``: for ``pt2`` of a run made from a live Python object, which can't be loaded again by its source.
         """
-        from hwprune.deploy import exporting
-
         return exporting.export_run(self.folder.parent.parent, self.trial.number, format, Path(out), workload)
 
 
@@ -75,7 +74,11 @@ class Result:
 
 
 class Chosen(Protocol):
-    """What a point of a front has, wherever it comes from."""
+    """What a point of a front has, wherever it comes from: of a finished search, or of a record."""
+
+    @property
+    def trial(self) -> object:
+        """Its trial, or the trial's number."""
 
     @property
     def drop(self) -> float: ...
@@ -103,7 +106,7 @@ def choose(points: Sequence[P], max_drop: float | None, min_speedup: float | Non
         nearest = min(points, key=lambda p: p.drop) if max_drop is not None else max(points, key=lambda p: p.speedup.value)
         wanted = [f"drop <= {max_drop:g}"] if max_drop is not None else []
         wanted += [f"speedup >= {min_speedup:g}"] if min_speedup is not None else []
-        number = nearest.trial.number if isinstance(nearest, FrontPoint) else getattr(nearest, "trial", "?")
+        number = getattr(nearest.trial, "number", nearest.trial)
         raise UsageError(
             f"no point of the front has {' and '.join(wanted)}; the nearest is trial {number} "
             f"with drop {nearest.drop:.4f} at {nearest.speedup.value:.2f}x"

@@ -75,8 +75,8 @@ def _batch(v: torch.Tensor, w: torch.Tensor, g: int, steps: int, limits: KeepLim
         if lost is not None and limits is not None:
             lost[every, pick // limits.m] += 1
         places = pick[:, None] * g + torch.arange(g, device=w.device)  # (b, g)
-        own = p[every[:, None], places, : t * g]  # (b, g, t g)
-        c = v[places].transpose(1, 2) - p[:, :, : t * g] @ own.mT  # (b, d, g)
+        rows = p[every[:, None], places, : t * g]  # (b, g, t g)
+        c = v[places].transpose(1, 2) - p[:, :, : t * g] @ rows.mT  # (b, d, g)
         factor = torch.linalg.cholesky_ex(c[every[:, None], places]).L
         new = torch.linalg.solve_triangular(factor, c.mT, upper=False)  # (b, g, d)
         removed = w.gather(2, places[:, None, :].expand(-1, w.shape[1], -1))  # (b, r, g)
@@ -96,8 +96,8 @@ def choose(order: torch.Tensor, losses: torch.Tensor, removed: int) -> torch.Ten
     earlier one.
     """
     rising = losses.cummax(dim=1).values
-    chosen = torch.zeros(rising.numel(), dtype=torch.bool, device=order.device)
+    taken = torch.zeros(rising.numel(), dtype=torch.bool, device=order.device)
     # Ties: the stable sort of the flattened steps takes earlier steps of a row first.
-    chosen[torch.argsort(rising.reshape(-1), stable=True)[:removed]] = True
+    taken[torch.argsort(rising.reshape(-1), stable=True)[:removed]] = True
     keep = torch.ones(order.shape, dtype=torch.bool, device=order.device)
-    return keep.scatter(1, order, ~chosen.reshape(order.shape))
+    return keep.scatter(1, order, ~taken.reshape(order.shape))

@@ -47,10 +47,10 @@ def reverse_factor(h: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch
     Raises:
         CandidateFailure: h is not positive definite, in float64 either.
     """
-    found = torch.linalg.cholesky_ex(h.to(dtype).flip(-2, -1))
-    if bool(found.info.any()) or not bool(torch.isfinite(found.L.diagonal(dim1=-2, dim2=-1)).all()):
+    decomposition = torch.linalg.cholesky_ex(h.to(dtype).flip(-2, -1))
+    if bool(decomposition.info.any()) or not bool(torch.isfinite(decomposition.L.diagonal(dim1=-2, dim2=-1)).all()):
         if dtype is torch.float64:
             return cholesky(h.flip(-2, -1))  # raises with the reason
         return reverse_factor(h.double(), torch.float64).to(dtype)
-    factor: torch.Tensor = found.L
+    factor: torch.Tensor = decomposition.L
     return factor

@@ -49,10 +49,10 @@ class _State:
         self.v = inverse(consumer.h).index_select(0, columns).index_select(1, columns)
         w = consumer.w.double().index_select(1, columns) * consumer.scale**0.5
         self.q = w.T @ w
-        self._blocks()
+        self._copy_blocks()
         self._clear()
 
-    def _blocks(self) -> None:
+    def _copy_blocks(self) -> None:
         n, g = len(self.v) // self.g, self.g
         self.v_blocks, self.q_blocks = (
             torch.diagonal(m.reshape(n, g, n, g), dim1=0, dim2=2).permute(2, 0, 1).contiguous() for m in (self.v, self.q)
@@ -63,7 +63,7 @@ class _State:
         self.used = 0
 
     def costs(self) -> torch.Tensor:
-        """(indices left,): what removing each would cost now."""
+        """The cost that removing each index would have now, (indices left,)."""
         if self.g == 1:
             return (self.q_blocks / self.v_blocks).reshape(-1)
         factors = torch.linalg.cholesky_ex(self.v_blocks).L
@@ -104,7 +104,7 @@ class _State:
         self.v = self.v[rows][:, rows] - p @ p.T
         cross = f @ e.T
         self.q = self.q[rows][:, rows] - cross - cross.T
-        self._blocks()
+        self._copy_blocks()
         self._clear()
 
 

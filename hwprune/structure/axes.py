@@ -53,7 +53,7 @@ class AxisTable:
         return self._by_name[name]
 
     def slices(self, axis: Axis, parameter: str, dim: int) -> IntArray:
-        """For each position of the parameter's dim the index along ``axis``, or -1; shape (size of the dim,)."""
+        """The index along ``axis`` of each position of the parameter's dim, or -1; shape (size of the dim,)."""
         return self._dim_masks.index(self.parameters[parameter][dim], self.leaves[axis.name])
 
     def numbers(self, counts: Mapping[str, int]) -> dict[int, int]:
@@ -95,8 +95,7 @@ class AxisTable:
     def reordered(
         self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]
     ) -> dict[str, list[IntArray | None]]:
-        """For every parameter that carries a reordered axis, for each dim of the cut tensor the positions in their new order,
-        or None.
+        """The positions of each dim of the cut tensor in their new order, or None; by parameter that carries a reordered axis.
 
         ``orders``: axis name -> order of its kept indices, (kept,) int64.
         """
@@ -107,7 +106,7 @@ class AxisTable:
             leaf = self.leaves[name]
             new[leaf.number] = kept.get(leaf.number, np.arange(leaf.size))[order.cpu().numpy()]
         changed = {self.leaves[name].number for name in orders}
-        found: dict[str, list[IntArray | None]] = {}
+        by_parameter: dict[str, list[IntArray | None]] = {}
         for parameter, value in self.parameters.items():
             dims: list[IntArray | None] = []
             for dim in value.dims:
@@ -116,9 +115,9 @@ class AxisTable:
                     continue
                 stays = self._dim_masks.keep(dim, masks).nonzero()[0]
                 dims.append(np.searchsorted(stays, self._dim_masks.order(dim, new)))
-            if any(one is not None for one in dims):
-                found[parameter] = dims
-        return found
+            if any(positions is not None for positions in dims):
+                by_parameter[parameter] = dims
+        return by_parameter
 
     def project(self, dim: Dim, keep: BoolArray, masks: dict[int, BoolArray]) -> None:
         """Find the leaf masks that give ``keep`` on ``dim`` and enter them into ``masks`` where none stands.
@@ -159,8 +158,8 @@ class AxisTable:
                 continue
             self.leaves[name] = leaf
             inexact = self.space.inexact(leaf)
-            own = tuple(dict.fromkeys(members[leaf]))
-            axes.append(Axis(name, leaf.size, self._role(leaf), inexact is None, self.space.frozen(leaf), own, inexact))
+            leaf_members = tuple(dict.fromkeys(members[leaf]))
+            axes.append(Axis(name, leaf.size, self._role(leaf), inexact is None, self.space.frozen(leaf), leaf_members, inexact))
         return tuple(axes)
 
     def _role(self, leaf: Leaf) -> str:

@@ -1,8 +1,8 @@
 """Branches: what a sum adds to a skip connection and could go as a whole (residual blocks, attention or FFN sublayers).
 
-Found on the graph alone: in ``x + f(x)`` the side that was computed from the other one, in ``g(x) + f(x)`` the side with more
-layers of its own. Dropping one replaces the sum by its other side; what nothing reads then goes too. Depth pruning as in ShortGPT
-(Men et al. 2024) and LaCo (Yang et al. 2024), without names of layers.
+They are found on the graph alone: in ``x + f(x)`` the side that was computed from the other one, in ``g(x) + f(x)`` the side with
+more layers of its own. Dropping one replaces the sum by its other side; what nothing reads then goes too. This is depth pruning
+as in ShortGPT (Men et al. 2024) and LaCo (Yang et al. 2024), without names of layers.
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ class Dag:
 
     def live(self, dropped: Mapping[str, int]) -> set[str]:
         """Nodes that are still needed when sums are replaced by the side that is not dropped."""
-        found: set[str] = set()
-        self._reach(self.outputs, dropped, found)
+        needed: set[str] = set()
+        self._reach(self.outputs, dropped, needed)
         grew = bool(self.writes)
         while grew:  # an in-place operator stays if what it changes is still there
             grew = False
             for node, storage in self.writes.items():
-                if node not in found and storage in found and node not in dropped:
-                    self._reach([node], dropped, found)
+                if node not in needed and storage in needed and node not in dropped:
+                    self._reach([node], dropped, needed)
                     grew = True
-        return found
+        return needed
 
-    def _reach(self, start: Iterable[str], dropped: Mapping[str, int], found: set[str]) -> None:
+    def _reach(self, start: Iterable[str], dropped: Mapping[str, int], needed: set[str]) -> None:
         stack = list(start)
         while stack:
             node = stack.pop()
-            if node in found:
+            if node in needed:
                 continue
-            found.add(node)
+            needed.add(node)
             if node in dropped:
                 stack.append(self.sums[node][1 - dropped[node]])
             else:
@@ -85,14 +85,14 @@ def find(dag: Dag) -> tuple[Branch, ...]:
     ancestors: dict[str, int] = {}
     for name, inputs in dag.nodes.items():
         bits = 1 << numbers[name]
-        for one in inputs:
-            bits |= ancestors.get(one, 0)
+        for source in inputs:
+            bits |= ancestors.get(source, 0)
         ancestors[name] = bits
     data = sum(1 << numbers[name] for name in dag.data if name in numbers)
     whole = dag.live({})
     all_tensors = {dag.tensors[n] for n in whole if n in dag.tensors}
     order = {tensor: place for place, tensor in enumerate(dict.fromkeys(dag.tensors.values()))}
-    found = []
+    branches = []
     for name, operands in dag.sums.items():
         if name not in whole or operands[0] == operands[1]:
             continue
@@ -102,10 +102,10 @@ def find(dag: Dag) -> tuple[Branch, ...]:
         for side in (0, 1):
             live = dag.live({name: side})
             gone.append(all_tensors - {dag.tensors[n] for n in live if n in dag.tensors})
-        chosen = _choose(operands, ancestors, numbers, [len(tensors & dag.weights) for tensors in gone])
-        if chosen is not None:
-            found.append(Branch(name, chosen, tuple(sorted(gone[chosen], key=order.__getitem__))))
-    return tuple(found)
+        dropped_side = _choose(operands, ancestors, numbers, [len(tensors & dag.weights) for tensors in gone])
+        if dropped_side is not None:
+            branches.append(Branch(name, dropped_side, tuple(sorted(gone[dropped_side], key=order.__getitem__))))
+    return tuple(branches)
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""What removing or reordering indices of leaves does to the dimensions that are made of them."""
+"""The effect of removing or reordering indices of leaves on the dimensions that are made of them."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class DimMasks:
         if isinstance(dim, Leaf):
             return orders.get(dim.number, np.arange(dim.size))
         if isinstance(dim, Product):
-            found = np.zeros(1, dtype=np.int64)
+            positions = np.zeros(1, dtype=np.int64)
             for factor in dim.factors:
-                found = (found[:, None] * factor.size + self.order(factor, orders)[None, :]).reshape(-1)
-            return found
+                positions = (positions[:, None] * factor.size + self.order(factor, orders)[None, :]).reshape(-1)
+            return positions
         starts = np.cumsum([0, *(part.size for part in dim.parts)])
         parts = [start + self.order(part, orders) for start, part in zip(starts, dim.parts, strict=False)]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     def index(self, dim: Dim, leaf: Leaf) -> IntArray:
-        """For each position of ``dim`` the index along ``leaf`` that it belongs to, or -1."""
+        """The index along ``leaf`` that each position of ``dim`` belongs to, or -1."""
         dim = self._space.resolve(dim)
         if isinstance(dim, Leaf):
             return np.arange(dim.size) if dim == leaf else np.full(dim.size, -1)

@@ -11,6 +11,8 @@ refined into a product or a concat, which are frozen and why, which are inexact 
 what it can't match it freezes. So a gap in the algebra costs prunability, never correctness.
 
 Nothing here knows of tensors, of PyTorch or of ONNX.
+
+One file because splitting, factoring and unifying call each other.
 """
 
 from __future__ import annotations
@@ -145,13 +147,13 @@ class Space:
     # -- marks -------------------------------------------------------------------------------
 
     def freeze(self, dim: Dim, reason: str) -> None:
-        """Nothing of ``dim`` may be removed. The first reason given is kept."""
+        """Freeze ``dim``: nothing of it may be removed. The first reason given is kept."""
         for leaf in self.leaves(dim):
             entry = self._entries[leaf.number]
             entry.frozen = entry.frozen or reason
 
     def mark_inexact(self, dim: Dim, reason: str) -> None:
-        """Removing indices is allowed, but then the cut model differs from the masked one."""
+        """Mark ``dim`` as inexact: indices may be removed, but then the cut model differs from the masked one."""
         for leaf in self.leaves(dim):
             entry = self._entries[leaf.number]
             entry.inexact = entry.inexact or reason

@@ -39,7 +39,7 @@ class Matrix:
 
 
 class ModelGraph(abc.ABC):
-    """What pruning asks of a model: its axes, matrices and branches, and copies without some of them."""
+    """The interface that pruning asks of a model: its axes, matrices and branches, and copies without some of them."""
 
     module: fx.GraphModule
     matrices: tuple[Matrix, ...]
@@ -52,10 +52,10 @@ class ModelGraph(abc.ABC):
 
     def branch(self, name: str) -> Branch:
         """The branch of that name. Raises `UnknownNameError`."""
-        for one in self.branches:
-            if one.name == name:
-                return one
-        raise UnknownNameError("branch", name, [one.name for one in self.branches])
+        for branch in self.branches:
+            if branch.name == name:
+                return branch
+        raise UnknownNameError("branch", name, [branch.name for branch in self.branches])
 
     @abc.abstractmethod
     def axis(self, name: str) -> Axis:
@@ -63,7 +63,7 @@ class ModelGraph(abc.ABC):
 
     @abc.abstractmethod
     def slices(self, axis: Axis, parameter: str, dim: int) -> IntArray:
-        """For each position of the parameter's dim the index along ``axis``, or -1."""
+        """The index along ``axis`` of each position of the parameter's dim, or -1."""
 
     @abc.abstractmethod
     def parameter_count(self, counts: Mapping[str, int], drop: Collection[str] = ()) -> int:
@@ -79,25 +79,23 @@ class ModelGraph(abc.ABC):
 
     @abc.abstractmethod
     def selected(self, keeps: Mapping[str, torch.Tensor]) -> dict[str, list[BoolArray]]:
-        """For every tensor that a cut changes, one keep mask a dim."""
+        """The keep masks, one a dim, of every tensor that a cut changes."""
 
     def positions(
         self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, list[torch.Tensor]]:
-        """For every tensor that a cut or another order changes, for each dim the positions of the dense tensor that it still
-        has.
-        """
-        found = {name: [torch.from_numpy(mask.nonzero()[0]) for mask in masks] for name, masks in self.selected(keeps).items()}
+        """The positions of the dense tensor that each dim still has, of every tensor that a cut or another order changes."""
+        kept = {name: [torch.from_numpy(mask.nonzero()[0]) for mask in masks] for name, masks in self.selected(keeps).items()}
         for name, dims in self.reordered(keeps, orders or {}).items():
-            old = found.get(name) or [torch.arange(size) for size in self.shape(name, {})]
-            found[name] = [at if order is None else at[torch.from_numpy(order)] for at, order in zip(old, dims, strict=True)]
-        return found
+            old = kept.get(name) or [torch.arange(size) for size in self.shape(name, {})]
+            kept[name] = [at if order is None else at[torch.from_numpy(order)] for at, order in zip(old, dims, strict=True)]
+        return kept
 
     @abc.abstractmethod
     def reordered(
         self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]
     ) -> dict[str, list[IntArray | None]]:
-        """For every tensor that carries a reordered axis, for each dim of the cut tensor the positions in their new order."""
+        """The positions of each dim of the cut tensor in their new order, of every tensor that carries a reordered axis."""
 
     @abc.abstractmethod
     def shape(self, parameter: str, counts: Mapping[str, int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What a rule may say about the dims of an operator's tensors; shared by the ATen and the ONNX tables."""
+"""The statements that a rule may make about the dims of an operator's tensors; shared by the ATen and the ONNX tables."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099, 1_00
 
 def factors(number: int, primes: Iterable[int]) -> tuple[int, list[int]]:
     """``number`` as (rest, the primes in it, with repetition)."""
-    found = []
+    divisors = []
     if 0 < number < 2**62:  # larger ones are "to the end" of a slice
         for prime in primes:
             while number % prime == 0:
                 number //= prime
-                found.append(prime)
-    return number, found
+                divisors.append(prime)
+    return number, divisors

@@ -65,11 +65,11 @@ def check_labels(workload: Workload, split: str, shape: Sequence[int], targets: 
                 f"{where} has targets of {labels.dtype} and shape {_shapes([labels])}; {metric.name} needs the whole "
                 "numbers of classes (of one-hot rows take argmax)"
             )
-        known = labels[labels != IGNORED] if metric.name == "perplexity" else labels
-        if known.numel() and (int(known.min()) < 0 or int(known.max()) >= classes):
+        counted = labels[labels != IGNORED] if metric.name == "perplexity" else labels
+        if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= classes):
             raise WorkloadError(
-                f"{where} has labels from {int(known.min())} to {int(known.max())}; the model's outputs have {classes} classes, "
-                f"0 to {classes - 1} (a metric of your own may leave examples out)"
+                f"{where} has labels from {int(counted.min())} to {int(counted.max())}; the model's outputs have {classes} "
+                f"classes, 0 to {classes - 1} (a metric of your own may leave examples out)"
             )
 
 

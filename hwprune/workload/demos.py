@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hwprune.common.files import cache_folder
+from hwprune.common.files import cache_folder, write_atomic
 from hwprune.errors import UnknownNameError
 from hwprune.workload.workload import Workload
 
@@ -191,8 +191,6 @@ def _load(name: str, model: nn.Module) -> bool:
 
 def _save(name: str, model: nn.Module) -> None:
     from safetensors.torch import save
-
-    from hwprune.common.files import write_atomic
 
     try:
         write_atomic(_cache_file(name), save(model.state_dict()))

@@ -117,8 +117,8 @@ def load(kind: str, name: str, arguments: Mapping[str, Any], data_of: DataOf | N
         )
     model = model_of(kind, name, None if "weights" not in arguments else str(arguments["weights"]))
     signature = inputs_of(model)
-    found, names = data_of(signature)
-    fields = dict(found)
+    given, names = data_of(signature)
+    fields = dict(given)
     if list(names) != signature[: len(names)]:
         model = ByName(model, names)
     if "metric" in arguments:
@@ -126,9 +126,9 @@ def load(kind: str, name: str, arguments: Mapping[str, Any], data_of: DataOf | N
     if "validation" not in fields:
         raise UsageError(f"the data of {kind}:{name} have no validation split")
     fields.setdefault("calibration", fields["validation"])
-    known = {"calibration", "validation", "test", "train", "metric", "loss", "example_inputs"}
-    if unknown := sorted(set(fields) - known):
-        raise UsageError(f"the data of {kind}:{name} have {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    allowed = {"calibration", "validation", "test", "train", "metric", "loss", "example_inputs"}
+    if unknown := sorted(set(fields) - allowed):
+        raise UsageError(f"the data of {kind}:{name} have {', '.join(unknown)}; known are {', '.join(sorted(allowed))}")
     batch = arguments.get("batch", 1)
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise UsageError(f"batch must be a whole number of examples, at least 1, got {batch!r}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 from hwprune import runtimes
 from hwprune.errors import HwpruneError, UsageError, WorkloadError
 from hwprune.onnx_files import read_onnx
-from hwprune.workload import demos, libraries, onnx_file
+from hwprune.workload import demos, libraries, neighbours, onnx_file
 from hwprune.workload.workload import Workload
 
 FORMS = (
@@ -50,22 +48,31 @@ def load(source: str, structure_only: bool = False) -> Workload:
         return demos.get(name)
     if (library := word.partition(":")[0]) in libraries.KINDS:
         where = str(arguments.pop("data", ""))
-        made = libraries.load(library, word.partition(":")[2], arguments, partial(_library_data, where) if where else None)
-        return dataclasses.replace(made, source=source)
-    workload = _call(_function(word), arguments, word)
+        data = partial(_library_data, where) if where else None
+        return dataclasses.replace(libraries.load(library, word.partition(":")[2], arguments, data), source=source)
+    workload = _result(word, arguments)
     if not isinstance(workload, Workload):
         raise WorkloadError(f"{word} must return a hwprune.Workload, got {type(workload).__name__}")
     return dataclasses.replace(workload, source=source)
 
 
+def _result(word: str, arguments: Mapping[str, Any]) -> Any:
+    """What the function that a word names returns; it may import what lies beside its file, or in the current folder."""
+    kind = word.rpartition(":")[0]
+    with neighbours.importable(Path(kind).parent if kind.endswith(".py") else Path.cwd()):
+        return _call(_function(word), arguments, word)
+
+
 def _function(word: str) -> Callable[..., Any]:
-    """``file.py:function`` or ``package.module:function``."""
+    """The function that ``file.py:function`` or ``package.module:function`` names."""
     kind, _, name = word.rpartition(":")
     module = _from_file(Path(kind)) if kind.endswith(".py") else _from_module(kind, word)
     function = getattr(module, name, None)
     if not callable(function):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
-        raise UsageError(f"{kind} has no function {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
+        defined = [
+            key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
+        raise UsageError(f"{kind} has no function {name!r}; it has: {', '.join(sorted(defined)) or 'none'}")
     return function  # type: ignore[no-any-return]
 
 
@@ -89,8 +96,8 @@ def _onnx(path: Path, arguments: dict[str, Any], structure_only: bool) -> Worklo
 
 
 def _fields(where: str) -> dict[str, Any]:
-    """What a function for ``--data`` returns."""
-    data = _call(_function(where), {}, where)
+    """The splits that a function for ``--data`` returns."""
+    data = _result(where, {})
     if not isinstance(data, Mapping):
         raise WorkloadError(
             f"{where} must return a dict with validation (and calibration, test, metric), got {type(data).__name__}"
@@ -98,10 +105,10 @@ def _fields(where: str) -> dict[str, Any]:
     return dict(data)
 
 
-def _library_data(where: str, known: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def _library_data(where: str, inputs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Data for a model with these inputs, and the names of those that there are; a function's come in the model's order."""
     if where.endswith(".npz"):
-        names = onnx_file.named_inputs(Path(where), known)
+        names = onnx_file.named_inputs(Path(where), inputs)
         return onnx_file.read_npz(Path(where), names), names
     if ":" not in where:
         raise UsageError(f"--data takes file.npz, file.py:function or package.module:function, got {where!r}")
@@ -139,25 +146,18 @@ def _value(text: str) -> Any:
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"there is no file {path} (looked in {Path.cwd()})")
-    name = f"hwprune_workload_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # a .py file always has a loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and data-loader workers look their module up
-    sys.path.insert(0, str(path.parent.resolve()))  # as if the file had been started: its neighbours import
+    module = neighbours.module_of(path.resolve())
+    assert module.__spec__ is not None and module.__spec__.loader is not None  # it was made from a spec
     try:
-        spec.loader.exec_module(module)
+        module.__spec__.loader.exec_module(module)
     except HwpruneError:
         raise
     except Exception as error:  # the user's file may raise anything
         raise WorkloadError(f"{path} raised {type(error).__name__} while it was imported: {error}") from error
-    finally:
-        sys.path.pop(0)
     return module
 
 
 def _from_module(name: str, word: str) -> Any:
-    sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -168,8 +168,6 @@ def _from_module(name: str, word: str) -> Any:
         raise
     except Exception as error:  # the user's module may raise anything
         raise WorkloadError(f"module {name} raised {type(error).__name__} while it was imported: {error}") from error
-    finally:
-        sys.path.pop(0)
 
 
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any], word: str) -> Any:

@@ -25,6 +25,7 @@ class Metric:
         exp: the value is exp(mean score) instead of the mean score (perplexity from negative log-likelihoods).
         whole: ``outputs`` is the tuple of all output tensors instead of the first one.
         agreement: targets are the dense model's outputs instead of the labels.
+        weights: ``weights(outputs, targets)`` -> 1-D tensor, how much each example counts; None: all alike.
     """
 
     name: str
@@ -33,17 +34,28 @@ class Metric:
     exp: bool = False
     whole: bool = False
     agreement: bool = False
+    weights: Scores | None = None
 
-    def reduce(self, scores: torch.Tensor) -> Measurement:
-        """Value over all examples with a 95 % interval: Wilson's for scores that are 0 or 1, else normal."""
+    def reduce(self, scores: torch.Tensor, weights: torch.Tensor | None = None) -> Measurement:
+        """The mean over all examples with a 95 % interval: Wilson's for scores that are 0 or 1, else normal.
+
+        Args:
+            weights: how much each example counts, at least 0; None: all alike. Examples of weight 0 are no samples.
+
+        Raises:
+            OverflowError: exp of the mean, or of its interval, is no finite number.
+            ZeroDivisionError: all weights are 0.
+        """
         values = scores.double()
-        n = len(values)
-        mean = float(values.mean())
-        if bool(((values == 0) | (values == 1)).all()):
+        n = len(values) if weights is None else int((weights > 0).sum())
+        if weights is None:
+            mean, error = float(values.mean()), float(values.std()) / math.sqrt(n) if n > 1 else 0.0
+        else:
+            mean, error = _ratio(values, weights.double(), n)
+        if weights is None and bool(((values == 0) | (values == 1)).all()):
             low, high = wilson(mean, n)
         else:
-            half = 1.96 * float(values.std()) / math.sqrt(n) if n > 1 else 0.0
-            low, high = mean - half, mean + half
+            low, high = mean - 1.96 * error, mean + 1.96 * error
         if self.exp:
             mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
         return Measurement(mean, self.name, low, high, n)
@@ -51,6 +63,17 @@ class Metric:
     def drop(self, dense: float, value: float) -> float:
         """Positive when ``value`` is worse than ``dense``."""
         return dense - value if self.higher_is_better else value - dense
+
+
+def _ratio(values: torch.Tensor, weights: torch.Tensor, n: int) -> tuple[float, float]:
+    """The weighted mean of ``n`` examples and its standard error.
+
+    It is a ratio of two sums that both depend on the examples that were drawn (Cochran 1977, equation 2.45).
+    """
+    total = float(weights.sum())
+    mean = float((weights * values).sum()) / total
+    squares = float((weights * (values - mean)).square().sum())
+    return mean, math.sqrt(squares * n / (n - 1)) / total if n > 1 else 0.0
 
 
 def class_axis(metric: Metric, shape: Sequence[int], targets: object = None) -> int | None:
@@ -98,6 +121,11 @@ def negative_log_likelihood(outputs: torch.Tensor, targets: torch.Tensor) -> tor
     return (losses.reshape(len(targets), -1) * used).sum(dim=1) / used.sum(dim=1).clamp(min=1)
 
 
+def counted_positions(_: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Positions of each example whose target is not -100: perplexity is of tokens, not of examples."""
+    return (targets != -100).reshape(len(targets), -1).sum(dim=1)
+
+
 def psnr(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio in dB for values in [0, 1]."""
     error = _per_example((outputs.float() - targets.float()).square()).clamp(min=1e-12)
@@ -112,7 +140,7 @@ def agreement(outputs: torch.Tensor, dense_outputs: torch.Tensor) -> torch.Tenso
 METRICS: dict[str, Metric] = {
     "top1": Metric("top1", top1),
     "top5": Metric("top5", top5),
-    "perplexity": Metric("perplexity", negative_log_likelihood, higher_is_better=False, exp=True),
+    "perplexity": Metric("perplexity", negative_log_likelihood, higher_is_better=False, exp=True, weights=counted_positions),
     "psnr": Metric("psnr", psnr),
     "agreement": Metric("agreement", agreement, agreement=True),
 }

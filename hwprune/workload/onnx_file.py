@@ -94,7 +94,7 @@ def _runs(module: OnnxModule, example: tuple[torch.Tensor, ...]) -> bool:
 def made_up(proto: onnx.ModelProto) -> tuple[torch.Tensor, ...]:
     """Example inputs of the declared shapes: a free first size is 1, any other 16; whole numbers are zeros."""
     stored = {item.name for item in proto.graph.initializer}
-    made = []
+    tensors = []
     for item in proto.graph.input:
         if item.name in stored:
             continue
@@ -104,10 +104,10 @@ def made_up(proto: onnx.ModelProto) -> tuple[torch.Tensor, ...]:
         ]
         dtype = torch.from_numpy(np.zeros(0, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))).dtype
         generator = torch.Generator().manual_seed(0)
-        made.append(
+        tensors.append(
             torch.randn(sizes, generator=generator).to(dtype) if dtype.is_floating_point else torch.zeros(sizes, dtype=dtype)
         )
-    return tuple(made)
+    return tuple(tensors)
 
 
 def inputs_of(proto: onnx.ModelProto) -> list[str]:
@@ -168,20 +168,20 @@ def _batches(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], inputs: Seq
     targets = next((arrays[name] for name in ("targets", "labels", "y") if name in arrays and name not in inputs), None)
     rest = [name for name in arrays if name not in ("targets", "labels", "y") or name in inputs]
     if len(inputs) == 1 and len(rest) == 1:
-        chosen = [arrays[rest[0]]]
+        columns = [arrays[rest[0]]]
     elif missing := [name for name in inputs if name not in arrays]:
         raise UsageError(
             f"{path} lacks an array for the model's input {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'none'}"
         )
     else:
-        chosen = [arrays[name] for name in inputs]
-    lengths = {len(array) for array in (*chosen, *(() if targets is None else (targets,)))}
+        columns = [arrays[name] for name in inputs]
+    lengths = {len(array) for array in (*columns, *(() if targets is None else (targets,)))}
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError(f"{path}: inputs and targets must have the same, non-zero number of examples, got {sorted(lengths)}")
     (count,) = lengths
     result: list[Batch] = []
     for start in range(0, count, size):
-        part = tuple(torch.from_numpy(np.ascontiguousarray(array[start : start + size])) for array in chosen)
+        part = tuple(torch.from_numpy(np.ascontiguousarray(array[start : start + size])) for array in columns)
         target = None if targets is None else torch.from_numpy(np.ascontiguousarray(targets[start : start + size]))
         result.append((part, target))
     return result

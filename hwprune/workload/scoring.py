@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from hwprune.errors import CandidateFailure, UsageError, WorkloadError
+from hwprune.latency.samples import batch_order
 from hwprune.records.measurement import Measurement
-from hwprune.workload.metrics import Metric, class_axis
+from hwprune.workload.metrics import Metric, Scores, class_axis
 from hwprune.workload.workload import Workload, first_tensor
 
 Outputs = list[tuple[torch.Tensor, ...]]
@@ -30,9 +31,9 @@ def write_samples(workload: Workload, split: str, path: Path, part: slice | None
     targets: list[Any] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    chosen = part or slice(None)
+    batches = part or slice(None)
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for number, (inputs, target) in enumerate(itertools.islice(workload.batches(split), chosen.start, chosen.stop)):
+        for number, (inputs, target) in enumerate(itertools.islice(workload.batches(split), batches.start, batches.stop)):
             for position, tensor in enumerate(inputs):
                 _write_member(archive, f"{number:05d}.input{position}", tensor)
             if isinstance(target, torch.Tensor):
@@ -51,7 +52,7 @@ def read_targets(path: Path) -> list[torch.Tensor | None]:
     """The targets that `write_samples` stored; None for a batch whose targets were no tensor."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            names = sorted({name.split(".")[0] for name in stored.files})
+            names = sorted({name.split(".")[0] for name in stored.files}, key=batch_order)
             return [torch.from_numpy(stored[f"{n}.target"]) if f"{n}.target" in stored.files else None for n in names]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} can't be read as evaluation samples: {error}") from error
@@ -61,9 +62,9 @@ def read_outputs(path: Path) -> Outputs:
     """Outputs that a runtime stored, batch by batch."""
     batches: dict[str, list[torch.Tensor]] = {}
     with np.load(path, allow_pickle=False) as stored:
-        for name in sorted(stored.files):
+        for name in sorted(stored.files, key=lambda name: batch_order(name.partition(".")[2])):  # outputs by position
             batches.setdefault(name.split(".")[0], []).append(torch.from_numpy(stored[name]))
-    return [tuple(batches[number]) for number in sorted(batches)]
+    return [tuple(batches[number]) for number in sorted(batches, key=batch_order)]
 
 
 def largest_difference(outputs: Outputs, expected: Outputs) -> float:
@@ -88,21 +89,31 @@ def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outpu
         dense: the dense model's outputs, for metrics that compare with them.
 
     Raises:
-        CandidateFailure: outputs or scores hold NaN or infinity.
-        WorkloadError: the metric raises or returns something else than one score an example.
+        CandidateFailure: outputs or scores hold NaN or infinity, or their exp is none.
+        WorkloadError: the metric raises or returns something else than one score an example, or no target counts.
     """
-    parts = []
+    parts, weights = [], []
     for number, batch in enumerate(outputs):
         if not all(bool(torch.isfinite(tensor).all()) for tensor in batch if tensor.is_floating_point()):
             raise CandidateFailure("evaluate", f"the model's outputs hold NaN or infinity in batch {number}")
         target = (dense or outputs)[number] if metric.agreement else targets[number]
         if metric.agreement and not metric.whole:
             target = target[0]
-        parts.append(_scores(metric, batch if metric.whole else batch[0], target, len(batch[0])))
+        output = batch if metric.whole else batch[0]
+        parts.append(_scores(metric, metric.scores, output, target, len(batch[0])))
+        if metric.weights is not None:
+            weights.append(_scores(metric, metric.weights, output, target, len(batch[0])))
     scores = torch.cat(parts)
     if not bool(torch.isfinite(scores).all()):
         raise CandidateFailure("evaluate", f"metric {metric.name} gives NaN or infinity")
-    return metric.reduce(scores)
+    if weights and not bool((torch.cat(weights) > 0).any()):
+        raise WorkloadError(f"{metric.name} has no counted target: all targets of these examples are left out (-100)")
+    try:
+        return metric.reduce(scores, torch.cat(weights) if weights else None)
+    except OverflowError:
+        raise CandidateFailure(
+            "evaluate", f"metric {metric.name} is beyond all numbers: exp of {float(scores.mean()):.4g}"
+        ) from None
 
 
 def divergence(metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequence[Any]) -> Measurement:
@@ -125,7 +136,7 @@ def divergence(metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequen
             parts.append(_kl(batch[0], reference[0], axis, target if metric.name == "perplexity" else None))
         else:
             if variance is None:  # of all batches, so that a batch of equal examples does not count for more
-                whole = torch.cat([one[0].reshape(-1).double() for one in dense])
+                whole = torch.cat([dense_batch[0].reshape(-1).double() for dense_batch in dense])
                 variance = whole.var(unbiased=False).clamp(min=1e-30)
             each = (batch[0].double() - reference[0].double()).square() / variance
             parts.append(each.reshape(len(each), -1).mean(dim=1) if each.ndim else each.reshape(1))
@@ -137,14 +148,14 @@ def divergence(metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequen
     return Measurement(mean, unit, max(0.0, mean - half), mean + half, len(values))
 
 
-def _kl(found: torch.Tensor, wanted: torch.Tensor, axis: int, labels: Any) -> torch.Tensor:
+def _kl(outputs: torch.Tensor, wanted: torch.Tensor, axis: int, labels: Any) -> torch.Tensor:
     """One number an example; a few examples at a time, because distributions over words are large."""
     step = max(1, CHUNK // max(1, wanted[0].numel()))
     parts = []
     for start in range(0, len(wanted), step):
         part = slice(start, start + step)
         expected = wanted[part].double().log_softmax(dim=axis)
-        each = (expected.exp() * (expected - found[part].double().log_softmax(dim=axis))).sum(dim=axis)
+        each = (expected.exp() * (expected - outputs[part].double().log_softmax(dim=axis))).sum(dim=axis)
         each = each.reshape(len(each), -1)
         if isinstance(labels, torch.Tensor) and labels[part].numel() == each.numel():
             used = (labels[part] != -100).reshape(each.shape)
@@ -158,9 +169,10 @@ CHUNK = 8_000_000
 """Elements that are converted to 64 bits at once."""
 
 
-def _scores(metric: Metric, output: Any, target: Any, examples: int) -> torch.Tensor:
+def _scores(metric: Metric, function: Scores, output: Any, target: Any, examples: int) -> torch.Tensor:
+    """One number an example, from the metric's scores or its weights."""
     try:
-        scores = metric.scores(output, target)
+        scores = function(output, target)
     except Exception as error:  # the user's metric may raise anything
         raise WorkloadError(f"metric {metric.name!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(scores, torch.Tensor) or scores.ndim != 1 or len(scores) != examples:

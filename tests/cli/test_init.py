@@ -42,8 +42,8 @@ def test_a_job_is_searched_and_words_count_more(tmp_path, monkeypatch, capsys):
     class Enough(Exception):
         pass
 
-    def run_job(job, workload, *rest):
-        asked.append((job, workload))
+    def run_job(job, workload, *rest, **options):
+        asked.append((job.job, workload))
         raise Enough
 
     monkeypatch.setattr(search, "run_job", run_job)

@@ -10,7 +10,7 @@ import pytest
 
 from hwprune.cli.arguments import seconds, size
 from hwprune.cli.main import COMMANDS, main
-from tests.searching.test_search import ROOT, cli
+from tests.searching.test_session import ROOT, cli
 
 
 def run(capsys, *arguments):

@@ -122,6 +122,35 @@ def test_a_measured_model_costs_what_was_measured(table):
     assert found.relative < 0.01
 
 
+def test_an_observation_that_is_replaced_is_fitted_again(table, monkeypatch):
+    segments, shorter = network([16, 32, 16, 32, 16]), network([16, 32, 16, 32])
+    for segment in (*segments, *shorter):
+        table.entries[segment.signature] = entry(segment)
+    table.observe("n", "dense", segments, 5e-4, 1e-6)
+    model, fits = LatencyModel(table, "n"), []
+    look = LatencyModel.observations
+    monkeypatch.setattr(LatencyModel, "observations", lambda self: [fits.append(1), look(self)][1])
+    assert model.predict(segments).seconds == 5e-4
+    before = model.predict(shorter).seconds
+    assert len(fits) == 1  # nothing changed in between
+    table.observe("n", "dense", segments, 1e-3, 1e-6)  # measured again: as many observations as before
+    assert model.predict(segments).seconds == 1e-3
+    assert model.predict(shorter).seconds > before
+    assert len(fits) == 2
+
+
+def test_segments_are_guessed_again_when_the_table_has_grown():
+    """A guess of an empty table must not outlive it."""
+    table, segments = LatencyTable({}), network([16, 24, 32, 40, 48])
+    bench = FakeBench({s.signature: s for s in segments})
+    model = LatencyModel(table, "n")
+    assert model.segment(segments[-1])[1] > model.segment(segments[-1])[0]  # nothing is known
+    table.fill(bench, segments[:-1])
+    seconds, sd, measured = model.segment(segments[-1])
+    assert not measured
+    assert sd == pytest.approx(predictor.UNKNOWN * seconds)
+
+
 class FakeBench:
     """Measures what the truth says, and counts."""
 

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from hwprune.errors import UsageError
+from hwprune.latency.operator_versions import USUAL_OPSETS
 from hwprune.latency.splitting import split
 from hwprune.onnx_files import to_onnx
 from hwprune.structure.torch.analyse import trace
@@ -182,3 +183,11 @@ def test_tables_of_embeddings_are_not_read_whole(tmp_path):
     pieces = split(exported(Words(), ids, tmp_path), [(1, 5)])
     assert sum(tensor.elements for piece in pieces for tensor in piece.weights) == 8 * 4 + 4
     assert max(piece.nbytes for piece in pieces) < 1000
+
+
+def test_signatures_of_what_hwprune_exports_are_those_of_stored_tables(tmp_path):
+    """A change here makes every stored table useless: all its segments would be measured again."""
+    assert USUAL_OPSETS[""] == to_onnx.OPSET
+    layers = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False))
+    pieces = split(exported(layers, torch.randn(1, 4, 8, 8), tmp_path), [(1, 4, 8, 8)])
+    assert [piece.signature for piece in pieces] == ["ec08f34e446eea5f68df", "a860dfee8a568e7ae64b"]

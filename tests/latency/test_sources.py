@@ -307,7 +307,7 @@ def test_throttle_reasons_in_words():
 HOLD = """
 import sys, time
 from pathlib import Path
-from hwprune.latency.slot import Slot
+from hwprune.latency.device_lock import Slot
 slot = Slot("cpu", [Path(sys.argv[1])]); slot.acquire(); print("held", flush=True); time.sleep(60)
 """
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 import torch
 
 from hwprune.errors import UsageError
-from hwprune.latency import micro
+from hwprune.latency import latency_table, micro
 from hwprune.latency.bench import Bench
-from hwprune.latency.latency_table import COLUMNS, LatencyTable
+from hwprune.latency.latency_table import COLUMNS, FEATURES, Entry, LatencyTable
 from hwprune.latency.paired import Clock, Timed
 from hwprune.latency.splitting import split
 from hwprune.onnx_files import to_onnx
@@ -219,3 +220,80 @@ def test_whole_models_of_another_hour_are_ratios(filled, segments, tmp_path):
     two.write()
     both = LatencyTable.read(tmp_path / "t")
     assert both.models["net", "cut"].seconds / both.models["net", "dense"].seconds == pytest.approx(0.5)
+
+
+def one_entry(folder, seconds):
+    """A table whose only segment takes as long as its reference: a reader can tell a mixture of two of them."""
+    entry = Entry("a", "Conv", "Conv", seconds, 0.0, dict.fromkeys(FEATURES, 1.0))
+    return LatencyTable(IDENTITY, folder, {"a": entry}, reference_s={"FLOAT": seconds})
+
+
+@pytest.mark.parametrize("store", ["write", "copy_to"])
+def test_a_reader_never_sees_half_of_a_write(tmp_path, monkeypatch, store):
+    one_entry(tmp_path / "t", 1e-5).write()
+    tables = []
+    reader = threading.Thread(target=lambda: tables.append(LatencyTable.read(tmp_path / "t")))
+    replace = latency_table.write_atomic
+
+    def slow(path, data):
+        replace(path, data)
+        if path.name == "models.csv":  # table.csv is new, fingerprint.json is old
+            reader.start()
+            reader.join(0.5)
+
+    monkeypatch.setattr(latency_table, "write_atomic", slow)
+    changed = one_entry(tmp_path / "t", 2e-5)
+    changed.write() if store == "write" else changed.copy_to(tmp_path / "t")
+    reader.join(10)
+    (table,) = tables
+    assert table.entries["a"].seconds == table.reference_s["FLOAT"] == 2e-5
+
+
+def test_a_table_that_can_not_be_locked_is_read(tmp_path):
+    one_entry(tmp_path / "t", 1e-5).write()
+    lock = tmp_path / "t" / ".lock"
+    for folder_mode, lock_mode in ((0o500, 0o400), (0o500, 0o000)):
+        lock.chmod(lock_mode)
+        (tmp_path / "t").chmod(folder_mode)
+        try:
+            assert LatencyTable.read(tmp_path / "t").entries["a"].seconds == 1e-5
+        finally:
+            (tmp_path / "t").chmod(0o700)
+    lock.unlink()
+    assert LatencyTable.read(tmp_path / "t").entries["a"].seconds == 1e-5
+    assert not lock.exists()  # reading leaves nothing behind
+
+
+def test_a_table_that_is_locked_for_the_first_time_while_it_is_read(tmp_path, monkeypatch):
+    """It came without a lock file, and its first writer makes one between two files of the reader."""
+    one_entry(tmp_path / "t", 1e-5).write()
+    (tmp_path / "t" / ".lock").unlink()
+    read, turns = latency_table.read_rows, []
+
+    def slow(path, *arguments):
+        if not turns:
+            turns.append(path)
+            one_entry(tmp_path / "t", 2e-5).write()
+        return read(path, *arguments)
+
+    monkeypatch.setattr(latency_table, "read_rows", slow)
+    table = LatencyTable.read(tmp_path / "t")
+    assert table.entries["a"].seconds == table.reference_s["FLOAT"] == 2e-5
+
+
+def test_the_version_counts_changes_of_the_contents(tmp_path):
+    table = one_entry(tmp_path / "t", 1e-5)
+    start = table.version
+    table.observe("net", "dense", [], 1e-3, 0.0)
+    assert table.version > start
+    seen = table.version
+    table.observe("net", "dense", [], 1e-3, 0.0)  # the same again
+    table.write()
+    assert table.version == seen
+    table.observe("net", "dense", [], 2e-3, 0.0)
+    assert table.version > seen
+    other = LatencyTable(IDENTITY, tmp_path / "t", reference_s={"FLOAT": 1e-5})
+    seen = other.version
+    other.write()  # takes over what the first stored
+    assert set(other.entries) == {"a"}
+    assert other.version > seen

@@ -3,7 +3,10 @@
 import pytest
 
 from hwprune.errors import UsageError
+from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.recovery import schedules
+from hwprune.recovery.plan import Plan
+from hwprune.recovery.recover import prune_gradually
 
 
 @pytest.mark.parametrize("name", [*schedules.SCHEDULES, "iterative:3"])
@@ -37,3 +40,13 @@ def test_unknown_ones_are_refused(name):
 def test_everything_can_not_go_exponentially():
     with pytest.raises(UsageError, match="< 1"):
         schedules.exponential(0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "iterative:3", "cubic"])
+@pytest.mark.parametrize("sparsity", [0.23, 0.33, 0.67])
+def test_the_end_of_a_schedule_is_exact(stripes, schedule, sparsity):
+    assert schedules.get(schedule)(1.0, 0.0, sparsity) == sparsity
+    recipe = Recipe((UnitChoice("outer.weight", "unstructured", sparsity, "l1"),), "none")
+    made = prune_gradually(stripes, recipe, Plan("gradual", 1, schedule=schedule, rate=0.002), "lasso")
+    (choice,) = made.candidate.recipe.choices
+    assert choice.sparsity == pytest.approx(sparsity, abs=1e-3)

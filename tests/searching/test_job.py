@@ -45,3 +45,24 @@ def test_every_fault_is_told_at_once():
     with pytest.raises(UsageError) as error:
         Job("demo:digits", trials=-1, seed=-1, recover="fintune:2", quantize="int7", max_drop=-0.1)
     assert len(error.value.faults) == 5 and "Did you mean finetune:EPOCHS?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"trials": -1}, "trials"),
+        ({"max_drop": -0.1}, "max_drop"),
+        ({"recover": "finetune:many"}, "recover"),
+        ({"min_speedup": 0}, "min_speedup"),
+        ({"trial_timeout_s": 0}, "trial_timeout"),
+    ],
+)
+def test_senseless_jobs_are_refused(change, text):
+    with pytest.raises(UsageError, match=text):
+        Job("demo:digits", **change)
+
+
+def test_jobs_survive_toml(tmp_path):
+    job = Job('file.py:f key=wörd "x"', max_drop=0.01, time_s=30.0, memory_limit=10**9)
+    job.write(tmp_path)
+    assert Job.read(tmp_path) == job

@@ -1,4 +1,4 @@
-"""What each ONNX operator computes, with PyTorch. One small function an operator, ``(call) -> tensor or tuple``."""
+"""The computation of each ONNX operator, with PyTorch. One small function an operator, ``(call) -> tensor or tuple``."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class Node:
         if position < len(self.numbers) and self.numbers[position] is not None:
             return self.numbers[position]
         if attribute is not None and attribute in self.options:
-            found = self.options[attribute]
-            return [found] if isinstance(found, int) else list(found)
+            given = self.options[attribute]
+            return [given] if isinstance(given, int) else list(given)
         if self.optional(position) is not None:
             raise ValueError(f"{self.kind}: input {position} is computed at run time")
         return None

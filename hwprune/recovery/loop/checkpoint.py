@@ -68,7 +68,7 @@ class Checkpoint:
 
 
 def restore_random(state: Mapping[str, torch.Tensor]) -> None:
-    """Random numbers go on as when the checkpoint was written."""
+    """Let random numbers go on as when the checkpoint was written."""
     torch.set_rng_state(state[""])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -76,11 +76,11 @@ def restore_random(state: Mapping[str, torch.Tensor]) -> None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """State of an optimizer by position of its parameters."""
-    found = {}
+    tensors = {}
     for place, parameter in enumerate(_parameters(optimizer)):
         for key, value in (optimizer.state.get(parameter) or {}).items():
-            found[f"{place}/{key}"] = value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
-    return found
+            tensors[f"{place}/{key}"] = value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
+    return tensors
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -48,7 +48,7 @@ def tapped(module: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
 def shared_nodes(
     student: fx.GraphModule, teacher: fx.GraphModule, inputs: tuple[torch.Tensor, ...], nodes: Sequence[str]
 ) -> list[str]:
-    """Those of ``nodes`` that both models have with outputs of one shape: where nothing of the stream itself was cut."""
+    """The nodes among ``nodes`` that both models have with outputs of one shape: where nothing of the stream itself was cut."""
     there = {node.name for node in student.graph.nodes} & {node.name for node in teacher.graph.nodes}
     names = [name for name in nodes if name in there]
     if not names:

@@ -21,7 +21,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if self._wanted and default and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._heard)
+            signal.signal(signal.SIGINT, self._hear)
             self._ours = True
         return self
 
@@ -33,7 +33,7 @@ class Interrupts:
             if self.asked and (kind is None or issubclass(kind, Exception)):
                 raise KeyboardInterrupt from error
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             signal.default_int_handler(number, frame)
         self.asked = True

@@ -1,4 +1,4 @@
-"""What training minimises: the workload's loss, the distance to the dense model, and what a sparsifier adds."""
+"""The loss that training minimises: the workload's loss, the distance to the dense model, and what a sparsifier adds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Losses:
     """The module with inner outputs beside the answer, where these are compared; the teacher's likewise."""
     _master: nn.Module | None = field(init=False, default=None)
     _still: nn.Module | None = field(init=False, default=None)
-    """What is trained, with batch norms that keep their statistics; for small batches, or all of them."""
+    """The trained module with batch norms that keep their statistics; for small batches, or all of them."""
     _axis: int | None = field(init=False, default=None)
     """Axis of the classes in the teacher's outputs."""
     _variance: float = field(init=False, default=1.0)
@@ -65,7 +65,7 @@ class Losses:
 
     @torch.no_grad()
     def _know(self, teacher: fx.GraphModule) -> None:
-        """The axis of classes, told by a split that has targets, or else how far the teacher's outputs spread."""
+        """Find out the axis of classes, from a split that has targets, or else how far the teacher's outputs spread."""
         inputs, targets = next(self.workload.batches("validation"))
         self._axis = class_axis(self.workload.scoring, first_tensor(teacher(*self._moved(inputs))).shape, targets)
         if self._axis is None:
@@ -75,9 +75,9 @@ class Losses:
 
     def train(self, mode: bool = True) -> None:
         """Put everything that batches are run through into train mode, or eval mode."""
-        for one in (self.module, self._student, self._still):
-            if one is not None:
-                one.train(mode)
+        for module in (self.module, self._student, self._still):
+            if module is not None:
+                module.train(mode)
 
     def __call__(self, inputs: tuple[torch.Tensor, ...], targets: Any) -> torch.Tensor:
         """Scalar; raises `CandidateFailure` if the model or the loss does."""
@@ -93,10 +93,10 @@ class Losses:
                 raise CandidateFailure(STAGE, f"the model raised {said(error)}") from error
             if self._student is not None:
                 result, mine = result
-            found = first_tensor(result)
+            output = first_tensor(result)
             parts = []
             if plan.task_weight > 0:
-                parts.append(plan.task_weight * self._task(found, targets))
+                parts.append(plan.task_weight * self._task(output, targets))
             if self.teacher is not None and plan.taught:
                 with torch.no_grad():
                     answer = (self._master or self.teacher)(*inputs)
@@ -104,16 +104,16 @@ class Losses:
                     answer, inner = answer
                     parts.append(plan.features * distillation.features(mine, inner))
                 if plan.task_weight < 1:
-                    loss = distillation.logits(found, first_tensor(answer), self._axis, plan.temperature, self._variance)
+                    loss = distillation.logits(output, first_tensor(answer), self._axis, plan.temperature, self._variance)
                     parts.append((1 - plan.task_weight) * loss)
             penalty = self.sparsifier.penalty(self.module) if self.sparsifier is not None else None
             if penalty is not None:
                 parts.append(penalty)
         return torch.stack([part.float() for part in parts]).sum()
 
-    def _task(self, found: torch.Tensor, targets: Any) -> torch.Tensor:
+    def _task(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
         try:
-            loss = self.workload.loss(found, targets)
+            loss = self.workload.loss(output, targets)
         except Exception as error:  # the user's loss, or labels that it can't take
             hint = "; the train split has no targets, and distill:EPOCHS needs none" if targets is None else ""
             raise CandidateFailure(STAGE, f"the loss raised {said(error)}{hint}") from error
@@ -122,7 +122,7 @@ class Losses:
         return loss
 
     def _runner(self, examples: int) -> nn.Module:
-        """What a batch of so many examples is run through."""
+        """The module that a batch of so many examples is run through."""
         auto = self.plan.norms == "auto" and examples < batch_norms.ENOUGH
         if self._still is not None and (auto or self.plan.norms == "frozen"):
             return self._still
@@ -147,7 +147,7 @@ def said(error: Exception) -> str:
 
 
 def loss_fault(workload: Workload, module: nn.Module, inputs: tuple[torch.Tensor, ...], targets: Any) -> str | None:
-    """What is wrong with the workload's loss on one batch; None: it can be followed.
+    """The fault of the workload's loss on one batch; None: it can be followed.
 
     Args:
         module: in eval mode, or its batch norms would be changed by asking.

@@ -1,4 +1,4 @@
-"""What came of a training."""
+"""The outcome of a training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hwprune.records.measurement import Measurement
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What training did. The module holds the best weights that validation saw, those before training included.
+    """The outcome of a training. The module holds the best weights that validation saw, those before training included.
 
     Attributes:
         before, after: the metric on the validation split.

@@ -19,8 +19,10 @@ TRIED_FROM = 40
 TRIED_SHARE, TRIED_LEAST, TRIED_MOST = 0.03, 8, 40
 """Steps of one trial of a learning rate: share of all, and its bounds."""
 LONGER, LONGEST_SHARE = 4, 0.3
-"""Trials that bring little are made again so many times longer, from the rate that they found; none longer than this share of all
-steps."""
+"""Trials that bring little are made again so many times longer, from the rate that they found.
+
+None is longer than this share of all steps.
+"""
 HELD_BACK = 4
 """Batches that such a trial is judged by."""
 
@@ -66,13 +68,15 @@ def find_rate(stepper: Stepper, own: State) -> float:
         return float(losses.mean()) if bool(torch.isfinite(losses).all()) else math.inf
 
     try:
-        found = best(loss_of, first)
+        best_trial = best(loss_of, first)
         longer = min(LONGER * steps, round(LONGEST_SHARE * total))
-        if found.little and longer > steps:
+        if best_trial.little and longer > steps:
             steps = longer
             # From there upwards, and from the first rate: what a few steps prefer may be too much for many.
-            found = max((best(loss_of, rate) for rate in dict.fromkeys((found.rate, first))), key=lambda trial: trial.share)
-        return found.rate
+            best_trial = max(
+                (best(loss_of, rate) for rate in dict.fromkeys((best_trial.rate, first))), key=lambda trial: trial.share
+            )
+        return best_trial.rate
     finally:
         training.load(start)
         if training.sparsifier is not None:

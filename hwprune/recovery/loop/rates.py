@@ -1,4 +1,4 @@
-"""Which learning rate, where nobody says one: short trials from the same weights.
+"""The learning rate where nobody says one: short trials from the same weights.
 
 The best rate differs by a factor of a hundred between a pretrained transformer and a small network that was trained in a
 minute, and a pruned model needs another one than its dense original. A range test (Smith 2015, arXiv 1506.01186) raises the
@@ -13,19 +13,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 FACTOR = 4.0
-"""Between two rates that are tried."""
+"""The factor between two rates that are tried."""
 FARTHEST = 4
 """Steps of `FACTOR` from the first rate, each way."""
 MARGIN = 0.05
 """A larger rate must bring the loss down by this share more: in a long run the smaller one catches up."""
 MARGIN_RISING = 0.25
-"""The margin where sparsity rises meanwhile: the trial begins with a model that has lost everything, the training with a dense
-one, which a large rate ruins first. (`benchmarks/recovery.py --workload wide_cnn --sparsities 0.75 --epochs 2 --methods gradual`:
-0.757 with `--rate 0.004`, which a margin of a twentieth chooses, 0.796 with `--rate 0.001`, which this one chooses; seed 0.)"""
+"""The margin where sparsity rises meanwhile.
+
+The trial begins with a model that has lost everything, the training with a dense one, which a large rate ruins first.
+(`benchmarks/recovery.py --workload wide_cnn --sparsities 0.75 --epochs 2 --methods gradual`: 0.757 with `--rate 0.004`, which a
+margin of a twentieth chooses, 0.796 with `--rate 0.001`, which this one chooses; seed 0.)
+"""
 
 RUINED = 2.0
-"""Smaller rates than the first are looked at if it makes the loss so many times larger. A little disturbance is what any useful
-rate does in so few steps to a model that has lost little; by the end of the training it is worth it."""
+"""Smaller rates than the first are looked at if it makes the loss so many times larger.
+
+A little disturbance is what any useful rate does in so few steps to a model that has lost little; by the end of the training it
+is worth it.
+"""
 
 
 LITTLE = 0.25
@@ -65,17 +71,17 @@ def best(loss_of: Callable[[float], float], first: float, margin: float = MARGIN
         return untrained - loss if math.isfinite(loss) else -math.inf
 
     ruined = (1 - RUINED) * abs(untrained)
-    found, most = first, gain(first)
+    best_rate, most = first, gain(first)
     if most <= ruined:
         for step in range(1, FARTHEST + 1):
             reached = gain(first / FACTOR**step)
             if most > ruined and reached <= most:
                 break
-            found, most = first / FACTOR**step, reached
-        return Found(found, most / abs(untrained) if untrained else 0.0)
+            best_rate, most = first / FACTOR**step, reached
+        return Found(best_rate, most / abs(untrained) if untrained else 0.0)
     for step in range(1, FARTHEST + 1):
         reached = gain(first * FACTOR**step)
         if reached <= most + margin * abs(most):
             break
-        found, most = first * FACTOR**step, reached
-    return Found(found, most / abs(untrained) if untrained else 0.0)
+        best_rate, most = first * FACTOR**step, reached
+    return Found(best_rate, most / abs(untrained) if untrained else 0.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from hwprune.common.files import Table
+from hwprune.errors import HwpruneWarning
 from hwprune.records.measurement import Measurement
 from hwprune.recovery.loop.checkpoint import FILE, Checkpoint, optimizer_tensors
 from hwprune.recovery.loop.losses import said
@@ -59,29 +60,34 @@ class Resuming:
         try:
             Checkpoint(facts, tensors).write(self._folder / FILE)
         except OSError as error:
-            warnings.warn(f"no checkpoint of the training could be written to {self._folder}: {said(error)}", stacklevel=2)
+            text = f"no checkpoint of the training could be written to {self._folder}: {said(error)}"
+            warnings.warn(text, HwpruneWarning, stacklevel=2)
 
     def read(self) -> Checkpoint | None:
         """Go on from a checkpoint of this very training, if there is one. Nothing is changed before all of it is understood."""
         training, state = self._training, self._state
-        known = Checkpoint.read(self._folder / FILE) if self._folder is not None else None
-        if known is None or known.facts.get("plan") != training.plan.to_json() or known.facts.get("origin") != self._start:
+        checkpoint = Checkpoint.read(self._folder / FILE) if self._folder is not None else None
+        if (
+            checkpoint is None
+            or checkpoint.facts.get("plan") != training.plan.to_json()
+            or checkpoint.facts.get("origin") != self._start
+        ):
             return None
         try:
-            numbers = {name: known.facts[name] for name in NUMBERS}
-            history, losses = list(known.facts["history"]), list(known.facts["losses"])
-            after = Measurement.from_table(Table(known.facts["after"], "checkpoint"))
-            weights, best, rng = known.tensors["weights"], known.tensors["best"], known.tensors["rng"]
+            numbers = {name: checkpoint.facts[name] for name in NUMBERS}
+            history, losses = list(checkpoint.facts["history"]), list(checkpoint.facts["losses"])
+            after = Measurement.from_table(Table(checkpoint.facts["after"], "checkpoint"))
+            weights, best, rng = checkpoint.tensors["weights"], checkpoint.tensors["best"], checkpoint.tensors["rng"]
         except (KeyError, TypeError):
             return None
         training.load(weights)
         state.best = {name: tensor.to(training.device) for name, tensor in best.items()}
-        state.mean = {name: tensor.to(training.device) for name, tensor in known.tensors.get("mean", {}).items()}
-        training.restore_sparsifier(known.tensors.get("own", {}))
+        state.mean = {name: tensor.to(training.device) for name, tensor in checkpoint.tensors.get("mean", {}).items()}
+        training.restore_sparsifier(checkpoint.tensors.get("own", {}))
         for name, value in numbers.items():
             setattr(state, name, value)
         state.history, state.losses, state.after, state.rng = history, losses, after, rng
-        return known
+        return checkpoint
 
     def finish(self) -> None:
         """Remove the checkpoint, unless it is to stay."""
@@ -91,13 +97,13 @@ class Resuming:
 
 def digest(training: Training, weights: Mapping[str, torch.Tensor], until: float) -> str:
     """Identifies all that decides how a training goes; 64 hex digits."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     held = training.held_masks
-    own = training.sparsifier_state() if not held else {}
+    sparsifier_state = training.sparsifier_state() if not held else {}
     teacher = training.teacher.state_dict() if training.teacher is not None else {}
-    for group in (weights, held, own, teacher):
+    for group in (weights, held, sparsifier_state, teacher):
         for name in sorted(group):
-            found.update(name.encode())
-            found.update(group[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    found.update(f"{type(training.sparsifier).__name__} {sorted(training.frozen)} {list(training.taps)} {until}".encode())
-    return found.hexdigest()
+            hasher.update(name.encode())
+            hasher.update(group[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    hasher.update(f"{type(training.sparsifier).__name__} {sorted(training.frozen)} {list(training.taps)} {until}".encode())
+    return hasher.hexdigest()

@@ -28,7 +28,7 @@ from hwprune.recovery.sparsifiers.base import FixedMask, Sparsifier
 from hwprune.workload.workload import Workload
 
 RESTARTS = 2
-"""How often training begins anew, with a quarter of the rate, after the loss or the gradient was not finite."""
+"""The number of times that training begins anew, with a quarter of the rate, after the loss or the gradient was not finite."""
 Report = Callable[[int, int, float, Measurement], None]
 """(steps done, all steps, seconds left, best validation so far)."""
 
@@ -72,7 +72,7 @@ def train(
         validator = validator or Validator(workload)
         if teacher is not None and validator.dense is None:
             validator.teach(teacher)
-        with _ready(training) as loss:
+        with _prepare(training) as loss:
             run = _Run(training, loss, validator, keep_best=keep_best, report=report, until=until)
             ended, resuming = run.go(folder, keep_checkpoint=keep_checkpoint, started=started)
         state = run.state
@@ -93,15 +93,15 @@ def search_rate(
 ) -> float:
     """The learning rate that `train` would find for these weights, which are left as they are."""
     training = Training(module, workload, plan, held, teacher)
-    with training.placed(), _ready(training) as loss:
+    with training.placed(), _prepare(training) as loss:
         nothing = Measurement(0.0, "", 0.0, 0.0, 1)  # nothing is validated in the search for a rate
         stepper = Stepper(training, TrainingState(nothing, {}), Batches(workload, plan.seed), loss)
         return find_rate(stepper, {})
 
 
 @contextlib.contextmanager
-def _ready(training: Training) -> Iterator[Losses]:
-    """Masks held, batch norms as wanted, taps in place; random numbers of others are left alone."""
+def _prepare(training: Training) -> Iterator[Losses]:
+    """Hold the masks and set up the loss, with batch norms and taps as wanted; random numbers of others are left alone."""
     device, sparsifier = training.device, training.sparsifier
     if sparsifier is not None:
         sparsifier.to(device)
@@ -128,14 +128,14 @@ class _Run:
         self.stepper = Stepper(training, self.state, Batches(training.workload, training.plan.seed), loss)
 
     def go(self, folder: Path | None, *, keep_checkpoint: bool, started: float) -> tuple[str, Resuming]:
-        """Train; why it ended. Begins anew with a smaller rate where numbers are no longer finite."""
+        """Train, and return why it ended. Training begins anew with a smaller rate where numbers are no longer finite."""
         training, state = self.training, self.state
-        start, own = state.best, training.sparsifier_state()
+        start, sparsifier_state = state.best, training.sparsifier_state()
         identity = digest(training, start, self.until) if folder is not None else ""
         resuming = Resuming(training, state, folder, keep=keep_checkpoint, start=identity, started=started)
         resume = resuming.read()
         if resume is None:
-            state.rate = find_rate(self.stepper, own)
+            state.rate = find_rate(self.stepper, sparsifier_state)
         while True:
             try:
                 with Interrupts(folder is not None) as interrupts:
@@ -150,7 +150,7 @@ class _Run:
                 state.rate /= 4
                 state.begin_anew(self.before, start)
                 training.load(start)
-                training.restore_sparsifier(own)
+                training.restore_sparsifier(sparsifier_state)
                 resume = None
 
     def _train_epochs(self, resume: Checkpoint | None, resuming: Resuming, interrupts: Interrupts) -> str:

@@ -1,4 +1,4 @@
-"""What is trained, by which plan, with whose help; and the state that moves while it is."""
+"""The parts of a training (what is trained, by which plan, with whose help), and the state that moves meanwhile."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Training:
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[None]:
-        """Models on the device that trains. The teacher is the user's own: it must not stay where it was moved."""
+        """Move the models to the device that trains, and back: the teacher is the user's own, and must not stay there."""
         homes = [(model, device_of(model)) for model in (self.module, self.teacher) if model is not None]
         try:
             for model, _ in homes:
@@ -82,7 +82,7 @@ class Training:
 
     @contextlib.contextmanager
     def as_run(self) -> Iterator[None]:
-        """The module with the weights that it is run with meanwhile, where masks act in the forward pass alone."""
+        """Give the module the weights that it is run with meanwhile, where masks act in the forward pass alone."""
         self.module.eval()
         with torch.no_grad():
             taken = dict(self.sparsifier.weights(self.module)) if self.sparsifier is not None else {}
@@ -100,7 +100,7 @@ class Training:
 
 @dataclass(slots=True)
 class TrainingState:
-    """Where a training stands; a checkpoint holds all of it.
+    """The point that a training has reached; a checkpoint holds all of it.
 
     Attributes:
         after: the best validation so far, at ``best_step``.
@@ -127,7 +127,7 @@ class TrainingState:
     rng: dict[str, torch.Tensor] | None = None
 
     def begin_anew(self, before: Measurement, weights: dict[str, torch.Tensor]) -> None:
-        """From the first step, as if nothing had been trained; the restart is counted by the caller."""
+        """Begin from the first step, as if nothing had been trained; the restart is counted by the caller."""
         self.step = self.best_step = self.stale = 0
         self.history.clear()
         self.forget_steps()

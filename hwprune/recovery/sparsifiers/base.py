@@ -18,13 +18,15 @@ class Sparsifier(abc.ABC):
     """Decides during a training run which weights are zero. The model keeps its shapes meanwhile."""
 
     score_range: float | None = None
-    """How far `extra` may be moved by the optimizer during the whole run; None: at the rate of the weights."""
+    """The distance that the optimizer may move `extra` by during the whole run; None: at the rate of the weights."""
     noise_range: float | None = None
-    """How far the noise of single batches may move it: a random walk of n steps comes score_range / sqrt(n)
-    far. None: any distance."""
+    """The distance that the noise of single batches may move it by; None: any.
+
+    A random walk of n steps comes score_range / sqrt(n) far.
+    """
 
     short_trial: bool = False
-    """In the short trial of a learning rate, where all sparsity comes at once: there are no steps for scores or penalties."""
+    """Is it the short trial of a learning rate? All sparsity comes at once there: scores and penalties have no steps."""
 
     def extra(self) -> list[nn.Parameter]:
         """Parameters of its own that are trained along."""
@@ -38,14 +40,14 @@ class Sparsifier(abc.ABC):
         return {}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
-        """What `state` gave."""
+        """Take back what `state` gave."""
 
     def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:  # noqa: ARG002 - most replace none
         """Tensors to run the model with instead of its parameters, with gradients to both."""
         return {}
 
     def penalty(self, module: nn.Module) -> torch.Tensor | None:  # noqa: ARG002
-        """Added to the loss."""
+        """The term that is added to the loss; None: nothing."""
         return None
 
     def before_step(self, module: nn.Module) -> None:  # noqa: B027 - most do nothing here
@@ -89,7 +91,7 @@ class FixedMask(Sparsifier):
                     value.masked_fill_(~mask, 0.0)
 
     def check(self, module: nn.Module) -> None:
-        """Raises `RunError` if a single removed weight is not zero."""
+        """Raise `RunError` if a single removed weight is not zero."""
         parameters = dict(module.named_parameters())
         for name, mask in self.masks.items():
             revived = int((parameters[name].detach()[~mask] != 0).sum())

@@ -36,7 +36,7 @@ class Gates(ScoreLearner):
     """|ln(alpha)|; beyond it the chance of changing has no gradient any more (Louizos et al. clamp it too)."""
     SCALARS = ("_updates", "multiplier", "_before", "_due")
     RISE = 1000.0
-    """How much the multiplier rises over a run whose model is slower by the whole dense time."""
+    """The rise of the multiplier over a run whose model is slower by the whole dense time."""
     SQUARE = 100.0
     """Weight of the squared distance beside it (an augmented Lagrangian; CoFi, Xia et al. 2022, arXiv 2204.00408)."""
 
@@ -82,7 +82,7 @@ class Gates(ScoreLearner):
 
     def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
         parameters = dict(module.named_parameters())
-        found: dict[str, torch.Tensor] = {}
+        gated: dict[str, torch.Tensor] = {}
         low, high = STRETCH
         for name, score in self.scores.items():
             if module.training:
@@ -93,8 +93,8 @@ class Gates(ScoreLearner):
             gate = (s * (high - low) + low).clamp(0, 1)
             for parameter, dim, index in self._places[name]:
                 values = torch.where(index >= 0, gate[index.clamp(min=0)], torch.ones((), device=gate.device))
-                found[parameter] = found.get(parameter, parameters[parameter]) * along(values, dim, parameters[parameter].ndim)
-        return found
+                gated[parameter] = gated.get(parameter, parameters[parameter]) * along(values, dim, parameters[parameter].ndim)
+        return gated
 
     def open(self, name: str) -> torch.Tensor:
         """Probability of each gate of an axis to be open."""
@@ -166,14 +166,14 @@ class Gates(ScoreLearner):
 
             name = min((n for n, at in place.items() if at > 0), key=cost)
             place[name] -= 1
-        found = {}
+        keeps = {}
         for name, at in place.items():
             count = int(self.savings[name][0][at])
             if count < len(probability[name]):
                 keep = torch.zeros(len(probability[name]), dtype=torch.bool)
                 keep[probability[name].argsort(descending=True, stable=True)[:count]] = True
-                found[name] = keep
-        return found
+                keeps[name] = keep
+        return keeps
 
     def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self._updates >= self.updates:

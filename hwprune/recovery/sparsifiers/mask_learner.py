@@ -1,4 +1,4 @@
-"""What goes, decided while the model is trained: what all ways have in common, and gradual pruning.
+"""Mask learners decide what goes while the model is trained: what all of them have in common, and gradual pruning.
 
 All of them (see also `movement`, `platon`, `growing`, `gates`) train a private copy of the model in its own shapes and end in
 keep masks; the cut and a last training at the final sparsity follow (`hwprune.recovery.recover`).
@@ -29,7 +29,7 @@ from hwprune.recovery.sparsifiers.base import FixedMask, Sparsifier, State
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """What stays: axis name -> keep mask of its indices, matrix -> keep mask in the dense parameter's shape."""
+    """The decision on what stays: axis name -> keep mask of its indices, matrix -> keep mask in the dense parameter's shape."""
 
     keeps: Mapping[str, torch.Tensor]
     masks: Mapping[str, torch.Tensor]
@@ -69,11 +69,13 @@ class MaskLearner(Sparsifier):
 
     def state(self) -> State:
         """The decision, and what `SCALARS` and `TABLES` name."""
-        found: State = {f"scalar/{name}": torch.tensor(float(getattr(self, name)), dtype=torch.float64) for name in self.SCALARS}
+        tensors: State = {
+            f"scalar/{name}": torch.tensor(float(getattr(self, name)), dtype=torch.float64) for name in self.SCALARS
+        }
         tables = {name: getattr(self, name) for name in self.TABLES}
         for group, named in {**tables, "keeps": self.decision.keeps, "masks": self.decision.masks}.items():
-            found |= {f"{group}/{name}": tensor.detach().clone() for name, tensor in named.items()}
-        return found
+            tensors |= {f"{group}/{name}": tensor.detach().clone() for name, tensor in named.items()}
+        return tensors
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -84,14 +86,14 @@ class MaskLearner(Sparsifier):
         for name, value in groups.get("scalar", {}).items():
             setattr(self, name, type(getattr(self, name))(float(value)))
         for table in self.TABLES:
-            own = getattr(self, table)
-            for name in [name for name in own if name not in groups.get(table, {})]:
-                del own[name]
+            held = getattr(self, table)
+            for name in [name for name in held if name not in groups.get(table, {})]:
+                del held[name]
             for name, tensor in groups.get(table, {}).items():
-                if name in own:
-                    own[name].copy_(tensor)  # the optimizer holds it
+                if name in held:
+                    held[name].copy_(tensor)  # the optimizer holds it
                 else:
-                    own[name] = tensor.clone().to(self._device)
+                    held[name] = tensor.clone().to(self._device)
         self.decision = Decision(groups.get("keeps", {}), groups.get("masks", {}))
 
     def after_step(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
@@ -123,7 +125,7 @@ class MaskLearner(Sparsifier):
     def dense_masks(self) -> dict[str, torch.Tensor]:
         """Parameter -> keep mask in the dense shape, of axes and matrices together."""
         parameters = dict(self.pruner.graph.module.named_parameters())
-        found = {name: mask.to(parameters[name].device) for name, mask in self.decision.masks.items()}
+        masks = {name: mask.to(parameters[name].device) for name, mask in self.decision.masks.items()}
         for name, dims in self.pruner.graph.selected({k: v.cpu() for k, v in self.decision.keeps.items()}).items():
             if name not in parameters:
                 continue
@@ -131,8 +133,8 @@ class MaskLearner(Sparsifier):
             for dim, keep in enumerate(dims):
                 mask &= along(torch.from_numpy(np.asarray(keep)), dim, mask.ndim)
             mask = mask.to(parameters[name].device)
-            found[name] = found[name] & mask if name in found else mask
-        return found
+            masks[name] = masks[name] & mask if name in masks else mask
+        return masks
 
     def dense(self, name: str, mask: torch.Tensor, keeps: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """A mask of what a cut leaves of a parameter, in the dense shape. What the cut removes counts as kept here."""
@@ -157,7 +159,7 @@ class Gradual(MaskLearner):
     """
 
     FEWER = 4
-    """Times less often, where any of the criteria looks at data."""
+    """It decides so many times less often where any of the criteria looks at data."""
 
     def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan) -> None:
         super().__init__(pruner, recipe, plan)
@@ -217,11 +219,11 @@ class ScoreLearner(MaskLearner):
         parameters = dict(module.named_parameters())
         if self.choices[name][0].axis is None:
             return parameters[name].detach().abs()
-        found = torch.zeros_like(self.scores[name])
+        sums = torch.zeros_like(self.scores[name])
         for parameter, dim, index in self._places[name]:
             each = parameters[parameter].detach().square().movedim(dim, 0).reshape(len(index), -1).sum(dim=1)
-            found.index_add_(0, index[index >= 0], each[index >= 0])
-        return found.sqrt()
+            sums.index_add_(0, index[index >= 0], each[index >= 0])
+        return sums.sqrt()
 
     @staticmethod
     def _reads(unit: Unit, parameter: str, dim: int) -> bool:

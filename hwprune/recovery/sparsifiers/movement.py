@@ -32,14 +32,13 @@ class Movement(ScoreLearner):
     score_range = 10.0
     """Sanh et al. give scores a rate of 1e-2 beside 3e-5 for weights: over a run they can move by some tens."""
     GAIN = 20.0
-    """How fast the penalty of the soft variant follows the distance to the wanted sparsity."""
+    """The speed at which the penalty of the soft variant follows the distance to the wanted sparsity."""
 
     PRIOR = 1.0
-    """What a weight of the layer's root mean square is worth at the beginning.
+    """The score at the beginning of a weight of the layer's root mean square.
 
     Scores that begin at zero, as the paper's do, are noise for the first thousands of steps, and what they remove is drawn at
-    random: over a short training that ruins a model. Beside `score_range` this is little; it decides where
-    movement has not.
+    random: over a short training that ruins a model. Beside `score_range` this is little; it decides where movement has not.
     """
     NOISE_RANGE = 0.5
     """Half of `PRIOR`: what has only been shaken is not torn from its place."""
@@ -65,19 +64,19 @@ class Movement(ScoreLearner):
 
     def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
         parameters = dict(module.named_parameters())
-        found: dict[str, torch.Tensor] = {}
+        gated: dict[str, torch.Tensor] = {}
         for name, score in self.scores.items():
             unit, _ = self.choices[name]
             if unit.axis is None:
                 mask = self.decision.masks.get(name)
                 gate = self._gate(score, mask)
-                found[name] = found.get(name, parameters[name]) * gate
+                gated[name] = gated.get(name, parameters[name]) * gate
                 continue
             gate = self._gate(score, self.decision.keeps.get(name))
             for parameter, dim, index in self._places[name]:
                 values = torch.where(index >= 0, gate[index.clamp(min=0)], torch.ones((), device=gate.device))
-                found[parameter] = found.get(parameter, parameters[parameter]) * along(values, dim, parameters[parameter].ndim)
-        return found
+                gated[parameter] = gated.get(parameter, parameters[parameter]) * along(values, dim, parameters[parameter].ndim)
+        return gated
 
     @staticmethod
     def _gate(score: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
@@ -111,7 +110,7 @@ class Movement(ScoreLearner):
         return Decision(keeps, masks)
 
     def _exact(self) -> Decision:
-        """One threshold for all units, at the recipe's mean sparsity."""
+        """The decision by one threshold for all units, at the recipe's mean sparsity."""
         every = torch.cat([score.detach().reshape(-1).cpu() for score in self.scores.values()])
         total = sum(c.sparsity * self.scores[name].numel() for name, (_, c) in self.choices.items())
         threshold = every.sort().values[min(len(every) - 1, round(total))]

@@ -1,4 +1,4 @@
-"""How far a drawing of lottery tickets has come; written after each round, so that a kill costs one round."""
+"""The course of a drawing of lottery tickets; it is written after each round, so that a kill costs one round."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = tuple[float, float, float]
 
 @dataclass(slots=True)
 class Course:
-    """What is known after some rounds.
+    """The state of a drawing after some rounds.
 
     Attributes:
         dense: metric of each seed that has begun.
@@ -42,11 +42,11 @@ class Course:
 
     @property
     def trainings(self) -> int:
-        """That are done."""
+        """The number of trainings that are done."""
         return len(self.dense) + 2 * sum(map(len, self.rows)) + 2 * sum(map(len, self.moved))
 
     def write(self, folder: Path, origin: str) -> None:
-        """Raises `UsageError` if nothing can be written there."""
+        """Write it into a folder. Raises `UsageError` if nothing can be written there."""
         facts = {"origin": origin, "dense": self.dense, "rows": self.rows, "moved": self.moved}
         tensors = {"masks": self.masks, "weights": self.weights, "rewound": self.rewound, "first": self.first}
         try:
@@ -64,27 +64,27 @@ class Course:
         path = folder / FILE
         if not path.exists():
             return cls()
-        known = Checkpoint.read(path)
-        if known is None:
+        checkpoint = Checkpoint.read(path)
+        if checkpoint is None:
             raise UsageError(f"{path} can't be read: delete it to begin anew")
-        if known.facts.get("origin") != origin:
+        if checkpoint.facts.get("origin") != origin:
             raise UsageError(f"{path} is of other tickets (another workload, other weights or options): choose another folder")
-        facts, tensors = known.facts, known.tensors
+        facts, tensors = checkpoint.facts, checkpoint.tensors
         try:
             rows, moved = ([[(a, b, c) for a, b, c in seed] for seed in facts[name]] for name in ("rows", "moved"))
-            found = cls(list(facts["dense"]), rows, moved)
+            course = cls(list(facts["dense"]), rows, moved)
         except (KeyError, TypeError, ValueError):
             raise UsageError(f"{path} can't be read: delete it to begin anew") from None
         for name in ("masks", "weights", "rewound", "first"):
-            setattr(found, name, tensors.get(name, {}))
-        return found
+            setattr(course, name, tensors.get(name, {}))
+        return course
 
 
 def origin_of(plan: Any, *states: Mapping[str, torch.Tensor]) -> str:
     """A digest of what decides how a drawing goes: the plan (a dataclass) and the models' weights."""
-    found = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
+    hasher = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
     for state in states:
         for name in sorted(state):
-            found.update(f"{name} {tuple(state[name].shape)}".encode())
-            found.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+            hasher.update(f"{name} {tuple(state[name].shape)}".encode())
+            hasher.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()

@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
+from hwprune.records.measurement import Measurement
 from hwprune.recovery.loop.run import train
 from hwprune.recovery.loop.validation import Validator
 from hwprune.recovery.plan import Plan
@@ -60,7 +61,7 @@ def draw(
         raise UsageError(f"{pruner.workload.name} and {other.workload.name} share no layer: a ticket can't be transferred")
     drawing = _Drawing(pruner, other, plan, names, step, folder)
     for seed in range(plan.seeds):
-        drawing.seed(seed)
+        drawing.run_seed(seed)
     course = drawing.course
     return Tickets(
         tuple(course.dense), points_of(course.rows), points_of(course.moved),
@@ -84,12 +85,12 @@ class _Drawing:
     def __post_init__(self) -> None:
         self.course = Course()
         if self.folder is not None:
-            states = [one.workload.model.state_dict() for one in (self.pruner, self.other) if one is not None]
+            states = [pruner.workload.model.state_dict() for pruner in (self.pruner, self.other) if pruner is not None]
             self._origin = origin_of(self.plan, *states)
             self.course = Course.read(self.folder, self._origin)
 
-    def seed(self, seed: int) -> None:
-        """All rounds of a seed that are not done yet."""
+    def run_seed(self, seed: int) -> None:
+        """Run all rounds of a seed that are not done yet."""
         course = self.course
         training = replace(self.plan.training, seed=seed)
         if seed == len(course.dense):
@@ -103,12 +104,12 @@ class _Drawing:
             course.moved.extend([[]] if self.other is not None else [])
             self._keep()
         for number in range(len(course.rows[seed]) + 1, self.plan.rounds + 1):
-            self._round(seed, number, training)
+            self._run_round(seed, number, training)
             if seed == 0:
                 course.first = course.masks
             self._keep()
 
-    def _round(self, seed: int, number: int, training: Plan) -> None:
+    def _run_round(self, seed: int, number: int, training: Plan) -> None:
         course = self.course
         module = copy.deepcopy(self.pruner.graph.module)
         module.load_state_dict(course.weights)
@@ -122,25 +123,25 @@ class _Drawing:
         lost, _ = _trained(self.pruner, course.rewound, shuffled, training)
         row = sparsity, _metric(self.pruner, module), _metric(self.pruner, lost)
         if self.other is not None:
-            found = []
+            metrics = []
             for place, (kind, ticket) in enumerate((("winning", masks), ("random", shuffled))):
                 self._tell(2 + place, f"seed {seed}, round {number}: {kind} ticket on {self.other.workload.name}")
-                found.append(self._transferred(self.other, ticket, training))
-            course.moved[seed].append((sparsity, found[0], found[1]))
+                metrics.append(self._transfer(self.other, ticket, training))
+            course.moved[seed].append((sparsity, metrics[0], metrics[1]))
         course.rows[seed].append(row)
         course.masks, course.weights = masks, _state(module)
 
-    def _transferred(self, other: Pruner, ticket: Mapping[str, torch.Tensor], training: Plan) -> float:
-        own = {name: ticket[name] for name in _shared(self.pruner, other, self.names)}
+    def _transfer(self, other: Pruner, ticket: Mapping[str, torch.Tensor], training: Plan) -> float:
+        masks = {name: ticket[name] for name in _shared(self.pruner, other, self.names)}
         begin = initial(other.workload.model, other.graph.module, training.seed)
         begin |= {
             name: value for name, value in self.course.rewound.items() if name in begin and begin[name].shape == value.shape
         }
-        result, _ = _trained(other, begin, own, training)
+        result, _ = _trained(other, begin, masks, training)
         return _metric(other, result)
 
     def _tell(self, more: int, text: str) -> None:
-        """``more``: trainings of this round that are done."""
+        """Tell the caller how far the drawing is; ``more``: trainings of this round that are done."""
         if self.step is not None:
             total = self.plan.seeds * (1 + self.plan.rounds * (2 + (2 if self.other is not None else 0)))
             self.step(self.course.trainings + more, total, text)
@@ -153,7 +154,7 @@ class _Drawing:
 def _trained(
     pruner: Pruner, start: State, masks: Mapping[str, torch.Tensor], plan: Plan, rewind: float | None = None
 ) -> tuple[fx.GraphModule, State]:
-    """A model trained from a state, and, if asked for, its state at the rewinding step."""
+    """Train a copy of the model from a state; if asked for, its state at the rewinding step comes with it."""
     module = copy.deepcopy(pruner.graph.module)
     module.load_state_dict(start)
     held = FixedMask(masks) if masks else None
@@ -171,11 +172,9 @@ def _state(module: fx.GraphModule) -> State:
 
 
 class _Blind(Validator):
-    """Nothing is chosen by validation here, so it is scored but once."""
+    """Scores nothing: nothing is chosen by validation here, and the metric is taken but once, at the end."""
 
     def __call__(self, module: nn.Module) -> Any:  # noqa: ARG002
-        from hwprune.records.measurement import Measurement
-
         return Measurement(0.0, "none", 0.0, 0.0, 1)
 
 

@@ -20,14 +20,14 @@ def initial(model: nn.Module, graph: fx.GraphModule, seed: int) -> State:
     fresh = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        known: set[int] = set()
+        initialised: set[int] = set()
         for layer in fresh.modules():
             reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
             if callable(reset):
                 reset()
-                known |= {id(p) for p in layer.parameters(recurse=False)}
+                initialised |= {id(p) for p in layer.parameters(recurse=False)}
         for parameter in fresh.parameters():
-            if id(parameter) not in known and parameter.is_floating_point() and parameter.numel() > 1:
+            if id(parameter) not in initialised and parameter.is_floating_point() and parameter.numel() > 1:
                 parameter.normal_(float(parameter.mean()), float(parameter.std()))
     state = fresh.state_dict()
     return {name: state[name].detach().clone() if name in state else value.clone() for name, value in graph.state_dict().items()}
@@ -40,14 +40,14 @@ def pruned(module: nn.Module, masks: Mapping[str, torch.Tensor], share: float) -
     left = torch.cat([parameters[name].detach().abs()[mask] for name, mask in masks.items()])
     count = round(share * len(left))
     threshold = left.kthvalue(max(1, count)).values
-    found = {}
+    kept = {}
     for name, mask in masks.items():
         weight = parameters[name].detach().abs()
         keep = mask & (weight > threshold) if count else mask.clone()
         if not bool(keep.any()):
             keep[torch.unravel_index((weight * mask).argmax(), keep.shape)] = True
-        found[name] = keep
-    return found
+        kept[name] = keep
+    return kept
 
 
 def random_like(masks: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:

@@ -41,7 +41,7 @@ def write(found: Tickets, plan: TicketPlan, name: str, metric: str, folder: Path
 
 
 def table(found: Tickets, name: str, transfer: str = "") -> str:
-    """A row a sparsity and workload."""
+    """The table as CSV, a row for each sparsity and workload."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -52,7 +52,7 @@ def table(found: Tickets, name: str, transfer: str = "") -> str:
 
 
 def picture(found: Tickets, name: str, metric: str, path: Path, transfer: str = "") -> None:
-    """Metric against what is left, with the intervals over seeds as bands."""
+    """Draw the metric against what is left, with the intervals over seeds as bands."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -66,8 +66,8 @@ def picture(found: Tickets, name: str, metric: str, path: Path, transfer: str = 
         if place == 0:
             axes.axhspan(dense.low, dense.high, color="#d1495b", alpha=0.12, lw=0)
             axes.axhline(dense.mean, color="#d1495b", lw=1, label="all weights, trained the same way")
-        _band(axes, xs, [Interval.of(p.winning) for p in points], "#1768ac", "winning ticket")
-        _band(axes, xs, [Interval.of(p.random) for p in points], "#8a94a3", "random ticket, same sparsity a layer")
+        _draw_band(axes, xs, [Interval.of(p.winning) for p in points], "#1768ac", "winning ticket")
+        _draw_band(axes, xs, [Interval.of(p.random) for p in points], "#8a94a3", "random ticket, same sparsity a layer")
         axes.set_xscale("log")
         axes.invert_xaxis()
         axes.set_xticks(xs, [f"{x:.3g}" for x in xs], fontsize=8)
@@ -83,7 +83,7 @@ def picture(found: Tickets, name: str, metric: str, path: Path, transfer: str = 
     temporary.replace(path)
 
 
-def _band(axes: Any, xs: Sequence[float], intervals: Sequence[Interval], color: str, label: str) -> None:
+def _draw_band(axes: Any, xs: Sequence[float], intervals: Sequence[Interval], color: str, label: str) -> None:
     axes.plot(xs, [i.mean for i in intervals], "o-", color=color, ms=4, label=label)
     axes.fill_between(xs, [i.low for i in intervals], [i.high for i in intervals], color=color, alpha=0.15, lw=0)
 

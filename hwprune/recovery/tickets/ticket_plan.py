@@ -1,4 +1,4 @@
-"""What a lottery ticket experiment does."""
+"""The plan of a lottery ticket experiment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RATE = 4e-3
 
 @dataclass(frozen=True, slots=True)
 class TicketPlan:
-    """What to do.
+    """The settings of a lottery ticket experiment.
 
     Attributes:
         rounds: of pruning.

@@ -1,4 +1,4 @@
-"""What a lottery ticket experiment gave."""
+"""The result of a lottery ticket experiment, as values."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TicketRound:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tickets:
-    """What came of it.
+    """The result of a lottery ticket experiment.
 
     Attributes:
         dense: the metric of each seed with all weights, trained the same way.
@@ -82,6 +82,6 @@ class Tickets:
 def points_of(rows: Sequence[Sequence[Row]]) -> tuple[TicketRound, ...]:
     """Rounds of all seeds side by side; sparsities of one round differ between seeds by single weights."""
     return tuple(
-        TicketRound(fmean(row[0] for row in found), tuple(row[1] for row in found), tuple(row[2] for row in found))
-        for found in zip(*rows, strict=True)
+        TicketRound(fmean(row[0] for row in round_rows), tuple(row[1] for row in round_rows), tuple(row[2] for row in round_rows))
+        for round_rows in zip(*rows, strict=True)
     )

@@ -53,9 +53,8 @@ class Expectation:
         if member is not None:
             raise Stopped(
                 stage,
-                f"on {divergence.samples} examples its outputs differ by {divergence.value:.3g} {divergence.unit} from dense; "
-                f"trial {member.number} differs by less than {member.high:.3g} and is at least as fast as this one can be "
-                f"expected to be ({1 / self.predicted['ratio']:.2f}x)",
+                f"worse than trial {member.number}: {divergence.value:.3g} {divergence.unit} from dense on {divergence.samples} "
+                f"examples (trial {member.number}: below {member.high:.3g}), and not expected to be faster",
                 divergence,
             )
 

@@ -2,6 +2,8 @@
 
 A branch and the axes inside it are one item: with the branch go its axes, and the choice is one of their levels or no branch
 at all. Of the methods that give the same cut, the one with the least error stands for all.
+
+One file because an item is built in one pass: ways of each unit, joint choices, what of them is dominated.
 """
 
 from __future__ import annotations

@@ -124,13 +124,13 @@ def _constant(node: onnx.NodeProto) -> TensorProto | None:
 
 def captured(node: onnx.NodeProto) -> set[str]:
     """Names of outer tensors that the node's subgraphs may read."""
-    found: set[str] = set()
+    names: set[str] = set()
     for attribute in node.attribute:
         for graph in (
             [attribute.g, *attribute.graphs] if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) else []
         ):
             for inner in graph.node:
-                found.update(name for name in inner.input if name)
-                found |= captured(inner)
-            found.update(item.name for item in graph.output)
-    return found
+                names.update(name for name in inner.input if name)
+                names |= captured(inner)
+            names.update(item.name for item in graph.output)
+    return names

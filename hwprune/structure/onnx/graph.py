@@ -143,12 +143,12 @@ class OnnxGraph:
                 kept.append(node)
                 needed.update(name for name in node.input if name)
                 needed.update(captured(node))
-        made = helper.make_graph(
+        trimmed = helper.make_graph(
             kept[::-1], graph.name, list(graph.input), list(graph.output), [item for item in initializers if item.name in needed]
         )
         model = onnx.ModelProto()
         model.CopyFrom(without_graph(self.model))
-        model.graph.CopyFrom(made)
+        model.graph.CopyFrom(trimmed)
         return model
 
 
@@ -183,7 +183,7 @@ def _dag(model: onnx.ModelProto, values: Mapping[str, Value | None]) -> Dag:
             data.add(node.output[0])
         if node.op_type == "Add":
             sides = [values.get(name) for name in node.input]
-            same = all(one is not None and [d.size for d in one.dims] == [d.size for d in value.dims] for one in sides)
+            same = all(side is not None and [d.size for d in side.dims] == [d.size for d in value.dims] for side in sides)
             if same and all(name in data for name in node.input):
                 sums[node.output[0]] = (node.input[0], node.input[1])
     return Dag(nodes, [item.name for item in model.graph.output], tensors, frozenset(weights), sums, frozenset(data), {})

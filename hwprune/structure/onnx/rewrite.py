@@ -33,11 +33,11 @@ class Rewrite:
             self._follow(node)
             # A shape computation is left to whoever reads its numbers as sizes or as data.
             sizes = number in self.walk.computes_sizes
-            self._out.append(node if sizes else self._node(node, self.walk.edits.get(number, Edits())))
+            self._out.append(node if sizes else self._rewrite_node(node, self.walk.edits.get(number, Edits())))
         return self._out
 
     def _now(self, name: str) -> Array | None:
-        """What a known tensor holds at run time after the cut."""
+        """The numbers that a known tensor holds at run time after the cut."""
         return self._actual[name] if name in self._actual else self.walk.known.get(name)
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
@@ -51,12 +51,12 @@ class Rewrite:
         name = node.output[0] if node.output else ""
         if name not in self.walk.known:
             return
-        if node.op_type in ("Shape", "Size") or any(one in self._actual for one in node.input):
-            now = evaluate(node, attributes(node), [self._now(one) if one else None for one in node.input], self._shape)
+        if node.op_type in ("Shape", "Size") or any(source in self._actual for source in node.input):
+            now = evaluate(node, attributes(node), [self._now(source) if source else None for source in node.input], self._shape)
             if now is None or not np.array_equal(now, self.walk.known[name]):
                 self._actual[name] = now
 
-    def _node(self, node: onnx.NodeProto, edits: Edits) -> onnx.NodeProto:
+    def _rewrite_node(self, node: onnx.NodeProto, edits: Edits) -> onnx.NodeProto:
         changes = self._changed_inputs(node, edits)
         values: dict[str, Any] = {name: value(self.kept) for name, value in edits.attributes.items()}
         if not changes and not values:
@@ -92,14 +92,14 @@ class Rewrite:
                 changes[position] = self._materialise(name, wanted)
         for position, numbers in edits.inputs.items():
             if position >= len(node.input) or not node.input[position]:  # a default that no longer holds
-                changes[position] = self._constant(np.asarray(numbers(self.kept), dtype=np.int64))
+                changes[position] = self._emit_constant(np.asarray(numbers(self.kept), dtype=np.int64))
         return changes
 
     def _name(self) -> str:
         self._made += 1
         return f"hwprune_size_{self._made}"
 
-    def _constant(self, value: Array) -> str:
+    def _emit_constant(self, value: Array) -> str:
         name = self._name()
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
@@ -115,7 +115,7 @@ class Rewrite:
         if now is not None and np.array_equal(now, wanted):
             return name
         if not any(factors(int(entry), self.walk.symbols)[1] for entry in wanted.reshape(-1)) or wanted.dtype.kind not in "iu":
-            return self._constant(wanted)
+            return self._emit_constant(wanted)
         producer = self.walk.producers.get(name)
         if producer is not None and producer.op_type == "Concat" and wanted.ndim == 1:
             sizes = [self.walk.known[part].size if part in self.walk.known else -1 for part in producer.input]
@@ -123,18 +123,18 @@ class Rewrite:
                 pieces = np.split(wanted, np.cumsum(sizes)[:-1])
                 names = [self._materialise(part, piece) for part, piece in zip(producer.input, pieces, strict=True)]
                 return self._emit("Concat", names, axis=0)
-        entries = [self._entry(int(entry)) for entry in wanted.reshape(-1)]
+        entries = [self._emit_entry(int(entry)) for entry in wanted.reshape(-1)]
         joined = entries[0] if len(entries) == 1 else self._emit("Concat", entries, axis=0)
         if wanted.shape != (len(entries),):
-            joined = self._emit("Reshape", [joined, self._constant(np.asarray(wanted.shape, dtype=np.int64))])
+            joined = self._emit("Reshape", [joined, self._emit_constant(np.asarray(wanted.shape, dtype=np.int64))])
         if wanted.dtype != np.int64:
             joined = self._emit("Cast", [joined], to=helper.np_dtype_to_tensor_dtype(wanted.dtype))
         return joined
 
-    def _entry(self, number: int) -> str:
+    def _emit_entry(self, number: int) -> str:
         """One number as a tensor of shape (1,): a constant times the run-time sizes that its primes stand for."""
         rest, primes = factors(number, self.walk.symbols)
-        name = None if rest == 1 and primes else self._constant(np.asarray([rest], dtype=np.int64))
+        name = None if rest == 1 and primes else self._emit_constant(np.asarray([rest], dtype=np.int64))
         for prime in primes:
             size = self._size(prime)
             name = size if name is None else self._emit("Mul", [name, size])
@@ -146,6 +146,6 @@ class Rewrite:
             source, position = self.walk.symbols[prime]
             shape = self._emit("Shape", [source])
             self._symbol_names[prime] = self._emit(
-                "Gather", [shape, self._constant(np.asarray([position], dtype=np.int64))], axis=0
+                "Gather", [shape, self._emit_constant(np.asarray([position], dtype=np.int64))], axis=0
             )
         return self._symbol_names[prime]

@@ -1,6 +1,6 @@
 """Small numbers inside an ONNX graph: the shape computations that exporters write out as operators.
 
-Evaluated with NumPy at analysis time, and again for the sizes after a cut, to see what has to be rewritten.
+They are evaluated with NumPy at analysis time, and again for the sizes after a cut, to see what has to be rewritten.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def is_small(array: Array) -> bool:
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """The node's attributes as Python values."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
-        found[attribute.name] = value.decode() if isinstance(value, bytes) else value
-    return found
+        values[attribute.name] = value.decode() if isinstance(value, bytes) else value
+    return values
 
 
 def _dtype(number: int) -> Any:
@@ -38,10 +38,10 @@ def _dtype(number: int) -> Any:
 
 
 def _slice(data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
-    chosen = range(len(starts)) if axes is None else [int(a) for a in axes]
+    sliced = range(len(starts)) if axes is None else [int(a) for a in axes]
     strides = [1] * len(starts) if steps is None else [int(s) for s in steps]
     index: list[slice] = [slice(None)] * data.ndim
-    for start, end, axis, step in zip(starts, ends, chosen, strides, strict=True):
+    for start, end, axis, step in zip(starts, ends, sliced, strides, strict=True):
         stop = int(end)
         # A backward slice to before the first entry is written with a very negative end.
         index[axis] = slice(int(start), None if step < 0 and stop < -data.shape[axis] else stop, step)

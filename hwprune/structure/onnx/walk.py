@@ -62,13 +62,13 @@ class Walk:
 
     def run(self) -> None:
         for item in self.model.graph.input:
-            self._input(item)
+            self._enter_input(item)
         for tensor in self.model.graph.initializer:
-            self._initializer(tensor)
+            self._enter_initializer(tensor)
         for number, node in enumerate(self.model.graph.node):
             for name in node.output:
                 self.producers[name] = node
-            self._node(number, node)
+            self._visit(number, node)
         for output in self.model.graph.output:
             self._freeze(output.name, "model output")
 
@@ -83,7 +83,7 @@ class Walk:
             sizes.append(dim.dim_value)
         return tuple(sizes)
 
-    def _input(self, item: onnx.ValueInfoProto) -> None:
+    def _enter_input(self, item: onnx.ValueInfoProto) -> None:
         """Sizes that are free get a prime each; the same name the same prime."""
         kind = onnx.TypeProto()
         kind.CopyFrom(item.type)
@@ -103,7 +103,7 @@ class Walk:
         self._types[item.name] = kind
         self.values[item.name] = self._fresh(item.name, "model input")
 
-    def _initializer(self, tensor: TensorProto) -> None:
+    def _enter_initializer(self, tensor: TensorProto) -> None:
         self._types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         if int(np.prod(tensor.dims)) <= LIMIT:
             self._small[tensor.name] = tensor
@@ -132,7 +132,7 @@ class Walk:
         for dim in value.dims if value is not None else ():
             self.space.freeze(dim, reason)
 
-    def _node(self, number: int, node: onnx.NodeProto) -> None:
+    def _visit(self, number: int, node: onnx.NodeProto) -> None:
         options = attributes(node)
         numbers = [self.known.get(name) if name else None for name in node.input]
         self._infer(node)
@@ -153,7 +153,7 @@ class Walk:
             for name in nested:
                 self._freeze(name, f"{node.op_type} ({node.name or node.output[0]}): read inside a nested graph")
             reason = f"no rule for {key}" if rule is None else "the sizes of its result are known only at run time"
-            self._unknown(node, reason)
+            self._give_up(node, reason)
             return
         tensors = [self._read(name) if name else None for name in node.input]
         call = OnnxCall(
@@ -171,15 +171,17 @@ class Walk:
         try:
             if any(tensor is None for tensor, name in zip(tensors, node.input, strict=True) if name):
                 raise ValueError("an input has sizes that are known only at run time")
-            found = rule(call)
+            outputs = rule(call)
             call.freeze_the_rest()
             results = (
-                found if isinstance(found, list) else [found if isinstance(found, Value) else Value(found, (False,) * len(found))]
+                outputs
+                if isinstance(outputs, list)
+                else [outputs if isinstance(outputs, Value) else Value(outputs, (False,) * len(outputs))]
             )
             self._check(results, call.outputs)
         except (ValueError, IndexError, TypeError, KeyError, MismatchError) as error:
             # A gap in a rule costs prunability, never a crash.
-            self._unknown(node, f"the rule for {key} does not cover this use ({type(error).__name__}: {error})")
+            self._give_up(node, f"the rule for {key} does not cover this use ({type(error).__name__}: {error})")
             return
         if call.inputs_after or call.attributes_after:
             self.edits[number] = Edits(call.inputs_after, call.attributes_after)
@@ -207,7 +209,7 @@ class Walk:
             self.values[name] = Value(dims, (False,) * len(dims))
         return self.values.get(name)
 
-    def _unknown(self, node: onnx.NodeProto, reason: str) -> None:
+    def _give_up(self, node: onnx.NodeProto, reason: str) -> None:
         text = f"{node.op_type} ({node.output[0]}): {reason}"
         for name in node.input:
             if name:
@@ -239,12 +241,12 @@ class Walk:
             elif name in self.known:
                 data[name] = numpy_helper.from_array(np.ascontiguousarray(self.known[name]), name)
         try:
-            found = onnx.shape_inference.infer_node_outputs(
+            types = onnx.shape_inference.infer_node_outputs(
                 schema, node, kinds, data, opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version
             )
         except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, TypeError, ValueError, KeyError):
             return self._infer_simply(node)
-        self._types.update(found)
+        self._types.update(types)
         if self.shape(node.output[0]) is None:
             self._infer_simply(node)
 

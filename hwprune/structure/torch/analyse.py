@@ -1,4 +1,4 @@
-"""From a model to its `AxisGraph`: export once, then one pass of rules over the ATen graph."""
+"""The analysis of a model, which gives its `AxisGraph`: export once, then one pass of rules over the ATen graph."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WEIGHT_ARGUMENT: dict[Any, tuple[str, int]] = {
     torch.ops.aten.matmul.default: ("product", 1),
     torch.ops.aten.mm.default: ("product", 1),
 }
-"""What a layer's weight is to its operator: kind and position. A product's weight is (in, out)."""
+"""The kind of a layer by its operator, and the position of the weight among its arguments. A product's weight is (in, out)."""
 
 
 def trace(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> AxisGraph:
@@ -126,7 +126,7 @@ class _Walk:
                 self.space.freeze(dim, "model output")
 
     def _call_module(self, node: fx.Node) -> Any:
-        return self._unknown(node, f"{node.target} is a nested graph")
+        return self._give_up(node, f"{node.target} is a nested graph")
 
     def _call_function(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
@@ -137,12 +137,12 @@ class _Walk:
             self._storage[node] = self._storage.get(origin, origin)
             if isinstance(source, list):
                 return source[node.args[1]]  # type: ignore[index]  # and its index an int
-            return self._unknown(node, "takes one item of an unknown result")
+            return self._give_up(node, "takes one item of an unknown result")
         if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)):
             return self._number(value)
         rule = RULES.get(node.target) or RULES.get(getattr(getattr(node.target, "_schema", None), "name", None))
         if rule is None:
-            return self._unknown(node, f"no rule for {node.target}")
+            return self._give_up(node, f"no rule for {node.target}")
         assert isinstance(node.target, torch._ops.OpOverload)
         shapes = [self._sizes(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
         short = str(node.target.overloadpacket).removeprefix("aten.")
@@ -155,7 +155,7 @@ class _Walk:
             self._check(result, shapes)
         except (ValueError, IndexError, TypeError, KeyError, MismatchError) as error:
             # A gap in a rule costs prunability, never a crash.
-            return self._unknown(node, f"the rule for {short} does not cover this use ({type(error).__name__}: {error})")
+            return self._give_up(node, f"the rule for {short} does not cover this use ({type(error).__name__}: {error})")
         self.work += [(node.name, dims) for dims in call.work]
         self.unmasked.update(call.unmasked)
         if call.edits:
@@ -165,12 +165,12 @@ class _Walk:
         if isinstance(source, fx.Node):
             self._storage[node] = self._storage.get(source, source)  # it may be a view of its first input
             if node.target._schema.name.endswith("_"):
-                self._written(node, source)
+                self._forget_zeros(node, source)
                 self.values[source] = result  # in place: the input has become the output
         return result
 
-    def _written(self, node: fx.Node, source: fx.Node) -> None:
-        """Whatever may share the storage that an in-place operator changed is no longer known to be zero."""
+    def _forget_zeros(self, node: fx.Node, source: fx.Node) -> None:
+        """Forget the zeros of whatever may share the storage that an in-place operator changed."""
         storage = self._storage.get(source, source)
         for other, value in self.values.items():
             if self._storage.get(other, other) is not storage or other is node:
@@ -201,7 +201,7 @@ class _Walk:
             transposed = kind == "product"
             self.matrices.append(Matrix(weight.parameter, kind, shape[::-1] if transposed else shape, groups, transposed))
 
-    def _unknown(self, node: fx.Node, reason: str) -> Any:
+    def _give_up(self, node: fx.Node, reason: str) -> Any:
         for value in self._collect([self._read(node.args), self._read(dict(node.kwargs))]):
             for dim in value.dims:
                 self.space.freeze(dim, reason)

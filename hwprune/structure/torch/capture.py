@@ -49,13 +49,13 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.Grap
         for name, part in model.named_modules():
             part.training = was_training[name]
     free = has_free_batch(module)
-    own = _own(module, model)
-    own.meta["free_batch"] = free
-    return own
+    traced = _own(module, model)
+    traced.meta["free_batch"] = free
+    return traced
 
 
 def _plain_words(error: Exception) -> str:
-    """What torch.export complains about, as people would say it."""
+    """The complaint of torch.export, as people would say it."""
     kind, text = type(error).__name__, str(error).strip()
     first = text.splitlines()[0] if text else ""
     if "DataDependent" in kind or "data-dependent" in text:
@@ -69,7 +69,7 @@ def _plain_words(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """torch.export prints and logs whole graphs when it gives up; the reason is in its exception."""
+    """Silence torch.export, which prints and logs whole graphs when it gives up; the reason is in its exception."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -82,7 +82,7 @@ def _silent() -> Iterator[None]:
 
 
 def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
-    """Captured with a free batch, or at the given one if the model fixes it (len(x), a baked-in size)."""
+    """The model captured with a free batch, or at the given one if the model fixes it (len(x), a baked-in size)."""
     try:
         module = _exported(model, *free_batch(model, inputs))
     except Exception as error:  # torch.export raises whatever the model's own code raises

@@ -80,7 +80,7 @@ class AxisGraph(ModelGraph):
         return self._table.axis(name)
 
     def slices(self, axis: Axis, parameter: str, dim: int) -> IntArray:
-        """For each position of the parameter's dim the index along ``axis``, or -1; shape (size of the dim,)."""
+        """The index along ``axis`` of each position of the parameter's dim, or -1; shape (size of the dim,)."""
         return self._table.slices(axis, parameter, dim)
 
     def shape(self, parameter: str, counts: Mapping[str, int]) -> tuple[int, ...]:
@@ -90,13 +90,13 @@ class AxisGraph(ModelGraph):
     def parameter_count(self, counts: Mapping[str, int], drop: Collection[str] = ()) -> int:
         """Number of parameters after such a cut, predicted without cutting."""
         dead = self.dead(drop)
-        own = {n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n not in dead}
+        parameters = {n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n not in dead}
         first: dict[int, str] = {}
-        for name, parameter in own.items():  # of tied names the one that the graph reads knows the axes
+        for name, parameter in parameters.items():  # of tied names the one that the graph reads knows the axes
             if id(parameter) not in first or name in self._parameters:
                 first[id(parameter)] = name
         traced = sum(prod(self.shape(name, counts)) for name in first.values() if name in self._parameters)
-        return traced + sum(own[name].numel() for name in first.values() if name not in self._parameters)
+        return traced + sum(parameters[name].numel() for name in first.values() if name not in self._parameters)
 
     def macs(self, counts: Mapping[str, int], batch: int = 1, drop: Collection[str] = ()) -> int:
         """Multiply-accumulates of matrix products, convolutions and attention after such a cut, without running it.
@@ -119,7 +119,7 @@ class AxisGraph(ModelGraph):
         return total
 
     def selected(self, keeps: Mapping[str, torch.Tensor]) -> dict[str, list[BoolArray]]:
-        """For every tensor that a cut changes, one keep mask a dim; arguments and errors as `cut`."""
+        """The keep masks, one a dim, of every tensor that a cut changes; arguments and errors as `cut`."""
         masks = self._table.masks(keeps)
         return {
             name: [self._dim_masks.keep(dim, masks) for dim in value.dims]
@@ -132,7 +132,7 @@ class AxisGraph(ModelGraph):
     def reordered(
         self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]
     ) -> dict[str, list[IntArray | None]]:
-        """For every tensor that carries a reordered axis, for each dim of the cut tensor the positions in their new order."""
+        """The positions of each dim of the cut tensor in their new order, of every tensor that carries a reordered axis."""
         return self._table.reordered(keeps, orders) if orders else {}
 
     def reorder(self, module: fx.GraphModule, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]) -> None:
@@ -272,7 +272,7 @@ def _dag(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
     storage: dict[str, str] = {}
     outputs: list[str] = []
     for node in module.graph.nodes:
-        nodes[node.name] = [one.name for one in node.all_input_nodes]
+        nodes[node.name] = [source.name for source in node.all_input_nodes]
         value = read.get(node)
         meta = node.meta.get("val")
         if node.op == "output":
@@ -289,9 +289,9 @@ def _dag(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
             if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
                 writes[node.name] = storage[node.name]
         if node.target in _SUMS and not node.kwargs and len(node.args) == 2:
-            sides = [read.get(one) if isinstance(one, fx.Node) else None for one in node.args]
+            sides = [read.get(operand) if isinstance(operand, fx.Node) else None for operand in node.args]
             shape = [dim.size for dim in value.dims] if isinstance(value, Value) else None
-            same = all(isinstance(one, Value) and [dim.size for dim in one.dims] == shape for one in sides)
-            if same and all(one in data for one in (str(node.args[0]), str(node.args[1]))):
+            same = all(isinstance(side, Value) and [dim.size for dim in side.dims] == shape for side in sides)
+            if same and all(operand in data for operand in (str(node.args[0]), str(node.args[1]))):
                 sums[node.name] = (str(node.args[0]), str(node.args[1]))
     return Dag(nodes, outputs, tensors, frozenset(weights), sums, frozenset(data), writes)

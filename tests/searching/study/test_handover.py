@@ -14,6 +14,7 @@ from hwprune.searching.space import fitting, space_file
 from hwprune.searching.study import lease
 from hwprune.searching.study.store import Store
 from tests.conftest import tiny_workload
+from tests.searching.helpers import random_sampler
 
 
 @pytest.fixture
@@ -79,3 +80,27 @@ def test_a_claim_of_a_dead_worker_holds_nobody_up(waiting, workers, monkeypatch)
     dead = {**workers[0], "pid": 2**22 + 3, "started": "1"}
     assert claims(opened(), dead, monkeypatch) is not None
     assert claims(opened(), workers[1], monkeypatch)[0]._trial_id == trial_id
+
+
+def test_a_parked_trial_is_timed_however_long_its_scoring_took(store):
+    """Its scorer lives, and its heartbeat has gone on since it took the trial: that is nobody who times it."""
+    space, opened = store
+    one = opened(True)
+    asked = one.ask(random_sampler())
+    others = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
+    try:
+        scorer, timer = (
+            {"place": lease.place(), "pid": other.pid, "started": lease.started(other.pid), "beat": 0} for other in others
+        )
+        one.handover.hand_over(asked, {"by": scorer})
+        one.renew(asked, {**scorer, "beat": 7})
+        taken, _ = opened(False).handover.claim()
+        assert taken._trial_id == asked._trial_id
+        # Another living process that times it holds it, until it is gone.
+        one.renew(asked, {**timer, "beat": 3})
+        assert opened(False).handover.claim() is None
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert opened(False).handover.claim() is not None

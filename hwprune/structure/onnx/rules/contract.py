@@ -71,5 +71,5 @@ def conv(call: OnnxCall) -> Value:
     call.space.tag(x[1], "conv_in")
     call.space.tag(out, "conv_out")
     spatial = tuple(ONE if size == 1 else call.opaque(size, "position") for size in call.sizes[2:])
-    made = weight.zeros[1 if transposed else 0] and (bias is None or bias.zeros[0])
-    return Value((x[0], out, *spatial), (x.zeros[0] and bias is None, made, *(False for _ in spatial)))
+    out_zero = weight.zeros[1 if transposed else 0] and (bias is None or bias.zeros[0])
+    return Value((x[0], out, *spatial), (x.zeros[0] and bias is None, out_zero, *(False for _ in spatial)))

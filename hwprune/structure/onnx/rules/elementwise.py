@@ -95,10 +95,10 @@ def quantize(call: OnnxCall) -> Value:
     """One scale, or one for each index along ``axis``; zero stays zero where the zero points agree."""
     x, scale, point = call.tensor(0), call.tensor(1), call.optional(2)
     axis = call.options.get("axis", 1)
-    for one in (scale, point):
-        if one is not None and len(one) == 1 and one[0].size > 1:
-            call.unify(x[axis], one[0])
-        elif one is not None and len(one) > 1:
+    for tensor in (scale, point):
+        if tensor is not None and len(tensor) == 1 and tensor[0].size > 1:
+            call.unify(x[axis], tensor[0])
+        elif tensor is not None and len(tensor) > 1:
             raise ValueError("quantised in blocks")
     symmetric = point is None or (call.known[2] is not None and not call.known[2].any())
     if call.node.op_type == "QuantizeLinear":  # what was zero is the zero point now

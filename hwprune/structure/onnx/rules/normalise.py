@@ -63,8 +63,8 @@ def group_norm(call: OnnxCall) -> Value:
 def softmax(call: OnnxCall) -> Value:
     x = call.tensor(0)
     # Before opset 13 the operator flattens everything from the axis on.
-    chosen = x.dims[call.options.get("axis", 1) :] if call.opset < 13 else (x[call.options.get("axis", -1)],)
-    for dim in chosen:
+    dims = x.dims[call.options.get("axis", 1) :] if call.opset < 13 else (x[call.options.get("axis", -1)],)
+    for dim in dims:
         call.inexact(dim, "its sum runs over this axis")
     return Value(x.dims, (False,) * len(x))
 
@@ -72,8 +72,8 @@ def softmax(call: OnnxCall) -> Value:
 @rule("LpNormalization", "LRN", "MeanVarianceNormalization")
 def normalise(call: OnnxCall) -> Value:
     x = call.tensor(0)
-    chosen = [call.options.get("axis", -1)] if call.node.op_type == "LpNormalization" else range(len(x))
-    for position in chosen:
+    positions = [call.options.get("axis", -1)] if call.node.op_type == "LpNormalization" else range(len(x))
+    for position in positions:
         call.inexact(x[position], "a statistic runs over this axis")
     return Value(x.dims, (False,) * len(x))
 

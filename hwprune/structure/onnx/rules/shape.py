@@ -1,4 +1,7 @@
-"""Operators that move, merge, split, join or pick without computing."""
+"""Operators that move, merge, split, join or pick without computing.
+
+One file because the operators of one family stand together, each in a few lines.
+"""
 
 from __future__ import annotations
 
@@ -202,8 +205,8 @@ def tile(call: OnnxCall) -> Value:
 def gather(call: OnnxCall) -> Value:
     x, which = call.tensor(0), call.tensor(1)
     axis = call.options.get("axis", 0) % len(x)
-    known = call.known[1]
-    call.freeze(x[axis], "rows are looked up by number" if known is None else "entries are picked by number")
+    numbers = call.known[1]
+    call.freeze(x[axis], "rows are looked up by number" if numbers is None else "entries are picked by number")
     if x.parameter is not None and axis == 0 and len(x) == 2:
         call.space.tag(x[1], "linear_out")
     zeros = (*x.zeros[:axis], *(False for _ in which.dims), *x.zeros[axis + 1 :])
@@ -306,9 +309,9 @@ def space_to_depth(call: OnnxCall) -> Value:
     x, block = call.tensor(0), int(call.options["blocksize"])
     for dim in x.dims[2:]:
         call.freeze(dim, "position")
-    made = call.space.resolve(Product((*(call.opaque(block, "position") for _ in range(2)), x[1])))
+    channels = call.space.resolve(Product((*(call.opaque(block, "position") for _ in range(2)), x[1])))
     spatial = [call.opaque(size, "position") for size in call.sizes[2:]]
-    return Value((x[0], made, *spatial), (*x.zeros[:2], False, False))
+    return Value((x[0], channels, *spatial), (*x.zeros[:2], False, False))
 
 
 @rule("GridSample")

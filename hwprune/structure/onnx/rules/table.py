@@ -19,7 +19,7 @@ from hwprune.structure.onnx.values import Array
 from hwprune.structure.scope import Kept, Scope, Value
 
 Numbers = Callable[[Kept], Sequence[int]]
-"""What an integer input or attribute must hold after a cut."""
+"""The numbers that an integer input or attribute must hold after a cut."""
 
 
 @dataclass(slots=True)
@@ -52,11 +52,11 @@ class OnnxCall(Scope):
         return value
 
     def mention_all(self) -> None:
-        """The rule uses ``inputs`` as a whole."""
+        """Mark every input as looked at: the rule uses ``inputs`` as a whole."""
         self.mentioned.update(range(len(self.tensors)))
 
     def freeze_the_rest(self) -> None:
-        """What no rule looks at is an argument (the scales of a Resize), not data."""
+        """Freeze what the rule has not looked at: it is an argument (the scales of a Resize), not data."""
         for position, tensor in enumerate(self.tensors):
             if tensor is not None and position not in self.mentioned:
                 for dim in tensor.dims:
@@ -77,8 +77,8 @@ class OnnxCall(Scope):
                 raise ValueError(f"input {position} is computed at run time")
             return [int(entry) for entry in value.reshape(-1)]
         if attribute is not None and attribute in self.options:
-            found = self.options[attribute]
-            return [int(found)] if isinstance(found, int) else [int(entry) for entry in found]
+            given = self.options[attribute]
+            return [int(given)] if isinstance(given, int) else [int(entry) for entry in given]
         return None
 
     def resize_input(self, position: int, numbers: Numbers) -> None:

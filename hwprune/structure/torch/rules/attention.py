@@ -28,16 +28,16 @@ def attention(
     call.contract(query, -1, key, -1)
     call.unify(key[-2], value[-2])
     call.inexact(key[-2], "softmax runs over this axis")
-    for one in (query, key) if causal else ():
-        call.freeze(one[-2], "rows and columns are compared by number")
-    heads = [Value(one.dims[:-2], one.zeros[:-2]) for one in (query, key, value)]
+    for tensor in (query, key) if causal else ():
+        call.freeze(tensor[-2], "rows and columns are compared by number")
+    heads = [Value(tensor.dims[:-2], tensor.zeros[:-2]) for tensor in (query, key, value)]
     if gqa:  # the operator repeats the KV heads: all but the heads broadcast
-        shared = call.broadcast([Value(one.dims[:-1], one.zeros[:-1]) for one in heads])
+        shared = call.broadcast([Value(head.dims[:-1], head.zeros[:-1]) for head in heads])
         batch: tuple[Dim, ...] = (*shared, query[-3])
     else:
         batch = call.broadcast(heads)
-    for one in (key, value):
-        mine, theirs = query[-3] if len(query) > 2 else ONE, one[-3] if len(one) > 2 else ONE
+    for tensor in (key, value):
+        mine, theirs = query[-3] if len(query) > 2 else ONE, tensor[-3] if len(tensor) > 2 else ONE
         if gqa and 1 < theirs.size < mine.size:
             # Query head h reads KV head h // group: query heads = Product(kv heads, group).
             call.unify(mine, Product((theirs, call.space.leaf(mine.size // theirs.size))))

@@ -14,7 +14,7 @@ from hwprune.structure.torch.rules.table import Call, rule
 aten = torch.ops.aten
 
 
-def _roles(call: Scope, x: Dim, weight: Value, out: int, inner: int) -> None:
+def _tag_roles(call: Scope, x: Dim, weight: Value, out: int, inner: int) -> None:
     call.space.tag(weight[out], "linear_out")
     call.space.tag(weight[inner], "linear_in")
 
@@ -24,12 +24,12 @@ def linear(call: Call, x: Value, weight: Value, bias: Value | None) -> Value:
     call.contract(x, -1, weight, 1)
     if bias is not None:
         call.unify(bias[0], weight[0])
-    _roles(call, x[-1], weight, 0, 1)
+    _tag_roles(call, x[-1], weight, 0, 1)
     call.macs(*x.dims[:-1], *weight.dims)
     # A bias is added at every position of the leading dims, so nothing stays zero there.
     leading = tuple(zero and bias is None for zero in x.zeros[:-1])
-    made = weight.zeros[0] and (bias is None or bias.zeros[0])
-    return Value((*x.dims[:-1], weight[0]), (*leading, made))
+    out_zero = weight.zeros[0] and (bias is None or bias.zeros[0])
+    return Value((*x.dims[:-1], weight[0]), (*leading, out_zero))
 
 
 @rule(aten.addmm.default)
@@ -38,7 +38,7 @@ def addmm(call: Call, bias: Value, x: Value, weight: Value, beta: Any = 1, alpha
     if len(bias):
         call.broadcast([Value((x[0], weight[1]), (False, False)), bias])
     if weight.parameter is not None:
-        _roles(call, x[1], weight, 1, 0)
+        _tag_roles(call, x[1], weight, 1, 0)
     call.macs(*x.dims, weight[1])
     column = weight.zeros[1] and len(bias) > 0 and bias[-1].size != 1 and bias.zeros[-1]
     return Value((x[0], weight[1]), (False, column))
@@ -50,7 +50,7 @@ def matmul(call: Scope, a: Value, b: Value) -> Value:
     k_of_b = -2 if len(b) > 1 else -1
     call.contract(a, -1, b, k_of_b)
     if b.parameter is not None and len(b) == 2:
-        _roles(call, a[-1], b, 1, 0)
+        _tag_roles(call, a[-1], b, 1, 0)
     elif a.parameter is None and b.parameter is None:
         call.space.tag(a[-1], "attention_inner")
         call.space.tag(b[-1], "attention_inner")
@@ -62,7 +62,7 @@ def matmul(call: Scope, a: Value, b: Value) -> Value:
     elif b.parameter is not None and len(b) > 2:
         for dim in b.dims[:-2]:
             call.space.tag(dim, "expert")
-        _roles(call, a[-1], b, -1, -2)
+        _tag_roles(call, a[-1], b, -1, -2)
     call.macs(*batch, *a.dims[-2:], *b.dims[-1:] if len(b) > 1 else ())
     zero_batch = tuple(any(-p <= len(v) and v.zeros[p] and v[p].size != 1 for v in batches) for p in range(-len(batch), 0))
     rows = ((a[-2],), (a.zeros[-2],)) if len(a) > 1 else ((), ())
@@ -85,11 +85,11 @@ def bilinear(call: Call, a: Value, b: Value, weight: Value, bias: Value | None =
     """(..., i) x (..., j) x (o, i, j) -> (..., o)."""
     call.contract(a, -1, weight, 1)
     call.contract(b, -1, weight, 2)
-    leading = call.broadcast([Value(one.dims[:-1], one.zeros[:-1]) for one in (a, b)])
+    leading = call.broadcast([Value(operand.dims[:-1], operand.zeros[:-1]) for operand in (a, b)])
     if bias is not None:
         call.unify(bias[0], weight[0])
-    made = weight.zeros[0] and (bias is None or bias.zeros[0])
-    return Value((*leading, weight[0]), (*(False for _ in leading), made))
+    out_zero = weight.zeros[0] and (bias is None or bias.zeros[0])
+    return Value((*leading, weight[0]), (*(False for _ in leading), out_zero))
 
 
 @rule(aten.baddbmm.default)

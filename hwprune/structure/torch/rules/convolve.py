@@ -56,8 +56,8 @@ def _convolve(call: Call, x: Value, weight: Value, bias: Value | None, groups: i
     # Each output (each input, if transposed) meets one filter of the other side.
     call.macs(*x.dims[:channel], *(x.dims[channel + 1 :] if transposed else spatial), *weight.dims)
     leading = tuple(zero and bias is None for zero in x.zeros[:channel])
-    made = weight.zeros[1 if transposed else 0] and (bias is None or bias.zeros[0])
-    return Value((*x.dims[:channel], out, *spatial), (*leading, made, *(False for _ in spatial)))
+    out_zero = weight.zeros[1 if transposed else 0] and (bias is None or bias.zeros[0])
+    return Value((*x.dims[:channel], out, *spatial), (*leading, out_zero, *(False for _ in spatial)))
 
 
 @rule(

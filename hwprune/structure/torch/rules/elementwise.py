@@ -16,13 +16,13 @@ aten = torch.ops.aten
 
 def _variants(*names: str) -> list[Any]:
     """Every overload of the named operators, in-place forms included."""
-    found = []
+    overloads = []
     for name in names:
         for spelling in (name, name + "_"):
             packet = getattr(aten, spelling, None)
             if packet is not None:
-                found += [getattr(packet, o) for o in packet.overloads() if o != "out" and not o.endswith("_out")]
-    return found
+                overloads += [getattr(packet, o) for o in packet.overloads() if o != "out" and not o.endswith("_out")]
+    return overloads
 
 
 ZERO_STAYS = """

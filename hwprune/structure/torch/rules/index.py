@@ -18,18 +18,18 @@ PICKED = "entries are picked by number"
 @rule(aten.index.Tensor)
 def index(call: Call, x: Value, indices: list[Value | None]) -> Value:
     """``x[:, i, j]``: the dims that are indexed are frozen and make room for the (broadcast) dims of the indices."""
-    used = [position for position, one in enumerate(indices) if one is not None]
-    tensors = [one for one in indices if one is not None]
+    used = [position for position, entry in enumerate(indices) if entry is not None]
+    tensors = [entry for entry in indices if entry is not None]
     for position in used:
         call.freeze(x[position], PICKED)
-    made = call.broadcast(tensors)
+    picked = call.broadcast(tensors)
     rest = [position for position in range(len(x)) if position not in used]
     # Indices that stand apart put their dims in front (NumPy's rule).
     adjacent = used == list(range(used[0], used[0] + len(used)))
     place = used[0] if adjacent else 0
     dims = [x[p] for p in rest]
     zeros = [x.zeros[p] for p in rest]
-    return Value((*dims[:place], *made, *dims[place:]), (*zeros[:place], *(False for _ in made), *zeros[place:]))
+    return Value((*dims[:place], *picked, *dims[place:]), (*zeros[:place], *(False for _ in picked), *zeros[place:]))
 
 
 @rule(aten.index_select.default)
@@ -74,8 +74,8 @@ def order(call: Call, x: Value, *rest: Any) -> list[Value]:
     if len(shapes[0]) != len(x):
         kept = [p for p in range(len(x)) if p != dim]
         return [Value(tuple(x[p] for p in kept), (False,) * len(kept))] * 2
-    found = _replace(x, dim, call.opaque(shapes[0][dim], "is ordered"))
-    plain = Value(found.dims, (False,) * len(found))
+    ordered = _replace(x, dim, call.opaque(shapes[0][dim], "is ordered"))
+    plain = Value(ordered.dims, (False,) * len(ordered))
     return [plain, plain]
 
 
@@ -114,8 +114,8 @@ def grid_sampler(call: Scope, x: Value, grid: Value, *_: Any) -> Value:
     for dim in (*x.dims[2:], *grid.dims[1:]):
         call.freeze(dim, "position")
     call.unify(x[0], grid[0])
-    made = grid.dims[1:-1]
-    return Value((*x.dims[:2], *made), (*x.zeros[:2], *(False for _ in made)))
+    places = grid.dims[1:-1]
+    return Value((*x.dims[:2], *places), (*x.zeros[:2], *(False for _ in places)))
 
 
 @rule("transformers::grouped_mm_fallback", aten._grouped_mm.default)

@@ -42,9 +42,9 @@ def layer_norm(call: Call, x: Value, shape: list[int], weight: Value | None, *re
     inner = len(shape)
     for parameter in (weight, bias):
         if parameter is not None:
-            for dim, own in zip(x.dims[-inner:], parameter.dims, strict=True):
-                if own.size != 1:
-                    call.unify(dim, own)
+            for dim, parameter_dim in zip(x.dims[-inner:], parameter.dims, strict=True):
+                if parameter_dim.size != 1:
+                    call.unify(dim, parameter_dim)
     for dim in x.dims[-inner:]:
         call.inexact(dim, "its mean or variance runs over this axis")
     call.resize("normalized_shape", x.dims[-inner:])

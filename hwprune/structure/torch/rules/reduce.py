@@ -14,14 +14,14 @@ aten = torch.ops.aten
 
 
 def reduce(call: Scope, x: Value, dims: list[int] | int | None, keepdim: bool, exact_if_zero: bool) -> Value:
-    chosen = list(range(len(x))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
-    chosen = [dim % len(x) for dim in chosen] if len(x) else []
-    for position in chosen:
+    positions = list(range(len(x))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+    positions = [dim % len(x) for dim in positions] if len(x) else []
+    for position in positions:
         if not (exact_if_zero and x.zeros[position]):
             call.inexact(x[position], "a statistic runs over this axis")
     kept: list[tuple[Dim, bool]] = []
     for position, (dim, zero) in enumerate(zip(x.dims, x.zeros, strict=True)):
-        if position not in chosen:
+        if position not in positions:
             kept.append((dim, zero))
         elif keepdim:
             kept.append((ONE, False))
@@ -123,8 +123,8 @@ def pool3d_with_indices(call: Call, x: Value, *_: Any) -> list[Value]:
 
 @rule(aten.max.dim, aten.min.dim, aten.median.dim)
 def extreme(call: Call, x: Value, dim: int, keepdim: bool = False) -> list[Value]:
-    found = reduce(call, x, dim, keepdim, exact_if_zero=False)
-    return [found, Value(found.dims, (False,) * len(found))]
+    reduced = reduce(call, x, dim, keepdim, exact_if_zero=False)
+    return [reduced, Value(reduced.dims, (False,) * len(reduced))]
 
 
 @rule(

@@ -1,4 +1,4 @@
-"""What a rule is, what it may say, and the one table they stand in.
+"""The rules: what one is, what it may say, and the one table they stand in.
 
 A rule tells for one ATen operator how the index spaces of its output follow from those of its inputs.
 It is called with the operator's arguments in schema order, every tensor as a `Value` (its dims) and every

@@ -44,8 +44,8 @@ def regroup(call: Call, x: Value, *_: Any) -> Value:
 
 @rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 def squeeze(call: Call, x: Value, which: int | list[int] | None = None) -> Value:
-    chosen = range(len(x)) if which is None else [which] if isinstance(which, int) else which
-    gone = sorted({position % len(x) for position in chosen if x[position].size == 1})
+    positions = range(len(x)) if which is None else [which] if isinstance(which, int) else which
+    gone = sorted({position % len(x) for position in positions if x[position].size == 1})
 
     def edit(node: fx.Node, kept: Kept) -> None:
         # An axis that is cut to a single index must not vanish: name the dims that had size 1 before.
@@ -90,8 +90,8 @@ def movedim(call: Call, x: Value, source: int, destination: int) -> Value:
 def repeat_interleave(call: Call, x: Value, repeats: int, dim: int | None = None, *_: Any) -> Value:
     """Each index is repeated in place: Product(index, copy). This is how KV heads are often repeated."""
     if dim is None:
-        for one in x.dims:
-            call.freeze(one, "is flattened and repeated")
+        for axis in x.dims:
+            call.freeze(axis, "is flattened and repeated")
         return Value(tuple(call.opaque(size, "is repeated") for size in call.sizes), (False,) * len(call.sizes))
     dim %= len(x)
     copies = call.opaque(repeats, "counts copies")
@@ -160,8 +160,8 @@ def unbind(call: Call, x: Value, dim: int = 0) -> list[Value]:
     dim %= len(x)
     call.freeze(x[dim], "is taken apart by number")
     rest = [i for i in range(len(x)) if i != dim]
-    one = Value(tuple(x.dims[i] for i in rest), tuple(x.zeros[i] for i in rest))
-    return [one] * x[dim].size
+    piece = Value(tuple(x.dims[i] for i in rest), tuple(x.zeros[i] for i in rest))
+    return [piece] * x[dim].size
 
 
 @rule(aten.pixel_shuffle.default)
@@ -174,9 +174,9 @@ def pixel_shuffle(call: Call, x: Value, factor: int) -> Value:
 def pixel_unshuffle(call: Call, x: Value, factor: int) -> Value:
     for dim in x.dims[-2:]:
         call.freeze(dim, "position")
-    made = call.space.resolve(Product((x[-3], *(call.opaque(factor, "position") for _ in range(2)))))
+    channels = call.space.resolve(Product((x[-3], *(call.opaque(factor, "position") for _ in range(2)))))
     spatial = [call.opaque(size, "position") for size in call.sizes[-2:]]
-    return Value((*x.dims[:-3], made, *spatial), (*x.zeros[:-2], False, False))
+    return Value((*x.dims[:-3], channels, *spatial), (*x.zeros[:-2], False, False))
 
 
 def _shuffled(call: Call, x: Value, outer: int, factor: int) -> Value:
@@ -210,8 +210,8 @@ def im2col(call: Call, x: Value, *_: Any) -> Value:
     for dim in x.dims[-2:]:
         call.freeze(dim, "position")
     kernel = call.opaque(call.sizes[-2] // x[-3].size, "kernel position")
-    made = call.space.resolve(Product((x[-3], kernel)))
-    return Value((*x.dims[:-3], made, call.opaque(call.sizes[-1], "position")), (*x.zeros[:-2], False))
+    channels = call.space.resolve(Product((x[-3], kernel)))
+    return Value((*x.dims[:-3], channels, call.opaque(call.sizes[-1], "position")), (*x.zeros[:-2], False))
 
 
 @rule(aten.col2im.default)
@@ -238,8 +238,8 @@ def diagonal(call: Call, x: Value, offset: int = 0, a: int = 0, b: int = 1) -> V
     rest = [p for p in range(len(x)) if p not in (a % len(x), b % len(x))]
     for p in (a, b):
         call.freeze(x[p], "rows and columns are compared by number")
-    made = call.opaque(call.sizes[-1], "rows and columns are compared by number")
-    return Value((*(x.dims[p] for p in rest), made), (*(x.zeros[p] for p in rest), False))
+    diagonal_dim = call.opaque(call.sizes[-1], "rows and columns are compared by number")
+    return Value((*(x.dims[p] for p in rest), diagonal_dim), (*(x.zeros[p] for p in rest), False))
 
 
 @rule(aten.flip.default, aten.roll.default)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import onnx
 
-from hwprune.searching.final import confirm
+from hwprune.searching.final import remeasuring
 
 
 def test_other_work_on_the_machine_is_not_taken_for_a_layers_own(tmp_path, monkeypatch):
@@ -28,8 +28,8 @@ def test_other_work_on_the_machine_is_not_taken_for_a_layers_own(tmp_path, monke
         yield Bench()
 
     monkeypatch.setattr(onnx, "load", lambda *_, **__: onnx.ModelProto())
-    monkeypatch.setattr(confirm.layers, "times", lambda operators, model: {"w": operators[0]["seconds"]})
+    monkeypatch.setattr(remeasuring.layer_times, "times", lambda operators, model: {"w": operators[0]["seconds"]})
     models = {name: Path(tmp_path / f"{name}.onnx") for name in times}
-    found = confirm._by_layer(SimpleNamespace(example=None), models, make)
+    found = remeasuring._by_layer(SimpleNamespace(dense=SimpleNamespace(example=None)), models, make)
     assert order == ["dense", "1"] * 3
     assert {key: one["layers"] for key, one in found.items()} == {"dense": {"w": 4.0}, "1": {"w": 2.0}}

@@ -1,0 +1,214 @@
+"""The order of the house, as far as a machine can check it: ``python -m tests.house`` prints what is out of order.
+
+`docs/architecture.md` is the map. What a check can't see (does a name say what it holds?) is for the reader.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "hwprune"
+MOST_LINES, EXPLAINED_LINES, MOST_CLASS_LINES, MOST_FIELDS, MOST_LOOSE = 400, 300, 250, 14, 8
+FAMILIES = frozenset({"__init__", "base", "table", "graph", "point", "contract", "elementwise", "normalise"})
+"""Stems that several folders share, because the files are of one kind."""
+MANY_FIELDS = {
+    "Job": "one field a word of job.toml",
+    "Plan": "one field a word of a training's plan",
+    "Trial": "one field a column of a trial in record.json",
+    "LayerStatistics": "one field a statistic; criteria ask for them by name",
+}
+OLD_WORDS = re.compile(
+    r"\b(Knob|knobs?|Pricing|Advisor|Advice|Rival|unpark|moved_up|one_look|hurried|twin|Letter|letter_s|Deciding|Held|_bury|speedup_of)\b"
+)
+BOUNDARIES = frozenset(
+    {("latency.bench", "latency.worker"), ("latency.worker", "latency.bench"), ("searching.recording", "report.tables")}
+)
+"""Where a walk goes through a pipe or a file, and no import shows it."""
+UNTESTED = {
+    # module -> why it has no test file of its own
+}
+
+
+@cache
+def modules() -> dict[str, tuple[Path, str, ast.Module]]:
+    """Dotted name below hwprune -> (path, text, tree)."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = (path, text, ast.parse(text))
+    return found
+
+
+def classes() -> Iterator[tuple[str, ast.ClassDef]]:
+    """(module, class) for every class at the top of a module."""
+    for name, (_, _, tree) in modules().items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                yield name, node
+
+
+def loose_modules() -> list[str]:
+    """1. Few modules stand beside the folders."""
+    loose = [path.name for path in PACKAGE.glob("*.py")]
+    return [f"{len(loose)} modules at the top of hwprune: {', '.join(loose)}"] if len(loose) > MOST_LOOSE else []
+
+
+def long_modules() -> list[str]:
+    """2. No module is longer than 400 lines, and one over 300 opens with its reason."""
+    faults = []
+    for name, (_, text, tree) in modules().items():
+        lines = text.count("\n")
+        if lines > MOST_LINES:
+            faults.append(f"{name} has {lines} lines")
+        elif lines > EXPLAINED_LINES and "one file because" not in (ast.get_docstring(tree) or "").lower():
+            faults.append(f'{name} has {lines} lines and does not say why it is one file ("One file because ...")')
+    return faults
+
+
+def big_classes() -> list[str]:
+    """3. No class is longer than 250 lines or has more than 14 fields, but for those that mirror a file."""
+    faults = []
+    for module, node in classes():
+        lines = (node.end_lineno or 0) - node.lineno
+        fields = sum(isinstance(part, ast.AnnAssign) for part in node.body)
+        if lines > MOST_CLASS_LINES:
+            faults.append(f"{module}.{node.name} has {lines} lines")
+        if fields > MOST_FIELDS and node.name not in MANY_FIELDS:
+            faults.append(f"{module}.{node.name} has {fields} fields")
+    return faults
+
+
+def hidden_imports() -> list[str]:
+    """4. Own modules are imported at the top, except in cli/, whose start must be quick. (Layers and circles: lint-imports.)"""
+    faults = []
+    for name, (_, _, tree) in modules().items():
+        if name.startswith("cli"):
+            continue
+        for function in ast.walk(tree):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                faults += [
+                    f"{name}.{function.name} imports {node.module}"
+                    for node in ast.walk(function)
+                    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hwprune"
+                ]
+    return faults
+
+
+def repeated_names() -> list[str]:
+    """5. No public class name and no file stem twice, families apart."""
+    names, stems = collections.defaultdict(list), collections.defaultdict(list)
+    for module, node in classes():
+        if not node.name.startswith("_"):
+            names[node.name].append(module)
+    for name, (path, _, _) in modules().items():
+        if path.stem not in FAMILIES:
+            stems[path.stem].append(name)
+    faults = [f"class {name}: {', '.join(where)}" for name, where in names.items() if len(where) > 1]
+    return faults + [f"file {stem}.py: {', '.join(where)}" for stem, where in stems.items() if len(where) > 1]
+
+
+def walks() -> list[list[tuple[str, str]]]:
+    """The walks of docs/architecture.md: for each its (module, name) in order."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text[text.index("## Six walks") : text.index("## Words")]
+    found: list[list[tuple[str, str]]] = []
+    for line in section.splitlines():
+        step = re.match(r"(\d+)\. `hwprune/(\S+)\.py` `(\w+)`", line)
+        if step:
+            if step[1] == "1":
+                found.append([])
+            found[-1].append((step[2].replace("/", "."), step[3]))
+    return found
+
+
+def broken_walks() -> list[str]:
+    """6. The walks of the architecture page lead from file to file: each name is there, each step is an import, no file comes twice."""
+    faults = []
+    for walk in walks():
+        places = [module for module, _ in walk]
+        if len(set(places)) < len(places):
+            faults.append(f"the walk from {places[0]} comes to a file twice")
+        for module, name in walk:
+            if module not in modules() or not re.search(rf"^(?:class |def )?{name}\b", modules()[module][1], re.MULTILINE):
+                faults.append(f"docs/architecture.md: there is no {module}.{name}")
+        for here, there in itertools.pairwise(places):
+            if (here, there) not in BOUNDARIES and not (_imports(here, there) or _imports(there, here)):
+                faults.append(f"docs/architecture.md: no import leads from {here} to {there}")
+    return faults
+
+
+def _imports(importer: str, imported: str) -> bool:
+    """Does a module import another, or a name of it that a package hands on?"""
+    package, _, stem = imported.rpartition(".")
+    for node in ast.walk(modules()[importer][2]):
+        if isinstance(node, ast.ImportFrom):
+            source = (node.module or "").removeprefix("hwprune").lstrip(".")
+            if source == imported or (source == package and any(alias.name == stem for alias in node.names)):
+                return True
+    return False
+
+
+def old_words() -> list[str]:
+    """7. Words that were replaced by the field's are gone from the code."""
+    return [
+        f"{name}: {match[0]}"
+        for name, (_, text, _) in modules().items()
+        if name != "common.old_paths"  # which says what the old names were
+        for match in OLD_WORDS.finditer(text)
+    ]
+
+
+def fragments() -> list[str]:
+    """8. No docstring begins with "Of "."""
+    return [
+        f"{name}: {node.value[:50]!r}"
+        for name, (_, _, tree) in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.startswith("Of ")
+        and "\n" in node.value + "\n"
+    ]
+
+
+def missing_tests() -> list[str]:
+    """9. Every module over 80 lines has a test file at the mirrored place, or a line with the reason in `UNTESTED`."""
+    faults = []
+    for name, (path, text, _) in modules().items():
+        if text.count("\n") <= 80:
+            continue
+        mirrored = ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.stem}.py")
+        if not mirrored.is_file() and name not in UNTESTED:
+            faults.append(f"{name} ({text.count(chr(10))} lines): no {mirrored.relative_to(ROOT)}")
+    faults += [f"UNTESTED names {name}, which is no module" for name in UNTESTED if name not in modules()]
+    return faults
+
+
+CHECKS = (
+    loose_modules, long_modules, big_classes, hidden_imports, repeated_names, broken_walks, old_words, fragments, missing_tests,
+)  # fmt: skip
+"""Checks 10 (public names) and 11 (same seed, same record) are `tests/test_public.py` and `benchmarks/same_record.py`."""
+
+
+def main() -> int:
+    faults = 0
+    for check in CHECKS:
+        found = check()
+        faults += len(found)
+        print(f"{'ok ' if not found else 'NO '} {(check.__doc__ or '').splitlines()[0]}")
+        for fault in found:
+            print(f"      {fault}")
+    return int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Losses: labels, the dense model's answers, its inner outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import hwprune
+from hwprune import uniform_recipe
+from hwprune.errors import CandidateFailure
+from hwprune.pruning.pruner import Pruner
+from hwprune.recovery.loop import distillation
+from hwprune.recovery.plan import Plan
+from hwprune.recovery.recover import recover
+from hwprune.workload.metrics import Metric
+from tests.recovery.conftest import batches
+from tests.recovery.helpers import cut, masked
+
+
+def test_features_of_the_teacher_come_nearer(stripes):
+    from hwprune.recovery.loop import distillation
+
+    recipe = uniform_recipe(stripes, "channel", 0.5, criterion="l1", compensation="none")
+    recipe = dataclasses.replace(recipe, choices=tuple(c for c in recipe.choices if c.unit.startswith("inner")))
+    candidate = stripes.prune(recipe)
+    names = [branch.name for branch in stripes.graph.branches]
+    assert distillation.shared_nodes(candidate.module, stripes.graph.module, stripes.workload.example_inputs, names) == names
+    images, _ = batches(128, 9, 128)[0]
+
+    def distance(module):
+        with torch.no_grad():
+            _, mine = distillation.tapped(module, names)(images)
+            _, other = distillation.tapped(stripes.graph.module, names)(images)
+        return float(distillation.features(mine, other))
+
+    with_it, without = (
+        recover(stripes, candidate, Plan("distill", 6, features=f, rate=0.01, norms="frozen")) for f in (3.0, 0.0)
+    )
+    assert distance(with_it.candidate.module) < 0.9 * distance(without.candidate.module)
+    assert distance(with_it.candidate.module) < 0.9 * distance(candidate.module)
+
+
+def test_labels_are_not_needed_where_the_dense_model_teaches(stripes):
+    from hwprune.pruning.pruner import Pruner
+
+    splits = {name: [(x, None) for x, _ in getattr(stripes.workload, name)] for name in ("train", "validation", "calibration")}
+    pruner = Pruner(dataclasses.replace(stripes.workload, metric="agreement", **splits))
+    made = recover(pruner, cut(stripes), "distill:4")
+    assert made.outcome.before.value < 0.9  # agreement with the dense model, not with itself
+    assert made.outcome.after.value > made.outcome.before.value
+
+
+def test_agreement_is_with_the_dense_model_where_labels_teach_too(stripes):
+    from hwprune.pruning.pruner import Pruner
+
+    pruner = Pruner(dataclasses.replace(stripes.workload, metric="agreement"))
+    assert recover(pruner, cut(stripes), "finetune:1").outcome.before.value < 0.9
+
+
+def test_a_loss_without_a_gradient_is_a_failure_with_its_reason(stripes):
+    pruner = Pruner(dataclasses.replace(stripes.workload, loss=lambda out, y: (out.argmax(1) != y).float().mean()))
+    with pytest.raises(CandidateFailure, match="does not require grad"):
+        recover(pruner, masked(pruner, 0.5), "finetune:1")
+
+
+def test_a_distillation_needs_no_labels_whatever_the_metric_needs(stripes):
+    bare = [images for images, _ in stripes.workload.train]
+    pruner = Pruner(dataclasses.replace(stripes.workload, train=bare))
+    made = recover(pruner, masked(pruner, 0.8), "distill:4")
+    assert made.outcome.after.value > made.outcome.before.value
+    with pytest.raises(CandidateFailure, match="no targets, and distill"):
+        recover(pruner, masked(pruner, 0.5), "finetune:1")
+
+
+def test_regression_is_distilled_by_the_spread_of_all_data_not_of_a_batch():
+    class Line(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 1)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)))
+
+    torch.manual_seed(0)
+    x = torch.randn(65, 4)
+    data = [(part, part.sum(dim=1, keepdim=True)) for part in x.split(32)]
+    error = Metric("error", lambda out, y: (out - y).square().mean(dim=1), higher_is_better=False)
+    workload = hwprune.Workload("line", Line(), (torch.zeros(1, 4),), data, data, None, data, error, nn.functional.mse_loss)
+    pruner = Pruner(workload)
+    made = recover(pruner, masked(pruner, 0.5), Plan("distill", 2, rate=1e-3))  # the last batch holds one example
+    assert made.outcome.restarts == 0
+    assert float(distillation.logits(torch.ones(1, 1), torch.zeros(1, 1), None, 2.0, 4.0)) == pytest.approx(0.25)

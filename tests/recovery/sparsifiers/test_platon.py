@@ -1,0 +1,28 @@
+"""PLATON against its formula."""
+
+from __future__ import annotations
+
+import torch
+
+from hwprune.records.recipe import Recipe, UnitChoice
+from hwprune.recovery.plan import Plan
+from hwprune.recovery.sparsifiers.platon import Platon
+from tests.recovery.helpers import private
+
+
+def test_platon_is_sensitivity_times_uncertainty(stripes):
+    own = private(stripes)
+    decider = Platon(own, Recipe((UnitChoice("outer.weight", "unstructured", 0.5, "l1"),), "none"), Plan("gradual", 1))
+    weight = dict(own.graph.module.named_parameters())["outer.weight"]
+    optimizer = torch.optim.AdamW([weight])
+    mean = uncertain = torch.zeros_like(weight)
+    for seed in range(3):
+        with torch.no_grad():
+            weight.normal_(generator=torch.Generator().manual_seed(10 + seed))  # as an optimizer's step leaves them
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+        now = (weight.detach() * weight.grad).abs()
+        decider.after_step(own.graph.module, optimizer, (seed + 1) / 4)
+        mean = 0.85 * mean + 0.15 * now
+        uncertain = 0.95 * uncertain + 0.05 * (now - mean).abs()
+    assert torch.allclose(decider.scores["outer.weight"], mean * uncertain, atol=1e-6)
+    assert 0.4 < float((weight == 0).float().mean()) <= 0.5
