@@ -152,10 +152,10 @@ class Readers:
         elif name == "onnx":
             read_onnx(path)
         else:
-            data_ = read_record(self.folder)
+            record = read_record(self.folder)
             for show in (summary, front_csv, trials_csv, markdown, page_data):
-                show(data_)
-            if not data_["front"]:
+                show(record)
+            if not record.front:
                 rerank(self.folder, target.load("cpu"))
 
 

@@ -99,7 +99,7 @@ def test_recipe_and_pt2_exports(finished_run, number, tmp_path):
     folder = export_run(finished_run, number, "pt2", tmp_path / "pt2", tiny_workload("top1"))
     module = torch.export.load(folder / "model.pt2").module()
     x = torch.randn(4, 1, 8, 8)
-    from tests.test_pruning import onnx_run
+    from tests.pruning.test_pruner import onnx_run
 
     expected = onnx_run(finished_run / "candidates" / str(number) / "model.onnx", x)
     assert float((module(x).detach() - expected).abs().max()) < 1e-4 * float(expected.abs().max())
@@ -117,7 +117,7 @@ def test_export_needs_a_point_and_an_empty_folder(finished_run, number, tmp_path
 def test_best_says_what_is_nearest(finished_run):
     from hwprune.searching.final.point import Confirmed
     from hwprune.searching.result import choose
-    from tests.test_values import measured
+    from tests.records.test_trial import measured
 
     points = []
     for index, (drop, speed) in enumerate([(0.01, 1.2), (0.05, 2.0)]):

@@ -7,7 +7,9 @@ import random
 
 import pytest
 
+from hwprune.latency import paired
 from hwprune.latency.paired import Clock, Settings, measure
+from hwprune.records.measurement import Measurement
 
 
 class Machine:
@@ -82,3 +84,24 @@ def test_two_percent_slower_is_detected():
         settings = Settings(limit_s=5, half_width=0.004)
         found += measure(machine.call(0.00102), machine.call(0.001), settings, machine.clock()).speedup.ci_high < 1
     assert found >= 47
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"), [(1.01, 1.2, "faster"), (0.8, 0.99, "slower"), (0.99, 1.2, "not distinguishable")]
+)
+def test_verdicts(low, high, wanted):
+    assert Measurement((low + high) / 2, "x", low, high, 16).verdict == wanted
+
+
+def test_sessions_widen_the_interval_as_independent_deviations_do():
+    low, high = paired.with_sessions(0.0, -0.003, 0.003, 0.005, 0.05)
+    assert high == pytest.approx(math.hypot(0.003, 1.96 * 0.005), rel=1e-3)
+    assert low == -high
+    assert paired.with_sessions(0.1, 0.09, 0.12, 0.0, 0.05) == pytest.approx((0.09, 0.12))
+    assert paired.session_sd([]) == paired.SESSION_SD
+    assert paired.session_sd([0.05, -0.05, 0.05, -0.05] * 10) == pytest.approx(0.05, rel=0.06)
+
+
+def test_outliers_are_counted():
+    assert paired.outlier_share([0.0, 0.01, -0.01, 0.005, -0.005, 0.0, 0.01, 1.0]) == pytest.approx(1 / 8)
+    assert paired.outlier_share([0.0] * 8) == 0.0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import math
 
-from hwprune.common.files import Table
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwprune.common.files import Table, dump_json
 from hwprune.errors import UsageError
-from hwprune.records.recipe import Recipe
+from hwprune.records.recipe import Recipe, UnitChoice
 
 GOOD = {"unit": "a:0", "pattern": "channel", "sparsity": 0.5, "method": "l1"}
 
@@ -61,3 +66,53 @@ def test_choices_that_are_no_list_are_told(choices):
 
 def test_good_rows_are_all_kept():
     assert [choice.unit for choice in read([GOOD | {"unit": "b:0"}, GOOD]).choices] == ["a:0", "b:0"]
+
+
+names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=12)
+
+
+# Hypothesis tries the text constants of the code under test too, "branch" among them, whose sparsity is always 1.
+patterns = names.filter(lambda name: name != "branch")
+
+
+choices = st.builds(UnitChoice, names, patterns, st.floats(0.001, 0.999), names) | st.builds(
+    UnitChoice, names, st.just("branch"), st.just(1.0), names
+)
+
+
+@given(st.lists(choices, unique_by=lambda c: c.unit, max_size=6), st.randoms())
+def test_recipes_survive_json_and_do_not_care_about_order(listed, random):
+    recipe = Recipe(tuple(listed), "batchnorm")
+    shuffled = list(listed)
+    random.shuffle(shuffled)
+    assert Recipe(tuple(shuffled), "batchnorm") == recipe
+    table = Table(json.loads(dump_json(recipe.to_json())), "here")
+    back = Recipe.from_table(table)
+    table.finish()
+    assert back == recipe
+    assert back.digest == recipe.digest
+
+
+def test_digest_covers_every_choice_and_nothing_else():
+    base = UnitChoice("a:0", "channel", 0.5, "l1")
+    digests = {
+        Recipe((base,)).digest,
+        Recipe((UnitChoice("b:0", "channel", 0.5, "l1"),)).digest,
+        Recipe((UnitChoice("a:0", "head", 0.5, "l1"),)).digest,
+        Recipe((UnitChoice("a:0", "channel", 0.25, "l1"),)).digest,
+        Recipe((UnitChoice("a:0", "channel", 0.5, "l2"),)).digest,
+        Recipe((base,), "batchnorm").digest,
+        Recipe().digest,
+    }
+    assert len(digests) == 7
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0, -0.1, math.nan])
+def test_senseless_choices_are_refused(sparsity):
+    with pytest.raises(UsageError):
+        UnitChoice("a:0", "channel", sparsity, "l1")
+
+
+def test_a_unit_is_chosen_once():
+    with pytest.raises(UsageError, match="a:0"):
+        Recipe((UnitChoice("a:0", "channel", 0.5, "l1"), UnitChoice("a:0", "head", 0.5, "l1")))

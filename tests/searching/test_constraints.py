@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hwprune.searching.constraints import REPAIR, Constraints
-from tests.test_values import measured
+from tests.records.test_trial import measured
 
 
 def test_constraints_in_numbers_and_words():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import hwprune
 from tests.conftest import randomise
 from tests.structure.programs import check, difference
-from tests.structure.test_cut import free_axes, random_keep
+from tests.structure.torch.test_graph import free_axes, random_keep
 
 
 class Net(nn.Module):

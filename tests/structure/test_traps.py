@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import hwprune
 from hwprune.pruning import cut_check
 from tests.conftest import randomise
-from tests.structure.test_cut import free_axes, random_keep, relative
+from tests.structure.torch.test_graph import free_axes, random_keep, relative
 
 
 class Net(nn.Module):

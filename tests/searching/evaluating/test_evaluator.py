@@ -21,8 +21,8 @@ def test_candidates_that_crash_are_failed_trials(tmp_path, monkeypatch):
         if a == "candidate":
             count.append(1)
             if len(count) % 2:
-                self._process.kill()
-                self._process.wait()
+                self._process._process.kill()
+                self._process._process.wait()
                 from hwprune.errors import CandidateFailure
 
                 raise CandidateFailure("measure", "the measuring process was killed by SIGKILL")
@@ -47,7 +47,7 @@ def test_device_that_disappears_stops_the_search_and_loses_nothing(tmp_path, mon
     def load(self, key, path, keep=False, threads=None):
         if gone:
             raise CandidateFailure("run", "CUDA error: device lost")
-        whole(self, key, path, keep, threads)
+        whole(self, key, path, keep=keep, threads=threads)
 
     class Watcher(Progress):
         def trial(self, *args):

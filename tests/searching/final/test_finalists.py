@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hwprune.searching.constraints import Constraints
-from hwprune.searching.final import finalists
-from tests.test_values import measured
+from hwprune.searching.final import finalists, point
+from tests.records.test_trial import measured
 
 
 def test_finalists_are_the_front_then_what_is_behind_it():
@@ -32,11 +32,11 @@ def test_places_of_finalists_that_fell_are_taken_by_others():
 
 
 def test_points_slower_than_dense_or_dominated_leave_the_front():
-    def point(number, drop, speed):
+    def confirmed(number, drop, speed):
         trial = measured(number, drop, speed)
         return point.Confirmed(trial, trial.metric, drop, trial.latency, trial.speedup, "test")
 
-    points = [point(0, 0.0, 0.98), point(1, 0.01, 1.5), point(2, 0.02, 1.4), point(3, 0.05, 2.0)]
+    points = [confirmed(0, 0.0, 0.98), confirmed(1, 0.01, 1.5), confirmed(2, 0.02, 1.4), confirmed(3, 0.05, 2.0)]
     assert [p.trial.number for p in point.final_front(points, Constraints())] == [1, 3]
     assert [p.trial.number for p in point.final_front(points, Constraints(max_drop=0.02))] == [1]
     assert point.final_front(points, Constraints(max_drop=0.0)) == []

@@ -10,7 +10,7 @@ from hwprune.searching.sampling import samplers
 from hwprune.searching.sampling.posterior import Posterior
 from hwprune.searching.sampling.problem import AllocationProblem
 from hwprune.searching.study.store import Store
-from tests.test_values import measured
+from tests.records.test_trial import measured
 
 
 def context(store_):

@@ -227,9 +227,7 @@ def test_a_tied_mask_saves_the_time_of_all_its_units():
     alone = {item.name: item.choices[1].saved for item in items.build(pruner, space, savings, {"2:4": 0.3})}
     first, second = "b.weight", "c.weight"
     tied = dataclasses.replace(next(k for k in space.units if k.unit == first), tied=(second,))
-    together = dataclasses.replace(
-        space, unit_spaces=tuple(tied if k.unit == first else k for k in space.units if k.unit != second)
-    )
+    together = dataclasses.replace(space, units=tuple(tied if k.unit == first else k for k in space.units if k.unit != second))
     made = {item.name: item.choices[1].saved for item in items.build(pruner, together, savings, {"2:4": 0.3})}
     assert made[first] == pytest.approx(alone[first] + alone[second])
 

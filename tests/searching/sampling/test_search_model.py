@@ -9,7 +9,7 @@ import pytest
 from hwprune.records.measurement import Measurement
 from hwprune.searching.constraints import REPAIR, Constraints
 from hwprune.searching.sampling.search_model import front_members, limits_of
-from tests.test_values import measured
+from tests.records.test_trial import measured
 
 
 def test_front_members_are_the_front_by_divergence_and_ratio():

@@ -10,8 +10,8 @@ import pytest
 
 from hwprune.searching.study import lease
 from hwprune.searching.study.store import Store
+from tests.records.test_trial import measured
 from tests.searching.helpers import random_sampler
-from tests.test_values import measured
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hwprune.errors import UsageError
 from hwprune.records.recipe import Recipe
 from hwprune.records.trial import Failure, Trial
 from hwprune.searching.study.store import Store
+from tests.records.test_trial import measured
 from tests.searching.helpers import random_sampler
-from tests.test_values import measured
 
 
 @pytest.mark.parametrize("url", ["sqlite", "journal"])

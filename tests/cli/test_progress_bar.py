@@ -10,7 +10,7 @@ from rich.console import Console
 from hwprune.cli.progress_bar import Bar, Lines, make_progress
 from hwprune.records.recipe import Recipe
 from hwprune.records.trial import Failure, Trial
-from tests.test_values import measured
+from tests.records.test_trial import measured
 
 
 @pytest.mark.parametrize("width", [40, 100])

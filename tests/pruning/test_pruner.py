@@ -19,7 +19,7 @@ from hwprune.onnx_files.template import Template
 from hwprune.pruning.pruner import Pruner
 from hwprune.structure.torch.analyse import trace
 from tests.conftest import randomise, tiny_workload
-from tests.structure.test_cut import MODELS, free_axes, relative
+from tests.structure.torch.test_graph import MODELS, free_axes, relative
 
 
 def onnx_run(path, x):

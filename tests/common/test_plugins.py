@@ -38,7 +38,7 @@ class Mine(Pattern):
 
 
 def point(name, value, group):
-    return metadata.EntryPoint(name, f"tests.test_plugins:{value}", group)
+    return metadata.EntryPoint(name, f"tests.common.test_plugins:{value}", group)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hwprune.onnx_files import tidy
 from hwprune.pruning.pruner import Pruner
 from hwprune.workload import loading
 from tests.conftest import TinyNet, randomise
-from tests.structure.test_onnx import N, net, run
+from tests.structure.onnx.test_graph import N, net, run
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hwprune.onnx_files import OnnxModule, tidy
 from hwprune.onnx_files.template import Template
 from hwprune.structure.onnx.graph import OnnxGraph
 from tests.conftest import randomise
-from tests.structure.test_cut import MODELS, free_axes, relative
+from tests.structure.torch.test_graph import MODELS, free_axes, relative
 
 
 def run(model, *inputs):

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
-import pytest
-
-from hwprune.errors import UsageError
 from hwprune.records.record import read_record
 from hwprune.report.page import write_page
-from hwprune.report.text import summary, table
+from hwprune.report.text import summary
 from hwprune.report.writing import write_report
-
-EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}}"
+from tests.report.helpers import EVIL
 
 
 class Tags(HTMLParser):
@@ -32,14 +27,6 @@ def parse(path):
     parser = Tags()
     parser.feed(path.read_text())
     return parser
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copyfile(finished_run / "record.json", folder / "record.json")
-    return folder
 
 
 def test_page_is_one_file_without_outside_links(run):
@@ -78,11 +65,6 @@ def _tags_of_plain(run):
     return parse(run / "plain.html").tags
 
 
-def test_picture_is_a_png(run):
-    write_report(run)
-    assert (run / "front.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_unfinished_and_empty_runs_have_a_report(run):
     data = json.loads((run / "record.json").read_text())
     data.update(finished=False, front=[], trials=[])
@@ -91,48 +73,6 @@ def test_unfinished_and_empty_runs_have_a_report(run):
     data["finished"] = True
     (run / "record.json").write_text(json.dumps(data))
     assert "none is faster than dense" in summary(write_report(run))
-
-
-def test_narrow_terminals_lose_columns_not_lines(run):
-    record = read_record(run)
-    for width in (40, 60, 200):
-        lines = summary(record, width).splitlines()
-        start = next(i for i, line in enumerate(lines) if line.strip().startswith("speedup"))
-        rows = lines[start : start + 2 + len(record.data["front"])]
-        assert len(rows) == 2 + len(record.data["front"])
-        assert all(len(line) <= width for line in rows)
-        assert any(line.startswith("(no room for") and "file" in line for line in lines) == (width < 200)
-
-
-def test_table_aligns():
-    assert table(["", "b"], [["x", "10"], ["long", "1"]], 80) == "       b\nx     10\nlong   1"
-
-
-@pytest.mark.parametrize(
-    ("content", "text"), [("[]", "schema 1"), ('{"schema": 2}', "schema 1"), ('{"schema": 1}', "lacks"), ("{", "JSON")]
-)
-def test_broken_records_say_so(tmp_path, content, text):
-    (tmp_path / "record.json").write_text(content)
-    with pytest.raises(UsageError, match=text):
-        read_record(tmp_path)
-
-
-def test_markdown_shows_the_front_and_names_can_not_inject(run):
-    from hwprune.report.markdown import markdown, plain
-    from hwprune.report.writing import write_formats
-
-    record = read_record(run)
-    text = markdown(record)
-    assert text.count("| trial ") + text.count("| **trial ") == len(record.data["front"]) and "| dense | 1.00x |" in text
-    record.data["workload"]["name"] = EVIL + "](http://x)|`a`\n# b"
-    record.data["notes"].append(EVIL)
-    text = markdown(record)
-    assert "<script" not in text.replace("\\<", "") and "\n# b" not in text and "](http" not in text.replace("\\]", "")
-    assert plain("a [1, 2] b") == "a [1, 2] b" and plain("[a](b)") == "[a\\](b)"
-    _, files = write_formats(run, "md")
-    assert [path.name for path in files] == ["report.md"]
-    with pytest.raises(UsageError, match="md"):
-        write_formats(run, "mdd")
 
 
 def test_why_a_unit_was_left_alone(run):
@@ -172,17 +112,3 @@ def test_the_history_ends_at_one_and_never_falls(run):
     found = history(read_record(run))
     assert found["volumes"] == sorted(found["volumes"]) and found["volumes"][-1] in (0.0, 1.0)
     assert sum(int(row[1]) for row in found["kinds"]) == len(found["numbers"])
-
-
-def test_a_chain_tells_every_step(run):
-    from hwprune.report.text import chain
-
-    record = read_record(run)
-    first = record.data["trials"][0]
-    again = {**first, "number": 90, "recovery": {"of": first["number"], "plan": {"kind": "distill", "epochs": 2.0}}}
-    last = {**first, "number": 91, "recovery": again["recovery"], "quantised": {"of": 90, "precision": "int8"}}
-    record.data["trials"] += [again, last]
-    assert [row[:2] for row in chain(record, 91)] == [
-        ["dense", ""], [f"pruned{'' if first['number'] in {p['trial'] for p in record.data['front']} else ' (search)'}", f"trial {first['number']}"],
-        ["trained, distill:2 (search)", "trial 90"], ["quantised to int8 (search)", "trial 91"],
-    ]  # fmt: skip

@@ -6,11 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import hwprune
 from hwprune.calibration import collect as calibrate
 from hwprune.methods import method
 from hwprune.pruning import database
+from hwprune.pruning.database import Database, calibration_fingerprint
 from hwprune.pruning.pruner import Pruner
 from tests.conftest import tiny_workload
 
@@ -142,3 +144,39 @@ def test_the_loss_and_the_metric_are_part_of_the_key():
     keys = [database.calibration_fingerprint(variant) for variant in variants]
     assert len(set(keys)) == len(keys)
     assert database.calibration_fingerprint(tiny_workload("top1")) == keys[0]
+
+
+def test_the_database_is_keyed_by_loss_targets_and_what_the_model_computes(tmp_path):
+    def folder(workload):
+        pruner = Pruner(workload)
+        return Database(tmp_path, workload, pruner.fingerprint, pruner.graph.module).folder
+
+    workload = tiny_workload("top1")
+    same = folder(workload)
+    assert folder(tiny_workload("top1")) == same
+    assert folder(dataclasses.replace(workload, loss=F.nll_loss)) != same
+    relabelled = [(x, (y + 1) % 4) for x, y in workload.calibration]
+    assert folder(dataclasses.replace(workload, calibration=relabelled)) != same
+    nested = [[(x, {"y": y + i}) for x, y in workload.calibration] for i in (0, 1)]
+    prints = {
+        calibration_fingerprint(dataclasses.replace(workload, calibration=data, metric=lambda o, t: o[:, 0])) for data in nested
+    }
+    assert len(prints) == 2
+
+    class Other(type(workload.model)):
+        def forward(self, x):
+            return super().forward(torch.cos(x))
+
+    other = Other()
+    other.load_state_dict(workload.model.state_dict())
+    assert folder(dataclasses.replace(workload, model=other.eval())) != same
+
+
+def test_shuffled_data_are_the_same_data():
+    workload = tiny_workload("top1")
+    data = torch.utils.data.TensorDataset(
+        torch.cat([x for x, _ in workload.validation]), torch.cat([y for _, y in workload.validation])
+    )
+    loader = torch.utils.data.DataLoader(data, batch_size=7, shuffle=True)
+    shuffled = dataclasses.replace(workload, calibration=loader)
+    assert calibration_fingerprint(shuffled) == calibration_fingerprint(shuffled)

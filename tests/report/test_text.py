@@ -1,0 +1,35 @@
+"""The summary in a terminal."""
+
+from __future__ import annotations
+
+from hwprune.records.record import read_record
+from hwprune.report.text import summary, table
+
+
+def test_narrow_terminals_lose_columns_not_lines(run):
+    record = read_record(run)
+    for width in (40, 60, 200):
+        lines = summary(record, width).splitlines()
+        start = next(i for i, line in enumerate(lines) if line.strip().startswith("speedup"))
+        rows = lines[start : start + 2 + len(record.data["front"])]
+        assert len(rows) == 2 + len(record.data["front"])
+        assert all(len(line) <= width for line in rows)
+        assert any(line.startswith("(no room for") and "file" in line for line in lines) == (width < 200)
+
+
+def test_table_aligns():
+    assert table(["", "b"], [["x", "10"], ["long", "1"]], 80) == "       b\nx     10\nlong   1"
+
+
+def test_a_chain_tells_every_step(run):
+    from hwprune.report.text import chain
+
+    record = read_record(run)
+    first = record.data["trials"][0]
+    again = {**first, "number": 90, "recovery": {"of": first["number"], "plan": {"kind": "distill", "epochs": 2.0}}}
+    last = {**first, "number": 91, "recovery": again["recovery"], "quantised": {"of": 90, "precision": "int8"}}
+    record.data["trials"] += [again, last]
+    assert [row[:2] for row in chain(record, 91)] == [
+        ["dense", ""], [f"pruned{'' if first['number'] in {p['trial'] for p in record.data['front']} else ' (search)'}", f"trial {first['number']}"],
+        ["trained, distill:2 (search)", "trial 90"], ["quantised to int8 (search)", "trial 91"],
+    ]  # fmt: skip
