@@ -67,7 +67,7 @@ def collect_statistics(
     if wanted & GRAM or INFLUENCE in wanted:
         groups = _fit(data.layers, memory) if wanted & GRAM else [[]]
         for number, group in enumerate(groups):
-            result = result.merged(data.forward(group, INFLUENCE in wanted and number == 0))
+            result = result.merged(data.forward(group, influence=INFLUENCE in wanted and number == 0))
     if wanted & GRADIENT:
         result = result.merged(GradientPass(data, targets=labels == "data").gradients())
     return result

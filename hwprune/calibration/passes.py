@@ -51,7 +51,7 @@ class CalibrationPass:
         for given, targets in self.workload.batches("calibration"):
             inputs = tuple(x.to(self.device) for x in given)
             count = len(inputs[0]) if inputs[0].ndim else 1
-            check_batch(self.workload, free, count)
+            check_batch(self.workload, free=free, count=count)
             splits = splittable(inputs) and free
             whole = not isinstance(targets, torch.Tensor) or len(targets) != count
             for start in range(0, count, size) if splits and (not whole or targets is None) else (None,):
@@ -66,7 +66,7 @@ class CalibrationPass:
                     self.progress(seen, max(seen, self.total))
 
     @torch.no_grad()
-    def forward(self, layers: Sequence[Layer], influence: bool) -> Calibration:
+    def forward(self, layers: Sequence[Layer], *, influence: bool) -> Calibration:
         """One pass for the Gram matrices of ``layers`` and the influence of branches."""
         generator = torch.Generator().manual_seed(self.seed)
         by_relevance = any(not x.is_floating_point() for x in self.workload.example_inputs)

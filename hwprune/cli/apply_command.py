@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
     if wanted is None and (options.criterion or options.scope):
         raise UsageError("--criterion and --scope are for PATTERN=SPARSITY; a recipe.json says its own")
-    progress = make_progress(options.quiet)
+    progress = make_progress(quiet=options.quiet)
     try:
         database = Path(options.database) if options.database else None
         pruner = Pruner(loading.load(args.source(options)), database, progress.calibrated)

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"workload": workload.name, **data}, indent=1))
     else:
-        print(text(workload.name, data, options.members, options.all))
+        print(text(workload.name, data, members=options.members, every=options.all))
     return 0
 
 
@@ -73,7 +73,7 @@ def describe(pruner: Pruner) -> dict[str, Any]:
     }
 
 
-def text(name: str, data: Mapping[str, Any], members: bool, every: bool) -> str:
+def text(name: str, data: Mapping[str, Any], *, members: bool, every: bool) -> str:
     """The same for people: what can be cut, then what can't and why."""
     from hwprune.report.text import table
 
@@ -93,7 +93,7 @@ def text(name: str, data: Mapping[str, Any], members: bool, every: bool) -> str:
                 "exact" if group[0]["exact"] else "statistical",
                 str(len(group[0]["members"])),
             ]
-            for group in _grouped(free, every)
+            for group in _grouped(free, every=every)
         ]
         parts.append(table(["axis", "alike", "role", "size", "cut", "members"], rows, 10_000))
         if any(not axis["exact"] for axis in free):
@@ -108,15 +108,15 @@ def text(name: str, data: Mapping[str, Any], members: bool, every: bool) -> str:
                 f"{group[0]['parameters'] / data['parameters']:.1%}",
                 _prefix(group[0]["members"]),
             ]
-            for group in _grouped(data["branches"], every)
+            for group in _grouped(data["branches"], every=every)
         ]
         parts.append(table(["branch", "alike", "parameters", "is"], rows, 10_000))
     if frozen:
-        parts.append("Left alone:\n" + args.lines(_reasons(frozen, every)))
+        parts.append("Left alone:\n" + args.lines(_reasons(frozen, every=every)))
     return "\n\n".join(parts)
 
 
-def _grouped(items: Sequence[dict[str, Any]], every: bool) -> list[list[dict[str, Any]]]:
+def _grouped(items: Sequence[dict[str, Any]], *, every: bool) -> list[list[dict[str, Any]]]:
     """Items that look alike together, in the order of the first of each."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for item in items:
@@ -135,7 +135,7 @@ def _prefix(names: Sequence[str]) -> str:
     return ".".join(common) or f"{names[0]} ... {names[-1]}"
 
 
-def _reasons(frozen: Sequence[dict[str, Any]], every: bool) -> list[tuple[str, str]]:
+def _reasons(frozen: Sequence[dict[str, Any]], *, every: bool) -> list[tuple[str, str]]:
     """(axis, reason), equal reasons (up to the operator's number) in one line."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for axis in frozen:

@@ -10,7 +10,7 @@ from hwprune.records.trial import FAILED, STOPPED, Trial
 from hwprune.searching.progress import Progress
 
 
-def make_progress(quiet: bool) -> Progress:
+def make_progress(*, quiet: bool) -> Progress:
     """What fits the place where stderr goes."""
     if quiet:
         return Progress()

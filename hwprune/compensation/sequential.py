@@ -211,7 +211,7 @@ class Statistics(Compensation):
     ``--statcorr``).
     """
 
-    def __init__(self, name: str, scale: bool) -> None:
+    def __init__(self, name: str, *, scale: bool) -> None:
         self.name = name
         self.scale = scale
         self.description = (

@@ -41,7 +41,7 @@ class Obs(Criterion):
 
 
 def _alone(part: Part, statistics: LayerStatistics) -> torch.Tensor:
-    plain = statistics.hessian(part.centred)
+    plain = statistics.hessian(centred=part.centred)
     w = grouped(part.tensor.detach().double(), part.groups)
     size = float(((w @ plain) * w).sum())
     costs = torch.zeros(part.size, dtype=torch.float64)

@@ -44,7 +44,7 @@ class Part:
 
     @classmethod
     def of(
-        cls, weight: torch.Tensor, kind: str = MAKES, statistics: LayerStatistics | None = None, centred: bool = False
+        cls, weight: torch.Tensor, kind: str = MAKES, statistics: LayerStatistics | None = None, *, centred: bool = False
     ) -> Part:
         """A layer whose outputs (``makes``) or inputs (``reads``) are the axis, index by index."""
         dim = 1 if kind == READS else 0

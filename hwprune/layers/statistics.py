@@ -78,7 +78,7 @@ class LayerStatistics:
         """(G, d, d) float64: second moment of the columns; None if it was not collected."""
         return None if self.covariance is None else self.hessian(centred=False)
 
-    def hessian(self, centred: bool) -> torch.Tensor:
+    def hessian(self, *, centred: bool) -> torch.Tensor:
         """(G, d, d) float64, not damped: second moment of the inputs, or their covariance if the layer's bias is free to move."""
         if self.covariance is None or self.mean is None:
             raise UsageError("this needs Gram matrices, which were not collected")

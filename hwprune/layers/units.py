@@ -59,14 +59,14 @@ def units(graph: ModelGraph) -> dict[str, Unit]:
                 table[axis.name] = Unit(axis.name, axis.role, axis.size, weights, parts, axis=axis)
     for matrix in graph.matrices:
         layer = layers.get(matrix.parameter)
-        table[matrix.parameter] = matrix_unit(matrix, parameters[matrix.parameter], layer is not None and layer.movable)
+        table[matrix.parameter] = matrix_unit(matrix, parameters[matrix.parameter], centred=layer is not None and layer.movable)
     for branch in graph.branches:
         weights = {name: parameters[name] for name in branch.parameters if name in parameters}
         table[branch.name] = Unit(branch.name, "branch", sum(w.numel() for w in weights.values()), weights, (), branch=branch)
     return table
 
 
-def matrix_unit(matrix: Matrix, weight: torch.Tensor, centred: bool = False, groups: int | None = None) -> Unit:
+def matrix_unit(matrix: Matrix, weight: torch.Tensor, *, centred: bool = False, groups: int | None = None) -> Unit:
     """The unit of a weight in the state that it is in (whole, or cut already).
 
     Args:

@@ -65,7 +65,7 @@ def axis_keeps(parts: Sequence[Part], levels: Sequence[float | None]) -> list[to
     consumers = []
     for part in readers(parts):
         statistics = _known(part)
-        plain = statistics.hessian(part.centred)
+        plain = statistics.hessian(centred=part.centred)
         w = grouped(part.tensor.detach().double(), part.groups)
         scale = 1 / _size(plain, w)
         columns = part.columns
@@ -93,7 +93,7 @@ def kept_columns(part: Part, keeps: Sequence[torch.Tensor]) -> list[Solution]:
         channels[part.positions[~keep].reshape(-1)] = False
         kept.append(channels)
     statistics = _known(part)
-    plain = statistics.hessian(part.centred)
+    plain = statistics.hessian(centred=part.centred)
     w = grouped(part.tensor.detach().double(), part.groups)
     damped = hessian.damp(plain)
     whole = _size(plain, w)
@@ -157,10 +157,10 @@ def _solution(
     return Solution(weight.to(dtype), None if shift is None else shift.to(dtype), max(0.0, error))
 
 
-def removal_error(part: Part, keep: torch.Tensor, of_axis: bool) -> float:
+def removal_error(part: Part, keep: torch.Tensor, *, of_axis: bool) -> float:
     """Error of a layer if what is removed is just removed, with only the mean of the outputs kept (if something can be added)."""
     statistics = _known(part)
-    plain = statistics.hessian(part.centred)
+    plain = statistics.hessian(centred=part.centred)
     w = grouped(part.tensor.detach().double(), part.groups)
     if of_axis:
         channels = torch.ones(part.tensor.shape[1], dtype=torch.bool)
@@ -192,7 +192,7 @@ def _sweep(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(new weights (G, out / G, d), keep mask of the weight's shape, undamped Hessians, dense weights)."""
     statistics = _known(part)
-    plain = statistics.hessian(part.centred)
+    plain = statistics.hessian(centred=part.centred)
     w = grouped(part.tensor.detach(), part.groups)
     order = torch.arange(w.shape[2]) if pattern is None else _sweep_order(part, pattern)
     factor = hessian.reverse_factor(hessian.damp(plain)[:, order][:, :, order])
@@ -258,7 +258,7 @@ def exact_keep(part: Part, pattern: Pattern, level: float | None) -> torch.Tenso
         return swept_keep(part, pattern, level)
     if reason := pattern.inadmissible(part.tensor.shape):
         raise UsageError(f"pattern {pattern.name}: {reason}")
-    damped = hessian.damp(_known(part).hessian(part.centred))
+    damped = hessian.damp(_known(part).hessian(centred=part.centred))
     w = grouped(part.tensor.detach().double(), g)
     columns = _sweep_order(part, pattern).reshape(-1, c)
     n = len(columns)
@@ -288,7 +288,7 @@ def masked(part: Part, keep: torch.Tensor, compensation: str, pattern: Pattern |
     """
     if compensation == LSTSQ:
         statistics = _known(part)
-        plain = statistics.hessian(part.centred)
+        plain = statistics.hessian(centred=part.centred)
         w = grouped(part.tensor.detach().double(), part.groups)
         masks = grouped(keep, part.groups)
         new = torch.stack(

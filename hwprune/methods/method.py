@@ -262,7 +262,7 @@ def _errors(
             sum(
                 layer_solutions[p.parameter].error
                 if p.parameter in layer_solutions
-                else layerwise.removal_error(p, keep, unit.axis is not None)
+                else layerwise.removal_error(p, keep, of_axis=unit.axis is not None)
                 for p in measurable
             )
             / len(measurable)

@@ -46,7 +46,7 @@ def get(name: str) -> Pattern:
     if name in PATTERNS:
         return PATTERNS[name]
     if match := re.fullmatch(r"(\d{1,4}):(\d{1,4})(:permuted)?", name):
-        return NOfM(int(match[1]), int(match[2]), match[3] is not None)
+        return NOfM(int(match[1]), int(match[2]), permutes=match[3] is not None)
     if match := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", name):
         return Block(int(match[1]), int(match[2]))
     others = plugins.found("hwprune.patterns", Pattern)

@@ -27,7 +27,7 @@ class NOfM(Pattern):
 
     scope = "group"
 
-    def __init__(self, n: int, m: int, permutes: bool = False) -> None:
+    def __init__(self, n: int, m: int, *, permutes: bool = False) -> None:
         if not 1 <= n < m:
             raise UsageError(f"pattern {n}:{m}: N:M keeps N of M weights, so 1 <= N < M must hold")
         self.n, self.m = self.group = n, m

@@ -41,6 +41,7 @@ CODE = (
     "structure",
     "workload/batches.py",
     "workload/metrics.py",
+    "workload/workload.py",
 )
 """Folders and files of hwprune that the options depend on."""
 

@@ -225,7 +225,7 @@ class Pruner:
         device = next(iter(self.workload.model.parameters()), torch.empty(0)).device
         free = self.graph.module.meta.get("free_batch", True)
         for inputs, _ in self.workload.batches("calibration"):
-            batches.check_batch(self.workload, free, len(inputs[0]) if inputs[0].ndim else 1)
+            batches.check_batch(self.workload, free=free, count=len(inputs[0]) if inputs[0].ndim else 1)
             yield tuple(x.to(device) for x in inputs)
 
     def _relevance(self) -> Callable[[tuple[torch.Tensor, ...]], Mapping[str, torch.Tensor]] | None:

@@ -114,7 +114,7 @@ class Stitch:
             if groups > 1:
                 groups = len(torch.unique(out // (matrix.shape[0] // groups)))
             statistics = None if statistics is None else statistics.restricted(out, inner)
-        unit = unit_table.matrix_unit(matrix, weight.detach(), layer is not None and layer.movable, groups)
+        unit = unit_table.matrix_unit(matrix, weight.detach(), centred=layer is not None and layer.movable, groups=groups)
         return dataclasses.replace(unit.parts[0], statistics=statistics)
 
     def orders(self, choices: Sequence[UnitChoice]) -> dict[str, torch.Tensor]:

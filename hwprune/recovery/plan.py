@@ -129,7 +129,7 @@ def parse(text: str) -> Plan | None:
     return Plan(kind, count)
 
 
-def default_rate(plan: Plan, normed: bool) -> float:
+def default_rate(plan: Plan, *, normed: bool) -> float:
     """Highest learning rate that is tried first where nobody says one.
 
     Args:

@@ -58,7 +58,7 @@ class Constraints:
     def met(self, drop: float, speedup: float, latency_s: float, size: int) -> bool:
         return all(value <= 0 for value in self.excess(drop, speedup, latency_s, size).values())
 
-    def loosened(self, dense: float = 1.0, repaired: bool = False) -> Constraints:
+    def loosened(self, dense: float = 1.0, *, repaired: bool = False) -> Constraints:
         """With room for what validation and one session can't tell.
 
         Args:

@@ -35,6 +35,7 @@ def search(
     max_latency_s: float | None = None,
     max_size: int | None = None,
     recover: str = "auto",
+    *,
     all_patterns: bool = False,
     storage: str = "",
     database: str | Path = "",

@@ -33,7 +33,7 @@ class SelfCheck:
 
     def first(self, speedup: Measurement) -> None:
         """Take up what the dense model measured before the first trial."""
-        self._add(speedup, 0, bool(speedup.conditions.get("passed", True)))
+        self._add(speedup, 0, passed=bool(speedup.conditions.get("passed", True)))
 
     def after_trial(self, evaluator: Evaluator, store: Store, done: list[Trial]) -> list[Trial]:
         """Where the gate fails, what was measured since the last one is measured again, as far as its files are there.
@@ -52,7 +52,7 @@ class SelfCheck:
             gate = source.gate()
         except CandidateFailure as failure:
             raise RunError(f"the dense model can't be measured against itself any more: {failure.reason}") from failure
-        if self._add(gate.speedup, len(done), bool(gate.passed)):
+        if self._add(gate.speedup, len(done), passed=bool(gate.passed)):
             return done
         again = 0
         for trial in done[-EVERY:]:
@@ -62,7 +62,7 @@ class SelfCheck:
         self.notes.append(f"{again} candidates of that time were measured again.")
         return store.trials()
 
-    def _add(self, speedup: Measurement, done: int, passed: bool) -> bool:
+    def _add(self, speedup: Measurement, done: int, *, passed: bool) -> bool:
         result = {
             "trials": done, "value": speedup.value, "ci_low": speedup.ci_low, "ci_high": speedup.ci_high, "passed": passed,
         }  # fmt: skip

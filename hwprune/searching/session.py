@@ -60,7 +60,7 @@ class Session:
         """
         machine = host(self.job.remote or None)
         try:
-            return self._go(resume, machine)
+            return self._go(resume=resume, machine=machine)
         finally:
             machine.close()
 
@@ -79,7 +79,7 @@ class Session:
 
     # -- the search itself -------------------------------------------------------------------
 
-    def _go(self, resume: bool, machine: Host) -> Result:
+    def _go(self, *, resume: bool, machine: Host) -> Result:
         quantise_finalists.check_precisions(self.job, self.resolved.target)
         device = self.setup.identify(machine)
         store = Store(self.storage, None) if resume else None

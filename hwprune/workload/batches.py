@@ -29,7 +29,7 @@ def splittable(inputs: Inputs) -> bool:
     return all(x.ndim and len(x) == len(inputs[0]) for x in inputs)
 
 
-def check_batch(workload: Workload, free: bool, count: int) -> None:
+def check_batch(workload: Workload, *, free: bool, count: int) -> None:
     """A model that was captured for one batch size runs with that one only. Raises `WorkloadError`."""
     example = workload.example_inputs[0]
     if not free and example.ndim and count != len(example):

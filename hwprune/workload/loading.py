@@ -25,7 +25,7 @@ FORMS = (
 )
 
 
-def load(source: str, structure_only: bool = False) -> Workload:
+def load(source: str, *, structure_only: bool = False) -> Workload:
     """A workload from its source: one of the forms of ``FORMS``, then ``key=value`` words for the function.
 
     Args:
@@ -38,7 +38,7 @@ def load(source: str, structure_only: bool = False) -> Workload:
     word, *rest = source.split(" ")
     arguments = parse_arguments([item for item in rest if item])
     if word.endswith(".onnx"):
-        return dataclasses.replace(_onnx(Path(word), arguments, structure_only), source=source)
+        return dataclasses.replace(_onnx(Path(word), arguments, structure_only=structure_only), source=source)
     kind, _, name = word.rpartition(":")
     if not kind:
         raise UsageError(f"workload {word!r} has no ':'. Forms: {FORMS}")
@@ -76,7 +76,7 @@ def _function(word: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _onnx(path: Path, arguments: dict[str, Any], structure_only: bool) -> Workload:
+def _onnx(path: Path, arguments: dict[str, Any], *, structure_only: bool) -> Workload:
     """An ONNX model with its data from an .npz file or a function."""
     if not path.is_file():
         raise UsageError(f"there is no file {path} (looked in {Path.cwd()})")

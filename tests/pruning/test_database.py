@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,3 +181,14 @@ def test_shuffled_data_are_the_same_data():
     loader = torch.utils.data.DataLoader(data, batch_size=7, shuffle=True)
     shuffled = dataclasses.replace(workload, calibration=loader)
     assert calibration_fingerprint(shuffled) == calibration_fingerprint(shuffled)
+
+
+def test_everything_that_the_key_is_made_of_is_there():
+    """A folder that moved would silently leave the key."""
+    from hwprune.pruning import database
+
+    root = Path(database.__file__).parents[1]
+    assert [name for name in database.CODE if not list(root.joinpath(name).rglob("*.py")) and not (root / name).is_file()] == []
+    for name in ("calibration", "criteria", "methods", "patterns", "second_order", "structure", "layers"):
+        assert name in database.CODE
+    assert {"workload/metrics.py", "workload/workload.py"} <= set(database.CODE) or "workload" in database.CODE

@@ -24,7 +24,7 @@ def store(tmp_path):
     space = fitting.build(space_file.load("structured"), Pruner(tiny_workload()), targets.load("cpu"), "avx512")
 
     def opened(create):
-        return Store(f"sqlite:///{tmp_path / 'study.db'}", space, create)
+        return Store(f"sqlite:///{tmp_path / 'study.db'}", space, create=create)
 
     return space, opened
 

@@ -13,7 +13,7 @@ class Interrupts:
     It acts in the main thread alone, and leaves a handler that is not Python's own in peace.
     """
 
-    def __init__(self, wanted: bool = True) -> None:
+    def __init__(self, *, wanted: bool = True) -> None:
         self.asked = False
         self._wanted = wanted
         self._ours = False

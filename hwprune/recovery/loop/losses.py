@@ -73,7 +73,7 @@ class Losses:
             answers = torch.cat([first_tensor(teacher(*self._moved(inputs))).float().reshape(-1) for inputs, _ in some])
             self._variance = float(answers.var(unbiased=False))
 
-    def train(self, mode: bool = True) -> None:
+    def train(self, *, mode: bool = True) -> None:
         """Put everything that batches are run through into train mode, or eval mode."""
         for module in (self.module, self._student, self._still):
             if module is not None:

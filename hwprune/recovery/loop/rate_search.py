@@ -38,7 +38,7 @@ def find_rate(stepper: Stepper, own: State) -> float:
         own: the sparsifier's state at the start.
     """
     training, state, loss = stepper.training, stepper.state, stepper.loss
-    first = training.plan.rate or default_rate(training.plan, loss.normed)
+    first = training.plan.rate or default_rate(training.plan, normed=loss.normed)
     total = stepper.steps()[1]
     if training.plan.rate is not None or total < TRIED_FROM:
         return first
@@ -60,7 +60,7 @@ def find_rate(stepper: Stepper, own: State) -> float:
             for _ in range(steps):
                 group = list(itertools.islice(batches, training.plan.accumulate))
                 stepper.step(group, optimizer, steps, at_once=rising)
-            loss.train(False)
+            loss.train(mode=False)
             with torch.no_grad():
                 losses = torch.stack([loss(*batch) for batch in itertools.islice(batches, HELD_BACK)])
         except NotFinite:

@@ -138,7 +138,7 @@ class _Run:
             state.rate = find_rate(self.stepper, sparsifier_state)
         while True:
             try:
-                with Interrupts(folder is not None) as interrupts:
+                with Interrupts(wanted=folder is not None) as interrupts:
                     return self._train_epochs(resume, resuming, interrupts), resuming
             except NotFinite as problem:
                 if state.restarts == RESTARTS:

@@ -43,7 +43,7 @@ class Movement(ScoreLearner):
     NOISE_RANGE = 0.5
     """Half of `PRIOR`: what has only been shaken is not torn from its place."""
 
-    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan, soft: bool = False) -> None:
+    def __init__(self, pruner: Pruner, recipe: Recipe, plan: Plan, *, soft: bool = False) -> None:
         super().__init__(pruner, recipe, plan)
         if not soft:
             with torch.no_grad():

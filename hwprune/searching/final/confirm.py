@@ -94,7 +94,7 @@ class Confirmer:
                 notes += [*refiner.take_notes(), *(note for note in confirmation.notes if note not in notes)]
             left = [t for t in trials if t.number in done or t.number not in tried]
             chosen = promoted(
-                _corrected(left, done), set(done), constraints, self.evaluator.dense.baseline.metric.value, repaired
+                _corrected(left, done), set(done), constraints, self.evaluator.dense.baseline.metric.value, repaired=repaired
             )
         points = final_front(list(done.values()), constraints)
         notes += [*refiner.take_notes(), *refiner.summary(len(tried)), *self._front_notes(points, trials, tried, done)]

@@ -32,6 +32,7 @@ def finalists(
     constraints: Constraints,
     most: int = MOST_FINALISTS,
     dense: float = 1.0,
+    *,
     repaired: bool = False,
 ) -> list[Trial]:
     """Who is measured again: the front, then what is just behind it, at most ``most``.
@@ -39,7 +40,7 @@ def finalists(
     Trials that measured slower than dense are left out; a front that is too long is thinned evenly by speedup.
     The margins around the constraints let in who may meet them on the test split.
     """
-    loose = constraints.loosened(dense, repaired)
+    loose = constraints.loosened(dense, repaired=repaired)
     good = [
         t for t in trials
         if t.measured and objectives(t)[1] > 1.0 and t.recipe.choices and all(v <= 0 for v in loose.of(t).values())
@@ -54,7 +55,7 @@ def finalists(
 
 
 def promoted(
-    trials: Sequence[Trial], done: Collection[int], constraints: Constraints, dense: float, repaired: bool = False
+    trials: Sequence[Trial], done: Collection[int], constraints: Constraints, dense: float, *, repaired: bool = False
 ) -> list[Trial]:
     """Who takes the places of finalists that fell off the front when they were measured again; at most as many as fell.
 
@@ -62,7 +63,7 @@ def promoted(
         trials: with the speedups of their last measurement; those that failed are not among them.
         done: numbers of those that were measured again.
     """
-    front_now = finalists(trials, constraints, len(trials), dense, repaired)
+    front_now = finalists(trials, constraints, len(trials), dense, repaired=repaired)
     front_now = pareto.non_dominated(front_now, rank_objectives)
     room = MOST_FINALISTS - sum(t.number in done for t in front_now)
     fresh = [t for t in front_now if t.number not in done]

@@ -68,7 +68,7 @@ class RatioModel:
                 heft = np.minimum(1.0, FAR / np.maximum(far, 1e-9)) / (told * self.heat)
         self._root = np.linalg.inv(np.linalg.cholesky(information))
 
-    def predict(self, chosen: Array, coupled: Array, measured: bool = True) -> tuple[Array, Array]:
+    def predict(self, chosen: Array, coupled: Array, *, measured: bool = True) -> tuple[Array, Array]:
         """(ratios, standard deviations) of a new measurement, or of what many of them would come to."""
         features = self._features(chosen)
         mean = 1 - features[:, 0] - coupled - features @ self._mean

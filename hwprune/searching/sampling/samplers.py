@@ -42,7 +42,7 @@ def _optuna(make: Inner) -> Callable[[int, SamplerContext], optuna.samplers.Base
     return lambda seed, _context: Seeded(make, seed)
 
 
-def _knapsack(explore: bool) -> Callable[[int, SamplerContext], optuna.samplers.BaseSampler]:
+def _knapsack(*, explore: bool) -> Callable[[int, SamplerContext], optuna.samplers.BaseSampler]:
     def make(seed: int, context: SamplerContext) -> optuna.samplers.BaseSampler:
         return KnapsackSampler(
             context.posterior.problem.items, seed=seed, explore=explore, trials=context.trials or 40, space=context.space,

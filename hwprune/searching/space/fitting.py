@@ -24,6 +24,7 @@ def build(
     pruner: Pruner,
     target: Target,
     isa: str,
+    *,
     all_patterns: bool = False,
     refused: Mapping[str, str | None] | None = None,
 ) -> SearchSpace:
@@ -39,7 +40,10 @@ def build(
     """
     left_out: list[tuple[str, str]] = []
     methods = _computable(space, pruner, left_out)
-    masks, roles = (_payable(wanted, target, all_patterns, left_out, refused or {}) for wanted in (space.patterns, space.roles))
+    masks, roles = (
+        _payable(wanted, target, all_patterns=all_patterns, left_out=left_out, refused=refused or {})
+        for wanted in (space.patterns, space.roles)
+    )
     for axis in pruner.graph.axes:
         if axis.frozen and axis.role in space.roles:
             left_out.append((axis.name, axis.frozen))
@@ -93,6 +97,7 @@ def _tied(unit_spaces: Sequence[UnitSpace], ties: Mapping[str, str]) -> list[Uni
 def _payable(
     wanted: Sequence[str],
     target: Target,
+    *,
     all_patterns: bool,
     left_out: list[tuple[str, str]],
     refused: Mapping[str, str | None],
@@ -189,7 +194,7 @@ def fit(
     Args:
         recover: compensations that the user asks for, joined by ``+``; None: what the model has use for.
     """
-    fitted = build(space, pruner, target, isa, all_patterns, refused)
+    fitted = build(space, pruner, target, isa, all_patterns=all_patterns, refused=refused)
     if recover is None:
         return fitted, []
     steps = compensation.parse(recover)

@@ -38,7 +38,7 @@ def storage_errors(storage: str) -> Iterator[None]:
         raise UsageError(f"storage {shown} needs a driver that is not installed: {hint}") from error
 
 
-def _open(storage: str, create: bool) -> Any:
+def _open(storage: str, *, create: bool) -> Any:
     """The storage; without ``create`` its tables must be there.
 
     SQLite in write-ahead mode: a commit survives the process being killed and costs a tenth of a synced one. Whoever only joins

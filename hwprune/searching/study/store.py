@@ -49,7 +49,9 @@ class Store:
         RunError: the storage fails.
     """
 
-    def __init__(self, storage: str, space: SearchSpace | None, create: bool = False, watch: lease.Watch | None = None) -> None:
+    def __init__(
+        self, storage: str, space: SearchSpace | None, *, create: bool = False, watch: lease.Watch | None = None
+    ) -> None:
         self._backend = StudyBackend(storage, create=create)
         self._space = space
         self._watch = watch or lease.Watch()
@@ -84,7 +86,7 @@ class Store:
         """Questions asked meanwhile are answered from one reading of the trials; nothing is changed meanwhile."""
         return self._backend.snapshot()
 
-    def trials(self, as_searched: bool = False) -> list[Trial]:
+    def trials(self, *, as_searched: bool = False) -> list[Trial]:
         """Finished trials by number, duplicates left out.
 
         Args:
@@ -131,7 +133,7 @@ class Store:
         newer[str(number)] = {**newer.get(str(number), {}), **values}
         self._backend.write(REMEASURED, newer)
 
-    def enqueue(self, parameters: Mapping[str, Any], origin: str, again: bool = True) -> None:
+    def enqueue(self, parameters: Mapping[str, Any], origin: str, *, again: bool = True) -> None:
         """Propose this before anything that a sampler proposes; ``again`` False: not if it was proposed before."""
         with self._backend.errors():
             self._backend.study.enqueue_trial(dict(parameters), user_attrs={ORIGIN: origin}, skip_if_exists=not again)

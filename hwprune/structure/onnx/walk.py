@@ -118,7 +118,7 @@ class Walk:
         assert value is not None
         self.values[tensor.name] = self.stored[tensor.name] = value
 
-    def _fresh(self, name: str, reason: str | None, zero: bool = False, parameter: str | None = None) -> Value | None:
+    def _fresh(self, name: str, reason: str | None, *, zero: bool = False, parameter: str | None = None) -> Value | None:
         shape = self.shape(name)
         if shape is None:
             return None

@@ -97,7 +97,7 @@ class _Walk:
     def _sizes(self, tensor: Any) -> tuple[int, ...]:
         return tuple(self._number(size) for size in tensor.shape)
 
-    def _fresh(self, tensor: torch.Tensor, reason: str | None, zero: bool = False, name: str | None = None) -> Value:
+    def _fresh(self, tensor: torch.Tensor, reason: str | None, *, zero: bool = False, name: str | None = None) -> Value:
         dims = tuple(self.space.leaf(size) for size in self._sizes(tensor))
         if reason:
             for dim in dims:

@@ -183,12 +183,12 @@ def _inline(module: fx.GraphModule) -> None:
             else:
                 continue
             arguments = node.args[node.args.index(inner) + 1 :]
-            _paste(graph, node, lookup(module, str(inner.target)), arguments, detach)
+            _paste(graph, node, lookup(module, str(inner.target)), arguments, detach=detach)
             changed = True
     graph.eliminate_dead_code()
 
 
-def _paste(graph: fx.Graph, node: fx.Node, nested: fx.GraphModule, arguments: Sequence[Any], detach: bool) -> None:
+def _paste(graph: fx.Graph, node: fx.Node, nested: fx.GraphModule, arguments: Sequence[Any], *, detach: bool) -> None:
     """The nodes of ``nested`` before ``node``, and ``node`` gone; detached outputs stand for no_grad."""
     feed = iter(arguments)
     new: dict[fx.Node, Any] = {}

@@ -64,7 +64,7 @@ def rebuild(
     return module
 
 
-def assign(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
+def assign(module: nn.Module, name: str, tensor: torch.Tensor, *, persistent: bool = True) -> None:
     """Set a parameter or buffer by its dotted name; missing containers are made."""
     *path, last = name.split(".")
     for part in path:
