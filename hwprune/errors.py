@@ -80,3 +80,9 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, for a sentence; the class's name where it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """The class and the first line of an error's text, ``"KeyError: 'width'"``; the class alone where it has no text."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -13,7 +13,7 @@ from hwprune.deploy.huggingface_format import write_huggingface
 from hwprune.deploy.onnx_format import write_onnx_point
 from hwprune.deploy.point import ExportedPoint, copy, copy_recipe
 from hwprune.deploy.tensorrt_format import write_tensorrt
-from hwprune.errors import CandidateFailure, UsageError
+from hwprune.errors import CandidateFailure, UsageError, described
 from hwprune.onnx_files import to_onnx
 
 
@@ -39,8 +39,7 @@ def _openvino(point: ExportedPoint) -> list[str]:
         model = openvino.convert_model(str(point.onnx_file))
         openvino.save_model(model, str(point.out / "model.xml"), compress_to_fp16=point.options.precision == "fp16")
     except Exception as error:  # the converter raises its own types
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise CandidateFailure("export", f"OpenVINO: {type(error).__name__}: {first}") from error
+        raise CandidateFailure("export", f"OpenVINO: {described(error)}") from error
     return [*copy_recipe(point), "model.xml", "model.bin"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.deploy.point import ExportedPoint, copy_recipe
-from hwprune.errors import UsageError
+from hwprune.errors import UsageError, described
 from hwprune.pruning.own_class import apply_to_module
 
 
@@ -47,7 +47,7 @@ def _not_loadable(model: Any, folder: Path) -> str | None:
     try:
         again = type(model).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the library raises what it meets
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return described(error)
     mine, loaded = model.state_dict(), again.state_dict()
     if mine.keys() != loaded.keys():
         return f"{len(mine.keys() ^ loaded.keys())} tensors differ in name"

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from hwprune.deploy.point import ExportedPoint, Options, copy, copy_recipe
-from hwprune.errors import CandidateFailure, UsageError
+from hwprune.errors import CandidateFailure, UsageError, first_line
 from hwprune.onnx_files import to_onnx
 
 REDUCE_AXES = 18
@@ -42,8 +42,7 @@ def write_onnx(source: Path, path: Path, options: Options) -> None:
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise CandidateFailure("export", f"the converted file is no valid ONNX: {first}") from error
+        raise CandidateFailure("export", f"the converted file is no valid ONNX: {first_line(error)}") from error
 
 
 def converted_opset(model: onnx.ModelProto, opset: int | None) -> onnx.ModelProto:
@@ -58,8 +57,7 @@ def converted_opset(model: onnx.ModelProto, opset: int | None) -> onnx.ModelProt
     try:
         converted: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
     except Exception as error:  # the converter raises its own types
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise CandidateFailure("export", f"opset {now} -> {opset}: {first}") from error
+        raise CandidateFailure("export", f"opset {now} -> {opset}: {first_line(error)}") from error
     for node in converted.graph.node if opset < REDUCE_AXES else ():  # the converter leaves in what older opsets don't know
         for attribute in [a for a in node.attribute if a.name == "noop_with_empty_axes" and not a.i]:
             node.attribute.remove(attribute)

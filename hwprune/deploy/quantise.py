@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from hwprune.deploy.onnx_quantisers import Batches, Facts, Integers, quiet, to_fp16, to_int4, to_int8
-from hwprune.errors import CandidateFailure, UnknownNameError, UsageError
+from hwprune.errors import CandidateFailure, UnknownNameError, UsageError, described
 from hwprune.onnx_files import to_onnx
 
 STAGE = "quantise"
@@ -55,8 +55,7 @@ def quantise(
     except CandidateFailure:
         raise
     except Exception as error:  # the quantisers, and protobuf, raise what they meet
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise CandidateFailure(STAGE, f"{precision}: {type(error).__name__}: {first}") from error
+        raise CandidateFailure(STAGE, f"{precision}: {described(error)}") from error
     return Facts(**{**asdict(facts), "zeros": after / before if before > LEAST_ZEROS else 1.0})
 
 

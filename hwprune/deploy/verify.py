@@ -16,7 +16,7 @@ from hwprune.deploy import layout
 from hwprune.deploy.formats import FORMATS
 from hwprune.deploy.manifest import read_manifest
 from hwprune.deploy.target_of_run import profile
-from hwprune.errors import CandidateFailure, UsageError
+from hwprune.errors import CandidateFailure, UsageError, described
 from hwprune.latency import fingerprint, fresh
 from hwprune.latency.availability import missing
 from hwprune.latency.bench import Bench
@@ -138,7 +138,7 @@ def _layout(model: Path, recorded: Mapping[str, Any]) -> Check:
     try:
         faults = layout.faults(model, recorded)
     except Exception as error:  # onnx raises what protobuf raises
-        return Check("layout", False, f"{model.name} can't be read: {type(error).__name__}: {str(error).splitlines()[0]}")
+        return Check("layout", False, f"{model.name} can't be read: {described(error)}")
     text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
     return Check("layout", not faults, text or layout.summary(recorded))
 

@@ -67,17 +67,14 @@ def remeasure(
         with make() as bench:
             settings = settings or settings_for(bench.clock)
             for session in range(SESSIONS):
-                try:
-                    bench.load("reference", dense, keep=True)
-                except CandidateFailure as failure:
-                    raise RunError(f"the dense model can't be loaded in a fresh process: {failure.reason}") from failure
+                _load_reference(bench, dense)
                 turn = len(sessions["dense"]) % len(order)
                 for key in order[turn:] + order[:turn]:  # nobody is always measured first
                     if key not in failed:
                         try:
                             bench.load("model", dense if key == "dense" else models[key])
                             if session % 2:  # who is loaded first gets other memory; let it be either in turn
-                                bench.load("reference", dense, keep=True)
+                                _load_reference(bench, dense)
                             result = bench.pair("model", "reference", example, settings)
                             sessions[key].append((number, result))
                             if keep is not None:
@@ -89,6 +86,14 @@ def remeasure(
         return {}
     dense_s = median(result.dense_latency_s for results in sessions.values() for _, result in results)
     return {key: _summary(results, dense_s) for key, results in sessions.items() if key not in failed}
+
+
+def _load_reference(bench: Bench, dense: Path) -> None:
+    """Raises `RunError`: without the dense model nothing is comparable, so no candidate is to blame."""
+    try:
+        bench.load("reference", dense, keep=True)
+    except CandidateFailure as failure:
+        raise RunError(f"the dense model can't be loaded in a fresh process: {failure.reason}") from failure
 
 
 def footprint(models: dict[str, Path], example: Path, make: Callable[[], Bench]) -> dict[str, dict[str, Any]]:

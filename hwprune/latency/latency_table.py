@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hwprune.common.files import dump_json, read_json, sha256, write_atomic
+from hwprune.common.files import csv_text, dump_json, read_json, sha256, write_atomic
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
 from hwprune.latency.micro import ROUNDS
 from hwprune.latency.segments import Segment
-from hwprune.latency.table_files import csv_text, file_lock, read_counts, read_number, read_rows, shared_lock
+from hwprune.latency.table_files import file_lock, read_counts, read_number, read_rows, shared_lock
 from hwprune.latency.worker import OWN_FAILED
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from hwprune.errors import UsageError
+from hwprune.errors import UsageError, first_line
 from hwprune.latency.segments import ANCHORS, SMALL, Segment, Tensor, has_values
 
 _STRUCTURAL = {
@@ -126,7 +126,7 @@ def with_shapes(
         inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
         return inferred, {item.name: item for item in (*inferred.graph.initializer, *weights)}
     except onnx.shape_inference.InferenceError as error:
-        raise UsageError(f"the shapes of the model don't fit: {str(error).strip().splitlines()[0]}") from error
+        raise UsageError(f"the shapes of the model don't fit: {first_line(error)}") from error
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 
 @contextmanager
@@ -71,11 +69,3 @@ def read_counts(text: str, faults: list[str]) -> dict[str, int]:
             continue
         counts[signature] = int(count)
     return counts
-
-
-def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()

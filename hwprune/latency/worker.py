@@ -29,6 +29,7 @@ import numpy as np
 
 from hwprune import runtimes
 from hwprune.common.files import cache_folder
+from hwprune.errors import described
 from hwprune.latency import fingerprint, micro, paired, sensors
 from hwprune.latency.availability import missing
 from hwprune.latency.device_lock import Slot
@@ -59,8 +60,7 @@ class Worker:
         except MemoryError:
             return {"error": "out of memory"}
         except Exception as error:  # runtimes raise their own types; all of them are the candidate's failure
-            text = str(error).strip().splitlines() or [""]
-            return {"error": f"{type(error).__name__}: {text[0]}"}
+            return {"error": described(error)}
         return {"result": result}
 
     # -- the machine -------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class Worker:
                 shapes = [list(array.shape) for array in inputs]
                 timed[name] = _timed(_load(f"{folder}/{name}.onnx", runtime, {**settings, "shapes": shapes}), inputs)
             except Exception as error:  # the piece's failure
-                text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                text = described(error)
                 if name in OWN:
                     raise RuntimeError(f"{OWN_FAILED}: {text}") from error
                 errors[name] = text

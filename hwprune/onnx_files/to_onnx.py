@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from hwprune.common.files import write_atomic
-from hwprune.errors import CandidateFailure
+from hwprune.errors import CandidateFailure, described
 from hwprune.onnx_files import tidy
 from hwprune.onnx_files.lowering import lowered
 from hwprune.structure.torch.capture import free_batch
@@ -55,8 +55,7 @@ def exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) ->
             assert program is not None  # None only for the deprecated exporter
             return program.model_proto
     except Exception as error:  # the exporter raises what torch.export and onnxscript raise
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise CandidateFailure("export", f"{type(error).__name__}: {first}") from error
+        raise CandidateFailure("export", described(error)) from error
 
 
 def _recorded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
@@ -72,8 +71,7 @@ def _recorded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> onnx
                     do_constant_folding=False,
                 )  # fmt: skip
         except Exception as error:  # the exporter raises its own types
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise CandidateFailure("export", f"{type(error).__name__}: {first}") from error
+            raise CandidateFailure("export", described(error)) from error
         return onnx.load(str(path))
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
 import io
 from pathlib import Path
 
 from hwprune.common import formatting
-from hwprune.common.files import dump_json, write_atomic
+from hwprune.common.files import csv_text, dump_json, write_atomic
 from hwprune.probe.findings import Probe, UnitProbe
 from hwprune.probe.staircase import worthwhile
 
@@ -87,16 +86,13 @@ def write(found: Probe, folder: Path) -> None:
 
 def to_csv(found: Probe) -> str:
     """A row a unit and keep count."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for unit in found.units:
-        for step in unit.steps:
-            writer.writerow(
-                [unit.name, unit.role, unit.size, step.keep, f"{step.seconds:.6g}", f"{step.half_width_s:.3g}", f"{step.speedup:.5g}",
-                 f"{unit.share:.4g}", unit.like or "", step.source]
-            )  # fmt: skip
-    return stream.getvalue()
+    rows = (
+        [unit.name, unit.role, unit.size, step.keep, f"{step.seconds:.6g}", f"{step.half_width_s:.3g}", f"{step.speedup:.5g}",
+         f"{unit.share:.4g}", unit.like or "", step.source]
+        for unit in found.units
+        for step in unit.steps
+    )  # fmt: skip
+    return csv_text(COLUMNS, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
 
 
 STYLE = """

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from hwprune.errors import UsageError
+from hwprune.errors import UsageError, described
 from hwprune.pruning.candidate import Candidate
 
 TOLERANCE = 1e-5
@@ -63,11 +63,7 @@ def apply_to_module(model: nn.Module, candidate: Candidate) -> nn.Module:
             failure = error
     raise UsageError(
         f"{type(model).__name__} can't hold the candidate's shapes"
-        + (
-            f" ({type(failure).__name__}: {str(failure).splitlines()[0]})"
-            if failure
-            else ": it computes something else with them"
-        )
+        + (f" ({described(failure)})" if failure else ": it computes something else with them")
         + f". {advice}"
     )
 

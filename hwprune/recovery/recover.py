@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hwprune.errors import CandidateFailure, UnknownNameError, UsageError
+from hwprune.errors import CandidateFailure, UnknownNameError, UsageError, first_line
 from hwprune.pruning.candidate import Candidate
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe, UnitChoice
@@ -223,7 +223,7 @@ def _run_own_loop(
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             tensor.data = tensor.data.to(state[name].dtype) if name in state else tensor.data
     except RuntimeError as error:
-        raise CandidateFailure("recover", f"the training loop returned another model: {str(error).splitlines()[0]}") from error
+        raise CandidateFailure("recover", f"the training loop returned another model: {first_line(error)}") from error
     if held is not None:
         held.hold(module)
     module.eval()

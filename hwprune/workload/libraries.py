@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hwprune.errors import UsageError, WorkloadError
+from hwprune.errors import UsageError, WorkloadError, described
 from hwprune.workload.workload import Workload
 
 KINDS = ("hf", "timm", "torchvision")
@@ -63,8 +63,7 @@ def model_of(kind: str, name: str, weights: str | None = None) -> nn.Module:
         else:
             model = library.models.get_model(name, weights=None if bare else "DEFAULT")
     except Exception as error:  # the libraries raise what they meet: no such name, no network
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise WorkloadError(f"{package} can't make {name!r}: {type(error).__name__}: {first}") from error
+        raise WorkloadError(f"{package} can't make {name!r}: {described(error)}") from error
     if weights not in (None, "none"):
         _load(model, Path(str(weights)))
     return model.eval()
@@ -84,10 +83,7 @@ def _load(model: nn.Module, path: Path) -> None:
             state = state["state_dict"]
         model.load_state_dict(state)
     except Exception as error:  # a pickle, another model's weights, a broken file
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise WorkloadError(
-            f"{path} does not hold the weights of {type(model).__name__}: {type(error).__name__}: {first}"
-        ) from error
+        raise WorkloadError(f"{path} does not hold the weights of {type(model).__name__}: {described(error)}") from error
 
 
 def inputs_of(model: nn.Module) -> list[str]:

@@ -31,10 +31,29 @@ def pruner():
 
 
 @pytest.fixture(scope="module")
-def found(pruner, tmp_path_factory):
-    with Bench(targets.load("cpu"), shapes=[(1, 1, 8, 8)]) as bench:
+def exports():
+    """One entry for each `torch.export.export` while the fixture ``found`` was made."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(pruner, exports, tmp_path_factory):
+    export = torch.export.export
+
+    def counted(*args, **options):
+        exports.append(args[0])
+        return export(*args, **options)
+
+    with Bench(targets.load("cpu"), shapes=[(1, 1, 8, 8)]) as bench, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.export, "export", counted)
         table = LatencyTable(bench.identity(), tmp_path_factory.mktemp("table") / "t")
         return probing.probe(pruner, targets.load("cpu"), bench, table, wholes=2), table
+
+
+def test_the_model_is_traced_once_and_not_for_every_cut(found, exports):
+    probe, _ = found
+    assert sum(len(unit.steps) for unit in probe.units) > 10
+    assert len(exports) == 1
 
 
 def test_every_axis_has_a_staircase(found, pruner):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from hwprune.errors import CandidateFailure
+from hwprune.errors import CandidateFailure, described
 from hwprune.recovery.loop import batch_norms, distillation
 from hwprune.recovery.loop.validation import device_of
 from hwprune.recovery.plan import Plan
@@ -143,7 +143,7 @@ class Losses:
 
 def said(error: Exception) -> str:
     """Kind and first line of somebody else's error."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return described(error)
 
 
 def loss_fault(workload: Workload, module: nn.Module, inputs: tuple[torch.Tensor, ...], targets: Any) -> str | None:

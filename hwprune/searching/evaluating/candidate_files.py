@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from hwprune.deploy.quantise import PRECISIONS
-from hwprune.errors import CandidateFailure, first_line
+from hwprune.errors import CandidateFailure, described
 from hwprune.latency.paired import Paired
 from hwprune.onnx_files import to_onnx
 from hwprune.pruning.candidate import Candidate
@@ -53,7 +53,7 @@ class CandidateFiles:
             try:
                 to_onnx.to_pt2(module, self._pruner.workload.example_inputs, path)
             except Exception as error:  # torch.export raises its own types
-                raise CandidateFailure("export", f"{type(error).__name__}: {first_line(error)}") from error
+                raise CandidateFailure("export", described(error)) from error
             return False
         cut = self._pruner.template.write(module, keeps, path, drop)
         if self._precision != "fp32":
