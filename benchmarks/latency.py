@@ -112,7 +112,7 @@ def aa(case: Case, runs: int) -> None:
         values = [r.ratio for r in results]
         print(f"A/A, {text}: {spread(values)}, sd {100 * statistics.stdev(map(math.log, values)):.2f} %; "
               f"intervals that hold 1: {held} of {runs} ({100 * held / runs:.1f} %)")  # fmt: skip
-        print(f"   the same in wall time: {spread([r['wall_speedup'] for r in results])}")
+        print(f"   the same in wall time: {spread([r.speedup.conditions['wall_speedup'] for r in results])}")
     print(f"   deviation between sessions that the gate found: {100 * source.settings.session_sd:.2f} %")
     unpaired = [a.latency.value / b.latency.value for a, b in zip(between[::2], between[1::2], strict=False)]
     print(f"unpaired, one measurement's median over the next one's: {spread(unpaired)}")
@@ -149,7 +149,7 @@ def slowdown(case: Case, runs: int, by: float = 0.02) -> None:
             start = time.monotonic()
             result = paired.measure(slower, call, settings)
             seconds.append(time.monotonic() - start)
-            found += result.ci_high < 1
+            found += result.speedup.ci_high < 1
 
             single += unpaired_says(slower, call, "slower")
             single_false += unpaired_says(call, call, "different")

@@ -151,7 +151,7 @@ def test_host_that_refuses_or_is_not_there(server):
 
 
 def test_other_version_there_is_refused(remote, monkeypatch):
-    monkeypatch.setattr("hwprune.latency.bench.VERSION", "0.0.1")
+    monkeypatch.setattr("hwprune.latency.worker_process.VERSION", "0.0.1")
     with (
         Bench(targets.load("cpu"), host=remote) as bench,
         pytest.raises(UsageError, match=r"this is 0.0.1: both must be the same"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hwprune.common.files import dump_json
-from hwprune.records.record import read_record
+from hwprune.records.record import Record, read_record
 from hwprune.report.page import write_page
 
 DRIVER = Path("/usr/bin/chromedriver")
@@ -40,7 +40,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def record(finished_run):
-    data = read_record(finished_run)
+    data = read_record(finished_run).data
     layers = {"conv1.weight": 4e-5, "conv2.weight": 3e-5, "fc.weight": 1e-6}
     data["baseline"]["footprint"] = {**data["baseline"].get("footprint", {}), "layers": layers}
     for point in data["front"]:
@@ -51,7 +51,7 @@ def record(finished_run):
 
 
 def show(browser, data, folder, width=1200, scheme="light"):
-    write_page(data, folder / "report.html")
+    write_page(Record.from_json(data), folder / "report.html")
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
@@ -74,21 +74,21 @@ def test_choosing_a_point_by_mouse_and_by_key(browser, record, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
     show(browser, record, tmp_path)
-    assert record.data["workload"]["name"] in browser.title
+    assert record["workload"]["name"] in browser.title
     buttons = browser.find_elements("css selector", "#front button")
-    assert len(buttons) == len(record.data["front"])
+    assert len(buttons) == len(record["front"])
     for index, button in enumerate(buttons):
         button.click() if index % 2 else button.send_keys(Keys.ENTER)
-        assert browser.find_element("id", "recipe-title").text.startswith(f"Trial {record.data['front'][index]['trial']}")
+        assert browser.find_element("id", "recipe-title").text.startswith(f"Trial {record['front'][index]['trial']}")
         pressed = [b.get_attribute("aria-pressed") for b in browser.find_elements("css selector", "#front button")]
         assert pressed == ["true" if i == index else "false" for i in range(len(buttons))]
     assert "gone" in browser.find_element("id", "times").text  # conv2 has no time any more
     units = browser.find_elements("css selector", "#recipe tbody tr")
-    assert len(units) == len(record.data["space"]["units"])
+    assert len(units) == len(record["space"]["units"])
     point = browser.find_elements("css selector", "#chart .scatterlayer .trace")[1].find_elements("css selector", "path.point")[0]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
     ActionChains(browser).move_to_element(point).click().perform()
-    numbers = {str(p["trial"]) for p in record.data["front"]}  # points may lie upon each other
+    numbers = {str(p["trial"]) for p in record["front"]}  # points may lie upon each other
     assert browser.find_element("id", "recipe-title").text.split()[1] in numbers
     assert clean(browser)
 
@@ -100,14 +100,14 @@ def test_axes_and_splits_are_switched(browser, record, tmp_path):
     assert "speedup" in browser.execute_script(title)
     final = browser.execute_script(xs)
     browser.find_element("css selector", "input[value=searched]").click()
-    rows = {t["number"]: t for t in record.data["trials"]}
-    assert browser.execute_script(xs) == pytest.approx([rows[p["trial"]]["speedup"]["value"] for p in record.data["front"]])
+    rows = {t["number"]: t for t in record["trials"]}
+    assert browser.execute_script(xs) == pytest.approx([rows[p["trial"]]["speedup"]["value"] for p in record["front"]])
     browser.find_element("css selector", "input[value=mb]").click()
     assert "MB" in browser.execute_script(title)
-    assert browser.execute_script(xs) == pytest.approx([p["size_bytes"] / 1e6 for p in record.data["front"]])
+    assert browser.execute_script(xs) == pytest.approx([p["size_bytes"] / 1e6 for p in record["front"]])
     browser.find_element("css selector", "input[value=ms]").click()
     browser.find_element("css selector", "input[value=final]").click()
-    assert browser.execute_script(xs) == pytest.approx([1000 * p["latency"]["value"] for p in record.data["front"]])
+    assert browser.execute_script(xs) == pytest.approx([1000 * p["latency"]["value"] for p in record["front"]])
     browser.find_element("css selector", "input[value=x]").click()
     assert browser.execute_script(xs) == final and clean(browser)
 
@@ -124,14 +124,14 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser, record, tmp_path, 
 
 
 def test_names_of_others_are_text(browser, record, tmp_path):
-    record.data["workload"]["name"] = record.data["workload"]["metric"] = EVIL
-    record.data["notes"].append(EVIL)
-    for trial in record.data["trials"]:
+    record["workload"]["name"] = record["workload"]["metric"] = EVIL
+    record["notes"].append(EVIL)
+    for trial in record["trials"]:
         trial["origin"] = EVIL
         trial["recipe"]["compensation"] = EVIL
-    for unit in record.data["space"]["units"]:
+    for unit in record["space"]["units"]:
         unit["name"] = EVIL
-    record.data["baseline"]["footprint"]["layers"] = {EVIL: 1e-5}
+    record["baseline"]["footprint"]["layers"] = {EVIL: 1e-5}
     show(browser, json.loads(dump_json(record)), tmp_path)
     assert browser.title.startswith("hwprune: </script>")
     assert browser.find_elements("css selector", "img, #notes b, table b") == []
@@ -139,18 +139,18 @@ def test_names_of_others_are_text(browser, record, tmp_path):
 
 
 def test_two_thousand_trials_are_drawn(browser, record, tmp_path):
-    row = next(t for t in record.data["trials"] if t["state"] == "measured")
+    row = next(t for t in record["trials"] if t["state"] == "measured")
     for number in range(1000, 3000):
         more = copy.deepcopy(row)
         more["number"] = number
         more["speedup"]["value"] *= 1 + number % 97 / 50
         more["drop"] = number % 89 / 1000
-        record.data["trials"].append(more)
+        record["trials"].append(more)
     show(browser, record, tmp_path)
     shown = browser.execute_script(
         "return document.querySelectorAll('#chart .scatterlayer .trace')[0].querySelectorAll('path.point').length"
     )
-    assert shown == sum(t["state"] == "measured" for t in record.data["trials"])
+    assert shown == sum(t["state"] == "measured" for t in record["trials"])
     took = browser.execute_script("const t = performance.timing; return t.domContentLoadedEventEnd - t.navigationStart")
     print(f"2,000 trials: ready after {took} ms")  # never asserted: machines are busy
     assert clean(browser)

@@ -84,7 +84,7 @@ def test_sigkill_loses_one_checkpoint_interval_at_most(tmp_path):
         from hwprune import uniform_recipe
         from hwprune.pruning import Pruner
         from hwprune.recovery.plan import Plan
-        from hwprune.recovery.training import train
+        from hwprune.recovery.loop.run import train
         from tests.recovery.conftest import make
         calls, kill = 0, int(sys.argv[1])
         def loss(out, y):

@@ -149,5 +149,5 @@ def test_a_trained_trial_and_its_quantised_form_are_told_apart(tmp_path, monkeyp
     monkeypatch.setattr(train_finalists, "_looked_at", lambda *_: [parent])
     monkeypatch.setattr(train_finalists._Trainer, "has_files", lambda self, trial: True)
     progress = SimpleNamespace(stage=lambda *_: None)
-    found = train_finalists.train_finalists(SimpleNamespace(run=tmp_path), store, plan, Constraints(), progress, [])
-    assert found == [trained]
+    found = train_finalists.train_finalists(SimpleNamespace(run=tmp_path), store, plan, Constraints(), progress)
+    assert found.trials == [trained]

@@ -13,6 +13,7 @@ from hwprune.common.files import sha256
 from hwprune.errors import UsageError
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.final import train_finalists
+from hwprune.searching.final.point import join_front
 from tests.recovery.conftest import make
 
 
@@ -129,7 +130,7 @@ def test_the_front_of_both_regimes_holds_no_dominated_point(trained):
     points = list(result.points)
     for a in points:
         assert not any(b.drop <= a.drop and b.speedup.value > a.speedup.value for b in points if b is not a)
-    assert train_finalists.both_regimes([], [], Constraints()) == []
+    assert join_front([], [], Constraints()) == []
 
 
 def test_a_trained_recipe_applied_again_says_that_it_prunes_only(trained, tmp_path, capsys):
@@ -149,11 +150,10 @@ def test_ctrl_c_leaves_the_checkpoint_and_a_failure_does_not(tmp_path, monkeypat
     from hwprune.errors import CandidateFailure
     from hwprune.recovery.plan import Plan
 
-    notes = []
     written = {}
     store = SimpleNamespace(read=written.get, write=written.__setitem__, trials=list)
     evaluator = SimpleNamespace(run=tmp_path, pruner=SimpleNamespace(prune=lambda recipe: None))
-    trainer = train_finalists._Trainer(evaluator, store, Plan("distill"), Constraints(), None, notes)
+    trainer = train_finalists._Trainer(evaluator, store, Plan("distill"), Constraints(), None)
     for error in (KeyboardInterrupt(), CandidateFailure("recover", "no luck")):
 
         def stopped(*_args, folder, error=error, **_kwargs):
@@ -222,18 +222,16 @@ def test_a_misspelt_training_is_told_what_there_is(text, words):
     assert re.search(words, str(told.value))
 
 
-def test_asking_for_the_loss_leaves_a_model_in_train_mode_as_it_is(tmp_path):
-    from types import SimpleNamespace
-
+def test_asking_for_the_loss_leaves_a_model_in_train_mode_as_it_is():
     from hwprune.pruning.pruner import Pruner
-    from hwprune.searching.job import Job
-    from hwprune.searching.session import Session
+    from hwprune.recovery.plan import Plan
+    from hwprune.searching import preflight
 
     workload = make()
     pruner = Pruner(workload)
     workload.model.train()
     before = {name: value.clone() for name, value in workload.model.state_dict().items()}
-    Session._check_training(SimpleNamespace(job=Job("x", recover="finetune:1"), workload=workload), pruner)
+    preflight.check_training(Plan("finetune", 1), pruner)
     assert all(torch.equal(value, before[name]) for name, value in workload.model.state_dict().items())
 
 
@@ -245,7 +243,7 @@ def test_a_full_disk_is_tried_again_when_the_search_is_resumed(tmp_path, monkeyp
     written = {}
     store = SimpleNamespace(read=written.get, write=written.__setitem__, trials=list)
     evaluator = SimpleNamespace(run=tmp_path, pruner=SimpleNamespace(prune=lambda recipe: None))
-    trainer = train_finalists._Trainer(evaluator, store, Plan("distill"), Constraints(), None, [])
+    trainer = train_finalists._Trainer(evaluator, store, Plan("distill"), Constraints(), None)
     checkpoint = tmp_path / "candidates" / "3.training"
     checkpoint.mkdir(parents=True)
 

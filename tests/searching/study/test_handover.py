@@ -93,11 +93,11 @@ def test_a_parked_trial_is_timed_however_long_its_scoring_took(store):
             {"place": lease.place(), "pid": other.pid, "started": lease.started(other.pid), "beat": 0} for other in others
         )
         one.handover.hand_over(asked, {"by": scorer})
-        one.renew(asked, {**scorer, "beat": 7})
+        one._backend.renew(asked, {**scorer, "beat": 7})
         taken, _ = opened(False).handover.claim()
         assert taken._trial_id == asked._trial_id
         # Another living process that times it holds it, until it is gone.
-        one.renew(asked, {**timer, "beat": 3})
+        one._backend.renew(asked, {**timer, "beat": 3})
         assert opened(False).handover.claim() is None
     finally:
         for other in others:

@@ -33,18 +33,18 @@ def test_a_candidate_that_kills_the_search_twice_is_a_failed_trial(store, dead):
     again = second.ask(random_sampler())
     assert again.params == asked.params
     third = opened(False)
-    assert third.recover(lambda trial: {}) == 0
+    assert third.rescue.recover(lambda trial: {}) == 0
     (trial,) = third.trials()
     assert trial.recipe == recipe
     assert "died twice" in trial.failure.reason
-    assert third.recover(lambda trial: {}) == 0  # and that was all
+    assert third.rescue.recover(lambda trial: {}) == 0  # and that was all
 
 
 def test_a_living_workers_trial_is_left_alone(store):
     _, opened = store
     asked = opened(True).ask(random_sampler())
     other = opened(False)
-    assert other.recover(lambda trial: {}) == 0
+    assert other.rescue.recover(lambda trial: {}) == 0
     assert other.busy() == 1
     assert other.known(other.ask(random_sampler()), other._space.recipe(asked.params)) == asked.number
 
@@ -56,15 +56,15 @@ def test_a_worker_of_another_machine_is_dead_when_its_heartbeat_stands_still(sto
     first = opened(True)
     asked = first.ask(random_sampler())
     now = [0.0]
-    watcher = Store(first.storage, space, watch=lease.Watch(60.0, lambda: now[0]))
-    assert watcher.recover(lambda trial: {}) == 0
+    watcher = Store(first._backend.storage, space, watch=lease.Watch(60.0, lambda: now[0]))
+    assert watcher.rescue.recover(lambda trial: {}) == 0
     now[0] = 50.0
-    first.renew(asked, lease.own(1))
-    assert watcher.recover(lambda trial: {}) == 0
+    first._backend.renew(asked, lease.own(1))
+    assert watcher.rescue.recover(lambda trial: {}) == 0
     now[0] = 109.0
-    assert watcher.recover(lambda trial: {}) == 0
+    assert watcher.rescue.recover(lambda trial: {}) == 0
     now[0] = 111.0
-    assert watcher.recover(lambda trial: {}) == 1
+    assert watcher.rescue.recover(lambda trial: {}) == 1
     # It was only slow: what it brings now is too late, and says so.
     assert not first.finisher.tell(asked, measured(asked.number, 0.1, 1.5), {})
 
@@ -74,7 +74,7 @@ def test_a_kill_between_the_numbers_and_the_word_that_they_are_there(store, dead
     first = opened(True)
     asked = first.ask(random_sampler())
     trial = measured(asked.number, 0.25, 1.5)
-    first._backend.set_trial_system_attr(asked._trial_id, "hwprune:trial", trial.to_json())
+    first._backend.set_attribute(asked._trial_id, "hwprune:trial", trial.to_json())
     second = opened(False)
     assert second.rescue.recover(lambda found: {"drop": found.drop - 0.1}) == 0
     (kept,) = second.trials()
@@ -88,12 +88,12 @@ def test_a_kill_between_giving_up_and_proposing_again(store, dead):
     space, opened = store
     first = opened(True)
     asked = first.ask(random_sampler())
-    first._end(asked, optuna.trial.TrialState.FAIL)
+    first._backend.end(asked, optuna.trial.TrialState.FAIL)
     second, third = opened(False), opened(False)
     assert second.rescue.recover(lambda trial: {}) == 1
-    assert third.recover(lambda trial: {}) == 0
+    assert third.rescue.recover(lambda trial: {}) == 0
     # Two that looked at the same moment both propose it: the later one is a duplicate.
     third.study.enqueue_trial(asked.params, user_attrs={"hwprune:retry_of": asked.number})
     one, two = third.ask(random_sampler()), third.ask(random_sampler())
-    assert third.superseded(one) is None
-    assert third.superseded(two) == one.number
+    assert third.rescue.superseded(one) is None
+    assert third.rescue.superseded(two) == one.number
