@@ -151,12 +151,12 @@ def test_a_full_disk_is_told_and_the_search_goes_on_afterwards(tmp_path):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "import hwprune; from tests.conftest import tiny_workload\n"
-        "from hwprune.searching import session\n"
-        "original = session.Session._after\n"
+        "from hwprune.searching.recording import RecordWriter\n"
+        "original = RecordWriter.snapshot\n"
         "def after(self, *rest):\n"
         "    original(self, *rest)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
-        "session.Session._after = after\n"
+        "RecordWriter.snapshot = after\n"
         "try:\n    hwprune.search(tiny_workload(), trials=4, out=sys.argv[1], seed=1)\n"
         "except (hwprune.HwpruneError, OSError) as error:\n    print('told:', type(error).__name__, error); sys.exit(7)\n"
     )

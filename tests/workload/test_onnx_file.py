@@ -148,9 +148,7 @@ def branching():
 
 
 def test_untraceable_models_say_why_in_plain_words():
-    with pytest.raises(
-        TraceError, match=r"Python branch.*from the values of a tensor \(line \d+ of test_onnx_workload.py: if y.sum"
-    ):
+    with pytest.raises(TraceError, match=r"Python branch.*from the values of a tensor \(line \d+ of test_onnx_file.py: if y.sum"):
         hwprune.trace(Branching(), (torch.randn(1, 16),))
 
 
