@@ -54,6 +54,10 @@ class Steps:
         self.at += 1
         return node
 
+    def result(self, node: fx.Node) -> Any:
+        """The value of a node of the first batch that was computed and is still needed."""
+        return self.runs[0].env[node]
+
     @property
     def held(self) -> int:
         """Bytes of activations held now."""
@@ -98,7 +102,7 @@ def choose_batches(context: Context, limit: int = MEMORY_LIMIT) -> list[Inputs]:
         parts = [inputs] if whole else [tuple(x[s : s + BATCH] for x in inputs) for s in range(0, count, BATCH)]
         for part in parts:
             if allowed is None:
-                allowed = limit / max(1, 2 * _peak(context.dense, part) / len(part[0]))
+                allowed = limit / max(1, 2 * peak_bytes(context.dense, part) / len(part[0]))
             if examples and examples + len(part[0]) > allowed:
                 return batches
             batches.append(part)
@@ -106,7 +110,8 @@ def choose_batches(context: Context, limit: int = MEMORY_LIMIT) -> list[Inputs]:
     return batches
 
 
-def _peak(module: fx.GraphModule, inputs: Inputs) -> int:
+def peak_bytes(module: fx.GraphModule, inputs: Inputs) -> int:
+    """Most bytes of activations that are held at once for these inputs."""
     steps = Steps(module, [inputs])
     peak = 0
     while steps.at < len(steps.nodes) - 1:

@@ -18,13 +18,13 @@ from hwprune.calibration.gram import MIN_ROWS, ROWS_PER_COLUMN
 from hwprune.calibration.passes import full_precision
 from hwprune.compensation.base import Compensation, Context
 from hwprune.compensation.batchnorm import carry_over, moments
-from hwprune.compensation.lockstep import relevant_positions, walk
+from hwprune.compensation.dense_side import DenseSide, clean_nodes, dense_side, per_batch
+from hwprune.compensation.lockstep import Steps, relevant_positions, walk
+from hwprune.compensation.refit import refit
 from hwprune.errors import CandidateFailure
 from hwprune.layers import layer as layer_table
 from hwprune.layers.layer import Layer
 from hwprune.layers.part import grouped
-from hwprune.methods.layerwise import EXACT_LIMIT
-from hwprune.second_order import hessian, least_squares
 from hwprune.structure.model_graph import Matrix
 from hwprune.structure.torch.analyse import WEIGHT_ARGUMENT
 from hwprune.structure.torch.opaque import opaque_model
@@ -137,7 +137,8 @@ def _changed(pair: _Pair, pruned: list[torch.Tensor], dense: list[torch.Tensor])
 class Sequential(Compensation):
     """Least squares of every layer behind a change, with the candidate's own inputs: ``min ||W x - W_dense x_dense||^2``.
 
-    A ridge holds W near what it was. Batch norms on the way get the statistics of their inputs.
+    How strongly a ridge holds W near what it was, and how far W goes at all, is decided by examples that nothing was fitted to
+    (see `hwprune.compensation.refit`). Batch norms on the way get the statistics of their inputs.
     """
 
     name = "sequential"
@@ -146,61 +147,61 @@ class Sequential(Compensation):
     def applies(self, module: fx.GraphModule) -> bool:
         return opaque_model(module) is None and any(node.target in WEIGHT_ARGUMENT for node in module.graph.nodes)
 
+    @torch.no_grad()
     def apply(self, module: fx.GraphModule, context: Context) -> None:
+        dense = dense_side(context)
+        if not dense.batches:
+            raise CandidateFailure("prune", "there are no calibration data to compensate with")
+        module.eval()
         walker = _Walker(module, context)
-        norms = {node.name for node in module.graph.nodes if node.target is _BATCH_NORM and node.args[3] is not None}
-        changed = False
-
-        def visit(node: fx.Node, pruned: list[tuple[Any, ...]], dense: list[tuple[Any, ...]]) -> None:
-            nonlocal changed
-            if node.name in norms:
-                if changed:
-                    mine, theirs = (moments([arguments[0] for arguments in side]) for side in (pruned, dense))
-                    carry_over(node, mine, theirs, module, context)
-                return
-            pair = walker.pairs[node.name]
-            x, y = ([arguments[pair.pruned.argument] for arguments in side] for side in (pruned, dense))
-            if _changed(pair, x, y):
-                changed = True
-                _solve(walker, pair, x, y)
-
+        clean = clean_nodes(module, context.dense)
+        steps = Steps(module, dense.batches)
+        norm_batches = dense.norm_batches()
         with full_precision():
-            walk(module, context, set(walker.pairs) | norms, visit)
+            while steps.at < len(steps.nodes) - 1:  # the output node computes nothing
+                node = steps.nodes[steps.at]
+                if node.name not in clean:
+                    if node.target is _BATCH_NORM and node.name in dense.norms:
+                        inputs = steps.before(node.name)
+                        carry_over(
+                            node, moments([inputs[number][0] for number in norm_batches]), dense.norms[node.name], module, context
+                        )
+                    elif node.name in walker.pairs and node.name in dense.layers:
+                        pair = walker.pairs[node.name]
+                        x = [arguments[pair.pruned.argument] for arguments in steps.before(node.name)]
+                        _solve(walker, pair, dense, x)
+                steps.step()
 
 
-def _solve(walker: _Walker, pair: _Pair, x: list[torch.Tensor], y: list[torch.Tensor]) -> None:
-    pruned, dense = walker.columns(pair, x, y)
-    g = len(pruned)
-    old = grouped(pair.weight.detach().double(), g)
-    wanted = dense @ grouped(pair.dense_weight.float(), g).mT  # (G, rows, out / G)
+def _solve(walker: _Walker, pair: _Pair, dense: DenseSide, x: list[torch.Tensor]) -> None:
+    kept = dense.layers[pair.pruned.nodes[0]]
+    columns = [pair.pruned.columns_at(one, places).float() for one, places in zip(x, kept.places, strict=True)]
+    wanted = [one[pair.groups] for one in kept.targets]
+    out = walker.context.positions.get(pair.dense.name)
+    if out is not None:  # the outputs that are left, group by group
+        whole = out[pair.dense.matrix.out_dim]
+        size = pair.dense.matrix.shape[0] // pair.dense.matrix.groups
+        index = (whole % size).reshape(len(pair.groups), -1).to(wanted[0].device)
+        wanted = [one.gather(2, index[:, None, :].expand(-1, one.shape[1], -1)) for one in wanted]
+    fitted, held = (
+        (
+            torch.cat(per_batch(columns, dense.held_out, held_out=flag), dim=1),
+            torch.cat(per_batch(wanted, dense.held_out, held_out=flag), dim=1),
+        )
+        if flag in dense.held_out
+        else None
+        for flag in (False, True)
+    )
+    assert fitted is not None
+    keep = None if pair.keep is None else grouped(pair.keep, len(pair.groups))
     movable = walker.movable(pair)
-    pruned_mean, wanted_mean = pruned.mean(dim=1, keepdim=True), wanted.mean(dim=1, keepdim=True)
-    if movable:
-        pruned, wanted = pruned - pruned_mean, wanted - wanted_mean
-    rows = pruned.shape[1]
-    plain = (pruned.mT @ pruned).double() / rows
-    damped = hessian.damp(plain)
-    target = (wanted.mT @ pruned).double() / rows + old @ (damped - plain)  # the ridge pulls towards the old weights
-    keep = None if pair.keep is None else grouped(pair.keep, g)
-    new = []
-    for i in range(g):
-        if keep is None:
-            new.append(torch.cholesky_solve(target[i].T, hessian.cholesky(damped[i])).T)
-        elif len(target[i]) * pruned.shape[2] ** 3 / 3 > EXACT_LIMIT / 10:
-            new.append(least_squares.masked_gradient(damped[i], target[i], old[i], keep[i]))
-        else:
-            new.append(_on_mask(damped[i], target[i], keep[i]))
-    solved = torch.stack(new)
+    old = grouped(pair.weight.detach().double(), len(pair.groups))
+    solved, shift = refit(fitted, held, old, keep, movable=movable)
     if not bool(torch.isfinite(solved).all()):
         raise CandidateFailure("prune", f"sequential least squares of {pair.pruned.name} is not finite")
     pair.weight.data.copy_(solved.reshape(pair.weight.shape).to(pair.weight.dtype))
     if movable:
-        walker.move(pair, (wanted_mean - pruned_mean.double() @ solved.mT).reshape(-1).cpu())
-
-
-def _on_mask(h: torch.Tensor, target: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    # on_mask takes the dense weights that the target comes from: W H = target.
-    return least_squares.on_mask(h, torch.cholesky_solve(target.T, hessian.cholesky(h)).T, keep)
+        walker.move(pair, shift.reshape(-1).cpu())
 
 
 @final

@@ -37,6 +37,11 @@ class Measurement:
         """What the interval of a speedup says: ``faster``, ``slower``, or ``not distinguishable`` from dense."""
         return "faster" if self.ci_low > 1 else "slower" if self.ci_high < 1 else "not distinguishable"
 
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's width."""
+        return (self.ci_high - self.ci_low) / 2
+
     def to_json(self) -> dict[str, Any]:
         return {
             "value": self.value,

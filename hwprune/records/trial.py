@@ -34,6 +34,7 @@ class Trial:
         speedup: dense latency / this latency, from paired measurement.
         seconds: wall time by stage.
         divergence: from the dense outputs, see `hwprune.workload.scoring.divergence`; it guides the search, the metric reports.
+        paired_drop: the drop with its interval: dense and candidate are compared example by example.
         predicted: what the search expected: divergence, drop, ratio of latencies.
         recovery: of a candidate whose weights were trained: ``of`` (the trial that was trained), ``plan``, ``before`` and
             ``after`` (metric on validation), ``seconds``, ``examples``, ``history``. Such a trial was not searched.
@@ -55,6 +56,7 @@ class Trial:
     seconds: Mapping[str, float] = field(default_factory=dict)
     origin: str = "sampler"
     divergence: Measurement | None = None
+    paired_drop: Measurement | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)
     recovery: Mapping[str, Any] = field(default_factory=dict)
     quantised: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +88,7 @@ class Trial:
             "recipe": self.recipe.to_json(),
             "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
         }
-        for name in ("metric", "latency", "speedup", "divergence"):
+        for name in ("metric", "latency", "speedup", "divergence", "paired_drop"):
             value = getattr(self, name)
             if value is not None:
                 data[name] = value.to_json()
@@ -108,7 +110,7 @@ class Trial:
         table.text("digest", "")
         measured = {
             name: Measurement.from_table(table.table(name)) if table.free(name) else None
-            for name in ("metric", "latency", "speedup", "divergence")
+            for name in ("metric", "latency", "speedup", "divergence", "paired_drop")
         }
         failure = None
         if table.free("failure"):
@@ -129,6 +131,7 @@ class Trial:
             latency=measured["latency"],
             speedup=measured["speedup"],
             divergence=measured["divergence"],
+            paired_drop=measured["paired_drop"],
             predicted=table.free("predicted") or {},
             recovery=table.free("recovery") or {},
             quantised=table.free("quantised") or {},

@@ -19,12 +19,14 @@ from hwprune.searching.progress import Progress
 from hwprune.searching.sampling.samplers import UNIFORM
 from hwprune.searching.sampling.search_model import SearchModel
 from hwprune.searching.space.space import SearchSpace
-from hwprune.searching.study.attributes import CLOSED
+from hwprune.searching.study.attributes import CLOSED, PROPOSAL
 from hwprune.searching.study.lease import own
 from hwprune.searching.study.store import Store
 
 REPEATS = 10
 """Proposals in a row that were evaluated before, after which something random is proposed."""
+PATIENCE, LEAST_TRIALS = 3, 12
+"""Proposals in a row from which nothing is expected, and trials, after which a search has converged."""
 WAIT_S = 0.5
 
 
@@ -82,6 +84,8 @@ class Work:
     notes: list[str] = field(default_factory=list)
     evaluated: int = field(init=False, default=0)
     _repeats: int = field(init=False, default=0)
+    _stale: int = field(init=False, default=0)
+    """Proposals in a row from which next to nothing was expected."""
 
     @property
     def constraints(self) -> Constraints:
@@ -131,6 +135,12 @@ class Work:
             if self.job.sampler == UNIFORM and self.store.waiting == 0:
                 self.notes.append(f"The uniform sweep is finished after {len(trials)} trials.")
                 return False
+            if self.is_main and self._stale >= PATIENCE and len(trials) >= LEAST_TRIALS:
+                planned = f" of {self.job.trials}" if self.job.trials else ""
+                self.notes.append(
+                    f"The search converged after {len(trials)}{planned} trials: no candidate is expected to improve the front."
+                )
+                return False
             if not self._next(trials):
                 self.notes.append(f"The search space is exhausted after {len(trials)} trials.")
                 return False
@@ -164,6 +174,8 @@ class Work:
                 return self._enqueue_unseen({trial.recipe.digest for trial in trials})
             return True
         self._repeats = 0
+        why = self.store.study._storage.get_trial_system_attrs(asked._trial_id).get(PROPOSAL, {})
+        self._stale = self._stale + 1 if why.get("converged") else 0
         expected = self.model.expectation(self.store.study, asked, trials, self.job.max_size)
         origin = self.store.origin(asked, self.job.sampler)
         try:

@@ -35,7 +35,7 @@ from hwprune.searching.sampling.search_model import SearchModel
 from hwprune.searching.self_check import SelfCheck
 from hwprune.searching.setup import Setup
 from hwprune.searching.space.space import SearchSpace
-from hwprune.searching.study.attributes import CLOSED, STARTED
+from hwprune.searching.study.attributes import CLOSED, COMPENSATION, STARTED
 from hwprune.searching.study.store import Store
 from hwprune.workload.workload import Workload
 
@@ -94,7 +94,8 @@ class Session:
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 device = replace(device, isa=str(store.read("isa") or device.isa))
-            space = self.setup.fit_space(pruner, pattern_speedups, device)
+            compensation = None if store is None else store.read(COMPENSATION)
+            space = self.setup.fit_space(pruner, pattern_speedups, device, compensation)
             # Only now, so that a workload that can't be used leaves no half-made run behind; and the study before the job,
             # because workers take the job's file for the word that they may open the study.
             savings = None if store is None else store.read("prices")
@@ -136,7 +137,9 @@ class Session:
         try:
             self._clear(store.trials())
             work.run()
-            confirmer = Confirmer(evaluator, store, self.job, lambda: self.setup.bench(machine), self.progress)
+            confirmer = Confirmer(
+                evaluator, store, self.job, lambda: self.setup.bench(machine), self.progress, model.posterior.problem.limits
+            )
             final = run_final_round(confirmer, self.resolved)
             self.notes += final.notes
         finally:
@@ -168,7 +171,7 @@ class Session:
             baseline = self.setup.measure_dense(evaluator)
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             device = replace(device, isa=str(store.read("isa")))
-            space = self.setup.fit_space(pruner, pattern_speedups, device)
+            space = self.setup.fit_space(pruner, pattern_speedups, device, store.read(COMPENSATION))
             before, savings, dense_s = (store.read(key) for key in ("dense_metric", "prices", "dense_latency_s"))
             store.close()
             store = Store(self.storage, space)
@@ -229,6 +232,7 @@ class Session:
             store.write("model_fingerprint", pruner.fingerprint)
             store.write("identity", dict(device.identity))
             store.write("dense_metric", dense_metric)
+            store.write(COMPENSATION, space.compensation)
             store.write("gains", {name: speedup.to_json() for name, speedup in pattern_speedups.items()})
             store.write("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
             for parameters in samplers.warm_start(self.job.sampler, self.job.trials, space):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hwprune import compensation as compensation_table
 from hwprune import runtimes
 from hwprune.common.files import Table
 from hwprune.common.memory import memory_limit
+from hwprune.errors import CandidateFailure
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
 from hwprune.latency.host import Host
@@ -33,6 +37,10 @@ from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.study.store import Store
 from hwprune.workload import data_checks
 from hwprune.workload.workload import Workload
+
+SEQUENTIAL = compensation_table.COMPENSATIONS["sequential"]
+MOST_COMPENSATION_S = 10.0
+"""CPU seconds of one candidate's thorough compensation up to which every trial gets it."""
 
 
 class Setup:
@@ -106,7 +114,18 @@ class Setup:
         self.progress.stage("measuring what the mask patterns gain at most")
         return pattern_filter.pattern_speedups(evaluator, space.patterns, max(space.mask_sparsities, default=0.5))
 
-    def fit_space(self, pruner: Pruner, pattern_speedups: Mapping[str, Measurement], device: Fingerprint) -> SearchSpace:
+    def fit_space(
+        self,
+        pruner: Pruner,
+        pattern_speedups: Mapping[str, Measurement],
+        device: Fingerprint,
+        compensation: str | None = None,
+    ) -> SearchSpace:
+        """The space with every option of its axes solved.
+
+        Args:
+            compensation: of the study's trials, where it has begun: all its workers use the same.
+        """
         refused: dict[str, str | None] = {}
         if self.resolved.measured:  # a prediction overrules no profile
             refused = {
@@ -119,7 +138,34 @@ class Setup:
         )  # fmt: skip
         self.notes += notes
         fitting.solve_options(pruner, space, self.progress.stage)
-        return space
+        if compensation is not None:
+            return replace(space, compensation=compensation)
+        return self._with_thorough_compensation(pruner, space) if self.job.repaired else space
+
+    def _with_thorough_compensation(self, pruner: Pruner, space: SearchSpace) -> SearchSpace:
+        """The space whose trials are compensated as finalists are, if that is quick: what is searched is what is shipped."""
+        if not SEQUENTIAL.applies(pruner.graph.module):
+            return space
+        thorough = compensation_table.canonical(
+            "+".join([space.compensation, SEQUENTIAL.name]) if space.compensation != "none" else SEQUENTIAL.name
+        )
+        self.progress.stage("trying how long a thorough compensation takes")
+        parameters = space.uniform(0.5, space.file.criteria[0])
+        recipe = replace(space, compensation=thorough).recipe(parameters)
+        try:
+            pruner.prune(recipe)  # what is found out about the dense model is found out once
+            start = time.process_time()
+            pruner.prune(recipe)
+        except CandidateFailure:
+            return space
+        seconds = time.process_time() - start  # other work on the machine must not change what is searched
+        if seconds > MOST_COMPENSATION_S:
+            self.notes.append(
+                f"Compensating a candidate with its own inputs takes about {seconds:.0f} s here, so only finalists get it; "
+                f"trials are ranked with {space.compensation}. --recover {thorough} gives it to every trial."
+            )
+            return space
+        return replace(space, compensation=thorough)
 
     def build_model(
         self,

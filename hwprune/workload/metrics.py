@@ -64,6 +64,37 @@ class Metric:
         """Positive when ``value`` is worse than ``dense``."""
         return dense - value if self.higher_is_better else value - dense
 
+    def paired_drop(self, dense: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor | None = None) -> Measurement:
+        """The drop over the same examples with a 95 % interval.
+
+        Scores that are 0 or 1: Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions
+        based on paired data", which counts one more example of each kind of disagreement, so that no disagreement at all is not
+        taken for certainty. Else the normal interval of the differences; of ``exp`` metrics to first order.
+
+        Args:
+            dense, scores: one score an example, of the dense model and of the candidate.
+            weights: see `reduce`.
+        """
+        before, after = dense.double(), scores.double()
+        sign = 1.0 if self.higher_is_better else -1.0
+        before_value, after_value = self.reduce(before, weights).value, self.reduce(after, weights).value
+        value = self.drop(before_value, after_value)
+        n = len(after) if weights is None else int((weights > 0).sum())
+        if weights is None and bool((((after == 0) | (after == 1)) & ((before == 0) | (before == 1))).all()):
+            lost, won = float(((before - after) * sign > 0).sum()), float(((before - after) * sign < 0).sum())
+            p, q = (lost + 1) / (n + 2), (won + 1) / (n + 2)
+            centre, error = p - q, math.sqrt(max(p + q - (p - q) ** 2, 0.0) / (n + 2))
+        else:
+            slopes = (before_value, after_value) if self.exp else (1.0, 1.0)
+            w = torch.ones_like(after) if weights is None else weights.double()
+            influence = w * (
+                slopes[0] * (before - (w * before).sum() / w.sum()) - slopes[1] * (after - (w * after).sum() / w.sum())
+            )
+            centre = value
+            error = float(influence.square().sum().sqrt()) / float(w.sum()) * math.sqrt(n / (n - 1)) if n > 1 else 0.0
+        low, high = min(centre - 1.959964 * error, value), max(centre + 1.959964 * error, value)
+        return Measurement(value, self.name, low, high, n)
+
 
 def _ratio(values: torch.Tensor, weights: torch.Tensor, n: int) -> tuple[float, float]:
     """The weighted mean of ``n`` examples and its standard error.

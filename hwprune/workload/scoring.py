@@ -92,6 +92,32 @@ def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outpu
         CandidateFailure: outputs or scores hold NaN or infinity, or their exp is none.
         WorkloadError: the metric raises or returns something else than one score an example, or no target counts.
     """
+    scores, weights = _scored(metric, outputs, targets, dense)
+    try:
+        return metric.reduce(scores, weights)
+    except OverflowError:
+        raise CandidateFailure(
+            "evaluate", f"metric {metric.name} is beyond all numbers: exp of {float(scores.mean()):.4g}"
+        ) from None
+
+
+def paired_drop(metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequence[Any]) -> Measurement:
+    """The drop from the dense model, with an interval from comparing the two example by example.
+
+    Most examples are answered alike by both, and say nothing about the difference; two separate intervals would be far too wide.
+
+    Raises:
+        CandidateFailure, WorkloadError: as `score`.
+    """
+    scores, weights = _scored(metric, outputs, targets, dense)
+    dense_scores, _ = _scored(metric, dense, targets, dense)
+    return metric.paired_drop(dense_scores, scores, weights)
+
+
+def _scored(
+    metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outputs | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scores and weights of all examples."""
     parts, weights = [], []
     for number, batch in enumerate(outputs):
         if not all(bool(torch.isfinite(tensor).all()) for tensor in batch if tensor.is_floating_point()):
@@ -108,12 +134,7 @@ def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outpu
         raise CandidateFailure("evaluate", f"metric {metric.name} gives NaN or infinity")
     if weights and not bool((torch.cat(weights) > 0).any()):
         raise WorkloadError(f"{metric.name} has no counted target: all targets of these examples are left out (-100)")
-    try:
-        return metric.reduce(scores, torch.cat(weights) if weights else None)
-    except OverflowError:
-        raise CandidateFailure(
-            "evaluate", f"metric {metric.name} is beyond all numbers: exp of {float(scores.mean()):.4g}"
-        ) from None
+    return scores, torch.cat(weights) if weights else None
 
 
 def divergence(metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequence[Any]) -> Measurement:

@@ -15,7 +15,6 @@ from hwprune.latency.source import Source
 from hwprune.onnx_files import to_onnx
 from hwprune.pruning.candidate import Candidate
 from hwprune.pruning.pruner import Pruner
-from hwprune.records.measurement import Measurement
 from hwprune.records.recipe import Recipe
 from hwprune.records.target import Target
 from hwprune.records.trial import FAILED, MEASURED, STOPPED, Failure, Trial
@@ -23,7 +22,7 @@ from hwprune.searching.evaluating.candidate_files import CandidateFiles, size_of
 from hwprune.searching.evaluating.dense import DenseModel
 from hwprune.searching.evaluating.early_stopping import Expectation, Stopped
 from hwprune.searching.evaluating.scored import ScoredCandidate, Stopwatch
-from hwprune.searching.evaluating.scorer import FileScorer
+from hwprune.searching.evaluating.scorer import FileScorer, FileScores
 from hwprune.searching.evaluating.timing import CandidateTimer
 from hwprune.workload.workload import Workload
 
@@ -76,7 +75,7 @@ class Evaluator:
                 if not self._checked_cut:
                     self.pruner.check_cut(candidate)
                     self._checked_cut = True
-            metric, divergence = self._write_and_score(candidate, folder, watch, expected)
+            scores = self._write_and_score(candidate, folder, watch, expected)
         except CandidateFailure as failure:
             return self._failed(failure, number, recipe, origin, watch.seconds)
         except Stopped as stop:
@@ -86,9 +85,7 @@ class Evaluator:
                 divergence=stop.divergence, predicted=expected.predicted,
             )  # fmt: skip
         size = size_of(self.files.model(number))
-        return ScoredCandidate(
-            number, recipe, origin, metric, divergence, candidate.parameter_count, candidate.macs, size, watch.seconds
-        )
+        return ScoredCandidate(number, recipe, origin, scores, candidate.parameter_count, candidate.macs, size, watch.seconds)
 
     def measure(self, scored: ScoredCandidate, expected: Expectation | None = None) -> Trial:
         """The latency of a scored candidate, whose file lies in its folder; the trial."""
@@ -104,8 +101,9 @@ class Evaluator:
             scored.number,
             scored.recipe,
             MEASURED,
-            metric=scored.metric,
-            drop=self.metric.drop(self.dense.baseline.metric.value, scored.metric.value),
+            metric=scored.scores.metric,
+            drop=scored.scores.drop.value,
+            paired_drop=scored.scores.drop,
             latency=paired.latency,
             speedup=paired.speedup,
             params=scored.params,
@@ -113,7 +111,7 @@ class Evaluator:
             size_bytes=scored.size_bytes,
             seconds={**scored.seconds, **watch.seconds},
             origin=scored.origin,
-            divergence=scored.divergence,
+            divergence=scored.scores.divergence,
             predicted=expected.predicted,
         )
 
@@ -129,8 +127,8 @@ class Evaluator:
         self.files.keep_samples(trial.number, paired)
         return paired
 
-    def write_and_score(self, candidate: Candidate, folder: Path) -> tuple[Measurement, Measurement]:
-        """Write a candidate's file and recipe; metric and divergence of that file on validation. Raises `CandidateFailure`."""
+    def write_and_score(self, candidate: Candidate, folder: Path) -> FileScores:
+        """Write a candidate's file and recipe; scores of that file on validation. Raises `CandidateFailure`."""
         return self._write_and_score(candidate, folder, Stopwatch(), Expectation())
 
     def refine(self, trial: Trial, compensation: str) -> Trial | None:
@@ -145,26 +143,26 @@ class Evaluator:
         candidate = self.pruner.prune(recipe)
         scratch = self.files.folder(trial.number).with_name(f"{trial.number}.refined")
         try:
-            metric, divergence = self.write_and_score(candidate, scratch)
-            if trial.divergence is not None and divergence.value >= trial.divergence.value:
+            scores = self.write_and_score(candidate, scratch)
+            if trial.divergence is not None and scores.divergence.value >= trial.divergence.value:
                 return None
             to_onnx.to_safetensors(candidate.module, scratch / "model.safetensors")
             self.files.remove(trial.number)
             scratch.rename(self.files.folder(trial.number))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        drop = self.metric.drop(self.dense.baseline.metric.value, metric.value)
         size = size_of(self.files.model(trial.number))
-        return replace(trial, recipe=recipe, metric=metric, drop=drop, divergence=divergence, size_bytes=size)
+        return replace(
+            trial, recipe=recipe, metric=scores.metric, drop=scores.drop.value, paired_drop=scores.drop,
+            divergence=scores.divergence, size_bytes=size,
+        )  # fmt: skip
 
     def check_exact(self, trial: Trial) -> float:
         """Compare the trial's cut with the masked model: the largest relative difference. Raises `RunError`."""
         return self.pruner.check_cut(self.pruner.prune(Recipe(trial.recipe.choices, "none")))
 
-    def _write_and_score(
-        self, candidate: Candidate, folder: Path, watch: Stopwatch, expected: Expectation
-    ) -> tuple[Measurement, Measurement]:
-        """Write the candidate's files; metric and divergence of what was written. Raises `Stopped`."""
+    def _write_and_score(self, candidate: Candidate, folder: Path, watch: Stopwatch, expected: Expectation) -> FileScores:
+        """Write the candidate's files; scores of what was written. Raises `Stopped`."""
         with watch.stage("export"):
             path, cut_from_dense = self.files.write_candidate(candidate, folder)
             candidate.write_recipe(folder)
@@ -179,9 +177,7 @@ class Evaluator:
                 self.files.write_candidate(candidate, folder)
             return self._score_file(candidate, path, watch, expected)
 
-    def _score_file(
-        self, candidate: Candidate, path: Path, watch: Stopwatch, expected: Expectation
-    ) -> tuple[Measurement, Measurement]:
+    def _score_file(self, candidate: Candidate, path: Path, watch: Stopwatch, expected: Expectation) -> FileScores:
         with watch.stage("evaluate"):
             self.bench.load("candidate", path, threads=self.scorer.threads)
             split = self.dense.validation
@@ -190,11 +186,10 @@ class Evaluator:
             if split.screen:
                 expected.stop_if_beaten("screen", self.scorer.divergence(outputs, split))
                 outputs = outputs + self.scorer.outputs("candidate", split, split.screen)
-            divergence = self.scorer.divergence(outputs, split)
-            expected.stop_if_beaten("evaluate", divergence)
-            metric = self.scorer.metric_of(outputs, split)
+            expected.stop_if_beaten("evaluate", self.scorer.divergence(outputs, split))
+            scores = self.scorer.scores(outputs, split)
             self.bench.drop("candidate")
-        return metric, divergence
+        return scores
 
     def _failed(self, failure: CandidateFailure, number: int, recipe: Recipe, origin: str, seconds: Mapping[str, float]) -> Trial:
         if failure.stage in ("run", "measure"):

@@ -11,6 +11,7 @@ from typing import Any
 from hwprune.common.files import Table
 from hwprune.records.measurement import Measurement
 from hwprune.records.recipe import Recipe
+from hwprune.searching.evaluating.scorer import FileScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,7 @@ class ScoredCandidate:
     number: int
     recipe: Recipe
     origin: str
-    metric: Measurement
-    divergence: Measurement
+    scores: FileScores
     params: int
     macs: int
     size_bytes: int
@@ -29,18 +29,21 @@ class ScoredCandidate:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "recipe": self.recipe.to_json(), "origin": self.origin, "metric": self.metric.to_json(),
-            "divergence": self.divergence.to_json(), "params": self.params, "macs": self.macs, "size_bytes": self.size_bytes,
+            "recipe": self.recipe.to_json(), "origin": self.origin,
+            **{name: value.to_json() for name, value in self.scores._asdict().items()},
+            "params": self.params, "macs": self.macs, "size_bytes": self.size_bytes,
             "seconds": dict(self.seconds),
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, number: int, data: Mapping[str, Any]) -> ScoredCandidate:
-        table = Table({key: data[key] for key in data if key in cls.__dataclass_fields__}, f"trial {number}, scored")
-        recipe, metric, divergence = table.table("recipe"), table.table("metric"), table.table("divergence")
+        names = (*cls.__dataclass_fields__, *FileScores._fields)
+        table = Table({key: data[key] for key in data if key in names}, f"trial {number}, scored")
+        recipe = table.table("recipe")
+        scores = FileScores(*(Measurement.from_table(table.table(name)) for name in FileScores._fields))
         made = cls(
-            number, Recipe.from_table(recipe), table.text("origin"), Measurement.from_table(metric),
-            Measurement.from_table(divergence), table.integer("params"), table.integer("macs"), table.integer("size_bytes"),
+            number, Recipe.from_table(recipe), table.text("origin"), scores, table.integer("params"),
+            table.integer("macs"), table.integer("size_bytes"),
             table.free("seconds"),
         )  # fmt: skip
         recipe.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,6 +46,20 @@ class Split:
         return sum(len(batch[0]) for batch in self.dense)
 
 
+class FileScores(NamedTuple):
+    """What a file's outputs on a split say.
+
+    Attributes:
+        metric: of the file.
+        divergence: from the dense model's outputs.
+        drop: of the metric from the dense model's, compared example by example.
+    """
+
+    metric: Measurement
+    divergence: Measurement
+    drop: Measurement
+
+
 class FileScorer:
     """Runs files in the bench's process and scores what comes out.
 
@@ -79,17 +93,25 @@ class FileScorer:
     def metric_of(self, outputs: Outputs, split: Split) -> Measurement:
         return scoring.score(self.metric, outputs, split.targets, split.dense or None)
 
+    def drop(self, outputs: Outputs, split: Split) -> Measurement:
+        """The drop from the dense model on the same examples, with its interval."""
+        return scoring.paired_drop(self.metric, outputs, split.dense, split.targets)
+
     def divergence(self, outputs: Outputs, split: Split) -> Measurement:
         """How far the outputs of the leading batches are from the dense model's."""
         count = len(outputs)
         return scoring.divergence(self.metric, outputs, split.dense[:count], split.targets[:count])
 
-    def score_file(self, path: Path, split: Split) -> tuple[Measurement, Measurement]:
-        """Metric and divergence of a file that need not compute what any module computes. Raises `CandidateFailure`."""
+    def scores(self, outputs: Outputs, split: Split) -> FileScores:
+        """Everything that outputs on the whole split say. Raises `CandidateFailure`."""
+        return FileScores(self.metric_of(outputs, split), self.divergence(outputs, split), self.drop(outputs, split))
+
+    def score_file(self, path: Path, split: Split) -> FileScores:
+        """Scores of a file that need not compute what any module computes. Raises `CandidateFailure`."""
         self._bench.load("candidate", path, threads=self.threads)
         outputs = self.outputs("candidate", split)
         self._bench.drop("candidate")
-        return self.metric_of(outputs, split), self.divergence(outputs, split)
+        return self.scores(outputs, split)
 
     def divides_batches(self, model: Path, split: Split) -> bool:
         """Are outputs the same when the first batch is run in parts?"""

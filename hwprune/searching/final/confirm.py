@@ -17,11 +17,13 @@ from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating.dense import Baseline
 from hwprune.searching.evaluating.evaluator import Evaluator
+from hwprune.searching.final.belief import DropBelief
 from hwprune.searching.final.finalists import finalists, objectives, promoted
 from hwprune.searching.final.point import Confirmed, final_front
 from hwprune.searching.final.remeasuring import FreshNumbers, remeasure
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
+from hwprune.searching.sampling.problem import Limits
 from hwprune.searching.study.store import Store
 from hwprune.workload import data_checks
 
@@ -51,6 +53,7 @@ class Confirmer:
 
     Attributes:
         make: a bench with a process of its own.
+        limits: of the search.
     """
 
     evaluator: Evaluator
@@ -58,6 +61,7 @@ class Confirmer:
     job: Job
     make: Callable[[], Bench]
     progress: Progress
+    limits: Limits = field(default_factory=Limits)
 
     def confirm_front(self) -> Confirmation:
         """Measure and score the finalists again; ``points`` is the final front.
@@ -72,12 +76,13 @@ class Confirmer:
         constraints, dense = self.job.constraints, self.evaluator.dense.baseline
         # A finalist's thorough compensation is no yardstick for trials that have not had it.
         trials = self.store.trials(as_searched=True)
-        repaired = repairs(self.evaluator, self.job)
+        repaired = repairs(self.evaluator, self.job, trials)
+        belief = DropBelief(trials, self.limits)
         refiner = _Refiner(self.evaluator, self.store, self.job, self.progress)
         done: dict[int, Confirmed] = {}
         tried: set[int] = set()
         notes: list[str] = []
-        chosen = finalists(trials, constraints, dense=dense.metric.value, repaired=repaired)
+        chosen = finalists(trials, constraints, belief, dense=dense.metric.value, repaired=repaired)
         if chosen and self.evaluator.workload.test is None:
             notes.append(
                 "The workload has no test split: the front keeps validation scores, which selection has made optimistic."
@@ -88,31 +93,38 @@ class Confirmer:
             tried |= {t.number for t in chosen}
             ready = refiner.refine(chosen)
             if ready:
-                confirmation = self.confirm(ready, dense)
+                confirmation = self.confirm(ready, dense, None if repaired else belief)
                 done |= {point.trial.number: point for point in confirmation.points}
                 dense = confirmation.dense
                 notes += [*refiner.take_notes(), *(note for note in confirmation.notes if note not in notes)]
             left = [t for t in trials if t.number in done or t.number not in tried]
             chosen = promoted(
-                _corrected(left, done), set(done), constraints, self.evaluator.dense.baseline.metric.value, repaired=repaired
+                _corrected(left, done),
+                set(done),
+                constraints,
+                belief,
+                self.evaluator.dense.baseline.metric.value,
+                repaired=repaired,
             )
         points = final_front(list(done.values()), constraints)
         notes += [*refiner.take_notes(), *refiner.summary(len(tried)), *self._front_notes(points, trials, tried, done)]
         return Confirmation(tuple(points), dense, tuple(notes))
 
-    def confirm(self, chosen: Sequence[Trial], dense: Baseline) -> Confirmation:
+    def confirm(self, chosen: Sequence[Trial], dense: Baseline, belief: DropBelief | None = None) -> Confirmation:
         """Fresh latencies and test scores of trials whose files are there; ``points`` are all that did not fail.
 
         Predicted and estimated latencies stay what they are: repeating them adds nothing.
 
         Args:
             dense: the dense model's numbers so far.
+            belief: of the drops; default: each trial's own score on validation.
         """
         if not chosen:
             return Confirmation((), dense)
         fresh = remeasure(self.evaluator, chosen, dense, self.make, self.progress)
         self.progress.stage("scoring the finalists")
-        return _score(self.evaluator, chosen, fresh, dense)
+        belief = belief or DropBelief((), self.limits)
+        return _score(self.evaluator, chosen, fresh, dense, belief, self.job.max_drop)
 
     def _front_notes(
         self, points: Sequence[Confirmed], trials: Sequence[Trial], tried: set[int], done: Mapping[int, Confirmed]
@@ -196,22 +208,30 @@ class _Refiner:
         ]
 
 
-def repairs(evaluator: Evaluator, job: Job) -> bool:
-    """Do finalists get a more thorough compensation than other trials? Not where the user has asked for another."""
-    return job.repaired and not evaluator.pruner.untraceable
+def repairs(evaluator: Evaluator, job: Job, trials: Sequence[Trial]) -> bool:
+    """Do finalists get a more thorough compensation than other trials? Where it would take too long in each of them."""
+    thorough = any(SEQUENTIAL in t.recipe.compensation.split("+") for t in trials if t.searched)
+    return job.repaired and not evaluator.pruner.untraceable and not thorough
 
 
 def _thorough(evaluator: Evaluator, trial: Trial, job: Job) -> str | None:
     """The compensation of a finalist, if it is another one than the trial's; what the user has asked for is kept."""
     names = trial.recipe.compensation.split("+")
-    if not repairs(evaluator, job) or SEQUENTIAL in names:
+    if not job.repaired or evaluator.pruner.untraceable or SEQUENTIAL in names:
         return None
     if not any(choice.pattern != patterns.BRANCH for choice in trial.recipe.choices):
         return None  # branches alone leave no layer to solve for
     return "+".join([*(name for name in names if name != compensation.NONE), SEQUENTIAL])
 
 
-def _score(evaluator: Evaluator, chosen: Sequence[Trial], fresh: FreshNumbers, dense: Baseline) -> Confirmation:
+def _score(
+    evaluator: Evaluator,
+    chosen: Sequence[Trial],
+    fresh: FreshNumbers,
+    dense: Baseline,
+    belief: DropBelief,
+    max_drop: float | None,
+) -> Confirmation:
     """Score trials on the test split, or on validation where there is none."""
     name = "validation" if evaluator.workload.test is None else "test"
     split = evaluator.dense.validation if name == "validation" else evaluator.dense.test_split()
@@ -226,13 +246,26 @@ def _score(evaluator: Evaluator, chosen: Sequence[Trial], fresh: FreshNumbers, d
             if key not in fresh.measured:
                 raise CandidateFailure("measure", "it failed in a fresh process")
             evaluator.bench.load("candidate", evaluator.files.model(trial.number))
-            metric, _ = evaluator.scorer.score("candidate", split)
+            metric, outputs = evaluator.scorer.score("candidate", split)
+            paired = evaluator.scorer.drop(outputs, split)
         except CandidateFailure as failure:
             notes.append(f"Trial {trial.number} left the front: {failure.reason}.")
             continue
         latency, speedup = fresh.measured[key]
-        drop = evaluator.metric.drop(dense_metric.value, metric.value)
-        points.append(Confirmed(trial, metric, drop, latency, speedup, name, fresh.footprints.get(key, {})))
+        points.append(
+            Confirmed(
+                trial,
+                metric,
+                paired.value,
+                latency,
+                speedup,
+                name,
+                belief.drop(trial),
+                None if max_drop is None else belief.sure(trial, max_drop),
+                paired,
+                fresh.footprints.get(key, {}),
+            )
+        )
     latency, speedup = fresh.measured["dense"]
     now = replace(
         dense, test_metric=dense_metric, split=name, latency=latency, self_speedup=speedup,

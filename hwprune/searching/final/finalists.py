@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 from hwprune.records import pareto
 from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
+from hwprune.searching.final.belief import SURE, DropBelief
 
-MOST_FINALISTS = 8
+MOST_FINALISTS = 12
+FINE, COARSE = math.log(1.03), math.log(1.1)
+"""Gaps in log speedup that are not filled any more: between points that differ in drop, and between those that only differ in how
+close they are to dense."""
 
 
 def objectives(trial: Trial) -> tuple[float, float]:
@@ -18,11 +23,7 @@ def objectives(trial: Trial) -> tuple[float, float]:
 
 
 def rank_objectives(trial: Trial) -> tuple[float, float]:
-    """(divergence, speedup): what decides who is a finalist.
-
-    The drop on a thousand examples is good to half a point or so; a front by it keeps the lucky and loses the rest. The
-    divergence of the same outputs ranks candidates by something that is not noise.
-    """
+    """(divergence, speedup): what ranks trials where nothing is believed of drops yet."""
     drop, speedup = objectives(trial)
     return drop if trial.divergence is None else trial.divergence.value, speedup
 
@@ -30,32 +31,68 @@ def rank_objectives(trial: Trial) -> tuple[float, float]:
 def finalists(
     trials: Sequence[Trial],
     constraints: Constraints,
+    belief: DropBelief,
     most: int = MOST_FINALISTS,
     dense: float = 1.0,
     *,
     repaired: bool = False,
 ) -> list[Trial]:
-    """Who is measured again: the front, then what is just behind it, at most ``most``.
+    """Who is measured again: the front in (believed drop, speedup), evenly spread over the logarithm of the speedup.
 
-    Trials that measured slower than dense are left out; a front that is too long is thinned evenly by speedup.
-    The margins around the constraints let in who may meet them on the test split.
+    Points between which nobody can tell a difference in drop are dominated by the fastest of them; a few of the slower ones,
+    which are closer to dense, fill what gaps are left. Trials that measured slower than dense are left out.
+
+    Args:
+        repaired: finalists get a more thorough compensation than trials: what they may reach counts, not what they have.
+    """
+    good = eligible(trials, constraints, belief, dense, repaired=repaired)
+    floor = belief.floor
+    front = pareto.non_dominated(good, lambda t: (belief.drop(t), objectives(t)[1]))
+    told = pareto.non_dominated(front, lambda t: (max(belief.drop(t), floor), objectives(t)[1]))
+    chosen = spread([], told, most, FINE)
+    chosen = spread(chosen, front, most, COARSE)
+    if len(chosen) < most:  # who is just behind the front may come to lie on it when all are measured again
+        behind = pareto.layers(good, lambda t: (belief.drop(t), objectives(t)[1]), most=3)[1:]
+        for layer in behind:
+            chosen = spread(chosen, layer, most, COARSE)
+    return sorted(chosen, key=lambda t: objectives(t)[1])
+
+
+def eligible(
+    trials: Sequence[Trial], constraints: Constraints, belief: DropBelief, dense: float = 1.0, *, repaired: bool = False
+) -> list[Trial]:
+    """Trials that are faster than dense and may meet the constraints.
+
+    The limit on the drop is held against what is surely met (`belief.SURE`). Where the split is too small for that to be said of
+    any, those whose believed drop meets it stay.
     """
     loose = constraints.loosened(dense, repaired=repaired)
     good = [
         t for t in trials
-        if t.measured and objectives(t)[1] > 1.0 and t.recipe.choices and all(v <= 0 for v in loose.of(t).values())
+        if t.measured and objectives(t)[1] > 1.0 and t.recipe.choices
+        and all(v <= 0 for name, v in loose.of(t).items() if name != "drop")
     ]  # fmt: skip
-    chosen: list[Trial] = []
-    for layer in pareto.layers(good, rank_objectives):
-        room = most - len(chosen)
-        if room <= 0:
-            break
-        chosen += layer if len(layer) <= room else evenly_spaced(layer, room)
-    return sorted(chosen, key=lambda t: objectives(t)[1])
+    if constraints.max_drop is None:
+        return good
+    if repaired:
+        return [t for t in good if (t.drop or 0.0) <= (loose.max_drop or math.inf)]
+    return meeting(good, constraints.max_drop, belief)
+
+
+def meeting(trials: Sequence[Trial], limit: float, belief: DropBelief) -> list[Trial]:
+    """Those that surely have a drop of at most ``limit``; if none does, those that are believed to."""
+    surely = [t for t in trials if belief.sure(t, limit) >= SURE]
+    return surely or [t for t in trials if belief.drop(t) <= limit]
 
 
 def promoted(
-    trials: Sequence[Trial], done: Collection[int], constraints: Constraints, dense: float, *, repaired: bool = False
+    trials: Sequence[Trial],
+    done: Collection[int],
+    constraints: Constraints,
+    belief: DropBelief,
+    dense: float,
+    *,
+    repaired: bool = False,
 ) -> list[Trial]:
     """Who takes the places of finalists that fell off the front when they were measured again; at most as many as fell.
 
@@ -63,25 +100,33 @@ def promoted(
         trials: with the speedups of their last measurement; those that failed are not among them.
         done: numbers of those that were measured again.
     """
-    front_now = finalists(trials, constraints, len(trials), dense, repaired=repaired)
-    front_now = pareto.non_dominated(front_now, rank_objectives)
-    room = MOST_FINALISTS - sum(t.number in done for t in front_now)
-    fresh = [t for t in front_now if t.number not in done]
-    if room <= 0 or not fresh:
-        return []
-    return fresh if len(fresh) <= room else evenly_spaced(fresh, room)
+    chosen = finalists(trials, constraints, belief, MOST_FINALISTS, dense, repaired=repaired)
+    front_now = pareto.non_dominated(chosen, lambda t: (belief.drop(t), objectives(t)[1]))
+    return [t for t in front_now if t.number not in done]
 
 
-def evenly_spaced(layer: list[Trial], count: int) -> list[Trial]:
-    """``count`` of them, the ends included, evenly spaced in speedup."""
-    if count == 1:
-        return [layer[-1]]
-    low, high = objectives(layer[0])[1], objectives(layer[-1])[1]
-    rest = layer[1:-1]
-    chosen = [layer[0], layer[-1]]
-    for step in range(1, count - 1):
-        wanted = low + (high - low) * step / (count - 1)
-        nearest = min(rest, key=lambda t: abs(objectives(t)[1] - wanted))
-        rest.remove(nearest)
-        chosen.append(nearest)
-    return sorted(chosen, key=lambda t: objectives(t)[1])
+def spread(chosen: Sequence[Trial], candidates: Sequence[Trial], most: int, least: float) -> list[Trial]:
+    """``chosen`` and candidates, each the one farthest in log speedup from all before it, until no gap of ``least`` is filled.
+
+    The fastest and the slowest candidate come first.
+    """
+    found = list(chosen)
+    rest = [t for t in candidates if all(t.number != other.number for other in found)]
+    ends = sorted(rest, key=lambda t: objectives(t)[1])
+    for end in (ends[-1:], ends[:1]):
+        for trial in end:
+            if len(found) < most and trial in rest and _distance(trial, found) >= least:
+                found.append(trial)
+                rest.remove(trial)
+    while rest and len(found) < most:
+        farthest = max(rest, key=lambda t: _distance(t, found))
+        if _distance(farthest, found) < least:
+            break
+        found.append(farthest)
+        rest.remove(farthest)
+    return found
+
+
+def _distance(trial: Trial, others: Sequence[Trial]) -> float:
+    speed = math.log(objectives(trial)[1])
+    return min((abs(speed - math.log(objectives(other)[1])) for other in others), default=math.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from hwprune.records import pareto
 from hwprune.records.measurement import Measurement
 from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
+from hwprune.searching.final.belief import SURE
 from hwprune.searching.result import FrontPoint
 
 
@@ -31,14 +33,28 @@ class Confirmed:
     latency: Measurement
     speedup: Measurement
     split: str
+    told_drop: float | None = None
+    """What validation and all trials together say of the drop: what points are chosen by. None: its own score says all."""
+    sure: float | None = None
+    """Probability, before the final split was looked at, that a limit on the drop is met; None: there is no limit."""
+    paired_drop: Measurement | None = None
+    """The drop on the final split with its interval; nothing is chosen by it."""
     footprint: Mapping[str, Any] = field(default_factory=dict)
     """Memory and energy, see `hwprune.latency.fresh.footprint`; seconds by layer, and what the runtime made of the model."""
+
+    @property
+    def choice_drop(self) -> float:
+        """The drop that points are chosen by."""
+        return self.drop if self.told_drop is None else self.told_drop
 
     def to_json(self) -> dict[str, Any]:
         return {
             "trial": self.trial.number,
             "metric": self.metric.to_json(),
             "drop": self.drop,
+            **({} if self.paired_drop is None else {"paired_drop": self.paired_drop.to_json()}),
+            "told_drop": self.choice_drop,
+            **({} if self.sure is None else {"sure": self.sure}),
             "latency": self.latency.to_json(),
             "speedup": self.speedup.to_json(),
             "params": self.trial.params,
@@ -51,20 +67,26 @@ class Confirmed:
 
 
 def final_front(points: Sequence[Confirmed], constraints: Constraints) -> list[Confirmed]:
-    """What no other point dominates, slowest first: (drop on the final split, speedup measured again).
+    """What no other point dominates, slowest first: (drop as validation tells it, speedup measured again).
 
-    Dense itself is a point, so one that is slower than dense, or not faster and worse, falls off.
+    The test split chooses nothing, so that its numbers are what they would be on any new data. Dense itself is a point, so one
+    that is slower than dense falls off.
     """
-    faster = [p for p in points if p.speedup.ci_high > 1.0 and p.speedup.value > 1.0]
-    fits = [p for p in faster if constraints.met(p.drop, p.speedup.value, p.latency.value, p.trial.size_bytes or 0)]
-    return pareto.non_dominated(fits, lambda p: (p.drop, p.speedup.value))
+    fits = [p for p in points if p.speedup.ci_high > 1.0 and p.speedup.value > 1.0 and _fits(p, constraints)]
+    if constraints.max_drop is not None:
+        surely = [p for p in fits if p.sure is None or p.sure >= SURE]
+        fits = surely or [p for p in fits if p.choice_drop <= constraints.max_drop]
+    return pareto.non_dominated(fits, lambda p: (p.choice_drop, p.speedup.value))
 
 
 def join_front(points: Sequence[Confirmed], more: Sequence[Confirmed], constraints: Constraints) -> list[Confirmed]:
     """The front over points and those that were made of them by training or quantising."""
-    fits = [p for p in more if constraints.met(p.drop, p.speedup.value, p.latency.value, p.trial.size_bytes or 0)]
-    fits = [p for p in fits if p.speedup.ci_high > 1 and p.speedup.value > 1]
-    return pareto.non_dominated([*points, *fits], lambda p: (p.drop, p.speedup.value))
+    return pareto.non_dominated([*points, *final_front(more, constraints)], lambda p: (p.choice_drop, p.speedup.value))
+
+
+def _fits(point: Confirmed, constraints: Constraints) -> bool:
+    """Does a point meet everything but the limit on the drop?"""
+    return constraints.met(-math.inf, point.speedup.value, point.latency.value, point.trial.size_bytes or 0)
 
 
 def rescaled(points: Sequence[Confirmed], dense_s: float) -> list[Confirmed]:

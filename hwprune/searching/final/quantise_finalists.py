@@ -158,17 +158,17 @@ class _Maker:
     def _measured(self, precision: str, trial: Trial | None, facts: dict[str, Any], scratch: Path) -> Trial:
         evaluator, base = self.evaluator, self.evaluator.dense.baseline
         path = scratch / evaluator.files.name
-        metric, divergence = evaluator.scorer.score_file(path, evaluator.dense.validation)
+        scores = evaluator.scorer.score_file(path, evaluator.dense.validation)
         paired = evaluator.timer.measure(path)
         origin = f"{precision} of {'dense' if trial is None else trial.number}"
         number = self.store.finisher.number_of_derived(origin)
         like = trial or Trial(
-            number, Recipe(), MEASURED, metric=metric, drop=0.0, latency=paired.latency, speedup=paired.speedup,
+            number, Recipe(), MEASURED, metric=scores.metric, drop=0.0, latency=paired.latency, speedup=paired.speedup,
             params=base.params, macs=base.macs, size_bytes=size_of(path),
         )  # fmt: skip
-        drop = evaluator.metric.drop(base.metric.value, metric.value)
         done = replace(
-            like, number=number, metric=metric, drop=drop, divergence=divergence, latency=paired.latency,
+            like, number=number, metric=scores.metric, drop=scores.drop.value, paired_drop=scores.drop,
+            divergence=scores.divergence, latency=paired.latency,
             speedup=paired.speedup, size_bytes=size_of(path), origin=origin, predicted={},
             seconds={"quantise": facts["seconds"]}, quantised=facts,
         )  # fmt: skip

@@ -30,9 +30,11 @@ from hwprune.recovery.sparsifiers.base import FixedMask
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating.candidate_files import TRAINING, size_of
 from hwprune.searching.evaluating.evaluator import Evaluator
+from hwprune.searching.final.belief import DropBelief
 from hwprune.searching.final.finalists import finalists, objectives
 from hwprune.searching.final.point import DerivedTrials
 from hwprune.searching.progress import Progress
+from hwprune.searching.sampling.problem import Limits
 from hwprune.searching.study.store import Store
 
 LOOKED_AT = 10
@@ -103,8 +105,9 @@ def _looked_at(trials: Sequence[Trial], constraints: Constraints, evaluator: Eva
     """The front and what is just behind it, as far as training may bring it back."""
     dense = abs(evaluator.dense.baseline.metric.value)
     farthest = FARTHEST * dense if constraints.max_drop is None else max(REACH * constraints.max_drop, 0.02 * dense)
-    limits = replace(constraints, max_drop=farthest)
-    return finalists(trials, limits, LOOKED_AT, dense)
+    near = [t for t in trials if not t.measured or (t.drop is not None and t.drop <= farthest)]
+    belief = DropBelief(trials, Limits(reference_drop=farthest))
+    return finalists(near, replace(constraints, max_drop=None), belief, LOOKED_AT, dense)
 
 
 class _Trainer:
@@ -222,15 +225,15 @@ class _Trainer:
         assert before.metric is not None
         scratch = evaluator.run / "candidates" / f"{trial.number}.trained"
         try:
-            metric, divergence = evaluator.write_and_score(made.candidate, scratch)
-            if evaluator.metric.drop(before.metric.value, metric.value) >= 0:
+            scores = evaluator.write_and_score(made.candidate, scratch)
+            if evaluator.metric.drop(before.metric.value, scores.metric.value) >= 0:
                 self._waste(made.seconds)
                 self.without_gain.append(trial.number)
                 self.store.write(self._gain_key, self.without_gain)
                 return None
             to_onnx.to_safetensors(made.candidate.module, scratch / "model.safetensors")
             facts = {
-                "of": trial.number, "plan": self.plan.to_json(), "before": before.metric.value, "after": metric.value,
+                "of": trial.number, "plan": self.plan.to_json(), "before": before.metric.value, "after": scores.metric.value,
                 **made.to_json(),
             }  # fmt: skip
             write_atomic(scratch / FILE, dump_json(facts))
@@ -242,8 +245,8 @@ class _Trainer:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         done = replace(
-            before, number=number, recipe=Recipe(made.candidate.recipe.choices, before.recipe.compensation), metric=metric,
-            drop=evaluator.metric.drop(evaluator.dense.baseline.metric.value, metric.value), divergence=divergence,
+            before, number=number, recipe=Recipe(made.candidate.recipe.choices, before.recipe.compensation),
+            metric=scores.metric, drop=scores.drop.value, paired_drop=scores.drop, divergence=scores.divergence,
             params=made.candidate.parameter_count, macs=made.candidate.macs, size_bytes=size,
             seconds={"recover": made.seconds}, origin=origin, predicted={}, recovery=facts,
         )  # fmt: skip

@@ -1,4 +1,16 @@
-"""From divergence to the drop of the metric."""
+"""From divergence to the drop of the metric, as a distribution: what was never tested keeps its chance.
+
+``drop = reference * (KL / k) ** p`` for an unknown divergence k at which the drop reaches the reference, and an unknown power p.
+The posterior is a grid over (ln k, p, offset). Three kinds of noise are told apart:
+
+* of the split: every trial's drop has its own paired standard error;
+* common to all trials, because all are scored on the same examples against the same dense model: the offset. (Of MiniLM on SST-2
+  the small dev split says that moderate divergences gain a point; other sentences say that they cost one.) No number of trials
+  averages it out;
+* of candidates: of two with the same divergence one costs twice as much as the other (`SCATTER`).
+
+A curve without doubt would make the gain of everything behind it exactly zero, and nothing would ever test it.
+"""
 
 from __future__ import annotations
 
@@ -8,81 +20,158 @@ import numpy as np
 
 from hwprune.searching.sampling.error_model import Array
 
-POWER = 1.5
-"""Drop ~ sqrt(divergence) to the power of this: a judgement. Convolutional networks were seen below it, a transformer above;
-where the drop itself is the divergence it is 2."""
+POWER, POWER_SD = 0.8, 0.4
+"""Prior of ln p is about ln(POWER): drop ~ KL^0.8. Convolutional networks were seen below it, a transformer above."""
+SCALE_SD = 1.6
+"""Prior standard deviation of ln k."""
+SCATTER = 0.6
+"""Relative standard deviation of the drops of candidates of one divergence: a judgement, from two networks (KL 0.72 cost 0.018,
+KL 0.09 cost 0.030)."""
+KEPT_PRIOR = 0.05
+"""Weight of the prior that no data throws away."""
+CENSORED = 2.5
+"""Multiples of the reference beyond which only that it was passed counts: no power law holds where a metric saturates."""
+FLOOR = 1e-9
 
 
 @dataclass(slots=True)
 class DropModel:
-    """Drop of the metric as a monotone function of the divergence, through (0, 0).
-
-    Half of it is what was seen, made monotone. The other half is a power law from (0, 0) to where the drop reaches ``far``:
-    all trials are scored on the same few hundred examples, so the noise of that split is common to them and no number of trials
-    averages it out. (Of MiniLM on SST-2 the small dev split says that moderate divergences cost nothing, or gain a point; on
-    other sentences they cost. Without the law the small divergences look worthless, and the front gets no points there.)
+    """Posterior of the drop given the divergence.
 
     Args:
-        scale: drop at a divergence of 1, as long as nothing is known; beyond what is known, the last slope goes on.
-        far: the worst drop that matters.
+        scale: prior median of the divergence at which the drop reaches ``reference``.
+        reference: the worst drop that matters.
     """
 
-    scale: float = 0.15
-    far: float = 0.1
-    _x: Array = field(init=False, default_factory=lambda: np.zeros(1))
-    _y: Array = field(init=False, default_factory=lambda: np.zeros(1))
-    _slope: float = field(init=False, default=0.0)
+    scale: float = 0.2
+    reference: float = 0.05
+    split_error: float = field(init=False, default=0.0)
+    """Median paired standard error of a drop on the split."""
+    _log_k: Array = field(init=False, default_factory=lambda: np.zeros(0))
+    _power: Array = field(init=False, default_factory=lambda: np.zeros(0))
+    _prior: Array = field(init=False, default_factory=lambda: np.zeros(0))
+    _weights: Array = field(init=False, default_factory=lambda: np.zeros(0))
 
-    def fit(self, divergence: Array, drop: Array) -> None:
-        """Pool adjacent violators over sqrt(KL), then straight lines between the means of the pools."""
-        order = np.argsort(divergence)
-        x, y = np.sqrt(np.maximum(divergence[order], 0)), drop[order]
-        pools: list[list[float]] = [[0.0, 0.0, 3.0]]  # (sum of x, sum of y, weight): the dense model counts thrice
-        for a, b in zip(x.tolist(), y.tolist(), strict=True):
-            pools.append([a, b, 1.0])
-            while len(pools) > 1 and pools[-2][1] / pools[-2][2] >= pools[-1][1] / pools[-1][2]:
-                last = pools.pop()
-                pools[-1] = [p + q for p, q in zip(pools[-1], last, strict=True)]
-        # Every pool is a flat piece; its middle is a knot, so that more divergence always costs a little more.
-        self._x = np.array([p[0] / p[2] for p in pools])
-        # No search should believe that pruning makes a model better: that, too, is the split's noise.
-        self._y = np.maximum([p[1] / p[2] for p in pools], 0.0)
-        beyond = np.flatnonzero(self._y >= self.far)
-        end = int(beyond[0]) if len(beyond) else len(self._y) - 1
-        self._slope = float(self._y[end]) / float(self._x[end]) ** POWER if self._x[end] > 0 else 0.0
+    def __post_init__(self) -> None:
+        log_k = np.log(self.scale) + SCALE_SD * np.linspace(-4, 4, 65)
+        power = POWER * np.exp(POWER_SD * np.linspace(-2, 2, 9))
+        k, p = np.meshgrid(log_k, power, indexing="ij")
+        self._log_k, self._power = k.ravel(), p.ravel()
+        prior = np.exp(-0.5 * ((self._log_k - np.log(self.scale)) / SCALE_SD) ** 2)
+        prior *= np.exp(-0.5 * (np.log(self._power / POWER) / POWER_SD) ** 2)
+        self._prior = prior / prior.sum()
+        self._weights = self._prior
+
+    def fit(self, divergence: Array, drop: Array, error: Array) -> None:
+        """Weigh the curves by finished trials.
+
+        Args:
+            divergence, drop: of each trial.
+            error: paired standard error of each drop.
+        """
+        self._weights = self._prior
+        if not len(drop):
+            return
+        error = np.maximum(error, 1e-3 * self.reference)
+        self.split_error = float(np.median(error))
+        expected = self._curves(divergence, self._log_k, self._power)  # (curves, trials)
+        offsets = self.split_error * np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
+        offset_prior = np.exp(-0.5 * np.array([2.25, 0.5625, 0.0, 0.5625, 2.25]))
+        far = drop > CENSORED * self.reference
+        sd = np.hypot(error[None], SCATTER * np.minimum(expected, CENSORED * self.reference))
+        total = np.full((len(offsets), len(self._log_k)), -np.inf)
+        for row, offset in enumerate(offsets):
+            away = (drop[None] - offset - expected) / sd
+            logs = -0.5 * np.minimum(away**2, 16.0) - np.log(sd)  # one odd trial must not decide
+            past = _upper_tail((CENSORED * self.reference - offset - expected) / sd)
+            logs = np.where(far[None], np.log(np.maximum(past, 1e-4)), logs)
+            total[row] = logs.sum(axis=1) + np.log(offset_prior[row])
+        likelihood = np.exp(total - total.max()).sum(axis=0)
+        weights = self._prior * likelihood
+        self._weights = (1 - KEPT_PRIOR) * weights / weights.sum() + KEPT_PRIOR * self._prior
+
+    def _curves(self, divergence: Array, log_k: Array, power: Array) -> Array:
+        """(curves, candidates)."""
+        logs = np.log(np.maximum(divergence, FLOOR))
+        exponent = power[:, None] * (logs[None] - log_k[:, None])
+        found: Array = self.reference * np.exp(np.clip(exponent, -40, 8))
+        return np.where(divergence[None] > 0, found, 0.0)
 
     def __call__(self, divergence: Array) -> Array:
-        x = np.sqrt(np.maximum(divergence, 0))
-        found: Array = np.interp(x, self._x, self._y)
-        if len(self._x) > 1 and self._x[-1] > 0:
-            slope = max(float(self._y[-1]) / float(self._x[-1]), 0.0)
-            found = np.where(x > self._x[-1], self._y[-1] + slope * (x - self._x[-1]), found)
-            found = (found + self._slope * x**POWER) / 2
-        else:
-            found = self.scale * x
+        """The median drop of the posterior's curves: what is told, not what is decided by."""
+        flat = np.atleast_1d(divergence).astype(float)
+        curves = self._curves(flat.ravel(), self._log_k, self._power)
+        order = np.argsort(curves, axis=0)
+        cumulated = np.cumsum(self._weights[order], axis=0)
+        at = (cumulated < 0.5).sum(axis=0)
+        found: Array = np.take_along_axis(curves, np.take_along_axis(order, at[None], axis=0), axis=0)[0]
+        return found.reshape(np.shape(divergence))
+
+    def draw(self, generator: np.random.Generator, count: int) -> tuple[Array, Array]:
+        """(ln k, p) of so many curves of the posterior."""
+        # Systematic sampling: few draws cover the posterior evenly, its rare beliefs included.
+        places = (np.arange(count) + generator.random()) / count
+        picked = np.searchsorted(np.cumsum(self._weights)[:-1], places)
+        generator.shuffle(picked)
+        return self._log_k[picked], self._power[picked]
+
+    def sampled(self, divergence: Array, curves: tuple[Array, Array], generator: np.random.Generator) -> Array:
+        """Drops of candidates, each under its own curve and scatter.
+
+        Args:
+            divergence: (draws, candidates).
+            curves: of `draw`, one a row.
+        """
+        log_k, power = curves
+        logs = np.log(np.maximum(divergence, FLOOR))
+        mean = self.reference * np.exp(np.clip(power[:, None] * (logs - log_k[:, None]), -40, 8))
+        found: Array = np.maximum(mean * (1 + SCATTER * generator.standard_normal(mean.shape)), 0.0)
         return found
 
+    def known(
+        self, divergence: Array, drop: Array, error: Array, curves: tuple[Array, Array], generator: np.random.Generator
+    ) -> Array:
+        """(draws, trials): true drops of finished trials, from the curve and from what was scored."""
+        mean = self._curves(divergence, *curves)
+        error = np.maximum(error, 1e-3 * self.reference)[None]
+        spread = np.maximum(SCATTER * mean, 1e-12)
+        total = error**2 + spread**2
+        centre = (mean * error**2 + drop[None] * spread**2) / total
+        found: Array = np.maximum(centre + error * spread / np.sqrt(total) * generator.standard_normal(mean.shape), 0.0)
+        return found
 
-def improvement(drops: Array, ratios: Array, front: Array, reference: tuple[float, float]) -> Array:
+    def floor(self, limit: float | None) -> float:
+        """Drops below it count alike: a quarter of the limit, or half of what the split can tell, whichever is less."""
+        return min(0.25 * (self.reference if limit is None else limit), 0.5 * self.split_error)
+
+
+def _upper_tail(z: Array) -> Array:
+    from scipy.special import ndtr
+
+    found: Array = ndtr(-z)
+    return found
+
+
+def improvement(drops: Array, costs: Array, front: Array, reference: tuple[float, float]) -> Array:
     """Area that single points add to a front; both objectives are minimised.
 
     Args:
-        drops, ratios: of the same shape.
-        front: (points, 2) of (drop, ratio).
+        drops, costs: of the same shape.
+        front: (points, 2) of (drop, cost).
         reference: the worst corner.
     """
     inside = front[(front[:, 0] < reference[0]) & (front[:, 1] < reference[1])] if len(front) else front
-    order = np.argsort(inside[:, 0]) if len(inside) else np.zeros(0, dtype=int)
+    order = np.lexsort((inside[:, 1], inside[:, 0])) if len(inside) else np.zeros(0, dtype=int)
     inside = inside[order]
-    if len(inside):  # what is not dominated: falling ratio with rising drop
+    if len(inside):  # what is not dominated: falling cost with rising drop
         falling = np.minimum.accumulate(inside[:, 1])
         inside = inside[np.concatenate([[True], inside[1:, 1] < falling[:-1]])]
-    # Between two neighbours on the front the old boundary is the ratio of the left one.
+    # Between two neighbours on the front the old boundary is the cost of the left one.
     left = np.concatenate([[-np.inf], inside[:, 0]]) if len(inside) else np.array([-np.inf])
     right = np.concatenate([inside[:, 0], [reference[0]]]) if len(inside) else np.array([reference[0]])
     height = np.concatenate([[reference[1]], inside[:, 1]]) if len(inside) else np.array([reference[1]])
     shape = drops.shape
-    d, r = drops.reshape(-1, 1), ratios.reshape(-1, 1)
+    d, r = drops.reshape(-1, 1), costs.reshape(-1, 1)
     width = np.maximum(right[None] - np.maximum(left[None], d), 0)
     gain = np.maximum(height[None] - r, 0)
     found: Array = (width * gain).sum(axis=1).reshape(shape)

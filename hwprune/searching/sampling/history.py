@@ -11,7 +11,16 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hwprune.searching.sampling.problem import AllocationProblem, Array
-from hwprune.searching.study.attributes import DIVERGENCE, DIVERGENCE_WEIGHT, DUPLICATE, PROPOSAL, REMEASURED, RESULT, SAVED
+from hwprune.searching.study.attributes import (
+    DIVERGENCE,
+    DIVERGENCE_WEIGHT,
+    DROP_SD,
+    DUPLICATE,
+    PROPOSAL,
+    REMEASURED,
+    RESULT,
+    SAVED,
+)
 
 
 @dataclass(slots=True)
@@ -22,6 +31,8 @@ class History:
     divergence: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
     drop: list[float] = field(default_factory=list)
+    drop_sd: list[float] = field(default_factory=list)
+    """Paired standard errors; NaN where nothing told them."""
     ratio: list[float] = field(default_factory=list)
     ratio_sd: list[float] = field(default_factory=list)
     kind: list[str] = field(default_factory=list)
@@ -69,7 +80,7 @@ class HistoryReader:
                 continue
             if trial._trial_id not in self._read:
                 self._read[trial._trial_id] = self._facts(trial)
-            chosen, divergence, weight, drop, ratio, sd, kind, saved = self._read[trial._trial_id]
+            chosen, divergence, weight, drop, drop_sd, ratio, sd, kind, saved = self._read[trial._trial_id]
             if chosen is None:
                 continue
             if DUPLICATE in trial.system_attrs:  # nothing new is known by it
@@ -84,8 +95,8 @@ class HistoryReader:
                 again = newer[str(trial.number)]["speedup"]
                 ratio, sd = 1 / again["value"], (again["ci_high"] - again["ci_low"]) / 2 / 1.96 / again["value"] ** 2
             for name, value in zip(
-                ("chosen", "divergence", "weight", "drop", "ratio", "ratio_sd", "kind", "saved"),
-                (chosen, divergence, weight, nan_if_none(drop), nan_if_none(ratio), sd, kind, saved),
+                ("chosen", "divergence", "weight", "drop", "drop_sd", "ratio", "ratio_sd", "kind", "saved"),
+                (chosen, divergence, weight, nan_if_none(drop), drop_sd, nan_if_none(ratio), sd, kind, saved),
                 strict=True,
             ):
                 getattr(seen, name).append(value)
@@ -106,6 +117,7 @@ class HistoryReader:
         divergence = max(float(given), 0.0) if given is not None else (None if drop is None else max(drop, 0.0))
         weight = float(trial.user_attrs.get(DIVERGENCE_WEIGHT, 1.0))
         sd = float(trial.user_attrs.get("ratio_sd", 0.0))
+        drop_sd = nan_if_none(trial.user_attrs.get(DROP_SD))
         kind = str(trial.system_attrs.get(PROPOSAL, {}).get("kind", ""))
         real = {name: float(trial.user_attrs[SAVED + name]) for name in self._problem.saves if SAVED + name in trial.user_attrs}
-        return chosen, divergence, weight, drop, ratio, sd, kind, real
+        return chosen, divergence, weight, drop, drop_sd, ratio, sd, kind, real

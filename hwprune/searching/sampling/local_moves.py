@@ -8,6 +8,7 @@ import numpy as np
 
 from hwprune.searching.sampling.history import History
 from hwprune.searching.sampling.posterior import Posterior
+from hwprune.searching.sampling.problem import Array
 
 MOVES = 96
 """Changes of front members that are looked at for each proposal."""
@@ -27,7 +28,7 @@ class LocalMoves:
 
     def around_front(self, seen: History, draw: np.random.Generator) -> list[tuple[int, str, list[int]]]:
         """Front members with up to `RADIUS` pairs of items changed: one takes a slower option, another a faster one."""
-        members = self.front_members(seen)
+        members = self.posterior.front_members(seen)
         if not members:
             return []
         radius = self._radius(seen)
@@ -46,21 +47,9 @@ class LocalMoves:
             found.append((origin, "move", chosen))
         return found
 
-    def front_members(self, seen: History) -> list[int]:
-        """Places in the history of the trials that no other beats, worst drop last."""
-        scored = [i for i, (d, r) in enumerate(zip(seen.drop, seen.ratio, strict=True)) if np.isfinite(d) and np.isfinite(r)]
-        smooth = self.posterior.drop(np.array([seen.divergence[i] for i in scored])).tolist()
-        order = sorted(zip(scored, smooth, strict=True), key=lambda pair: (pair[1], seen.ratio[pair[0]]))
-        members, best = [], np.inf
-        for i, drop in order:
-            if seen.ratio[i] < best and drop < self.problem.limits.reference[0]:
-                best = seen.ratio[i]
-                members.append(i)
-        return members
-
     def _radius(self, seen: History) -> int:
         """Shrinks while moves fail, grows while they succeed (a trust region)."""
-        front = set(self.front_members(seen))
+        front = set(self.posterior.front_members(seen))
         radius, failures, successes = float(RADIUS), 0, 0
         for i, kind in enumerate(seen.kind):
             if kind != "move":
@@ -76,26 +65,30 @@ class LocalMoves:
         return max(1, round(radius))
 
 
-def success_rates(seen: History) -> dict[str, float]:
+def success_rates(seen: History, drops: Array) -> dict[str, float]:
     """How often each kind of proposal came to lie on the front of what was evaluated before it.
 
     The largest of many expected gains is an overestimate, the more so the rougher the beliefs it comes from. Where plain
-    optima keep what they promise and draws or moves do not, this says so, and the other way round.
+    optima keep what they promise and draws or moves do not, this says so, and the other way round. The front is the one
+    that will be delivered: a candidate that is closer to dense where nobody can tell the difference has won nothing.
+
+    Args:
+        drops: of the trials, as `Posterior.told_drops` tells them.
     """
     wins: dict[str, float] = {}
     tries: dict[str, float] = {}
-    ratios: list[float] = []  # the front so far, by rising ratio and so by falling divergence
-    divergences: list[float] = []
-    for kind, ratio, divergence in zip(seen.kind, seen.ratio, seen.divergence, strict=True):
-        if not np.isfinite(ratio):
+    ratios: list[float] = []  # the front so far, by rising ratio and so by falling drop
+    front_drops: list[float] = []
+    for kind, ratio, drop in zip(seen.kind, seen.ratio, drops.tolist(), strict=True):
+        if not (np.isfinite(ratio) and np.isfinite(drop)):
             continue
         at = bisect.bisect_right(ratios, ratio)
-        beaten = at > 0 and divergences[at - 1] <= divergence
+        beaten = at > 0 and front_drops[at - 1] <= drop
         if not beaten:
             end = at
-            while end < len(divergences) and divergences[end] >= divergence:
+            while end < len(front_drops) and front_drops[end] >= drop:
                 end += 1
-            ratios[at:end], divergences[at:end] = [ratio], [divergence]
+            ratios[at:end], front_drops[at:end] = [ratio], [drop]
         if kind:
             tries[kind] = tries.get(kind, 0.0) + 1
             wins[kind] = wins.get(kind, 0.0) + (not beaten)

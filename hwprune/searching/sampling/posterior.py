@@ -5,20 +5,49 @@ The sampler proposes by it. Whatever proposed a candidate, it decides about stop
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 
-from hwprune.searching.sampling.drop_model import DropModel, improvement
+from hwprune.searching.sampling.drop_model import POWER, SCATTER, DropModel, improvement
 from hwprune.searching.sampling.error_model import ErrorModel
 from hwprune.searching.sampling.history import History, HistoryReader
-from hwprune.searching.sampling.problem import AllocationProblem, Array
+from hwprune.searching.sampling.problem import AllocationProblem, Array, Limits
 from hwprune.searching.sampling.ratio_model import RatioModel
 
-SAMPLES = 24
+SAMPLES = 32
 """Posterior samples over which the expected improvement is averaged."""
+SCALE = 0.2
+"""Divergence at which a drop of `Limits.reference_drop` is expected before anything is known; of classifiers five points are
+lost at some 0.2 nats. Only the first proposals depend on it."""
+UNKNOWN_ERROR = 0.1
+"""Standard error of a drop as a share of the reference, where the study does not tell it."""
+
+
+def drop_model_for(limits: Limits) -> DropModel:
+    """What is believed of drops before anything was evaluated."""
+    reference = limits.reference[0]
+    return DropModel(SCALE * (reference / limits.reference_drop) ** (1 / POWER), reference)
+
+
+class Expected(NamedTuple):
+    """What is expected of allocations, an entry each.
+
+    Attributes:
+        gain: area that it adds to the front in (drop, log of the latency ratio), averaged over what is believed.
+        beaten: probability that something that was evaluated is at least as good in both.
+        ratio, ratio_sd: of the latency.
+        log_divergence: mean of ln KL.
+    """
+
+    gain: Array
+    beaten: Array
+    ratio: Array
+    ratio_sd: Array
+    log_divergence: Array
 
 
 class Posterior:
@@ -34,8 +63,7 @@ class Posterior:
         self._reader = HistoryReader(problem)
         self.divergence = ErrorModel(problem.errors, problem.gram)
         self.ratio = RatioModel(problem.saved)
-        # Of classifiers ten points are lost at some 0.4 nats; only the first proposals depend on it.
-        self.drop = DropModel(1.5 * problem.limits.reference_drop, problem.limits.reference_drop)
+        self.drop = drop_model_for(problem.limits)
         self.resource_factors = dict.fromkeys(problem.saves, 1.0)
         self.fitted_for = -1
 
@@ -51,7 +79,7 @@ class Posterior:
         timed = np.isfinite(ratio)
         self.ratio.fit(chosen[timed], ratio[timed], self.problem.coupling(chosen[timed]), np.array(seen.ratio_sd)[timed])
         scored = np.isfinite(drop)
-        self.drop.fit(divergence[scored], drop[scored])
+        self.drop.fit(divergence[scored], drop[scored], self._errors_of_drops(seen)[scored])
         # Two axes of one layer save less together than the sum of what each saves; files hold more than weights.
         for name in self.problem.saves:
             told, real = self.problem.claimed_savings(name, chosen), np.array([saved.get(name, np.nan) for saved in seen.saved])
@@ -78,29 +106,70 @@ class Posterior:
         factors = self.divergence.sensitivities(draw)
         return [errors * factor for errors, factor in zip(self.problem.errors, factors, strict=True)]
 
-    def expected_gain(self, pool: Array, seen: History, draw: np.random.Generator) -> tuple[Array, Array, Array, Array]:
-        """Expected hypervolume gain of each allocation, with its predicted ratio, deviation and ln KL."""
+    def expected_gain(self, pool: Array, seen: History, draw: np.random.Generator) -> Expected:
+        """What each allocation is expected to add to the front that will be delivered."""
         logs = self.divergence.samples(pool, draw, SAMPLES)
         ratio, sd = self.ratio.predict(pool, self.problem.coupling(pool), measured=False)
-        ratios = ratio[None] + sd[None] * draw.standard_normal((SAMPLES, len(pool)))
-        drops = self.drop(np.exp(logs))
-        front = self.points(seen)
-        gain = improvement(drops, np.maximum(ratios, 0.01), front, self.problem.limits.reference).mean(axis=0)
-        return gain, ratio, sd, logs[0]
+        ratios = np.maximum(ratio[None] + sd[None] * draw.standard_normal((SAMPLES, len(pool))), 0.01)
+        curves = self.drop.draw(draw, SAMPLES)
+        floor = self.floor
+        drops = np.maximum(self.drop.sampled(np.exp(logs), curves, draw), floor)
+        known_drops, known_ratios = self._known(seen, curves, draw)
+        known_drops = np.maximum(known_drops, floor)
+        reference = self.problem.limits.reference
+        gain, beaten = np.zeros(len(pool)), np.zeros(len(pool))
+        for row in range(SAMPLES):
+            front = np.stack([known_drops[row], np.log(known_ratios)], axis=1)
+            gain += improvement(drops[row], np.log(ratios[row]), front, (reference[0], math.log(reference[1])))
+            better = (front[None, :, 0] <= drops[row][:, None]) & (front[None, :, 1] <= np.log(ratios[row])[:, None])
+            beaten += better.any(axis=1)
+        return Expected(gain / SAMPLES, beaten / SAMPLES, ratio, sd, logs[0])
 
-    def points(self, seen: History) -> Array:
-        """(drop, ratio) of what was evaluated, drops smoothed; of what is running, as predicted."""
+    @property
+    def floor(self) -> float:
+        """Drops below it count alike."""
+        return self.drop.floor(self.problem.limits.max_drop)
+
+    def front_members(self, seen: History) -> list[int]:
+        """Places in the history of the trials that no other beats in (drop, ratio), worst drop last."""
+        told = self.told_drops(seen)
+        ratios = np.array(seen.ratio)
+        order = sorted(np.flatnonzero(np.isfinite(told) & np.isfinite(ratios)).tolist(), key=lambda i: (told[i], ratios[i]))
+        members, best = [], np.inf
+        for i in order:
+            if ratios[i] < best and told[i] < self.problem.limits.reference[0]:
+                best = ratios[i]
+                members.append(i)
+        return members
+
+    def told_drops(self, seen: History) -> Array:
+        """(trials,): the drop of each finished trial by its divergence and its score together, saturated; NaN without a score."""
+        drop, divergence = np.array(seen.drop), np.array(seen.divergence)
+        error = np.maximum(self._errors_of_drops(seen), 1e-12)
+        expected = self.drop(divergence) if len(divergence) else divergence
+        spread = np.maximum(SCATTER * expected, 1e-12)
+        found: Array = np.maximum((expected * error**2 + drop * spread**2) / (error**2 + spread**2), self.floor)
+        return found
+
+    def _errors_of_drops(self, seen: History) -> Array:
+        error = np.array(seen.drop_sd)
+        found: Array = np.where(np.isfinite(error), error, UNKNOWN_ERROR * self.problem.limits.reference[0])
+        return found
+
+    def _known(self, seen: History, curves: tuple[Array, Array], draw: np.random.Generator) -> tuple[Array, Array]:
+        """(samples, candidates) of drops and (candidates,) of ratios: of what was evaluated, and of what is running."""
         drop, ratio_seen = np.array(seen.drop), np.array(seen.ratio)
         known = np.isfinite(drop) & np.isfinite(ratio_seen)
         for name, needed in self.problem.limits.min_saved.items():  # what takes too much is on no front
             known &= ~(np.array([saved.get(name, np.nan) for saved in seen.saved]) < needed)
-        smooth = self.drop(np.array(seen.divergence)[known])
+        divergence = np.array(seen.divergence)[known]
+        drops = self.drop.known(divergence, drop[known], self._errors_of_drops(seen)[known], curves, draw)
         rows = np.array(seen.chosen, dtype=int).reshape(len(seen.chosen), len(self.problem.items))[known]
-        told = self.ratio.smooth(rows, self.problem.coupling(rows), ratio_seen[known], np.array(seen.ratio_sd)[known])
-        points = list(zip(smooth.tolist(), told.tolist(), strict=True))
+        ratios = self.ratio.smooth(rows, self.problem.coupling(rows), ratio_seen[known], np.array(seen.ratio_sd)[known])
         if seen.running:
             rows = np.stack(seen.running)
-            logs = self.divergence.samples(rows, np.random.default_rng(0), 2)[0]
+            logs = self.divergence.samples(rows, draw, len(curves[0]))
             ratio, _ = self.ratio.predict(rows, self.problem.coupling(rows))
-            points += list(zip(self.drop(np.exp(logs)).tolist(), ratio.tolist(), strict=True))
-        return np.array(points, dtype=float).reshape(-1, 2)
+            drops = np.concatenate([drops, self.drop.sampled(np.exp(logs), curves, draw)], axis=1)
+            ratios = np.concatenate([ratios, ratio])
+        return drops, np.maximum(ratios, 0.01)

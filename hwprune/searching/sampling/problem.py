@@ -71,7 +71,7 @@ class Limits:
     max_drop: float | None = None
     max_ratio: float | None = None
     min_saved: Mapping[str, float] = field(default_factory=dict)
-    reference_drop: float = 0.1
+    reference_drop: float = 0.05
 
     @property
     def reference(self) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,10 @@ SWEEP = 6
 """First proposals where errors have no responses, and so no common scale: optima at budgets that bisect the times of interest."""
 DRAWS = 4
 """Thompson samples of the sensitivities whose optima are candidates beside the posterior mean's."""
+MOST_BEATEN = 0.95
+"""Probability of being dominated in what is delivered, from which an allocation is not proposed."""
+LEAST_SHARE = 1e-4
+"""Expected gain, as a share of the area that could be gained, below which a search has converged."""
 BUDGETS = 64
 """Budgets between the fastest and the dense model."""
 
@@ -48,18 +53,36 @@ class Proposer:
         done = len(seen.chosen)
         if self.problem.gram is None and done < SWEEP and (first := self._sweep(seen, done)) is not None:
             return first
-        pool, kinds = self._pool(seen, draw)
+        choice = self._best(seen, draw, DRAWS)
+        if choice is not None and choice[1]["share"] < LEAST_SHARE:
+            # What is believed finds nothing more: other beliefs may.
+            choice = max(choice, self._best(seen, draw, 4 * DRAWS) or choice, key=lambda found: found[1]["gain"])
+            choice[1]["converged"] = choice[1]["share"] < LEAST_SHARE
+        return choice or self._anything(seen, draw)
+
+    def _best(self, seen: History, draw: np.random.Generator, draws: int) -> tuple[list[int], dict[str, Any]] | None:
+        """The allocation of the largest expected gain, and why; None: there is nothing new.
+
+        ``share`` in the reasons: of the whole area that could be gained.
+        """
+        pool, kinds = self._pool(seen, draw, draws)
         if not len(pool):
-            return self._anything(seen, draw)
-        gain, ratio, sd, logs = self.posterior.expected_gain(pool, seen, draw)
-        trust = success_rates(seen)
-        gain = gain * np.array([trust.get(kind, PRIOR_SUCCESSES / PRIOR_TRIES) for kind in kinds])
+            return None
+        expected = self.posterior.expected_gain(pool, seen, draw)
+        trust = success_rates(seen, self.posterior.told_drops(seen))
+        gain = expected.gain * np.array([trust.get(kind, PRIOR_SUCCESSES / PRIOR_TRIES) for kind in kinds])
+        gain = np.where(expected.beaten > MOST_BEATEN, 0.0, gain)
         best = int(np.argmax(gain))
-        if gain[best] <= 0:  # nothing can be expected to be of use: what misses the limits least
-            best = int(np.argmin(self._excess(self.posterior.drop(np.exp(logs)), ratio)))
+        if gain[best] <= 0:  # nothing can be expected to be of use: what misses the limits least, and is beaten least
+            excess = self._excess(self.posterior.drop(np.exp(expected.log_divergence)), expected.ratio)
+            best = int(np.lexsort((expected.beaten, excess))[0])
+        low, high = self._range()
+        area = self.problem.limits.reference[0] * max(math.log(high / low), 1e-9)
         return pool[best].tolist(), {
-            "kind": kinds[best], "gain": float(gain[best]), "ratio": float(ratio[best]), "ratio_sd": float(sd[best]),
-            "divergence": float(np.exp(logs[best])),
+            "kind": kinds[best], "gain": float(gain[best]), "share": float(gain[best]) / area,
+            "ratio": float(expected.ratio[best]),
+            "ratio_sd": float(expected.ratio_sd[best]), "divergence": float(np.exp(expected.log_divergence[best])),
+            "beaten": float(expected.beaten[best]),
         }  # fmt: skip
 
     def _excess(self, drops: Array, ratios: Array) -> Array:
@@ -145,7 +168,7 @@ class Proposer:
                     return allocation, {"kind": "plain", "ratio": float(budgets[at])}
         return self._anything(seen, draw)
 
-    def _pool(self, seen: History, draw: np.random.Generator) -> tuple[Array, list[str]]:
+    def _pool(self, seen: History, draw: np.random.Generator, draws: int) -> tuple[Array, list[str]]:
         """Allocations that were not proposed yet: optima under several beliefs, and moves around the front."""
         low, high = self._range()
         budgets = np.linspace(low, high, BUDGETS)
@@ -161,7 +184,7 @@ class Proposer:
             add(allocation, "mean")
         for allocation in self._optima(self.problem.errors, budgets):
             add(allocation, "prior")
-        drawn = DRAWS if self.posterior.divergence.correlation < TRUSTED else max(1, DRAWS // 2)
+        drawn = draws if self.posterior.divergence.correlation < TRUSTED else max(1, draws // 2)
         if self.problem.saves:
             drawn = 0  # an integer program for each budget takes its time; moves around the front look further
         for _ in range(drawn):

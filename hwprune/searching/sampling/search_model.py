@@ -45,10 +45,11 @@ Array = np.ndarray[Any, Any]
 
 ENOUGH = 8
 """Evaluated candidates before anything is stopped early or measured twice: until then the predictions have not been tested."""
+SEQUENTIAL = "sequential"
 TRAINED = 2.0
 """Factor by which the search looks further where finalists are trained."""
-REFERENCE = 0.1
-"""Worst drop that counts where the user gives none: ten points of a metric between 0 and 1, a tenth of any other."""
+REFERENCE = 0.05
+"""Worst drop that counts where the user gives none: five points of a metric between 0 and 1, a twentieth of any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def build_model(
         savings.bytes_saved = {key: round(value * factor) for key, value in savings.bytes_saved.items()}
     shares = {name: 1 - 1 / gain.value for name, gain in pattern_speedups.items() if gain.value > 0}
     choices = items.build(pruner, space, savings, shares, step)
-    repaired = job.job.repaired and not pruner.untraceable
+    repaired = job.job.repaired and not pruner.untraceable and SEQUENTIAL not in space.compensation.split("+")
     limits = limits_of(job.constraints, baseline, repaired=repaired, trained=job.training is not None)
     if FILE in limits.min_saved:
         most = sum(max(choice.saves[FILE] for choice in item.choices) for item in choices)

@@ -1,0 +1,249 @@
+"""What the dense model computes on the calibration data, as far as sequential compensation asks for it; found once.
+
+Targets of layers are values of the dense model at fixed random positions. They do not depend on the candidate, so that the dense
+model runs once, and no dense input is ever unfolded.
+
+A quarter of the examples is held out: nothing is fitted to them. They decide how far each refit is to be trusted. Examples are
+what is independent, not rows: 32 tokens of one sentence, or 1,024 positions of one image, say little more than a few of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import fx
+
+from hwprune.calibration.passes import full_precision
+from hwprune.compensation.base import Context
+from hwprune.compensation.batchnorm import Moments, moments
+from hwprune.compensation.lockstep import BATCH, Inputs, Steps, peak_bytes
+from hwprune.layers import layer as layer_table
+from hwprune.layers.layer import Layer
+from hwprune.workload.batches import splittable
+
+BATCH_NORM = torch.ops.aten.batch_norm.default
+MEMORY_LIMIT = 1_500_000_000
+"""Bytes of activations of a candidate that may be held at once."""
+HELD_OUT = 4
+"""One example in so many is held out."""
+MIN_ROWS, ROWS_PER_COLUMN = 2048, 4
+"""Positions that a layer's least squares sees at least, and for each of the dense layer's columns."""
+NORM_EXAMPLES = 128
+"""Examples from which a norm's statistics are carried over, see `hwprune.compensation.batchnorm`."""
+KEY = "dense side"
+
+
+@dataclass(slots=True, eq=False)
+class LayerTargets:
+    """A dense layer at fixed positions.
+
+    Attributes:
+        places: for each batch the positions (rows,), numbered as `Layer.patches` has them.
+        targets: for each batch the dense layer's outputs there, (G, rows, out / G), float32, without the layer's own bias.
+    """
+
+    layer: Layer
+    places: list[torch.Tensor] = field(default_factory=list)
+    targets: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class DenseSide:
+    """The dense model's part of a lockstep walk.
+
+    Attributes:
+        batches: inputs; the examples are in a random order where the batch is free.
+        held_out: for each batch, whether nothing may be fitted to it.
+        layers: node -> its targets.
+        norms: batch norm's node -> moments of its inputs in the leading batches.
+        outputs: for each batch the tensors that the model returns.
+    """
+
+    batches: list[Inputs]
+    held_out: list[bool]
+    layers: dict[str, LayerTargets] = field(default_factory=dict)
+    norms: dict[str, Moments] = field(default_factory=dict)
+    outputs: list[list[torch.Tensor]] = field(default_factory=list)
+
+    @property
+    def examples(self) -> int:
+        return sum(len(inputs[0]) for inputs in self.batches)
+
+    def norm_batches(self) -> list[int]:
+        """Batches that norms' statistics come from."""
+        taken: list[int] = []
+        count = 0
+        for number, inputs in enumerate(self.batches):
+            if count >= NORM_EXAMPLES:
+                break
+            taken.append(number)
+            count += len(inputs[0])
+        return taken
+
+
+def dense_side(context: Context) -> DenseSide:
+    """The dense side of a model, made at the first call. Without calibration data it has no batches."""
+    if KEY not in context.cache:
+        context.cache[KEY] = _collect(context)
+    made: DenseSide = context.cache[KEY]
+    return made
+
+
+def _divided(context: Context) -> tuple[list[Inputs], list[bool]]:
+    """Batches to fit to, then batches that are held out."""
+    given = [tuple(inputs) for inputs in context.batches()]
+    if not given:
+        return [], []
+    free = context.dense.meta.get("free_batch", True) and all(splittable(inputs) for inputs in given)
+    alike = len({tuple((x.shape[1:], x.dtype) for x in inputs) for inputs in given}) == 1
+    if not (free and alike):
+        allowed = max(1, MEMORY_LIMIT // max(1, peak_bytes(context.dense, given[0])))
+        given = given[:allowed]
+        count = len(given) // HELD_OUT
+        return given, [number >= len(given) - count for number in range(len(given))]
+    whole = tuple(torch.cat(column) for column in zip(*given, strict=True))
+    order = torch.randperm(len(whole[0]), generator=torch.Generator().manual_seed(0)).to(whole[0].device)
+    part = tuple(x[order[:BATCH]] for x in whole)
+    allowed = int(MEMORY_LIMIT / max(1, peak_bytes(context.dense, part) / len(part[0])))
+    order = order[: max(BATCH, allowed)]
+    held = len(order) // HELD_OUT
+    batches, flags = [], []
+    for places, flag in ((order[held:], False), (order[:held], True)):
+        for start in range(0, len(places), BATCH):
+            batches.append(tuple(x[places[start : start + BATCH]] for x in whole))
+            flags.append(flag)
+    return batches, flags
+
+
+@torch.no_grad()
+def _collect(context: Context) -> DenseSide:
+    side = DenseSide(*_divided(context))
+    if not side.batches:
+        return side
+    context.dense.eval()
+    found = layer_table.find(context.dense, context.matrices)
+    by_node = {layer.nodes[0]: layer for layer in found.values() if len(layer.nodes) == 1}
+    by_node = {node.name: by_node[node.name] for node in context.dense.graph.nodes if node.name in by_node and _plain(node)}
+    side.layers = {name: LayerTargets(layer) for name, layer in by_node.items()}
+    for_norms = set(side.norm_batches())
+    norm_inputs: dict[str, list[torch.Tensor]] = {}
+    total = side.examples
+    with full_precision():
+        for number, inputs in enumerate(side.batches):
+            relevant = context.relevance(inputs) if context.relevance is not None else {}
+            steps = Steps(context.dense, [inputs])
+            generator = torch.Generator().manual_seed(number)
+            while steps.at < len(steps.nodes) - 1:
+                node = steps.nodes[steps.at]
+                if number in for_norms and node.target is BATCH_NORM and node.args[3] is not None:
+                    norm_inputs.setdefault(node.name, []).append(steps.before(node.name)[0][0])
+                steps.step()
+                if node.name in by_node:
+                    result = steps.result(node)
+                    _take(side.layers[node.name], node, result, len(inputs[0]) / total, generator, relevant, context)
+            side.outputs.append(tensors(steps.before(steps.nodes[-1].name)[0]))
+            if number in for_norms and number + 1 not in for_norms:
+                side.norms = {name: moments(values) for name, values in norm_inputs.items()}
+                norm_inputs.clear()
+    return side
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors of whatever a model returned."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _take(
+    kept: LayerTargets,
+    node: fx.Node,
+    result: torch.Tensor,
+    share: float,
+    generator: torch.Generator,
+    relevant: Mapping[str, torch.Tensor],
+    context: Context,
+) -> None:
+    layer = kept.layer
+    rows = layer.outputs_by_example(result)  # (batch, G, positions, out / G)
+    rows = rows.transpose(0, 1).reshape(rows.shape[1], -1, rows.shape[3])
+    target = max(MIN_ROWS, ROWS_PER_COLUMN * (prod(layer.matrix.shape[1:]) + 1))
+    limit = ceil(target * share)
+    allowed = relevant.get(node.name)
+    choices = torch.arange(rows.shape[1]) if allowed is None else allowed.reshape(-1).nonzero().squeeze(1).cpu()
+    if limit < len(choices):
+        choices = choices[torch.randperm(len(choices), generator=generator)[:limit]]
+    choices = choices.to(result.device)
+    kept.places.append(choices)
+    kept.targets.append(rows.index_select(1, choices).float() - _constant(node, layer, context))
+
+
+_ADDMM = torch.ops.aten.addmm.default
+
+
+def _bias(node: fx.Node) -> Any:
+    position = 0 if node.target is _ADDMM else 2
+    return node.args[position] if len(node.args) > position and node.target not in _PRODUCTS else None
+
+
+_PRODUCTS = (torch.ops.aten.matmul.default, torch.ops.aten.mm.default)
+
+
+def _plain(node: fx.Node) -> bool:
+    """Is the layer's output the product and a stored bias, and nothing else?"""
+    if node.target is _ADDMM and (node.kwargs or len(node.args) > 3):
+        return False  # scaled
+    bias = _bias(node)
+    return bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
+
+
+def _constant(node: fx.Node, layer: Layer, context: Context) -> torch.Tensor | float:
+    """(G, 1, out / G): what the layer adds by itself to every output."""
+    bias = _bias(node)
+    if bias is None:
+        return 0.0
+    return (
+        _state(context.dense)[str(bias.target)].detach().float().expand(layer.matrix.shape[0]).reshape(layer.matrix.groups, 1, -1)
+    )
+
+
+def with_batch_dim(pruned: Layer, dense: Layer) -> Layer:
+    """A cut graph does not know which sizes are free."""
+    return dataclasses.replace(pruned, batch_dim=dense.batch_dim)
+
+
+def clean_nodes(module: fx.GraphModule, dense: fx.GraphModule) -> set[str]:
+    """Nodes of a candidate that compute what the dense model's nodes of the same name do."""
+    state = _state(module)
+    dense_state = _state(dense)
+    known = {node.name: node for node in dense.graph.nodes}
+    clean: set[str] = set()
+    for node in module.graph.nodes:
+        other = known.get(node.name)
+        if other is None or other.op != node.op or (node.op != "placeholder" and other.target != node.target):
+            continue
+        if node.op == "get_attr":
+            mine, theirs = state.get(str(node.target)), dense_state.get(str(node.target))
+            same = mine is not None and theirs is not None and mine.shape == theirs.shape and torch.equal(mine, theirs)
+        else:
+            same = all(source.name in clean for source in node.all_input_nodes)
+            same = same and _named(node.args) == _named(other.args) and _named(node.kwargs) == _named(other.kwargs)
+        if same:
+            clean.add(node.name)
+    return clean
+
+
+def _named(arguments: Any) -> Any:
+    return fx.node.map_arg(arguments, lambda node: node.name)
+
+
+def _state(module: fx.GraphModule) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def per_batch(values: Sequence[torch.Tensor], flags: Sequence[bool], *, held_out: bool) -> list[torch.Tensor]:
+    """The values of the batches that are held out, or of the others."""
+    return [value for value, flag in zip(values, flags, strict=True) if flag == held_out]

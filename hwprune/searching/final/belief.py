@@ -1,0 +1,80 @@
+"""What validation says of each trial's true drop, all trials taken together.
+
+A candidate that is chosen because it scored well was lucky more often than not. So nothing is chosen by its score alone: the
+curve from divergence to drop, fitted to all trials, is the prior of each, and its own score corrects it. Selection by such a
+posterior needs no correction for having looked at many (Senn 2008, "A note concerning a selection paradox of Dawid's").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from hwprune.records.trial import Trial
+from hwprune.searching.sampling.drop_model import DropModel
+from hwprune.searching.sampling.posterior import drop_model_for
+from hwprune.searching.sampling.problem import Limits
+
+SURE = 0.9
+"""Probability with which a limit on the drop must be met."""
+DRAWS = 512
+
+
+class DropBelief:
+    """Posterior of the true drops of searched trials.
+
+    Args:
+        trials: as they were searched.
+        limits: of the search; its reference is the worst drop that matters.
+    """
+
+    def __init__(self, trials: Sequence[Trial], limits: Limits) -> None:
+        self.limits = limits
+        self._model: DropModel = drop_model_for(limits)
+        known = [t for t in trials if t.measured and t.searched and t.divergence is not None]
+        self._error = {t.number: _error(t, limits.reference[0]) for t in known}
+        self._model.fit(
+            np.array([_divergence(t) for t in known]), np.array([t.drop for t in known], dtype=float),
+            np.array([self._error[t.number] for t in known]),
+        )  # fmt: skip
+        self._samples: dict[int, np.ndarray] = {}
+        if known:
+            generator = np.random.default_rng(0)
+            curves = self._model.draw(generator, DRAWS)
+            rows = self._model.known(
+                np.array([_divergence(t) for t in known]), np.array([t.drop for t in known], dtype=float),
+                np.array([self._error[t.number] for t in known]), curves, generator,
+            )  # fmt: skip
+            self._samples = {t.number: rows[:, place] for place, t in enumerate(known)}
+
+    @property
+    def floor(self) -> float:
+        """Drops below it can't be told apart."""
+        return self._model.floor(self.limits.max_drop)
+
+    def drop(self, trial: Trial) -> float:
+        """The mean of what is believed of a trial's drop; of a trained or quantised one, whose divergence means something else,
+        its score on validation.
+        """
+        if trial.number in self._samples:
+            return float(self._samples[trial.number].mean())
+        return trial.drop if trial.drop is not None else math.inf
+
+    def sure(self, trial: Trial, limit: float) -> float:
+        """Probability that the trial's true drop is at most ``limit``."""
+        if trial.number in self._samples:
+            return float((self._samples[trial.number] <= limit).mean())
+        error = _error(trial, self.limits.reference[0])
+        return NormalDist(trial.drop or 0.0, max(error, 1e-12)).cdf(limit)
+
+
+def _divergence(trial: Trial) -> float:
+    assert trial.divergence is not None
+    return max(trial.divergence.value, 0.0)
+
+
+def _error(trial: Trial, reference: float) -> float:
+    return trial.paired_drop.half_width / 1.96 if trial.paired_drop is not None else 0.1 * reference
