@@ -106,9 +106,13 @@ class MaskLearner(Sparsifier):
 
     def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Zero what has been decided on."""
+        FixedMask(self.held_masks()).hold(module, optimizer)
+
+    def held_masks(self) -> dict[str, torch.Tensor]:
+        """`dense_masks` of the decision as it stands, made once."""
         if self._dense is None or self._dense[0] is not self.decision:
             self._dense = self.decision, self.dense_masks()
-        FixedMask(self._dense[1]).hold(module, optimizer)
+        return self._dense[1]
 
     @abc.abstractmethod
     def decide(self, share: float) -> Decision:
