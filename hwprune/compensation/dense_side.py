@@ -31,7 +31,7 @@ MEMORY_LIMIT = 1_500_000_000
 """Bytes of activations of a candidate that may be held at once."""
 HELD_OUT = 4
 """One example in so many is held out."""
-MIN_ROWS, ROWS_PER_COLUMN = 2048, 4
+MIN_ROWS, ROWS_PER_COLUMN = 6144, 8
 """Positions that a layer's least squares sees at least, and for each of the dense layer's columns."""
 NORM_EXAMPLES = 128
 """Examples from which a norm's statistics are carried over, see `hwprune.compensation.batchnorm`."""

@@ -21,7 +21,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from statistics import NormalDist, median
+from statistics import NormalDist, fmean, median
 from typing import Any
 
 from hwprune.common.files import Table
@@ -119,7 +119,8 @@ class Paired:
             robust standard deviations; ``converged``, whether the interval became narrow enough in time; ``throttled``, whether
             the device slowed itself down; ``machine``, its load and clocks afterwards; ``passed``, of the dense model against
             copies of itself.
-        latency: median seconds of one batch of the candidate, with its 95 % interval. Its conditions: ``wall_s``, ``dense_s``.
+        latency: median seconds of one batch of the candidate, with its 95 % interval. Its conditions: ``wall_s``, ``dense_s``,
+            and ``from`` where it is no median but follows from the speedup.
         samples: seconds of one run by quad: candidate and dense by the ranking clock and by wall time.
         runs_a_block: runs of the candidate and of dense in one block.
         again: how often it was measured again because the first result was implausible.
@@ -230,6 +231,22 @@ def with_sessions(estimate: float, low: float, high: float, sd: float, alpha: fl
     """The interval of ln(ratio) when the sessions are a sample too: both deviations, added as independent ones are."""
     more = NormalDist().inv_cdf(1 - alpha / 2) * sd
     return estimate - math.hypot(estimate - low, more), estimate + math.hypot(high - estimate, more)
+
+
+def geometric_mean(sessions: Sequence[Paired]) -> Paired:
+    """Sessions of the same two files as one: the last one's, with their mean speedup, and the latency that goes with it.
+
+    Each interval holds the differences between sessions already, so the deviations add up as those of independent values do.
+    """
+    logs = [math.log(session.ratio) for session in sessions]
+    below = [log - math.log(session.speedup.ci_low) for log, session in zip(logs, sessions, strict=True)]
+    above = [math.log(session.speedup.ci_high) - log for log, session in zip(logs, sessions, strict=True)]
+    mean, count = fmean(logs), len(sessions)
+    ratio, low, high = (math.exp(x) for x in (mean, mean - math.hypot(*below) / count, mean + math.hypot(*above) / count))
+    last = sessions[-1]
+    dense_s, conditions = last.dense_latency_s, {**last.latency.conditions, "from": "dense_s / speedup"}
+    latency = replace(last.latency, value=dense_s / ratio, ci_low=dense_s / high, ci_high=dense_s / low, conditions=conditions)
+    return replace(last.with_speedup(ratio, low, high), latency=latency)
 
 
 def session_sd(log_ratios: Sequence[float]) -> float:

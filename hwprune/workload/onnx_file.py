@@ -20,7 +20,9 @@ from hwprune.workload.workload import Workload
 SPLITS = ("calibration", "validation", "test", "train")
 PARITY_TOLERANCE = 1e-4
 CALIBRATION_SHARE = 4
-"""A file without splits gives every fourth batch to calibration, the others to validation."""
+"""A file without splits gives one in so many examples to calibration, the others to validation."""
+SHUFFLE_SEED = 0
+"""Seed of the order in which a file without splits is divided: the same examples in every run."""
 
 Batch = tuple[tuple[torch.Tensor, ...], Any]
 
@@ -136,8 +138,9 @@ def named_inputs(path: Path, known: Sequence[str]) -> list[str]:
 def read_npz(path: Path, inputs: Sequence[str], batch: int = 64) -> dict[str, Any]:
     """Data from an .npz file: an array for each of ``inputs``, and optionally ``targets``.
 
-    Names may start with ``calibration.``, ``validation.`` or ``test.``; without that the first quarter of the examples
-    calibrates, the rest validates. Raises `UsageError` with what is missing.
+    Names may start with ``calibration.``, ``validation.`` or ``test.``, and then examples keep their order. Without that a
+    quarter of the examples calibrates and the rest validates, divided at random but the same way in every run: files are often
+    sorted by class. Raises `UsageError` with what is missing.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -150,21 +153,27 @@ def read_npz(path: Path, inputs: Sequence[str], batch: int = 64) -> dict[str, An
             raise UsageError(f"{path} has splits ({', '.join(splits)}) but no validation")
         return {
             split: _batches(
-                path, {n.removeprefix(f"{split}."): a for n, a in arrays.items() if n.startswith(f"{split}.")}, inputs, batch
+                *_columns(path, {n.removeprefix(f"{split}."): a for n, a in arrays.items() if n.startswith(f"{split}.")}, inputs),
+                batch,
             )
             for split in splits
         }
-    examples = len(next(iter(arrays.values()))) if arrays else 0
-    first = max(1, examples // CALIBRATION_SHARE)
+    columns, targets = _columns(path, arrays, inputs)
+    examples = len(columns[0])
     if examples < 2:
         raise UsageError(f"{path} holds {examples} examples: at least 2 are needed, one to calibrate and one to validate")
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(examples)
+    first = max(1, examples // CALIBRATION_SHARE)
     return {
-        "calibration": _batches(path, {name: array[:first] for name, array in arrays.items()}, inputs, batch),
-        "validation": _batches(path, {name: array[first:] for name, array in arrays.items()}, inputs, batch),
+        split: _batches([array[part] for array in columns], None if targets is None else targets[part], batch)
+        for split, part in (("calibration", order[:first]), ("validation", order[first:]))
     }
 
 
-def _batches(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], inputs: Sequence[str], size: int) -> list[Batch]:
+def _columns(
+    path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], inputs: Sequence[str]
+) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any] | None]:
+    """The arrays of the inputs, and of the targets if there are any; all of the same length."""
     targets = next((arrays[name] for name in ("targets", "labels", "y") if name in arrays and name not in inputs), None)
     rest = [name for name in arrays if name not in ("targets", "labels", "y") or name in inputs]
     if len(inputs) == 1 and len(rest) == 1:
@@ -178,9 +187,12 @@ def _batches(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], inputs: Seq
     lengths = {len(array) for array in (*columns, *(() if targets is None else (targets,)))}
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError(f"{path}: inputs and targets must have the same, non-zero number of examples, got {sorted(lengths)}")
-    (count,) = lengths
+    return columns, targets
+
+
+def _batches(columns: Sequence[np.ndarray[Any, Any]], targets: np.ndarray[Any, Any] | None, size: int) -> list[Batch]:
     result: list[Batch] = []
-    for start in range(0, count, size):
+    for start in range(0, len(columns[0]), size):
         part = tuple(torch.from_numpy(np.ascontiguousarray(array[start : start + size])) for array in columns)
         target = None if targets is None else torch.from_numpy(np.ascontiguousarray(targets[start : start + size]))
         result.append((part, target))

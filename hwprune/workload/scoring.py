@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,17 @@ def write_samples(workload: Workload, split: str, path: Path, part: slice | None
     Args:
         part: only these batches.
     """
+    batches = part or slice(None)
+    return write_batches(itertools.islice(workload.batches(split), batches.start, batches.stop), path)
+
+
+def write_batches(batches: Iterable[tuple[tuple[torch.Tensor, ...], Any]], path: Path) -> list[Any]:
+    """Store batches as `write_samples` does; returns the targets."""
     targets: list[Any] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    batches = part or slice(None)
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for number, (inputs, target) in enumerate(itertools.islice(workload.batches(split), batches.start, batches.stop)):
+        for number, (inputs, target) in enumerate(batches):
             for position, tensor in enumerate(inputs):
                 _write_member(archive, f"{number:05d}.input{position}", tensor)
             if isinstance(target, torch.Tensor):
@@ -203,9 +208,6 @@ def _scores(metric: Metric, function: Scores, output: Any, target: Any, examples
 
 
 @torch.no_grad()
-def torch_outputs(
-    module: torch.nn.Module, batches: Iterator[tuple[tuple[torch.Tensor, ...], Any]], examples: int
-) -> torch.Tensor:
-    """First output of ``module`` on the first ``examples`` examples of the first batch."""
-    inputs, _ = next(batches)
+def torch_outputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor], examples: int) -> torch.Tensor:
+    """First output of ``module`` on the first ``examples`` examples of a batch."""
     return first_tensor(module(*(x[:examples] for x in inputs)))

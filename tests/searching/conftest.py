@@ -35,7 +35,7 @@ def evaluator(tmp_path_factory):
     run = tmp_path_factory.mktemp("early") / "run"
     target = targets.load("cpu")
     workload = tiny_workload("top1")
-    # Many small batches, so that the first of them are a screen.
+    # Enough examples for a first look at some of them.
     batches = [pair for _ in range(20) for pair in workload.validation]
     pruner = Pruner(dataclasses.replace(workload, validation=batches))
     with Bench(target) as bench:

@@ -17,6 +17,7 @@ from hwprune.errors import TraceError, UsageError, WorkloadError
 from hwprune.onnx_files import tidy
 from hwprune.pruning.pruner import Pruner
 from hwprune.workload import loading
+from hwprune.workload.onnx_file import read_npz
 from tests.conftest import TinyNet, randomise
 from tests.structure.onnx.test_graph import N, net, run
 
@@ -63,6 +64,39 @@ def test_npz_and_functions_give_data(files):
     assert loading.load("tiny.onnx batch=4 data=data.npz").example_inputs[0].shape == (4, 1, 8, 8)
     assert loading.load("tiny.onnx data=splits.npz").test is not None
     assert len(list(loading.load("tiny.onnx data=adapter.py:data").batches("calibration"))) == 1
+
+
+def numbered(path):
+    """An .npz of 400 examples sorted by class, whose input and targets tell which example they are; and how it is divided."""
+    number = np.arange(400)
+    np.savez(path, x=np.stack([number, -number], axis=1).astype(np.float32), y=number // 40)
+    return {
+        split: (torch.cat([inputs[0] for inputs, _ in batches]), torch.cat([target for _, target in batches]))
+        for split, batches in read_npz(path, ["x"]).items()
+    }
+
+
+def test_a_file_without_splits_is_divided_at_random(tmp_path):
+    parts = numbered(tmp_path / "sorted.npz")
+    for inputs, targets in parts.values():
+        assert torch.equal(inputs[:, 0] // 40, targets.float()) and torch.equal(inputs[:, 1], -inputs[:, 0])  # still pairs
+        assert len(set(targets[:64].tolist())) == 10  # every class, in the first batch already
+    assert len(parts["calibration"][0]) == 100
+    assert sorted(torch.cat([inputs[:, 0] for inputs, _ in parts.values()]).tolist()) == list(range(400))
+    again = numbered(tmp_path / "again.npz")
+    assert all(torch.equal(parts[split][0], again[split][0]) for split in parts)
+
+
+def test_arrays_that_are_no_input_may_have_any_length(tmp_path):
+    np.savez(tmp_path / "more.npz", x=np.zeros((8, 3), np.float32), z=np.zeros((8, 1), np.float32), mean=np.zeros(3))
+    assert len(read_npz(tmp_path / "more.npz", ["x", "z"])["calibration"][0][0][0]) == 2
+
+
+def test_stored_splits_keep_their_order(tmp_path):
+    rows = np.arange(130, dtype=np.float32)[:, None]
+    np.savez(tmp_path / "splits.npz", **{"calibration.x": rows, "validation.x": rows})
+    for batches in read_npz(tmp_path / "splits.npz", ["x"]).values():
+        assert torch.cat([inputs[0] for inputs, _ in batches])[:, 0].tolist() == list(range(130))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from hwprune.errors import UsageError
+from hwprune.layers.part import readers
+from hwprune.layers.units import Unit
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.recovery.plan import Plan
@@ -76,6 +78,14 @@ class Gates(ScoreLearner):
         with torch.no_grad():
             for score in self.scores.values():
                 score.fill_(OPEN).add_(0.01 * torch.randn(score.shape, generator=torch.Generator().manual_seed(plan.seed)))
+
+    def _counts(self, unit: Unit, parameter: str, dim: int) -> bool:
+        """To the tensors that read the axis: there a gate multiplies each index once.
+
+        Of what makes it, a convolution and its batch norm would both be multiplied: z squared with running statistics, and z with
+        those of the batch, which undo the first. An axis that no layer reads (it is summed over) has only what makes it.
+        """
+        return self._reads(unit, parameter, dim) if readers(unit.parts) else super()._counts(unit, parameter, dim)
 
     def extra(self) -> list[nn.Parameter]:
         return list(self.scores.values())

@@ -17,6 +17,7 @@ from torch import nn
 
 from hwprune import patterns
 from hwprune.errors import UsageError
+from hwprune.layers.part import readers
 from hwprune.layers.units import Unit
 from hwprune.layers.units import get as get_unit
 from hwprune.methods import method
@@ -106,9 +107,13 @@ class MaskLearner(Sparsifier):
 
     def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Zero what has been decided on."""
+        FixedMask(self.held_masks()).hold(module, optimizer)
+
+    def held_masks(self) -> dict[str, torch.Tensor]:
+        """`dense_masks` of the decision as it stands, made once."""
         if self._dense is None or self._dense[0] is not self.decision:
             self._dense = self.decision, self.dense_masks()
-        FixedMask(self._dense[1]).hold(module, optimizer)
+        return self._dense[1]
 
     @abc.abstractmethod
     def decide(self, share: float) -> Decision:
@@ -200,11 +205,10 @@ class ScoreLearner(MaskLearner):
             shape = (unit.size,) if unit.axis is not None else parameters[name].shape
             self.scores[name] = nn.Parameter(torch.zeros(shape, device=device))
             if unit.axis is not None:
-                # What reads the axis sees zeros anyway, so only what makes it is scored.
                 self._places[name] = [
                     (parameter, dim, torch.from_numpy(np.asarray(pruner.graph.slices(unit.axis, parameter, dim))).to(device))
                     for parameter, dim in unit.axis.members
-                    if parameter in parameters and not self._reads(unit, parameter, dim)
+                    if parameter in parameters and self._counts(unit, parameter, dim)
                 ]
 
     def to(self, device: torch.device) -> None:
@@ -225,9 +229,13 @@ class ScoreLearner(MaskLearner):
             sums.index_add_(0, index[index >= 0], each[index >= 0])
         return sums.sqrt()
 
+    def _counts(self, unit: Unit, parameter: str, dim: int) -> bool:
+        """Does an axis's score belong to this tensor? What reads the axis sees zeros anyway, so to all that makes it."""
+        return not self._reads(unit, parameter, dim)
+
     @staticmethod
     def _reads(unit: Unit, parameter: str, dim: int) -> bool:
-        return any(part.parameter == parameter and part.kind == "reads" and part.dim == dim for part in unit.parts)
+        return any(part.parameter == parameter and part.dim == dim for part in readers(unit.parts))
 
     def decide(self, share: float) -> Decision:
         keeps: dict[str, torch.Tensor] = {}

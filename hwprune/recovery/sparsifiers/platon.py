@@ -10,6 +10,7 @@ from torch import nn
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe
 from hwprune.recovery.plan import Plan
+from hwprune.recovery.sparsifiers.base import FixedMask
 from hwprune.recovery.sparsifiers.mask_learner import ScoreLearner
 
 
@@ -51,3 +52,14 @@ class Platon(ScoreLearner):
             uncertain = self._uncertain.setdefault(name, torch.zeros_like(now)).lerp_(apart, 1 - self.BETA2)
             self.scores[name].copy_(mean * uncertain)
         super().after_step(module, optimizer, progress)
+
+    def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Until the end weights alone are zeroed, as in the paper.
+
+        With its moments zeroed too, each step of a masked weight would be Adam's first one without its correction: 3.2 learning
+        rates long whatever the gradient, and |w g| of what is masked too large by as much.
+        """
+        if self._updates >= self.updates:
+            super().hold(module, optimizer)
+        else:
+            FixedMask(self.held_masks()).hold(module)

@@ -17,13 +17,13 @@ from hwprune.latency.source import Source
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
+from hwprune.searching.evaluating import screen
 from hwprune.searching.evaluating.candidate_files import CandidateFiles, size_of
-from hwprune.searching.evaluating.early_stopping import SCREEN_EXAMPLES
-from hwprune.searching.evaluating.scorer import CHUNK, FileScorer, Split
+from hwprune.searching.evaluating.scorer import CHUNK, PARITY_TOLERANCES, FileScorer, Split
 from hwprune.workload import data_checks, scoring
 from hwprune.workload.workload import Workload
 
-EXAMPLE = "example.npz"
+EXAMPLE, SCREEN = "example.npz", "screen.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ class DenseModel:
         home: the folder.
         example: the samples whose latency is measured.
         path: the file that the runtime runs.
+        validation: its samples, with the dense model's outputs.
+        screen: a random sample of them, on which candidates are looked at first; None: all at once.
         calibration_sha256: identifies the calibration data.
     """
 
@@ -73,6 +75,7 @@ class DenseModel:
         self.example = home / EXAMPLE
         self.path = home / files.name
         self.validation = Split(home / "validation.npz", [])
+        self.screen: Split | None = None
         self.calibration_sha256 = ""
         self._test: Split | None = None
         self._baseline: Baseline | None = None
@@ -96,7 +99,7 @@ class DenseModel:
             self._files.write(dense, {}, self.path)
             self._check_integers()
             metric = self._score_validation()
-            self._scorer.check_parity(dense, self.validation.dense)
+            self._scorer.check_parity(dense, self.validation.dense, self.validation)
             paired = source.dense(self.path)
         except CandidateFailure as failure:
             if failure.stage == "evaluate":
@@ -134,7 +137,7 @@ class DenseModel:
         if self._scorer.threads is not None and self._scorer.divides_batches(self.path, self.validation):
             self._scorer.chunk = CHUNK
             metric, self.validation.dense = self._scorer.score("dense", Split(self.validation.file, self.validation.targets))
-        self.validation.screen = self._screen_batches()
+        self.screen = self._draw_screen()
         return metric
 
     def _check_integers(self) -> None:
@@ -173,14 +176,18 @@ class DenseModel:
     def _check_labels(self, name: str, split: Split) -> None:
         data_checks.check_labels(self._pruner.workload, name, split.dense[0][0].shape, split.targets)
 
-    def _screen_batches(self) -> int:
-        """Leading batches that hold `SCREEN_EXAMPLES`; 0 if that would be most of the split."""
-        sizes = [len(batch[0]) for batch in self.validation.dense]
-        count, batches = 0, 0
-        while batches < len(sizes) and count < SCREEN_EXAMPLES:
-            count += sizes[batches]
-            batches += 1
-        return batches if 3 * count <= sum(sizes) else 0
+    def _draw_screen(self) -> Split | None:
+        """A random sample of validation; None if there is none, or the model mixes the examples of a batch."""
+        found = screen.draw(self.validation, self.home / SCREEN)
+        if found is None:
+            return None
+        in_their_batches = [batch[:1] for batch in found.dense]
+        try:
+            found.dense = self._scorer.outputs("dense", found)
+        except CandidateFailure:
+            return None
+        difference = scoring.largest_difference([batch[:1] for batch in found.dense], in_their_batches)
+        return found if difference <= PARITY_TOLERANCES[self._target.precision] else None
 
 
 def is_quantised(path: Path) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hwprune.records.measurement import Measurement
 
 SCREEN_EXAMPLES = 100
-"""At least so many examples decide about stopping early; a split with fewer than three times as many is run at once."""
+"""At least so many examples decide about stopping early (see `screen`)."""
 STOP_SD = 3.0
 """Standard errors by which a candidate must be worse, and slower, to be stopped."""
 
@@ -39,13 +39,18 @@ class Expectation:
     predicted: Mapping[str, float] = field(default_factory=dict)
     front: tuple[FrontMember, ...] = ()
 
+    @property
+    def rivals(self) -> tuple[FrontMember, ...]:
+        """Members of the front that are surely at least as fast."""
+        if "ratio" not in self.predicted:
+            return ()
+        fastest = self.predicted["ratio"] - STOP_SD * self.predicted["ratio_sd"]
+        return tuple(member for member in self.front if member.ratio <= fastest)
+
     def beaten_by(self, divergence: Measurement) -> FrontMember | None:
         """A member of the front that is surely closer to dense, and surely at least as fast; None: it may still be of use."""
-        if "ratio" not in self.predicted:
-            return None
         low = divergence.value - STOP_SD / 1.96 * (divergence.value - divergence.ci_low)
-        fastest = self.predicted["ratio"] - STOP_SD * self.predicted["ratio_sd"]
-        return next((member for member in self.front if member.ratio <= fastest and member.high < low), None)
+        return next((member for member in self.rivals if member.high < low), None)
 
     def stop_if_beaten(self, stage: str, divergence: Measurement) -> None:
         """Raises `Stopped` if a member of the front is surely better."""

@@ -180,12 +180,13 @@ class Evaluator:
     def _score_file(self, candidate: Candidate, path: Path, watch: Stopwatch, expected: Expectation) -> FileScores:
         with watch.stage("evaluate"):
             self.bench.load("candidate", path, threads=self.scorer.threads)
-            split = self.dense.validation
-            outputs = self.scorer.outputs("candidate", split, 0, split.screen or None)
-            self.scorer.check_parity(candidate.module, outputs)
-            if split.screen:
-                expected.stop_if_beaten("screen", self.scorer.divergence(outputs, split))
-                outputs = outputs + self.scorer.outputs("candidate", split, split.screen)
+            split, screen = self.dense.validation, self.dense.screen
+            if screen is not None and expected.rivals:  # a first look costs time: only where something can come of it
+                outputs = self.scorer.outputs("candidate", screen)
+                self.scorer.check_parity(candidate.module, outputs, screen)
+                expected.stop_if_beaten("screen", self.scorer.divergence(outputs, screen))
+            outputs = self.scorer.outputs("candidate", split)
+            self.scorer.check_parity(candidate.module, outputs, split)
             expected.stop_if_beaten("evaluate", self.scorer.divergence(outputs, split))
             scores = self.scorer.scores(outputs, split)
             self.bench.drop("candidate")

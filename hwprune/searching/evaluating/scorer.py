@@ -12,6 +12,7 @@ import torch
 from hwprune import runtimes
 from hwprune.errors import CandidateFailure
 from hwprune.latency.bench import Bench
+from hwprune.latency.samples import read_batches
 from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
 from hwprune.workload import scoring
@@ -38,8 +39,6 @@ class Split:
     file: Path
     targets: list[Any]
     dense: Outputs = field(default_factory=list)
-    screen: int = 0
-    """Leading batches on which a candidate's divergence is looked at first; 0: all at once."""
 
     @property
     def examples(self) -> int:
@@ -76,11 +75,11 @@ class FileScorer:
         self.threads = max(target.threads, len(os.sched_getaffinity(0))) if on_this_cpu else None
         self.chunk = 0
 
-    def outputs(self, key: str, split: Split, first: int = 0, last: int | None = None) -> Outputs:
-        """Outputs of a loaded model on the batches [first, last) of a split. Raises `CandidateFailure`."""
+    def outputs(self, key: str, split: Split) -> Outputs:
+        """Outputs of a loaded model on a split. Raises `CandidateFailure`."""
         out = self._home / f".outputs-{key}.npz"
         try:
-            self._bench.run(key, split.file, out, first, last, self.chunk)
+            self._bench.run(key, split.file, out, chunk=self.chunk)
             return scoring.read_outputs(out)
         finally:
             out.unlink(missing_ok=True)
@@ -98,9 +97,8 @@ class FileScorer:
         return scoring.paired_drop(self.metric, outputs, split.dense, split.targets)
 
     def divergence(self, outputs: Outputs, split: Split) -> Measurement:
-        """How far the outputs of the leading batches are from the dense model's."""
-        count = len(outputs)
-        return scoring.divergence(self.metric, outputs, split.dense[:count], split.targets[:count])
+        """How far the outputs are from the dense model's."""
+        return scoring.divergence(self.metric, outputs, split.dense, split.targets)
 
     def scores(self, outputs: Outputs, split: Split) -> FileScores:
         """Everything that outputs on the whole split say. Raises `CandidateFailure`."""
@@ -129,9 +127,11 @@ class FileScorer:
                 self._bench.drop("dense_copy")
         return all(same_outputs(part, output) for part, output in zip(parts, whole, strict=True))
 
-    def check_parity(self, module: torch.nn.Module, outputs: Outputs) -> None:
+    def check_parity(self, module: torch.nn.Module, outputs: Outputs, split: Split) -> None:
         """Raises `CandidateFailure` (stage ``parity``) if the file does not compute what the module computes."""
-        expected = scoring.torch_outputs(module, self.workload.batches("validation"), PARITY_EXAMPLES)
+        _, inputs = next(read_batches(str(split.file)))
+        home = next(module.parameters(), torch.empty(0)).device
+        expected = scoring.torch_outputs(module, [torch.from_numpy(array).to(home) for array in inputs], PARITY_EXAMPLES)
         got = outputs[0][0][: len(expected)]
         if got.shape != expected.shape:
             raise CandidateFailure(

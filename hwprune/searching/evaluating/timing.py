@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hwprune.latency.bench import Bench
-from hwprune.latency.paired import Paired
+from hwprune.latency.paired import Paired, geometric_mean
 from hwprune.latency.source import MEASURED, Source
 from hwprune.records.measurement import Measurement
 from hwprune.searching.evaluating.early_stopping import Expectation
@@ -46,14 +46,22 @@ class CandidateTimer:
         return abs(ratio - predicted) > IMPLAUSIBLE_SD * math.hypot(sd, own_sd)
 
     def _measure_again(self, path: Path, first: Paired) -> Paired:
-        """A second session. Where the two agree the prediction was wrong; where they don't, a third one decides."""
+        """A second session. Where the two agree the prediction was wrong; where they don't, a third one decides.
+
+        Returns:
+            the geometric mean of the sessions that agree with the last one; the median where none does.
+        """
         sessions = [first]
-        for _ in range(MOST_AGAIN):
-            sessions.append(self.measure_long(path))
-            if any(_overlap(session.speedup, sessions[-1].speedup) for session in sessions[:-1]):
-                break
-        sessions.sort(key=lambda session: session.ratio)
-        return replace(sessions[len(sessions) // 2], again=len(sessions) - 1)
+        agreeing: list[Paired] = []
+        while not agreeing and len(sessions) <= MOST_AGAIN:
+            last = self.measure_long(path)
+            agreeing = [session for session in sessions if _overlap(session.speedup, last.speedup)]
+            sessions.append(last)
+        if agreeing:
+            found = geometric_mean([*agreeing, sessions[-1]])
+        else:
+            found = sorted(sessions, key=lambda session: session.ratio)[len(sessions) // 2]
+        return replace(found, again=len(sessions) - 1)
 
 
 def _overlap(a: Measurement, b: Measurement) -> bool:

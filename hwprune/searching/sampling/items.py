@@ -32,7 +32,7 @@ UNKNOWN_GAIN = 0.02
 """Share of a layer's time that a mask is taken to save where nothing was measured, or no gain was found and it is searched all
 the same: enough to be tried."""
 MOST_CHOICES = 64
-"""Most choices of one item; beyond, its joint choices are thinned to those that no other dominates."""
+"""Most choices of one item; beyond, its joint choices are thinned to those that no other dominates, couplings included."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -282,14 +282,43 @@ def _item(group: Sequence[UnitSpace], ways: Mapping[str, Sequence[_Way]], space:
 
 
 def _thinned(joint: Sequence[tuple[_Way, ...]], savings: Savings) -> list[tuple[_Way, ...]]:
+    """Joint choices, `MOST_CHOICES` and the dense one at most: those that no other beats whatever is chosen elsewhere.
+
+    Where even those are too many, most of them are ones that none beats by their own price.
+    """
     if len(joint) <= MOST_CHOICES:
         return list(joint)
     made = [_choice(one, savings) for one in joint]
-    kept = undominated([-c.saved for c in made], [c.error for c in made])
-    if len(kept) > MOST_CHOICES:
-        kept = [kept[round(i * (len(kept) - 1) / (MOST_CHOICES - 1))] for i in range(MOST_CHOICES)]
+    times, errors = [-choice.saved for choice in made], [choice.error for choice in made]
+    alone = undominated(times, errors)
+    losses = [[-choice.saves[FILE] for choice in made], *_coupling_losses(made, savings)]
+    with_others = [i for i in undominated(times, errors, losses) if i not in set(alone)]
+    kept = _evenly(alone, max(MOST_CHOICES - len(with_others), MOST_CHOICES * 3 // 4))
+    kept += _evenly(with_others, MOST_CHOICES - len(kept))
     dense = next(i for i, choice in enumerate(made) if not any(level for _, level in choice.levels))
     return [joint[i] for i in dict.fromkeys([dense, *kept])]
+
+
+def _coupling_losses(made: Sequence[Choice], savings: Savings) -> list[list[float]]:
+    """For each level of each unit that the choices don't decide on: the time that each choice loses together with it."""
+    own = {unit for unit, _ in made[0].levels}
+    levels = [dict(choice.levels) for choice in made]
+    found: dict[tuple[str, int], Array] = {}
+    for (a, b), given in savings.coupled.items():
+        if (a in own) == (b in own):
+            continue  # inside it is in the price already; outside it says nothing of these
+        unit, other, table = (a, b, given) if a in own else (b, a, given.T)
+        losses = -table[[level[unit] for level in levels]]
+        for level in range(table.shape[1]):
+            found[other, level] = found.get((other, level), 0.0) + losses[:, level]
+    return [row.tolist() for row in found.values()]
+
+
+def _evenly(kept: Sequence[int], most: int) -> list[int]:
+    """At most so many, evenly from the first to the last."""
+    if len(kept) <= most:
+        return list(kept)
+    return [kept[round(i * (len(kept) - 1) / (most - 1))] for i in range(most)]
 
 
 def _choice(ways: Sequence[_Way], savings: Savings) -> Choice:

@@ -112,6 +112,17 @@ def item_couplings(items: Sequence[Item], coupled: Mapping[tuple[str, str], Arra
     return found
 
 
+def coupled_savings(couplings: Mapping[tuple[int, int], Array], place: int) -> list[list[float]]:
+    """What the choices of an item save with each choice of each item that it is coupled with: a row for each of those choices."""
+    found: list[list[float]] = []
+    for (u, v), table in couplings.items():
+        if u == place:
+            found += table.T.tolist()
+        elif v == place:
+            found += table.tolist()
+    return found
+
+
 class AllocationProblem:
     """What there is to decide, as arrays: one choice for each item.
 
@@ -126,7 +137,7 @@ class AllocationProblem:
         saves: resource -> the same.
         gram: inner products of the choices' responses, see `response_gram`.
         couplings: (item, item) -> (choice, choice) -> share of the time saved beyond the sum.
-        useful: for each item, its choices that no other dominates, fastest first.
+        useful: for each item, its choices that no other dominates whatever the other items choose, fastest first.
     """
 
     def __init__(
@@ -149,15 +160,21 @@ class AllocationProblem:
         }
         self.gram = response_gram(self.items)
         self.couplings = item_couplings(self.items, coupled or {})
-        self.useful = [
-            undominated((-saved).tolist(), errors.tolist(), [(-rows[place]).tolist() for rows in self.saves.values()])
-            for place, (saved, errors) in enumerate(zip(self.saved, self.errors, strict=True))
-        ]
+        self.useful = [self._undominated(place) for place in range(len(self.items))]
         self._keys = [tuple(sorted(item.choices[0].parameters)) for item in self.items]
         self._places = [
             {tuple(c.parameters[k] for k in keys): i for i, c in reversed(list(enumerate(item.choices)))}
             for item, keys in zip(self.items, self._keys, strict=True)
         ]
+
+    def _undominated(self, place: int) -> list[int]:
+        """An item's choices that no other beats in error, time, every other resource and every coupling.
+
+        By itself a choice may be worse than another in everything, and with a neighbour's choice be the best of all.
+        """
+        gains = [rows[place].tolist() for rows in self.saves.values()] + coupled_savings(self.couplings, place)
+        losses = [[-gain for gain in row] for row in gains]
+        return undominated((-self.saved[place]).tolist(), self.errors[place].tolist(), losses)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of every parameter that the choices name."""

@@ -63,8 +63,29 @@ def test_gates_are_drawn_from_the_hard_concrete_distribution(stripes):
     with torch.no_grad():
         decider.scores["inner.weight:0"].fill_(-0.5)
     torch.manual_seed(0)
-    draws = torch.stack([decider.weights(own.graph.module)["bn2.weight"].detach() != 0 for _ in range(500)])
+    draws = torch.stack([decider.weights(own.graph.module)["outer.weight"].detach()[0, :, 0, 0] != 0 for _ in range(500)])
     assert float(draws.float().mean()) == pytest.approx(float(decider.open("inner.weight:0")[0].detach()), abs=0.02)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gate_multiplies_its_channel_once(stripes, training):
+    """As if the channel itself were multiplied where it is read; with statistics of the batch and with running ones."""
+    own = private(stripes)
+    module = own.graph.module.train(training)
+    net = own.workload.model.train(training)
+    net.drop.eval()
+    decider = gates(own, CHANNELS, Plan("gradual"))
+    x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    weights = {name: value.detach() for name, value in decider.weights(module).items()}
+    gate = (weights["outer.weight"] / dict(module.named_parameters())["outer.weight"].detach()).mean(dim=(0, 2, 3))
+    assert weights.keys() == {"outer.weight"}
+    assert float(gate.min()) < 1
+    with torch.no_grad():
+        gated = torch.func.functional_call(net, weights, (x,))
+        net.outer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * gate[:, None, None],))
+        wanted = net(x)
+    assert torch.allclose(gated, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tests.searching.helpers import recipe_of
 
 
 def test_a_candidate_that_others_beat_is_stopped_on_the_screen_and_leaves_no_files(evaluator):
-    assert evaluator.dense.validation.screen == 5  # 100 of 1,200 examples
+    assert evaluator.dense.screen.examples == 100  # of 1,200
     advice = Expectation({"ratio": 0.5, "ratio_sd": 0.01, "divergence": 1.0, "drop": 0.1}, (FrontMember(7, 0.4, 0.0),))
     trial = evaluator.score(90, recipe_of(evaluator, 3), "test", advice)
     assert trial.state == "stopped"
