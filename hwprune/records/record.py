@@ -27,6 +27,7 @@ class Point:
         drop: of the metric against dense, on ``split``.
         latency: seconds of one batch.
         speedup: dense latency / its latency.
+        told_drop, told_high: what validation said of the drop before, and what it is surely below; None: an older record.
         split: ``test``, or ``validation`` where there is no test split.
     """
 
@@ -37,6 +38,8 @@ class Point:
     speedup: Measurement
     size_bytes: int
     split: str
+    told_drop: float | None = None
+    told_high: float | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Point:
@@ -45,7 +48,10 @@ class Point:
             Measurement.from_table(Table(dict(data[name]), f"point {data['trial']}, {name}"))
             for name in ("metric", "latency", "speedup")
         )
-        return cls(int(data["trial"]), metric, float(data["drop"]), latency, speedup, int(data["size_bytes"]), data["split"])
+        told = (None if data.get(name) is None else float(data[name]) for name in ("told_drop", "told_high"))
+        return cls(
+            int(data["trial"]), metric, float(data["drop"]), latency, speedup, int(data["size_bytes"]), data["split"], *told
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,11 @@ _POINT = _table(
         "split": _text,
         **_SIZES,
     },
-    {"footprint": _FOOTPRINT},
+    {
+        "footprint": _FOOTPRINT,
+        "paired_drop": _MEASUREMENT,
+        **dict.fromkeys(("told_drop", "told_high", "sure"), _or_none(_number)),
+    },
 )
 _BOTH = {"number": _whole, "origin": _text, "digest": _text, "recipe": _RECIPE, "seconds": _map(_number)}
 _DONE = _table(
@@ -171,7 +175,13 @@ _DONE = _table(
         "params": _whole,
         "size_bytes": _whole,
     },
-    {"recovery": _TRAINED, "quantised": _QUANTISED, "divergence": _table({"value": _number}), "predicted": _map(_number)},
+    {
+        "recovery": _TRAINED,
+        "quantised": _QUANTISED,
+        "divergence": _table({"value": _number}),
+        "predicted": _map(_number),
+        "paired_drop": _MEASUREMENT,
+    },
 )
 _ENDED = _table({**_BOTH, "failure": _table({"stage": _text, "reason": _text})}, {"divergence": _table({"value": _number})})
 

@@ -14,13 +14,13 @@ FRONT_COLUMNS = (
     "trial", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low", "speedup_ci_high",
     "params", "macs", "size_bytes", "clock", "latency_source", "model", "recipe", "verdict",
     "loaded_bytes", "peak_bytes", "joules", "recovery", "trained_from", "train_seconds", "drop_before_training",
-    "precision", "quantised_from",
+    "precision", "quantised_from", "drop_ci_low", "drop_ci_high", "told_drop", "told_high", "sure",
 )  # fmt: skip
 TRIAL_COLUMNS = (
     "trial", "state", "origin", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low",
     "speedup_ci_high", "params", "macs", "size_bytes", "clock", "contended", "throttled", "verdict", "latency_source", "seconds",
     "failure_stage", "failure_reason", "divergence", "divergence_unit", "predicted_divergence", "predicted_ratio", "feasible",
-    "digest", "choices",
+    "digest", "choices", "drop_ci_low", "drop_ci_high",
 )  # fmt: skip
 
 
@@ -66,6 +66,9 @@ def _row(
         "loaded_bytes": footprint.get("loaded_bytes"),
         "peak_bytes": footprint.get("peak_bytes"),
         "joules": footprint.get("joules"),
+        "drop_ci_low": numbers.get("paired_drop", {}).get("ci_low"),
+        "drop_ci_high": numbers.get("paired_drop", {}).get("ci_high"),
+        **{name: numbers.get(name) for name in ("told_drop", "told_high", "sure")},
     }
 
 
@@ -115,6 +118,8 @@ def trials_csv(record: Record) -> str:
                 "metric_ci_low": metric.get("ci_low"),
                 "metric_ci_high": metric.get("ci_high"),
                 "drop": row.get("drop"),
+                "drop_ci_low": row.get("paired_drop", {}).get("ci_low"),
+                "drop_ci_high": row.get("paired_drop", {}).get("ci_high"),
                 "latency_s": row.get("latency", {}).get("value"),
                 "speedup": speedup.get("value"),
                 "speedup_ci_low": speedup.get("ci_low"),

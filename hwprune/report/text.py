@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hwprune.common import formatting
+from hwprune.records.choosing import within
 from hwprune.records.record import Record
 
 
@@ -133,10 +134,9 @@ def recipes(size_log10: float) -> str:
 
 def recommended(record: Record) -> int:
     """Index of the point to look at first: the fastest within ``max_drop`` (or 0.01), else the most accurate; -1: none."""
-    points = record.data["front"]
-    limit = _limit(record)
-    fits = [index for index, point in enumerate(points) if point["drop"] <= limit]
-    return fits[-1] if fits else 0 if points else -1
+    points = record.front
+    fits = within(points, _limit(record))
+    return points.index(fits[-1]) if fits else 0 if points else -1
 
 
 def _limit(record: Record) -> float:
@@ -147,9 +147,16 @@ def _limit(record: Record) -> float:
 def _recommendation(record: Record) -> str:
     point = record.data["front"][recommended(record)]
     speedup = f"{speedup_text(point['speedup'])} at drop {point['drop']:+.4f} (trial {point['trial']})"
-    if point["drop"] <= _limit(record):
-        return f"Fastest with a drop of at most {_limit(record):g}: {speedup}."
+    if within(record.front, _limit(record)):
+        return f"Fastest with a drop of at most {_limit(record):g}{_how_sure(point, _limit(record))}: {speedup}."
     return f"None has a drop of at most {_limit(record):g}; the most accurate: {speedup}."
+
+
+def _how_sure(point: dict[str, Any], limit: float) -> str:
+    """Before the split that the front is scored on was looked at: it has chosen nothing, and may say otherwise."""
+    if "told_high" not in point:
+        return ""
+    return " (by validation, 90 % sure)" if point["told_high"] <= limit else " (by validation, not sure)"
 
 
 def speedup_text(speedup: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from hwprune.deploy import exporting
 from hwprune.errors import UsageError
+from hwprune.records.choosing import within
 from hwprune.records.measurement import Measurement
 from hwprune.records.trial import Trial
 
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FrontPoint:
-    """A point of the front and where its files are."""
+    """A point of the front and where its files are.
+
+    Attributes:
+        metric, drop: on the test split (or on validation where there is none), which has chosen nothing.
+        paired_drop: the same drop with its interval: dense and point are compared example by example.
+        told_drop, told_high: what validation and all trials together said of the drop before, and what it is surely below; points
+            are chosen by them.
+    """
 
     trial: Trial
     metric: Measurement
@@ -28,6 +36,9 @@ class FrontPoint:
     latency: Measurement
     speedup: Measurement
     folder: Path
+    paired_drop: Measurement | None = None
+    told_drop: float | None = None
+    told_high: float | None = None
 
     def export(self, out: str | Path, format: str = "onnx", workload: Workload | None = None) -> Path:  # noqa: A002 - the contract's word
         """Write the point's files into a folder; formats as in `hwprune.deploy.exporting.FORMATS`.
@@ -59,7 +70,7 @@ class Result:
         return tuple(point.trial for point in self.points)
 
     def best(self, max_drop: float | None = None, min_speedup: float | None = None) -> FrontPoint:
-        """With ``max_drop``: the fastest point within it; else with ``min_speedup``: the most accurate; else the fastest.
+        """With ``max_drop``: the fastest point that is surely within it, by what validation said; else with ``min_speedup``: the most accurate; else the fastest.
 
         Raises:
             UsageError: no point meets it; says which is the nearest.
@@ -86,6 +97,12 @@ class Chosen(Protocol):
     @property
     def speedup(self) -> Measurement: ...
 
+    @property
+    def told_drop(self) -> float | None: ...
+
+    @property
+    def told_high(self) -> float | None: ...
+
 
 P = TypeVar("P", bound=Chosen)
 
@@ -98,10 +115,7 @@ def choose(points: Sequence[P], max_drop: float | None, min_speedup: float | Non
     """
     if not points:
         raise UsageError("the front is empty: no candidate was faster than dense within the constraints")
-    fits = [
-        p for p in points
-        if (max_drop is None or p.drop <= max_drop) and (min_speedup is None or p.speedup.value >= min_speedup)
-    ]  # fmt: skip
+    fits = [p for p in within(points, max_drop) if min_speedup is None or p.speedup.value >= min_speedup]
     if not fits:
         nearest = min(points, key=lambda p: p.drop) if max_drop is not None else max(points, key=lambda p: p.speedup.value)
         wanted = [f"drop <= {max_drop:g}"] if max_drop is not None else []

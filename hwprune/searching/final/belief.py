@@ -63,6 +63,13 @@ class DropBelief:
             return float(self._samples[trial.number].mean())
         return trial.drop if trial.drop is not None else math.inf
 
+    def high(self, trial: Trial) -> float:
+        """The drop that the trial's true one is surely (`SURE`) below."""
+        if trial.number in self._samples:
+            return float(np.quantile(self._samples[trial.number], SURE))
+        error = _error(trial, self.limits.reference[0])
+        return NormalDist(trial.drop or 0.0, max(error, 1e-12)).inv_cdf(SURE)
+
     def sure(self, trial: Trial, limit: float) -> float:
         """Probability that the trial's true drop is at most ``limit``."""
         if trial.number in self._samples:

@@ -17,7 +17,7 @@ from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating.dense import Baseline
 from hwprune.searching.evaluating.evaluator import Evaluator
-from hwprune.searching.final.belief import DropBelief
+from hwprune.searching.final.belief import SURE, DropBelief
 from hwprune.searching.final.finalists import finalists, objectives, promoted
 from hwprune.searching.final.point import Confirmed, final_front
 from hwprune.searching.final.remeasuring import FreshNumbers, remeasure
@@ -138,12 +138,27 @@ class Confirmer:
                 known = [replace(t, drop=done[t.number].drop, speedup=done[t.number].speedup) for t in trials if t.number in done]
                 notes.append(constraints.nearest(known or self.store.trials(as_searched=True), _describe))
             return notes
+        notes = self._doubts(points)
         if len(points) < len(tried):
             return [
+                *notes,
                 f"{len(tried) - len(points)} of {len(tried)} finalists left the front in the final round: "
-                "dominated by another, or outside the constraints."
+                "dominated by another, or outside the constraints.",
             ]
-        return []
+        return notes
+
+    def _doubts(self, points: Sequence[Confirmed]) -> list[str]:
+        """A sentence where the limit on the drop is not surely met."""
+        limit = self.job.max_drop
+        unsure = [point for point in points if point.sure is not None and point.sure < SURE]
+        if limit is None or not unsure:
+            return []
+        examples = self.evaluator.dense.validation.examples
+        lowest = 100 * min(point.sure or 0.0 for point in unsure)
+        return [
+            f"No candidate surely has a drop of at most {limit:g}: {formatting.some(examples, 'validation example')} can't tell. "
+            f"The points that scored within it meet it with a probability of at least {lowest:.0f} %."
+        ]
 
 
 @dataclass(slots=True)
@@ -261,6 +276,7 @@ def _score(
                 speedup,
                 name,
                 belief.drop(trial),
+                belief.high(trial),
                 None if max_drop is None else belief.sure(trial, max_drop),
                 paired,
                 fresh.footprints.get(key, {}),

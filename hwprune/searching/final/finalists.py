@@ -80,9 +80,10 @@ def eligible(
 
 
 def meeting(trials: Sequence[Trial], limit: float, belief: DropBelief) -> list[Trial]:
-    """Those that surely have a drop of at most ``limit``; if none does, those that are believed to."""
+    """Those that surely have a drop of at most ``limit``; if none does, those that are believed to; else those that scored so."""
     surely = [t for t in trials if belief.sure(t, limit) >= SURE]
-    return surely or [t for t in trials if belief.drop(t) <= limit]
+    believed = surely or [t for t in trials if belief.drop(t) <= limit]
+    return believed or [t for t in trials if objectives(t)[0] <= limit]
 
 
 def promoted(

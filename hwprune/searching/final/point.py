@@ -35,6 +35,8 @@ class Confirmed:
     split: str
     told_drop: float | None = None
     """What validation and all trials together say of the drop: what points are chosen by. None: its own score says all."""
+    told_high: float | None = None
+    """The drop that the true one is below with `belief.SURE`, by the same."""
     sure: float | None = None
     """Probability, before the final split was looked at, that a limit on the drop is met; None: there is no limit."""
     paired_drop: Measurement | None = None
@@ -54,6 +56,7 @@ class Confirmed:
             "drop": self.drop,
             **({} if self.paired_drop is None else {"paired_drop": self.paired_drop.to_json()}),
             "told_drop": self.choice_drop,
+            "told_high": self.choice_drop if self.told_high is None else self.told_high,
             **({} if self.sure is None else {"sure": self.sure}),
             "latency": self.latency.to_json(),
             "speedup": self.speedup.to_json(),
@@ -75,7 +78,8 @@ def final_front(points: Sequence[Confirmed], constraints: Constraints) -> list[C
     fits = [p for p in points if p.speedup.ci_high > 1.0 and p.speedup.value > 1.0 and _fits(p, constraints)]
     if constraints.max_drop is not None:
         surely = [p for p in fits if p.sure is None or p.sure >= SURE]
-        fits = surely or [p for p in fits if p.choice_drop <= constraints.max_drop]
+        believed = surely or [p for p in fits if p.choice_drop <= constraints.max_drop]
+        fits = believed or [p for p in fits if p.trial.drop is not None and p.trial.drop <= constraints.max_drop]
     return pareto.non_dominated(fits, lambda p: (p.choice_drop, p.speedup.value))
 
 
@@ -115,4 +119,7 @@ def point_of(confirmed: Confirmed, run: Path) -> FrontPoint:
         confirmed.latency,
         confirmed.speedup,
         run / "candidates" / str(confirmed.trial.number),
+        confirmed.paired_drop,
+        confirmed.told_drop,
+        confirmed.told_high,
     )

@@ -54,7 +54,7 @@ class DropModel:
 
     def __post_init__(self) -> None:
         log_k = np.log(self.scale) + SCALE_SD * np.linspace(-4, 4, 65)
-        power = POWER * np.exp(POWER_SD * np.linspace(-2, 2, 9))
+        power = POWER * np.exp(POWER_SD * np.linspace(-2, 3, 11))
         k, p = np.meshgrid(log_k, power, indexing="ij")
         self._log_k, self._power = k.ravel(), p.ravel()
         prior = np.exp(-0.5 * ((self._log_k - np.log(self.scale)) / SCALE_SD) ** 2)
@@ -77,13 +77,14 @@ class DropModel:
         expected = self._curves(divergence, self._log_k, self._power)  # (curves, trials)
         offsets = self.split_error * np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
         offset_prior = np.exp(-0.5 * np.array([2.25, 0.5625, 0.0, 0.5625, 2.25]))
-        far = drop > CENSORED * self.reference
-        sd = np.hypot(error[None], SCATTER * np.minimum(expected, CENSORED * self.reference))
+        most = CENSORED * self.reference
+        far = drop > most
+        levelled = _levelled(expected, error[None])
         total = np.full((len(offsets), len(self._log_k)), -np.inf)
         for row, offset in enumerate(offsets):
-            away = (drop[None] - offset - expected) / sd
-            logs = -0.5 * np.minimum(away**2, 16.0) - np.log(sd)  # one odd trial must not decide
-            past = _upper_tail((CENSORED * self.reference - offset - expected) / sd)
+            away = (_levelled(drop - offset, error)[None] - levelled) / SCATTER
+            logs = -0.5 * np.minimum(away**2, 16.0)  # one odd trial must not decide
+            past = _upper_tail((_levelled(most - offset, error)[None] - levelled) / SCATTER)
             logs = np.where(far[None], np.log(np.maximum(past, 1e-4)), logs)
             total[row] = logs.sum(axis=1) + np.log(offset_prior[row])
         likelihood = np.exp(total - total.max()).sum(axis=0)
@@ -125,7 +126,7 @@ class DropModel:
         log_k, power = curves
         logs = np.log(np.maximum(divergence, FLOOR))
         mean = self.reference * np.exp(np.clip(power[:, None] * (logs - log_k[:, None]), -40, 8))
-        found: Array = np.maximum(mean * (1 + SCATTER * generator.standard_normal(mean.shape)), 0.0)
+        found: Array = mean * np.exp(SCATTER * generator.standard_normal(mean.shape))
         return found
 
     def known(
@@ -143,6 +144,15 @@ class DropModel:
     def floor(self, limit: float | None) -> float:
         """Drops below it count alike: a quarter of the limit, or half of what the split can tell, whichever is less."""
         return min(0.25 * (self.reference if limit is None else limit), 0.5 * self.split_error)
+
+
+def _levelled(drop: Array, error: Array) -> Array:
+    """Drops on a scale on which the noise of the split and of candidates together is `SCATTER` everywhere: straight below zero,
+    then more and more a logarithm. (With a spread that grows with what is expected, small expectations would look more likely.)
+    """
+    unit = error / SCATTER
+    found: Array = np.where(drop > 0, np.log1p(np.maximum(drop, 0) / unit), drop / unit) + np.log(unit)
+    return found
 
 
 def _upper_tail(z: Array) -> Array:

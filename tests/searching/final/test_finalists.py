@@ -2,41 +2,108 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from hwprune.records.measurement import Measurement
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.final import finalists, point
+from hwprune.searching.final.belief import DropBelief
+from hwprune.searching.sampling.problem import Limits
 from tests.records.test_trial import measured
 
 
+def trial(number, drop, speed, divergence=None, error=0.002):
+    found = measured(number, drop, speed)
+    kl = 2 * drop if divergence is None else divergence
+    return replace(
+        found,
+        divergence=Measurement(kl, "nats", kl, kl, 1000),
+        paired_drop=Measurement(drop, "top1", drop - 1.96 * error, drop + 1.96 * error, 1000),
+    )
+
+
+def chosen(trials, constraints=None, limits=None, **more):
+    constraints = constraints or Constraints()
+    belief = DropBelief(trials, limits or Limits(max_drop=constraints.max_drop))
+    return [t.number for t in finalists.finalists(trials, constraints, belief, **more)]
+
+
 def test_finalists_are_the_front_then_what_is_behind_it():
-    trials = [
-        measured(i, drop, speed) for i, (drop, speed) in enumerate([(0.0, 1.2), (0.1, 2.0), (0.05, 1.1), (0.2, 1.9), (0.0, 0.9)])
-    ]
-    assert [t.number for t in finalists.finalists(trials, Constraints())] == [2, 0, 3, 1]
-    assert [t.number for t in finalists.finalists(trials, Constraints(max_drop=0.05))] == [2, 0]
-    many = [measured(i, 0.01 * i, 1.1 + 0.1 * i) for i in range(30)]
-    chosen = finalists.finalists(many, Constraints())
-    assert len(chosen) == finalists.MOST_FINALISTS
-    assert (chosen[0].number, chosen[-1].number) == (0, 29)
+    trials = [trial(i, d, s) for i, (d, s) in enumerate([(0.0, 1.2), (0.1, 2.5), (0.05, 1.1), (0.2, 1.9), (0.0, 0.9)])]
+    assert chosen(trials) == [0, 3, 1]  # trial 2 is worse than trial 0, and too near to it to be worth a measurement
+    assert chosen(trials, Constraints(max_drop=0.03)) == [0]
+
+
+def test_a_long_front_is_spread_evenly_over_the_logarithm_of_the_speedup():
+    many = [trial(i, 0.001 * i, 1.1 * math.exp(0.08 * i)) for i in range(40)]
+    found = chosen(many)
+    assert len(found) == finalists.MOST_FINALISTS
+    assert (found[0], found[-1]) == (0, 39)
+    steps = np.diff([math.log(many[i].speedup.value) for i in found])
+    assert steps.max() <= 0.08 * 5 + 1e-9  # 39 steps over 11 gaps, halved again and again
+
+
+def test_no_gap_is_left_that_a_known_candidate_fills():
+    """Twenty slow ones that nobody can tell apart, and a few fast ones with a gap between them."""
+    slow = [trial(i, 0.0, 1.2 + 0.02 * i, 0.001 + 0.0002 * i) for i in range(20)]
+    fast = [trial(20, 0.004, 4.0, 0.03), trial(21, 0.02, 9.0, 0.2), trial(22, 0.03, 12.0, 0.3), trial(23, 0.009, 6.0, 0.08)]
+    found = chosen([*slow, *fast])
+    assert {19, 20, 21, 22, 23} <= set(found)
+    assert sum(number < 20 for number in found) <= 8
+
+
+def test_what_is_fast_at_a_drop_that_nobody_can_tell_from_none_comes_first():
+    """The front by divergence would be thinned to slow ones; the fastest without a loss must be in it."""
+    trials = [trial(i, 0.0, 1.1 + 0.05 * i, 1e-4 * (i + 1)) for i in range(30)] + [trial(30, 0.0, 4.0, 0.02)]
+    assert chosen(trials)[-1] == 30
+    assert len(chosen(trials)) >= 6  # and slower ones that are closer to dense, a tenth apart
+
+
+def test_a_limit_is_held_against_what_is_sure():
+    near, far = trial(0, 0.009, 3.0, 0.1, error=0.004), trial(1, 0.001, 2.0, 0.01, error=0.004)
+    others = [trial(2 + i, 0.012 + 0.002 * i, 3.5 + i, 0.15 + 0.05 * i, error=0.004) for i in range(6)]
+    found = chosen([near, far, *others], Constraints(max_drop=0.01))
+    assert found == [1]
+    # Where nothing can be surely within it, what is believed to be is better than nothing.
+    only = [trial(i, 0.004, 2.0 + i, 0.2, error=0.02) for i in range(3)]
+    assert chosen(only, Constraints(max_drop=0.006)) != []
 
 
 def test_places_of_finalists_that_fell_are_taken_by_others():
     """Trial 1 was measured too fast; now trial 4 stands where it stood. Who only stands behind others is not measured."""
-    trials = [measured(i, 0.01 * i, 1.2 + 0.2 * i) for i in range(4)] + [measured(4, 0.012, 1.35), measured(5, 0.03, 1.1)]
+    trials = [trial(i, 0.01 * i, 1.2 + 0.4 * i) for i in range(4)] + [trial(4, 0.012, 1.5), trial(5, 0.03, 1.1)]
     done = {0, 1, 2, 3}
-    assert finalists.promoted(trials, done, Constraints(), 1.0) == []
-    slower = [t if t.number != 1 else measured(1, 0.01, 1.1) for t in trials]
-    assert [t.number for t in finalists.promoted(slower, done, Constraints(), 1.0)] == [4]
-    many = [measured(i, 0.01 * i, 1.1 + 0.1 * i) for i in range(30)]
-    standing = {0, 4, 8, 12, 16, 20, 24, 29}
-    assert finalists.promoted(many, standing, Constraints(), 1.0) == []  # a long front is not measured whole
+
+    def promoted(rows):
+        return [t.number for t in finalists.promoted(rows, done, Constraints(), DropBelief(rows, Limits()), 1.0)]
+
+    assert promoted(trials) == []
+    assert promoted([t if t.number != 1 else trial(1, 0.01, 1.1) for t in trials]) == [4]
 
 
 def test_points_slower_than_dense_or_dominated_leave_the_front():
-    def confirmed(number, drop, speed):
-        trial = measured(number, drop, speed)
-        return point.Confirmed(trial, trial.metric, drop, trial.latency, trial.speedup, "test")
+    def confirmed(number, drop, speed, sure=None):
+        found = measured(number, drop, speed)
+        return point.Confirmed(found, found.metric, drop, found.latency, found.speedup, "test", sure=sure)
 
     points = [confirmed(0, 0.0, 0.98), confirmed(1, 0.01, 1.5), confirmed(2, 0.02, 1.4), confirmed(3, 0.05, 2.0)]
     assert [p.trial.number for p in point.final_front(points, Constraints())] == [1, 3]
-    assert [p.trial.number for p in point.final_front(points, Constraints(max_drop=0.02))] == [1]
-    assert point.final_front(points, Constraints(max_drop=0.0)) == []
+    sure = [confirmed(1, 0.01, 1.5, 0.95), confirmed(3, 0.015, 2.0, 0.6)]
+    assert [p.trial.number for p in point.final_front(sure, Constraints(max_drop=0.02))] == [1]
+    assert [p.trial.number for p in point.final_front(sure[1:], Constraints(max_drop=0.02))] == [3]  # better than nothing
+    assert point.final_front([confirmed(1, 0.01, 1.5, 0.1)], Constraints(max_drop=0.001)) == []
+
+
+def test_the_test_split_chooses_nothing():
+    """Two points; on the test split the slower one looks better, and the faster one lucky. Both stay, in the order of validation."""
+
+    def confirmed(number, told, test_drop, speed):
+        found = measured(number, told, speed)
+        return point.Confirmed(found, found.metric, test_drop, found.latency, found.speedup, "test", told)
+
+    points = [confirmed(0, 0.001, 0.03, 1.5), confirmed(1, 0.01, 0.0, 2.0)]
+    assert [p.trial.number for p in point.final_front(points, Constraints())] == [0, 1]
+    assert [p.trial.number for p in point.final_front(points, Constraints(max_drop=0.02))] == [0, 1]

@@ -1,0 +1,126 @@
+"""What searches deliver: the geometric mean of the fastest delivered speedup over all limits on the drop (make bench-search).
+
+    python benchmarks/delivered.py [digits digits-vit resnet20 wide_cnn minilm] [--seeds 5] [--time 4m | --trials 40]
+        [--before FOLDER] [--max-drop 0.01] [--samplers knapsack,tpe] [--extra "--recover distill:2"]
+
+G2 and G5 are the geometric means over all limits from 0 to 2 and to 5 points of the fastest point of front.csv whose drop *on the
+test split* is within the limit (1 where there is none): what a user with some limit gets. Speedups are those measured again in
+fresh processes. ``--before`` is the root of another version of hwprune; its searches alternate with those of this one, each with a
+cache folder of its own that is empty before every search, so that what is kept between searches helps nobody.
+
+``after / before`` is the ratio of ln G5 over the seeds with a 95 % interval from resampling seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from common import ROOT, heading
+
+DEMOS = ("digits", "digits-vit")
+LIMITS = (0.005, 0.01, 0.02)
+Points = list[tuple[float, float]]
+"""(drop on the test split, speedup measured again)"""
+
+
+def geometric_mean(points: Points, top: float) -> float:
+    """Of the fastest speedup over all limits from 0 to ``top``."""
+    limits = np.linspace(0.0, top, 2001)
+    fastest = [max((speed for drop, speed in points if drop <= limit + 1e-12 and speed > 1), default=1.0) for limit in limits]
+    return math.exp(float(np.mean(np.log(fastest))))
+
+
+def front(run: Path) -> Points:
+    """The delivered front; empty if nothing was."""
+    if not (run / "front.csv").is_file():
+        return []
+    with (run / "front.csv").open(newline="") as handle:
+        return [(float(row["drop"]), float(row["speedup"])) for row in csv.DictReader(handle) if row["trial"] != "dense"]
+
+
+def search(root: Path, name: str, seed: int, words: Sequence[str], out: Path) -> tuple[Points, float]:
+    """One search with an empty cache; its front and its wall time."""
+    source = f"demo:{name}" if name in DEMOS else f"{ROOT / 'benchmarks' / 'workloads.py'}:{name}"
+    cache = out.with_name(out.name + "-cache")
+    shutil.rmtree(cache, ignore_errors=True)
+    trained = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hwprune"
+    for path in trained.glob("*.safetensors"):  # trained demo networks, and the head of MiniLM
+        (cache / "hwprune").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, cache / "hwprune" / path.name)
+    for path in trained.glob("minilm-head-*.npz"):
+        (cache / "hwprune").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, cache / "hwprune" / path.name)
+    command = [sys.executable, "-c", "from hwprune.cli.main import main; main()", "search", source, "--seed", str(seed)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(cache)}
+    start = time.monotonic()
+    done = subprocess.run(
+        [*command, *words, "--out", str(out)], env=environment, cwd=root, capture_output=True, text=True, check=False
+    )
+    spent = time.monotonic() - start
+    shutil.rmtree(cache, ignore_errors=True)
+    if done.returncode:
+        print(f"{name} seed {seed} of {root}: exit {done.returncode}: {done.stderr.strip()[-400:]}", file=sys.stderr)
+    return front(out), spent
+
+
+def row(label: str, seed: int, points: Points, spent: float) -> str:
+    at = [max((s for d, s in points if d <= limit + 1e-12), default=1.0) for limit in LIMITS]
+    cells = " | ".join(f"{value:.2f}" for value in (geometric_mean(points, 0.02), geometric_mean(points, 0.05), *at))
+    return f"| {label} | {seed} | {cells} | {len(points)} | {spent:.0f} |"
+
+
+def paired_ratio(after: Sequence[float], before: Sequence[float]) -> str:
+    """Ratio of the means with an interval over resampled seeds."""
+    a, b = np.array(after), np.array(before)
+    draw = np.random.default_rng(0)
+    picks = draw.integers(0, len(a), (4000, len(a)))
+    ratios = a[picks].mean(axis=1) / np.maximum(b[picks].mean(axis=1), 1e-9)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return f"{a.mean() / max(b.mean(), 1e-9):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["digits", "digits-vit", "resnet20", "wide_cnn", "minilm"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--time", help="instead of a number of trials")
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--max-drop")
+    parser.add_argument("--extra", default="", help="more words for every search")
+    options = parser.parse_args()
+    heading("What searches deliver")
+    words = ["--trials", "0", "--time", options.time] if options.time else ["--trials", str(options.trials)]
+    words += ["--max-drop", options.max_drop] if options.max_drop else []
+    words += shlex.split(options.extra)
+    arms = {"now": ROOT, **({} if options.before is None else {"before": options.before.resolve()})}
+    print(f"Search: {' '.join(words)}; the cache is empty before each.\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.names:
+            print(f"## {name}\n\n| version | seed | G2 | G5 | at 0.5 points | at 1 | at 2 | points | s |")
+            print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+            logs: dict[str, list[float]] = {arm: [] for arm in arms}
+            for seed in range(options.seeds):
+                for arm, root in list(arms.items())[:: 1 if seed % 2 == 0 else -1]:
+                    points, spent = search(root, name, seed, words, Path(folder) / f"{name}-{seed}-{arm}")
+                    logs[arm].append(math.log(geometric_mean(points, 0.05)))
+                    print(row(arm, seed, points, spent), flush=True)
+            if "before" in logs:
+                print(f"\nln G5, after / before: {paired_ratio(logs['now'], logs['before'])}\n", flush=True)
+            print()
+
+
+if __name__ == "__main__":
+    main()

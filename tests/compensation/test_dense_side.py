@@ -1,0 +1,88 @@
+"""What the dense model gives to compensate with, and what of a candidate needs none."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hwprune.compensation import Context
+from hwprune.compensation.dense_side import BATCH, clean_nodes, dense_side
+from hwprune.structure.torch.analyse import trace
+from tests.compensation.helpers import Plain, images
+
+
+def context_of(model, batches, cache=None):
+    graph = trace(model.eval(), tuple(x[:2] for x in batches[0]))
+    return graph, Context(graph.module, lambda: batches, graph.matrices, cache={} if cache is None else cache)
+
+
+def test_targets_are_the_products_of_the_dense_layers():
+    torch.manual_seed(0)
+    graph, context = context_of(Plain(), [(images(96),)])
+    side = dense_side(context)
+    assert side.examples == 96
+    assert sum(side.held_out) == 1  # 24 of 96 examples, in one batch
+    state = dict(graph.module.named_parameters())
+    node = next(node for node in graph.module.graph.nodes if node.name in side.layers)
+    layer = side.layers[node.name].layer
+    weight = state[layer.name].detach().reshape(layer.matrix.groups, -1, state[layer.name][0].numel())
+    for inputs, places, wanted in zip(side.batches, side.layers[node.name].places, side.layers[node.name].targets, strict=True):
+        columns = layer.columns_at(inputs[0], places)  # the first layer reads the model's input
+        assert torch.allclose(columns @ weight.mT, wanted, atol=1e-4)
+
+
+def test_every_layer_has_targets_of_its_own_shape():
+    torch.manual_seed(0)
+    _, context = context_of(Plain(), [(images(64),), (images(32, seed=1),)])
+    side = dense_side(context)
+    assert len(side.layers) == 6
+    for kept in side.layers.values():
+        groups, out = kept.layer.matrix.groups, kept.layer.matrix.shape[0]
+        assert all(
+            one.shape == (groups, len(places), out // groups) for one, places in zip(kept.targets, kept.places, strict=True)
+        )
+
+
+def test_the_dense_model_runs_once():
+    torch.manual_seed(0)
+    calls = []
+
+    def batches():
+        calls.append(1)
+        return [(images(64),)]
+
+    graph = trace(Plain().eval(), (images(2),))
+    context = Context(graph.module, batches, graph.matrices, cache={})
+    assert dense_side(context) is dense_side(context)
+    assert len(calls) == 1
+
+
+def test_sorted_examples_are_held_out_at_random():
+    """Held-out examples come from everywhere, not from the end of the data."""
+    torch.manual_seed(0)
+    rising = torch.arange(400.0)[:, None].expand(400, 4).contiguous()
+    _, context = context_of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), [(rising,)])
+    side = dense_side(context)
+    held = torch.cat([inputs[0][:, 0] for inputs, flag in zip(side.batches, side.held_out, strict=True) if flag])
+    assert len(held) == 100
+    assert max(len(inputs[0]) for inputs in side.batches) <= BATCH
+    assert 150 < float(held.mean()) < 250
+
+
+def test_what_comes_before_the_first_change_is_clean():
+    torch.manual_seed(0)
+    model = Plain().eval()
+    graph = trace(model, (images(2),))
+    axis = next(a for a in graph.axes if a.role == "channel" and not a.frozen and any(m[0].startswith("join") for m in a.members))
+    keep = torch.ones(axis.size, dtype=torch.bool)
+    keep[0] = False
+    module = graph.cut({axis.name: keep}, ())
+    clean = clean_nodes(module, graph.module)
+    dirty = [node.name for node in module.graph.nodes if node.op == "call_function" and node.name not in clean]
+    names = [node.name for node in module.graph.nodes if node.op == "call_function"]
+    behind = {dirty[0]}
+    for node in module.graph.nodes:
+        behind |= {node.name} if any(source.name in behind for source in node.all_input_nodes) else set()
+    assert set(dirty) == behind & set(names)  # everything behind it, nothing before it or beside it
+    assert len(dirty) < len(names)
+    assert clean_nodes(graph.cut({}, ()), graph.module) >= {node.name for node in graph.module.graph.nodes if node.op != "output"}

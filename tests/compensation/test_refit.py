@@ -1,0 +1,83 @@
+"""Least squares of one layer, as far as held-out examples confirm it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hwprune.compensation.refit import refit
+
+
+def sample(rows, true, draw, noise=0.0, mean=0.0):
+    x = torch.randn(1, rows, true.shape[1], generator=draw) @ torch.diag(torch.linspace(0.2, 2, true.shape[1])) + mean
+    y = x @ true.T + noise * torch.randn(1, rows, len(true), generator=draw)
+    return x, y
+
+
+def error(weights, shift, x, y):
+    return float((x.double() @ weights.mT + shift[:, None] - y.double()).square().mean())
+
+
+def test_enough_examples_give_the_least_squares_solution():
+    draw = torch.Generator().manual_seed(0)
+    true = torch.randn(5, 12, generator=draw)
+    old = torch.zeros(1, 5, 12, dtype=torch.float64)
+    new, shift = refit(sample(4000, true, draw), sample(1000, true, draw), old, None, movable=True)
+    unseen = sample(4000, true, draw)
+    assert error(new, shift, *unseen) < 1e-3 * error(old, torch.zeros(1, 5), *unseen)
+    assert shift.abs().max() < 0.02
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_few_noisy_examples_never_make_unseen_ones_worse(seed):
+    """The old weights are right and the examples are noise: what fits them best is worse on all others."""
+    draw = torch.Generator().manual_seed(seed)
+    true = torch.randn(4, 60, generator=draw)
+    old = true.double()[None]
+    fitted, held, unseen = (sample(rows, true, draw, noise=4.0) for rows in (90, 30, 4000))
+    new, shift = refit(fitted, held, old, None, movable=False)
+    without, _ = refit(fitted, None, old, None, movable=False)
+    zero = torch.zeros(1, 4, dtype=torch.float64)
+    best = error(old, zero, *unseen)
+    assert error(new, zero, *unseen) < 1.05 * best
+    assert error(without, zero, *unseen) > 1.25 * best  # what a fixed ridge does
+    del shift
+
+
+def test_a_change_that_does_not_hold_up_is_not_made():
+    draw = torch.Generator().manual_seed(1)
+    true = torch.randn(3, 10, generator=draw)
+    old = torch.randn(1, 3, 10, generator=draw, dtype=torch.float64)
+    x, y = sample(500, true, draw)
+    held_x, held_y = sample(500, true, draw)
+    against = held_x @ old[0].float().T - (held_y - held_x @ old[0].float().T)  # the opposite of what the fit asks for
+    new, _ = refit((x, y), (held_x, against), old, None, movable=False)
+    assert torch.equal(new, old)
+
+
+def test_weights_that_are_gone_stay_gone():
+    draw = torch.Generator().manual_seed(2)
+    true = torch.randn(6, 16, generator=draw)
+    keep = torch.rand(1, 6, 16, generator=draw) > 0.5
+    old = (true.double() * keep[0])[None]
+    fitted, held = sample(2000, true, draw), sample(500, true, draw)
+    new, _ = refit(fitted, held, old, keep, movable=True)
+    assert (new[~keep] == 0).all()
+    assert error(new, torch.zeros(1, 6), *held) <= error(old, torch.zeros(1, 6), *held)
+
+
+def test_constants_bring_the_mean_to_the_wanted_one():
+    draw = torch.Generator().manual_seed(3)
+    true = torch.randn(4, 8, generator=draw)
+    x, y = sample(1000, true, draw, mean=3.0)
+    old = torch.zeros(1, 4, 8, dtype=torch.float64)
+    new, shift = refit((x, y + 7), None, old, None, movable=True)
+    assert (x.double() @ new.mT + shift[:, None]).mean(dim=1)[0] == pytest.approx((y + 7).double().mean(dim=1)[0], abs=1e-4)
+
+
+def test_inputs_that_are_always_zero():
+    old = torch.ones(1, 2, 3, dtype=torch.float64)
+    empty = (torch.zeros(1, 50, 3), torch.zeros(1, 50, 2))
+    new, shift = refit(empty, empty, old, None, movable=True)
+    assert torch.equal(new, old)
+    assert (shift == 0).all()
