@@ -70,7 +70,8 @@ class Result:
         return tuple(point.trial for point in self.points)
 
     def best(self, max_drop: float | None = None, min_speedup: float | None = None) -> FrontPoint:
-        """With ``max_drop``: the fastest point that is surely within it, by what validation said; else with ``min_speedup``: the most accurate; else the fastest.
+        """With ``max_drop``: the fastest point that is surely within it, by what validation said; else with ``min_speedup``: the
+        most accurate; else the fastest.
 
         Raises:
             UsageError: no point meets it; says which is the nearest.

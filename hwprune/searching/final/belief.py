@@ -14,13 +14,15 @@ from statistics import NormalDist
 import numpy as np
 
 from hwprune.records.trial import Trial
-from hwprune.searching.sampling.drop_model import DropModel
+from hwprune.searching.sampling.drop_model import SCATTERS, DropModel
 from hwprune.searching.sampling.posterior import drop_model_for
 from hwprune.searching.sampling.problem import Limits
 
 SURE = 0.9
 """Probability with which a limit on the drop must be met."""
 DRAWS = 512
+CAUTIOUS = {max(SCATTERS): 1.0}
+"""Scatter of drops about the curve. The search may learn a smaller one; what a user is told must not rest on a curve's shape."""
 
 
 class DropBelief:
@@ -33,7 +35,7 @@ class DropBelief:
 
     def __init__(self, trials: Sequence[Trial], limits: Limits) -> None:
         self.limits = limits
-        self._model: DropModel = drop_model_for(limits)
+        self._model: DropModel = drop_model_for(limits, CAUTIOUS)
         known = [t for t in trials if t.measured and t.searched and t.divergence is not None]
         self._error = {t.number: _error(t, limits.reference[0]) for t in known}
         self._model.fit(

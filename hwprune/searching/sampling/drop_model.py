@@ -7,14 +7,16 @@ The posterior is a grid over (ln k, p, offset). Three kinds of noise are told ap
 * common to all trials, because all are scored on the same examples against the same dense model: the offset. (Of MiniLM on SST-2
   the small dev split says that moderate divergences gain a point; other sentences say that they cost one.) No number of trials
   averages it out;
-* of candidates: of two with the same divergence one costs twice as much as the other (`SCATTER`).
+* of candidates: of two with the same divergence one may cost twice as much as the other (`SCATTERS`).
 
 A curve without doubt would make the gain of everything behind it exactly zero, and nothing would ever test it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,14 +26,23 @@ POWER, POWER_SD = 0.8, 0.4
 """Prior of ln p is about ln(POWER): drop ~ KL^0.8. Convolutional networks were seen below it, a transformer above."""
 SCALE_SD = 1.6
 """Prior standard deviation of ln k."""
-SCATTER = 0.6
-"""Relative standard deviation of the drops of candidates of one divergence: a judgement, from two networks (KL 0.72 cost 0.018,
-KL 0.09 cost 0.030)."""
+SCATTERS = {0.15: 0.2, 0.3: 0.3, 0.6: 0.5}
+"""Relative standard deviations of the drops of candidates of one divergence, and what is believed of each before any trial. The
+largest is a judgement from two networks (KL 0.72 cost 0.018, KL 0.09 cost 0.030); where drops follow the curve more closely, the
+trials say so."""
 KEPT_PRIOR = 0.05
 """Weight of the prior that no data throws away."""
 CENSORED = 2.5
 """Multiples of the reference beyond which only that it was passed counts: no power law holds where a metric saturates."""
 FLOOR = 1e-9
+
+
+class Curves(NamedTuple):
+    """Curves of a posterior, an entry each: ln k, power, and how far candidates scatter about the curve."""
+
+    log_k: Array
+    power: Array
+    scatter: Array
 
 
 @dataclass(slots=True)
@@ -41,24 +52,28 @@ class DropModel:
     Args:
         scale: prior median of the divergence at which the drop reaches ``reference``.
         reference: the worst drop that matters.
+        scatters: relative standard deviation of drops about the curve -> what is believed of it at first.
     """
 
     scale: float = 0.2
     reference: float = 0.05
+    scatters: Mapping[float, float] = field(default_factory=lambda: SCATTERS)
     split_error: float = field(init=False, default=0.0)
     """Median paired standard error of a drop on the split."""
     _log_k: Array = field(init=False, default_factory=lambda: np.zeros(0))
     _power: Array = field(init=False, default_factory=lambda: np.zeros(0))
+    _scatter: Array = field(init=False, default_factory=lambda: np.zeros(0))
     _prior: Array = field(init=False, default_factory=lambda: np.zeros(0))
     _weights: Array = field(init=False, default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         log_k = np.log(self.scale) + SCALE_SD * np.linspace(-4, 4, 65)
         power = POWER * np.exp(POWER_SD * np.linspace(-2, 3, 11))
-        k, p = np.meshgrid(log_k, power, indexing="ij")
-        self._log_k, self._power = k.ravel(), p.ravel()
+        k, p, s = np.meshgrid(log_k, power, np.array(list(self.scatters)), indexing="ij")
+        self._log_k, self._power, self._scatter = k.ravel(), p.ravel(), s.ravel()
         prior = np.exp(-0.5 * ((self._log_k - np.log(self.scale)) / SCALE_SD) ** 2)
         prior *= np.exp(-0.5 * (np.log(self._power / POWER) / POWER_SD) ** 2)
+        prior *= np.array([self.scatters[s] for s in self._scatter.tolist()])
         self._prior = prior / prior.sum()
         self._weights = self._prior
 
@@ -72,24 +87,30 @@ class DropModel:
         self._weights = self._prior
         if not len(drop):
             return
-        error = np.maximum(error, 1e-3 * self.reference)
         self.split_error = float(np.median(error))
-        expected = self._curves(divergence, self._log_k, self._power)  # (curves, trials)
-        offsets = self.split_error * np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
-        offset_prior = np.exp(-0.5 * np.array([2.25, 0.5625, 0.0, 0.5625, 2.25]))
-        most = CENSORED * self.reference
-        far = drop > most
-        levelled = _levelled(expected, error[None])
-        total = np.full((len(offsets), len(self._log_k)), -np.inf)
-        for row, offset in enumerate(offsets):
-            away = (_levelled(drop - offset, error)[None] - levelled) / SCATTER
-            logs = -0.5 * np.minimum(away**2, 16.0)  # one odd trial must not decide
-            past = _upper_tail((_levelled(most - offset, error)[None] - levelled) / SCATTER)
-            logs = np.where(far[None], np.log(np.maximum(past, 1e-4)), logs)
-            total[row] = logs.sum(axis=1) + np.log(offset_prior[row])
-        likelihood = np.exp(total - total.max()).sum(axis=0)
-        weights = self._prior * likelihood
+        error = np.maximum(error, 1e-3 * self.reference)
+        common = float(np.median(error)) * np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
+        total = np.full((len(common), len(self._log_k)), -np.inf)
+        for scatter in self.scatters:
+            rows = np.flatnonzero(self._scatter == scatter)
+            expected = self._curves(divergence, self._log_k[rows], self._power[rows])
+            for place, offset in enumerate(common):
+                total[place, rows] = self._likelihood(expected, drop - offset, error, scatter)
+        total -= 0.5 * (common[:, None] / float(np.median(error))) ** 2
+        weights = self._prior * np.exp(total - total.max()).sum(axis=0)
         self._weights = (1 - KEPT_PRIOR) * weights / weights.sum() + KEPT_PRIOR * self._prior
+
+    def _likelihood(self, expected: Array, drop: Array, error: Array, scatter: float) -> Array:
+        """(curves,): log likelihood of the trials' drops under curves of one scatter."""
+        most = CENSORED * self.reference
+        unit = error / scatter
+        levelled = _levelled(expected, unit[None])
+        away = (_levelled(drop, unit)[None] - levelled) / scatter
+        # One odd trial must not decide. The last term is the scale's own: densities of drops are compared, not of the scale.
+        logs = -0.5 * np.minimum(away**2, 16.0) - np.log(scatter) - np.log(np.maximum(drop, 0) + unit)[None]
+        past = _upper_tail((_levelled(np.full(len(drop), most), unit)[None] - levelled) / scatter)
+        found: Array = np.where((drop > most)[None], np.log(np.maximum(past, 1e-4)), logs).sum(axis=1)
+        return found
 
     def _curves(self, divergence: Array, log_k: Array, power: Array) -> Array:
         """(curves, candidates)."""
@@ -108,49 +129,54 @@ class DropModel:
         found: Array = np.take_along_axis(curves, np.take_along_axis(order, at[None], axis=0), axis=0)[0]
         return found.reshape(np.shape(divergence))
 
-    def draw(self, generator: np.random.Generator, count: int) -> tuple[Array, Array]:
-        """(ln k, p) of so many curves of the posterior."""
+    def draw(self, generator: np.random.Generator, count: int) -> Curves:
+        """So many curves of the posterior."""
         # Systematic sampling: few draws cover the posterior evenly, its rare beliefs included.
         places = (np.arange(count) + generator.random()) / count
         picked = np.searchsorted(np.cumsum(self._weights)[:-1], places)
         generator.shuffle(picked)
-        return self._log_k[picked], self._power[picked]
+        return Curves(self._log_k[picked], self._power[picked], self._scatter[picked])
 
-    def sampled(self, divergence: Array, curves: tuple[Array, Array], generator: np.random.Generator) -> Array:
+    def sampled(self, divergence: Array, curves: Curves, generator: np.random.Generator) -> Array:
         """Drops of candidates, each under its own curve and scatter.
 
         Args:
             divergence: (draws, candidates).
-            curves: of `draw`, one a row.
+            curves: one a row.
         """
-        log_k, power = curves
         logs = np.log(np.maximum(divergence, FLOOR))
-        mean = self.reference * np.exp(np.clip(power[:, None] * (logs - log_k[:, None]), -40, 8))
-        found: Array = mean * np.exp(SCATTER * generator.standard_normal(mean.shape))
+        exponent = curves.power[:, None] * (logs - curves.log_k[:, None])
+        mean = self.reference * np.exp(np.clip(exponent, -40, 8))
+        found: Array = mean * np.exp(curves.scatter[:, None] * generator.standard_normal(mean.shape))
         return found
 
-    def known(
-        self, divergence: Array, drop: Array, error: Array, curves: tuple[Array, Array], generator: np.random.Generator
-    ) -> Array:
+    def known(self, divergence: Array, drop: Array, error: Array, curves: Curves, generator: np.random.Generator) -> Array:
         """(draws, trials): true drops of finished trials, from the curve and from what was scored."""
-        mean = self._curves(divergence, *curves)
+        mean = self._curves(divergence, curves.log_k, curves.power)
         error = np.maximum(error, 1e-3 * self.reference)[None]
-        spread = np.maximum(SCATTER * mean, 1e-12)
+        spread = np.maximum(curves.scatter[:, None] * mean, 1e-12)
         total = error**2 + spread**2
         centre = (mean * error**2 + drop[None] * spread**2) / total
         found: Array = np.maximum(centre + error * spread / np.sqrt(total) * generator.standard_normal(mean.shape), 0.0)
         return found
+
+    @property
+    def scatter(self) -> float:
+        """The mean of what is believed of the scatter."""
+        return float(self._weights @ self._scatter)
 
     def floor(self, limit: float | None) -> float:
         """Drops below it count alike: a quarter of the limit, or half of what the split can tell, whichever is less."""
         return min(0.25 * (self.reference if limit is None else limit), 0.5 * self.split_error)
 
 
-def _levelled(drop: Array, error: Array) -> Array:
-    """Drops on a scale on which the noise of the split and of candidates together is `SCATTER` everywhere: straight below zero,
+def _levelled(drop: Array, unit: Array) -> Array:
+    """Drops on a scale on which the noise of the split and of candidates together is the scatter everywhere: straight below zero,
     then more and more a logarithm. (With a spread that grows with what is expected, small expectations would look more likely.)
+
+    Args:
+        unit: the split's standard error over the scatter.
     """
-    unit = error / SCATTER
     found: Array = np.where(drop > 0, np.log1p(np.maximum(drop, 0) / unit), drop / unit) + np.log(unit)
     return found
 

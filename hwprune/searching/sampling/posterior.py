@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 
-from hwprune.searching.sampling.drop_model import POWER, SCATTER, DropModel, improvement
+from hwprune.searching.sampling.drop_model import POWER, SCATTERS, Curves, DropModel, improvement
 from hwprune.searching.sampling.error_model import ErrorModel
 from hwprune.searching.sampling.history import History, HistoryReader
 from hwprune.searching.sampling.problem import AllocationProblem, Array, Limits
@@ -23,14 +23,14 @@ SAMPLES = 32
 SCALE = 0.2
 """Divergence at which a drop of `Limits.reference_drop` is expected before anything is known; of classifiers five points are
 lost at some 0.2 nats. Only the first proposals depend on it."""
-UNKNOWN_ERROR = 0.1
+UNKNOWN_ERROR = 0.02
 """Standard error of a drop as a share of the reference, where the study does not tell it."""
 
 
-def drop_model_for(limits: Limits) -> DropModel:
+def drop_model_for(limits: Limits, scatters: Mapping[float, float] = SCATTERS) -> DropModel:
     """What is believed of drops before anything was evaluated."""
     reference = limits.reference[0]
-    return DropModel(SCALE * (reference / limits.reference_drop) ** (1 / POWER), reference)
+    return DropModel(SCALE * (reference / limits.reference_drop) ** (1 / POWER), reference, scatters)
 
 
 class Expected(NamedTuple):
@@ -147,7 +147,7 @@ class Posterior:
         drop, divergence = np.array(seen.drop), np.array(seen.divergence)
         error = np.maximum(self._errors_of_drops(seen), 1e-12)
         expected = self.drop(divergence) if len(divergence) else divergence
-        spread = np.maximum(SCATTER * expected, 1e-12)
+        spread = np.maximum(self.drop.scatter * expected, 1e-12)
         found: Array = np.maximum((expected * error**2 + drop * spread**2) / (error**2 + spread**2), self.floor)
         return found
 
@@ -156,7 +156,7 @@ class Posterior:
         found: Array = np.where(np.isfinite(error), error, UNKNOWN_ERROR * self.problem.limits.reference[0])
         return found
 
-    def _known(self, seen: History, curves: tuple[Array, Array], draw: np.random.Generator) -> tuple[Array, Array]:
+    def _known(self, seen: History, curves: Curves, draw: np.random.Generator) -> tuple[Array, Array]:
         """(samples, candidates) of drops and (candidates,) of ratios: of what was evaluated, and of what is running."""
         drop, ratio_seen = np.array(seen.drop), np.array(seen.ratio)
         known = np.isfinite(drop) & np.isfinite(ratio_seen)
@@ -168,7 +168,7 @@ class Posterior:
         ratios = self.ratio.smooth(rows, self.problem.coupling(rows), ratio_seen[known], np.array(seen.ratio_sd)[known])
         if seen.running:
             rows = np.stack(seen.running)
-            logs = self.divergence.samples(rows, draw, len(curves[0]))
+            logs = self.divergence.samples(rows, draw, len(curves.log_k))
             ratio, _ = self.ratio.predict(rows, self.problem.coupling(rows))
             drops = np.concatenate([drops, self.drop.sampled(np.exp(logs), curves, draw)], axis=1)
             ratios = np.concatenate([ratios, ratio])

@@ -129,7 +129,7 @@ def test_the_front_of_both_regimes_holds_no_dominated_point(trained):
     _, _, result = trained
     points = list(result.points)
     for a in points:
-        assert not any(b.drop <= a.drop and b.speedup.value > a.speedup.value for b in points if b is not a)
+        assert not any(b.told_drop <= a.told_drop and b.speedup.value > a.speedup.value for b in points if b is not a)
     assert join_front([], [], Constraints()) == []
 
 

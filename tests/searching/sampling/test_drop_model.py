@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hwprune.searching.sampling.drop_model import SCATTER, DropModel, improvement
+from hwprune.searching.sampling.drop_model import DropModel, improvement
 
 MAPS = {
     "root": lambda kl: 0.1 * np.sqrt(kl),
@@ -55,7 +55,7 @@ def test_drops_rise_with_the_divergence_and_nothing_is_lost_without_one():
     found = model(np.linspace(0, 2, 200))
     assert (np.diff(found) >= 0).all()
     assert found[0] == 0
-    assert np.abs(model(kl) - 0.1 * np.sqrt(kl)).mean() < 0.015
+    assert np.abs(model(kl) - 0.1 * np.sqrt(kl)).mean() < 0.02
 
 
 def test_noise_that_all_trials_share_is_not_averaged_out():
@@ -79,7 +79,6 @@ def test_known_drops_stand_between_the_curve_and_the_score():
     assert exact == pytest.approx(drop, abs=1e-3)
     vague = model.known(kl, drop + 0.03, np.full(3, 0.05), curves, draw).mean(axis=0)
     assert (vague < drop + 0.025).all()
-    assert SCATTER > 0
 
 
 def test_drops_that_nobody_can_tell_apart_count_alike():
