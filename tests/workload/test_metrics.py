@@ -31,3 +31,44 @@ def test_drop_is_positive_when_worse():
 def test_unknown_metric_lists_the_choices():
     with pytest.raises(UnknownNameError, match="top1"):
         metrics.get("top11")
+
+
+def test_the_drop_is_compared_example_by_example():
+    """Two models that agree on nearly everything: the interval of their difference is far narrower than either score's."""
+    metric = metrics.METRICS["top1"]
+    dense = torch.ones(1000)
+    dense[:200] = 0
+    other = dense.clone()
+    other[200:210] = 0
+    found = metric.paired_drop(dense, other)
+    assert found.value == pytest.approx(0.01)
+    assert found.ci_low < 0.01 < found.ci_high
+    assert found.ci_high - found.ci_low < 0.4 * (metric.reduce(other).ci_high - metric.reduce(other).ci_low)
+
+
+def test_no_disagreement_is_not_taken_for_certainty():
+    found = metrics.METRICS["top1"].paired_drop(torch.ones(100), torch.ones(100))
+    assert found.value == 0
+    assert found.ci_high == pytest.approx(1.96 * (2 / 102) ** 0.5 / 102**0.5, rel=0.01)  # Bonett and Price, by hand
+
+
+@pytest.mark.parametrize("kind", ["answers", "numbers", "perplexity"])
+def test_paired_intervals_hold_the_true_drop(kind):
+    draw = torch.Generator().manual_seed(0)
+    metric = {"answers": metrics.METRICS["top1"], "numbers": metrics.METRICS["psnr"], "perplexity": metrics.METRICS["perplexity"]}[kind]
+    population = 40_000
+    common = torch.rand(population, generator=draw)
+    weights = None
+    if kind == "answers":
+        dense, other = (common < 0.9).float(), ((common + 0.06 * (torch.rand(population, generator=draw) - 0.3)) < 0.9).float()
+    else:
+        dense = 1 + common
+        other = dense + 0.1 + 0.3 * torch.randn(population, generator=draw)
+        weights = torch.randint(1, 9, (population,), generator=draw) if kind == "perplexity" else None
+    truth = metric.paired_drop(dense, other, weights).value
+    held = 0
+    for _ in range(300):
+        picked = torch.randint(population, (400,), generator=draw)
+        found = metric.paired_drop(dense[picked], other[picked], None if weights is None else weights[picked])
+        held += found.ci_low <= truth <= found.ci_high
+    assert 0.91 <= held / 300 <= 0.99

@@ -96,6 +96,9 @@ class DropModel:
             expected = self._curves(divergence, self._log_k[rows], self._power[rows])
             for place, offset in enumerate(common):
                 total[place, rows] = self._likelihood(expected, drop - offset, error, scatter)
+            # Scatters are compared by densities of drops, not of the scale on which they are compared with the curves.
+            near = drop <= CENSORED * self.reference
+            total[:, rows] -= (np.log(scatter) + np.log(np.maximum(drop, 0) + error / scatter))[near].sum()
         total -= 0.5 * (common[:, None] / float(np.median(error))) ** 2
         weights = self._prior * np.exp(total - total.max()).sum(axis=0)
         self._weights = (1 - KEPT_PRIOR) * weights / weights.sum() + KEPT_PRIOR * self._prior
@@ -106,8 +109,7 @@ class DropModel:
         unit = error / scatter
         levelled = _levelled(expected, unit[None])
         away = (_levelled(drop, unit)[None] - levelled) / scatter
-        # One odd trial must not decide. The last term is the scale's own: densities of drops are compared, not of the scale.
-        logs = -0.5 * np.minimum(away**2, 16.0) - np.log(scatter) - np.log(np.maximum(drop, 0) + unit)[None]
+        logs = -0.5 * np.minimum(away**2, 16.0)  # one odd trial must not decide
         past = _upper_tail((_levelled(np.full(len(drop), most), unit)[None] - levelled) / scatter)
         found: Array = np.where((drop > most)[None], np.log(np.maximum(past, 1e-4)), logs).sum(axis=1)
         return found
