@@ -127,6 +127,10 @@ class Database:
                 options[place] = self._read(path) or option
         return [option for option in options if option is not None]
 
+    def holds(self, unit: str, pattern: str, method: str, compensation: str, levels: Sequence[float | None]) -> bool:
+        """Are all these options stored? (One that is damaged counts, although it will be computed again.)"""
+        return all(self._file(unit, pattern, method, compensation, level).is_file() for level in levels)
+
     def statistics(self, names: frozenset[str], compute: Callable[[], Calibration]) -> Calibration:
         """What `calibrate.collect_statistics` gives for these names."""
         path = self.folder / f"statistics-{_digest(sorted(names))}.safetensors"

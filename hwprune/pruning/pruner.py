@@ -29,7 +29,7 @@ from hwprune.pruning.cut_check import (
 )
 from hwprune.pruning.recipe_check import divide
 from hwprune.pruning.stitching import Stitch
-from hwprune.pruning.unit_options import UnitOptions, unavailable
+from hwprune.pruning.unit_options import OptionKey, UnitOptions, unavailable
 from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.structure.torch.analyse import trace
@@ -130,6 +130,20 @@ class Pruner:
             UsageError: they don't fit, or what they need is not there.
         """
         return self._options.options(unit, pattern, method_name, levels, local_compensation)
+
+    def held(self, unit: str, pattern: str, method_name: str, levels: Sequence[float], local_compensation: str = "none") -> bool:
+        """Are these options known already, so that `options` computes nothing?"""
+        return self._options.held(unit, pattern, method_name, levels, local_compensation)
+
+    def responses(
+        self,
+        wanted: Mapping[OptionKey, Sequence[float]],
+        branches: Sequence[str],
+        local_compensation: str,
+        step: Callable[[str], None] = lambda _text: None,
+    ) -> dict[OptionKey, torch.Tensor]:
+        """What each option, and each branch that goes, does to the outputs; see `UnitOptions.responses`."""
+        return self._options.responses(wanted, branches, local_compensation, step)
 
     def unavailable(self, unit: Unit, found: method.Method, pattern: patterns.Pattern) -> str | None:
         """Why a method can't be used for a unit, as far as that is known without data; or None."""

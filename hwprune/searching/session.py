@@ -35,7 +35,7 @@ from hwprune.searching.sampling.search_model import SearchModel
 from hwprune.searching.self_check import SelfCheck
 from hwprune.searching.setup import Setup
 from hwprune.searching.space.space import SearchSpace
-from hwprune.searching.study.attributes import CLOSED, STARTED
+from hwprune.searching.study.attributes import CLOSED, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
 from hwprune.workload.workload import Workload
 
@@ -94,7 +94,7 @@ class Session:
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 device = replace(device, isa=str(store.read("isa") or device.isa))
-            space = self.setup.fit_space(pruner, pattern_speedups, device)
+            space = self.setup.fit_space(pruner, pattern_speedups, device, store)
             # Only now, so that a workload that can't be used leaves no half-made run behind; and the study before the job,
             # because workers take the job's file for the word that they may open the study.
             savings = None if store is None else store.read("prices")
@@ -168,7 +168,7 @@ class Session:
             baseline = self.setup.measure_dense(evaluator)
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             device = replace(device, isa=str(store.read("isa")))
-            space = self.setup.fit_space(pruner, pattern_speedups, device)
+            space = self.setup.fit_space(pruner, pattern_speedups, device, store)
             before, savings, dense_s = (store.read(key) for key in ("dense_metric", "prices", "dense_latency_s"))
             store.close()
             store = Store(self.storage, space)
@@ -224,6 +224,7 @@ class Session:
         dense_metric = baseline.metric.value
         if store.read(STARTED) is None:
             store.write("isa", device.isa)
+            store.write(SWEPT_MASKS, self.setup.swept_masks)
             store.write("dense_latency_s", baseline.latency.value)
             store.write("prices", model.savings.to_json())
             store.write("model_fingerprint", pruner.fingerprint)

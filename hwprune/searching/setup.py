@@ -28,8 +28,9 @@ from hwprune.searching.recording import Fingerprint
 from hwprune.searching.resolved_job import ResolvedJob
 from hwprune.searching.sampling.savings import Savings
 from hwprune.searching.sampling.search_model import SearchModel, build_model
-from hwprune.searching.space import fitting
+from hwprune.searching.space import exactness, fitting
 from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.study.attributes import STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
 from hwprune.workload import data_checks
 from hwprune.workload.workload import Workload
@@ -40,6 +41,7 @@ class Setup:
 
     Attributes:
         notes: what the user should know, in whole sentences.
+        swept_masks: units whose masks are not solved for exactly, because that would take too long.
     """
 
     def __init__(self, resolved: ResolvedJob, workload: Workload, run: Path, progress: Progress) -> None:
@@ -50,6 +52,7 @@ class Setup:
         self.limits = BenchLimits(self.job.trial_timeout_s, self.job.memory_limit or own_memory)
         self.shapes = [tuple(x.shape) for x in workload.example_inputs]
         self.notes: list[str] = []
+        self.swept_masks: list[str] = []
 
     def bench(self, machine: Host) -> Bench:
         return Bench(self.resolved.runs_on, self.limits, machine, self.shapes)
@@ -106,7 +109,14 @@ class Setup:
         self.progress.stage("measuring what the mask patterns gain at most")
         return pattern_filter.pattern_speedups(evaluator, space.patterns, max(space.mask_sparsities, default=0.5))
 
-    def fit_space(self, pruner: Pruner, pattern_speedups: Mapping[str, Measurement], device: Fingerprint) -> SearchSpace:
+    def fit_space(
+        self, pruner: Pruner, pattern_speedups: Mapping[str, Measurement], device: Fingerprint, store: Store | None
+    ) -> SearchSpace:
+        """The space of the job for this model and target.
+
+        Args:
+            store: of a study that has one already, so that all who work on it mean the same by a recipe.
+        """
         refused: dict[str, str | None] = {}
         if self.resolved.measured:  # a prediction overrules no profile
             refused = {
@@ -118,8 +128,21 @@ class Setup:
             refused=refused, recover=None if self.job.repaired else self.job.recover,
         )  # fmt: skip
         self.notes += notes
+        space = self._affordable(space, pruner, store)
         fitting.solve_options(pruner, space, self.progress.stage)
         return space
+
+    def _affordable(self, space: SearchSpace, pruner: Pruner, store: Store | None) -> SearchSpace:
+        """The space without the exact masks that would take too much of the search's time; decided once a study."""
+        if store is not None and store.read(STARTED):
+            self.swept_masks = list(store.read(SWEPT_MASKS) or ())
+        else:
+            allowed_s = exactness.allowed_seconds(self.job.time_s)
+            self.swept_masks, seconds = exactness.beyond(space, pruner, allowed_s)
+            if self.swept_masks:
+                self.notes.append(exactness.note(self.swept_masks, seconds, allowed_s))
+                self.progress.note(self.notes[-1])
+        return exactness.with_sweep(space, self.swept_masks)
 
     def build_model(
         self,

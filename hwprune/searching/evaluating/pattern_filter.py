@@ -96,7 +96,7 @@ def judge(session: Session, among: int, session_sd: float = paired.SESSION_SD) -
     looked = [session(number, True) for number in range(FIRST_SESSIONS)]
     gains = [_beyond_copy(one) for one in looked]
     if median(gains) <= bar:
-        # Of a difference of two sessions; a median knows less than a mean (pi / 2 times the variance).
+        # The noise is that of two sessions; a median knows less than a mean (pi / 2 times the variance).
         half = 1.96 * math.sqrt(math.pi / 2 * 2 / len(gains)) * max(session_sd, paired.SESSION_SD)
         middle = median(gains)
         return _measurement(looked, middle, middle - half, middle + half)
@@ -143,6 +143,6 @@ def _sessions_of(evaluator: Evaluator, path: Path) -> Session:
 
 
 def _speedup(evaluator: Evaluator, path: Path, *, brief: bool) -> Measurement:
-    """Of one session, with the file loaded anew."""
+    """The speedup of one session, with the file loaded anew."""
     evaluator.bench.load("candidate", path)
     return evaluator.source.candidate(path, brief=brief).speedup
