@@ -1,6 +1,7 @@
-"""The option database: units pruned in every way that was ever asked for, on disk, each computed once.
+"""The option database: units pruned in every way that was ever asked for, on disk, each computed once; and what this does.
 
-One safetensors file for each (unit, pattern, level, method, compensation), in a folder named by the model, the calibration
+One safetensors file for each (unit, pattern, level, method, compensation), one for the statistics of each kind and one for the
+responses of all options of a search space, in a folder named by the model, the calibration
 data and the code that computed it; so nothing stale is ever read, and targets, seeds and runs share what they have in common.
 Files are memory-mapped: stitching a candidate reads the weights that it needs, and nothing else.
 """
@@ -12,7 +13,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,22 @@ class Database:
             stored = _read_calibration(path) or computed
         return stored
 
+    def responses(self, asked: Any, compute: Callable[[], Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What options do to the outputs, as `hwprune.calibration.sensitivity.responses` gives it.
+
+        All of one question lie in one file: rows are examples in the order in which the loader gave them, and a loader that
+        shuffles gives others the next time, so that rows of two passes must not be mixed.
+
+        Args:
+            asked: everything that the answers depend on beside the model, its data and the code, as JSON values.
+        """
+        path = self.folder / f"responses-{_digest(asked)}.safetensors"
+        stored = _read_responses(path)
+        if stored is None:
+            stored = {key: value.contiguous() for key, value in compute().items()}
+            _store(path, {str(place): value for place, value in enumerate(stored.values())}, {"keys": json.dumps([*stored])})
+        return stored
+
     def _file(self, *words: Any) -> Path:
         level = words[-1]
         return self.folder / f"{_digest([*words[:-1], None if level is None else round(level, 9)])}.safetensors"
@@ -232,3 +249,12 @@ def _read_calibration(path: Path) -> Calibration | None:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     return Calibration(layers, facts["influence"], facts["examples"])
+
+
+def _read_responses(path: Path) -> dict[str, torch.Tensor] | None:
+    try:
+        with safe_open(path, "pt") as stored:
+            keys = json.loads(stored.metadata()["keys"])
+            return {key: stored.get_tensor(str(place)) for place, key in enumerate(keys)}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None

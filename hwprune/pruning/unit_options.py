@@ -159,9 +159,17 @@ class UnitOptions:
                 told = 4 * done // total
                 step(f"{text} ({done} of {total} examples)")
 
-        step(text)
-        counts = {name: (key[0], len(wanted[key])) for name, key in keys.items()}
-        found = sensitivity.responses(self.graph, self.workload, self.units, counts, options, branches, progress=progress)
+        def compute() -> dict[str, torch.Tensor]:
+            step(text)
+            counts = {name: (key[0], len(wanted[key])) for name, key in keys.items()}
+            return sensitivity.responses(
+                self.graph, self.workload, self.units, counts, options, branches, sensitivity.EXAMPLES, progress=progress
+            )
+
+        levels = {name: list(wanted[key]) for name, key in keys.items()}
+        asked = [levels, list(branches), local_compensation, sensitivity.EXAMPLES]
+        store = self._database()
+        found = compute() if store is None else store.responses(asked, compute)
         keys |= {unit: (unit, patterns.BRANCH, "drop") for unit in branches}
         return {keys[name]: value for name, value in found.items()}
 
