@@ -28,6 +28,9 @@ from hwprune.workload.workload import Workload
 EXAMPLES = 512
 """Calibration examples that are used. One label is drawn for each, so that a[n] is noisy, but their mean square is not."""
 
+LEAST_EXAMPLES = 64
+"""Those that are used where there is no time for more."""
+
 MEMORY_LIMIT = 1_500_000_000
 """Bytes of changed weights held at once."""
 
@@ -42,6 +45,7 @@ def responses(
     examples: int = EXAMPLES,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    late: Callable[[], bool] = lambda: False,
 ) -> dict[str, torch.Tensor]:
     """a of every option: key -> (examples, options of the key), float32; branches by their own name, (examples, 1).
 
@@ -50,6 +54,7 @@ def responses(
         options: gives the options of a key, of the dense model; asked for once, and again only if they don't fit into
             `MEMORY_LIMIT` together with the others: then the data are gone through several times.
         progress: told how many examples are done, and of how many.
+        late: asked after each batch of the first pass; True: `LEAST_EXAMPLES` have to do, for all passes.
 
     Raises:
         WorkloadError: the calibration data can't be used.
@@ -61,11 +66,14 @@ def responses(
     each = min(examples, batches.example_count(workload))
     for number, keys in enumerate(passes):
 
-        def tell(done: int, before: int = number * each) -> None:
-            progress(before + done, len(passes) * each)
+        def enough(done: int, number: int = number, each: int = each) -> bool:
+            progress(number * each + done, len(passes) * each)
+            return not number and done >= LEAST_EXAMPLES and late()
 
         variants = {key: options(key) for key in keys}
-        answers |= _one_pass(graph, workload, units, variants, {} if number else sides, examples, seed, tell)
+        answers |= _one_pass(graph, workload, units, variants, {} if number else sides, examples, seed, enough)
+        if not number:
+            examples = each = next((len(rows) for rows in answers.values()), examples)
     return answers
 
 
@@ -91,7 +99,7 @@ def _one_pass(
     sides: Mapping[str, int],
     examples: int,
     seed: int,
-    tell: Callable[[int], None],
+    enough: Callable[[int], bool],
 ) -> dict[str, torch.Tensor]:
     by_layer: dict[str, list[str]] = {}
     for key, variants in options.items():
@@ -121,7 +129,8 @@ def _one_pass(
         for name in sides:
             rows[name].append(_without(batch, name))
         done += batch.examples
-        tell(done)
+        if enough(done):
+            break
     return {key: torch.cat(value) for key, value in rows.items() if value}
 
 

@@ -34,7 +34,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="T", help="a name of `hwprune targets`, or the path of a profile (default: cpu)")
     parser.add_argument("--space", metavar="S", help="a name of `hwprune spaces`, or the path of one (default: default)")
     parser.add_argument("--trials", type=int, metavar="N", help="different recipes to evaluate (default: 60)")
-    parser.add_argument("--time", type=args.seconds, metavar="30m", help="start no trial later than this")
+    parser.add_argument(
+        "--time",
+        type=args.seconds,
+        metavar="30m",
+        help="start no trial later than this, but for the first three; the final round comes after",
+    )
     parser.add_argument("--sampler", metavar="NAME", help="a name of `hwprune samplers` (default: knapsack)")
     parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
     parser.add_argument("--max-drop", type=args.number, metavar="0.01", help="largest drop, in the metric's own unit")

@@ -142,7 +142,7 @@ class Database:
             stored = _read_calibration(path) or computed
         return stored
 
-    def responses(self, asked: Any, compute: Callable[[], Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def responses(self, asked: Any, compute: Callable[[], tuple[Mapping[str, torch.Tensor], bool]]) -> dict[str, torch.Tensor]:
         """What options do to the outputs, as `hwprune.calibration.sensitivity.responses` gives it.
 
         All of one question lie in one file: rows are examples in the order in which the loader gave them, and a loader that
@@ -150,12 +150,15 @@ class Database:
 
         Args:
             asked: everything that the answers depend on beside the model, its data and the code, as JSON values.
+            compute: gives the answers, and whether they are complete: others are not stored.
         """
         path = self.folder / f"responses-{_digest(asked)}.safetensors"
         stored = _read_responses(path)
         if stored is None:
-            stored = {key: value.contiguous() for key, value in compute().items()}
-            _store(path, {str(place): value for place, value in enumerate(stored.values())}, {"keys": json.dumps([*stored])})
+            answers, complete = compute()
+            stored = {key: value.contiguous() for key, value in answers.items()}
+            if complete:
+                _store(path, {str(place): value for place, value in enumerate(stored.values())}, {"keys": json.dumps([*stored])})
         return stored
 
     def _file(self, *words: Any) -> Path:

@@ -48,6 +48,7 @@ class Pruner:
         workload: what to prune.
         database: folder of the option database; None: options are kept in memory.
         progress: told how far a calibration pass is.
+        late: is there no time for more than must be? Then `responses` uses fewer examples.
 
     ``untraceable``: why the model can't be traced, or None; then only masks of its layers' weights are left.
 
@@ -58,6 +59,7 @@ class Pruner:
     workload: Workload
     database: Path | None = None
     progress: passes.Progress | None = None
+    late: Callable[[], bool] = lambda: False
     graph: ModelGraph = field(init=False)
     untraceable: str | None = field(init=False, default=None)
     units: dict[str, Unit] = field(init=False)
@@ -143,7 +145,7 @@ class Pruner:
         step: Callable[[str], None] = lambda _text: None,
     ) -> dict[OptionKey, torch.Tensor]:
         """What each option, and each branch that goes, does to the outputs; see `UnitOptions.responses`."""
-        return self._options.responses(wanted, branches, local_compensation, step)
+        return self._options.responses(wanted, branches, local_compensation, step, self.late)
 
     def unavailable(self, unit: Unit, found: method.Method, pattern: patterns.Pattern) -> str | None:
         """Why a method can't be used for a unit, as far as that is known without data; or None."""

@@ -130,6 +130,7 @@ class UnitOptions:
         branches: Sequence[str],
         local_compensation: str,
         step: Callable[[str], None],
+        late: Callable[[], bool] = lambda: False,
     ) -> dict[OptionKey, torch.Tensor]:
         """What each option does to the outputs, see `hwprune.calibration.sensitivity.responses`: (examples, levels).
 
@@ -137,6 +138,7 @@ class UnitOptions:
             wanted: (unit, pattern, method) -> levels.
             branches: units that are dropped; theirs are found under (unit, ``branch``, ``drop``).
             step: told what is being done.
+            late: is there no time for more examples than must be? What is found out then is not kept.
 
         Raises:
             UsageError: the model's output has no gradient.
@@ -159,17 +161,26 @@ class UnitOptions:
                 told = 4 * done // total
                 step(f"{text} ({done} of {total} examples)")
 
-        def compute() -> dict[str, torch.Tensor]:
+        shortened = False
+
+        def is_late() -> bool:
+            nonlocal shortened
+            shortened = shortened or late()
+            return shortened
+
+        def compute() -> tuple[dict[str, torch.Tensor], bool]:
             step(text)
             counts = {name: (key[0], len(wanted[key])) for name, key in keys.items()}
-            return sensitivity.responses(
-                self.graph, self.workload, self.units, counts, options, branches, sensitivity.EXAMPLES, progress=progress
-            )
+            answers = sensitivity.responses(
+                self.graph, self.workload, self.units, counts, options, branches, sensitivity.EXAMPLES,
+                progress=progress, late=is_late,
+            )  # fmt: skip
+            return answers, not shortened
 
         levels = {name: list(wanted[key]) for name, key in keys.items()}
         asked = [levels, list(branches), local_compensation, sensitivity.EXAMPLES]
         store = self._database()
-        found = compute() if store is None else store.responses(asked, compute)
+        found = compute()[0] if store is None else store.responses(asked, compute)
         keys |= {unit: (unit, patterns.BRANCH, "drop") for unit in branches}
         return {keys[name]: value for name, value in found.items()}
 

@@ -25,6 +25,8 @@ from hwprune.searching.study.store import Store
 
 REPEATS = 10
 """Proposals in a row that were evaluated before, after which something random is proposed."""
+LEAST_TRIALS = 3
+"""Trials that a search evaluates although its time is over: one that was all spent on preparing would have nothing to deliver."""
 WAIT_S = 0.5
 
 
@@ -140,7 +142,7 @@ class Work:
         if self.job.trials and len(trials) >= self.job.trials:
             return True
         # The search keeps the time; workers go by its word that it is over.
-        return self.is_main and self.countdown.over
+        return self.is_main and self.countdown.over and len(trials) >= LEAST_TRIALS
 
     def _next(self, trials: list[Trial]) -> bool:
         """One proposal; False if nothing new can be proposed."""

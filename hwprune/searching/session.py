@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +48,6 @@ class Session:
         self.setup = Setup(resolved, workload, run, progress)
         self.storage = self.job.storage or Store.default_storage(run)
         self.notes = self.setup.notes
-        self.started = time.monotonic()
 
     def go(self, *, resume: bool) -> Result:
         """Run the search to its end.
@@ -81,6 +79,7 @@ class Session:
 
     def _go(self, *, resume: bool, machine: Host) -> Result:
         quantise_finalists.check_precisions(self.job, self.resolved.target)
+        self.setup.announce()
         device = self.setup.identify(machine)
         store = Store(self.storage, None) if resume else None
         pruner = self.setup.trace()
@@ -128,14 +127,17 @@ class Session:
             record.snapshot(dense, [*self.notes, *checks.notes], checks.results)
 
         sampler = samplers.make(self.job.sampler, self.job.seed, model.context(self.job.trials, store.distributions()))
-        countdown = Countdown(self.job.trials, self.job.time_s, self.started)
+        countdown = Countdown(self.job.trials, self.job.time_s, self.setup.started)
         work = Work(
             self.job, store, space, evaluator, model, sampler, self.progress, countdown, after=after_trial, notes=self.notes
         )
         final = None
         try:
             self._clear(store.trials())
+            self.setup.prepared()
             work.run()
+            if countdown.over:
+                self.progress.note("The time for trials is over; the final round takes its own.")
             confirmer = Confirmer(evaluator, store, self.job, lambda: self.setup.bench(machine), self.progress)
             final = run_final_round(confirmer, self.resolved)
             self.notes += final.notes
@@ -179,7 +181,7 @@ class Session:
                 pruner, space, bench, device, replace(baseline, latency=latency), pattern_speedups, savings
             )
             sampler = samplers.make(self.job.sampler, self.job.seed, model.context(self.job.trials, store.distributions()))
-            countdown = Countdown(self.job.trials, self.job.time_s, self.started)
+            countdown = Countdown(self.job.trials, self.job.time_s, self.setup.started)
             work = Work(
                 self.job, store, space, evaluator, model, sampler, self.progress, countdown, is_main=False, can_time=can_time
             )

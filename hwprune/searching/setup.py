@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hwprune import runtimes
+from hwprune.common import formatting
 from hwprune.common.files import Table
 from hwprune.common.memory import memory_limit
 from hwprune.latency import fingerprint
@@ -23,6 +25,7 @@ from hwprune.records.measurement import Measurement
 from hwprune.searching.evaluating import pattern_filter
 from hwprune.searching.evaluating.dense import EXAMPLE, Baseline
 from hwprune.searching.evaluating.evaluator import Evaluator
+from hwprune.searching.loop import LEAST_TRIALS
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import Fingerprint
 from hwprune.searching.resolved_job import ResolvedJob
@@ -35,12 +38,16 @@ from hwprune.searching.study.store import Store
 from hwprune.workload import data_checks
 from hwprune.workload.workload import Workload
 
+PREPARATION = 0.5
+"""Share of a limit of time after which what can be shortened of the preparation is."""
+
 
 class Setup:
     """Makes the parts that a search and its workers need, in the order in which they need them.
 
     Attributes:
         notes: what the user should know, in whole sentences.
+        started: when the search began, by the monotonic clock.
         swept_masks: units whose masks are not solved for exactly, because that would take too long.
     """
 
@@ -53,6 +60,52 @@ class Setup:
         self.shapes = [tuple(x.shape) for x in workload.example_inputs]
         self.notes: list[str] = []
         self.swept_masks: list[str] = []
+        self.started = time.monotonic()
+
+    @property
+    def used_s(self) -> float:
+        """Seconds since the search began."""
+        return time.monotonic() - self.started
+
+    def late(self) -> bool:
+        """Has preparing taken its share of the time that was given?"""
+        return bool(self.job.time_s) and self.used_s > PREPARATION * self.job.time_s
+
+    def stage(self, text: str) -> None:
+        """Something of the preparation begins; with a limit of time, tell how much of it is used."""
+        limit = self.job.time_s
+        used = f" ({formatting.duration(self.used_s)} of {formatting.duration(limit)} used)" if limit else ""
+        self.progress.stage(text + used)
+
+    def announce(self) -> None:
+        """Before anything takes long: what a limit of time limits."""
+        if self.job.time_s:
+            self.progress.note(
+                f"Preparing is to take at most {formatting.duration(PREPARATION * self.job.time_s)} of the "
+                f"{formatting.duration(self.job.time_s)} given: what can be shortened is from then on. At least "
+                f"{formatting.some(self.least_trials, 'trial')} follow in any case; the final round comes after, in its own time."
+            )
+
+    def prepared(self) -> None:
+        """Tell what preparing has taken of a limit of time."""
+        limit, used = self.job.time_s, self.used_s
+        if not limit:
+            return
+        if used < limit:
+            word = f"Prepared in {formatting.duration(used)}; {formatting.duration(limit - used)} are left for trials."
+        else:
+            word = (
+                f"Preparing took {formatting.duration(used)}, all of the {formatting.duration(limit)} given: only "
+                f"{formatting.some(self.least_trials, 'trial')} follow. Most of what was prepared is kept: with the same time, "
+                "--resume has all of it for trials."
+            )
+            self.notes.append(word)
+        self.progress.note(word)
+
+    @property
+    def least_trials(self) -> int:
+        """Trials that are evaluated whatever the time."""
+        return min(LEAST_TRIALS, self.job.trials) if self.job.trials else LEAST_TRIALS
 
     def bench(self, machine: Host) -> Bench:
         return Bench(self.resolved.runs_on, self.limits, machine, self.shapes)
@@ -82,15 +135,15 @@ class Setup:
             return Fingerprint(bench.identity(), bench.conditions(), bench.check()["isa"])
 
     def trace(self) -> Pruner:
-        self.progress.stage("tracing the model")
+        self.stage("tracing the model")
         root = Path(self.job.database) if self.job.database else default_root()
-        pruner = Pruner(self.workload, root, self.progress.calibrated)
+        pruner = Pruner(self.workload, root, self.progress.calibrated, self.late)
         if pruner.untraceable:
             self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
         return pruner
 
     def measure_dense(self, evaluator: Evaluator) -> Baseline:
-        self.progress.stage("measuring the dense model")
+        self.stage("measuring the dense model")
         baseline = evaluator.dense.prepare(evaluator.source)
         doubt = data_checks.doubt(evaluator.metric, baseline.metric, evaluator.dense.validation.dense[0][0].shape)
         if doubt:
@@ -106,7 +159,7 @@ class Setup:
         space = self.resolved.space_file
         if not space.patterns or not runtimes.get(self.resolved.runs_on.runtime).file.endswith(".onnx"):
             return {}
-        self.progress.stage("measuring what the mask patterns gain at most")
+        self.stage("measuring what the mask patterns gain at most")
         return pattern_filter.pattern_speedups(evaluator, space.patterns, max(space.mask_sparsities, default=0.5))
 
     def fit_space(
@@ -129,7 +182,7 @@ class Setup:
         )  # fmt: skip
         self.notes += notes
         space = self._affordable(space, pruner, store)
-        fitting.solve_options(pruner, space, self.progress.stage)
+        fitting.solve_options(pruner, space, self.stage)
         return space
 
     def _affordable(self, space: SearchSpace, pruner: Pruner, store: Store | None) -> SearchSpace:
@@ -155,9 +208,7 @@ class Setup:
         known: dict[str, Any] | None,
     ) -> SearchModel:
         savings = None if known is None else Savings.from_json(known)
-        model = build_model(
-            self.resolved, pruner, space, bench, device.identity, baseline, pattern_speedups, self.progress.stage, savings
-        )
+        model = build_model(self.resolved, pruner, space, bench, device.identity, baseline, pattern_speedups, self.stage, savings)
         if model.note:
             self.notes.append(model.note)
         return model

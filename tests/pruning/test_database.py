@@ -234,3 +234,13 @@ def test_damaged_responses_are_computed_again(tmp_path):
     (path,) = tmp_path.rglob("responses-*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     assert torch.equal(_responses(tiny_workload(), tmp_path), first)
+
+
+def test_responses_of_fewer_examples_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sensitivity, "LEAST_EXAMPLES", 1)
+    key = ("conv1.weight:0", "channel", "l2")
+    hurried = Pruner(tiny_workload(), tmp_path, late=lambda: True)
+    hurried.responses({key: (0.5,)}, (), "none")
+    assert not list(tmp_path.rglob("responses-*"))
+    Pruner(tiny_workload(), tmp_path).responses({key: (0.5,)}, (), "none")
+    assert len(list(tmp_path.rglob("responses-*"))) == 1
