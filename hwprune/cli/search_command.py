@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwprune.cli import arguments as args
-from hwprune.errors import UsageError
+from hwprune.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from hwprune.searching.job import Job
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     job = _changed(_first(options), options)
     from hwprune.cli.progress_bar import make_progress
     from hwprune.records.record import read_record
-    from hwprune.report.text import recommended, summary
+    from hwprune.report.text import advice, emptiness, recommended, summary
     from hwprune.searching import search
     from hwprune.workload import loading
 
@@ -139,6 +139,8 @@ def run(options: argparse.Namespace) -> int:
         if record.front:
             trial = record.front[recommended(record)].trial
             print(f"Next:   hwprune export {result.run} --trial {trial} --out deploy")
+    if not record.front:
+        raise RunError(f"the front is empty: {emptiness(record)}. {advice(record)} The run is kept: {result.run / 'report.html'}")
     return 0
 
 

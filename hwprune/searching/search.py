@@ -73,6 +73,10 @@ def search(
         resume: go on with the run in ``out``.
         trial_timeout_s, memory_limit: limits of one candidate in the measuring process.
 
+    Returns:
+        The finished search. Its front may be empty, and then its notes say why: that is no exception here, because the trials
+        and the run directory are there to look at (`Result.best` raises, and the command line ends with exit code 1).
+
     Raises:
         UsageError: wrong names, files or data (exit code 2 on the command line).
         RunError: the dense model can't be measured, or the storage fails.
