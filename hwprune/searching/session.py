@@ -36,6 +36,7 @@ from hwprune.searching.setup import Setup
 from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.study.attributes import CLOSED, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
+from hwprune.workload import data_checks
 from hwprune.workload.workload import Workload
 
 
@@ -140,6 +141,8 @@ class Session:
                 self.progress.note("The time for trials is over; the final round takes its own.")
             confirmer = Confirmer(evaluator, store, self.job, lambda: self.setup.bench(machine), self.progress)
             final = run_final_round(confirmer, self.resolved)
+            if any(data_checks.NOT_ALIKE in note for note in final.notes):  # the whole test split knows better than a sample
+                self.notes[:] = [note for note in self.notes if data_checks.NOT_ALIKE not in note]
             self.notes += final.notes
         finally:
             record.write(final.dense if final else dense, [*self.notes, *checks.notes], checks.results, final)

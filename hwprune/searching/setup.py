@@ -146,9 +146,11 @@ class Setup:
         self.stage("measuring the dense model")
         baseline = evaluator.dense.prepare(evaluator.source)
         doubt = data_checks.doubt(evaluator.metric, baseline.metric, evaluator.dense.validation.dense[0][0].shape)
-        if doubt:
-            self.notes.append(doubt)
-            self.progress.note(f"Warning: {doubt}")
+        test = evaluator.dense.first_test_score()
+        apart = None if test is None else data_checks.apart(evaluator.metric, baseline.metric, test)
+        for word in filter(None, (doubt, apart)):
+            self.notes.append(word)
+            self.progress.note(f"Warning: {word}")
         return baseline
 
     def pattern_speedups(self, evaluator: Evaluator, store: Store | None) -> dict[str, Measurement]:
