@@ -22,10 +22,14 @@ from hwprune.layers.units import Unit
 from hwprune.methods.layerwise import Solution
 from hwprune.methods.method import Option
 from hwprune.structure.model_graph import ModelGraph
+from hwprune.workload import batches
 from hwprune.workload.workload import Workload
 
 EXAMPLES = 512
 """Calibration examples that are used. One label is drawn for each, so that a[n] is noisy, but their mean square is not."""
+
+LEAST_EXAMPLES = 64
+"""Those that are used where there is no time for more."""
 
 MEMORY_LIMIT = 1_500_000_000
 """Bytes of changed weights held at once."""
@@ -40,6 +44,8 @@ def responses(
     branches: Iterable[str] = (),
     examples: int = EXAMPLES,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    late: Callable[[], bool] = lambda: False,
 ) -> dict[str, torch.Tensor]:
     """a of every option: key -> (examples, options of the key), float32; branches by their own name, (examples, 1).
 
@@ -47,6 +53,8 @@ def responses(
         wanted: key -> (unit, how many options).
         options: gives the options of a key, of the dense model; asked for once, and again only if they don't fit into
             `MEMORY_LIMIT` together with the others: then the data are gone through several times.
+        progress: told how many examples are done, and of how many.
+        late: asked after each batch of the first pass; True: `LEAST_EXAMPLES` have to do, for all passes.
 
     Raises:
         WorkloadError: the calibration data can't be used.
@@ -54,8 +62,18 @@ def responses(
     """
     sides = {name: graph.branch(name).side for name in branches}
     answers: dict[str, torch.Tensor] = {}
-    for number, keys in enumerate(_passes(units, wanted)):
-        answers |= _one_pass(graph, workload, units, {key: options(key) for key in keys}, {} if number else sides, examples, seed)
+    passes = _passes(units, wanted)
+    each = min(examples, batches.example_count(workload))
+    for number, keys in enumerate(passes):
+
+        def enough(done: int, number: int = number, each: int = each) -> bool:
+            progress(number * each + done, len(passes) * each)
+            return not number and done >= LEAST_EXAMPLES and late()
+
+        variants = {key: options(key) for key in keys}
+        answers |= _one_pass(graph, workload, units, variants, {} if number else sides, examples, seed, enough)
+        if not number:
+            examples = each = next((len(rows) for rows in answers.values()), examples)
     return answers
 
 
@@ -81,6 +99,7 @@ def _one_pass(
     sides: Mapping[str, int],
     examples: int,
     seed: int,
+    enough: Callable[[int], bool],
 ) -> dict[str, torch.Tensor]:
     by_layer: dict[str, list[str]] = {}
     for key, variants in options.items():
@@ -94,6 +113,7 @@ def _one_pass(
         dense = matrices[name].rows(weights[name].detach()).float()
         layers.append(_Layer(name, keys, dense.shape, *_changes(dense, [o for key in keys for o in options[key]], units, name)))
     rows: dict[str, list[torch.Tensor]] = {key: [] for key in (*options, *sides)}
+    done = 0
     for batch in gradients.backward(graph, workload, sides, examples, seed):
         responses = {key: torch.zeros(batch.examples, len(variants)) for key, variants in options.items()}
         for layer in layers:
@@ -108,6 +128,9 @@ def _one_pass(
             rows[key].append(value)
         for name in sides:
             rows[name].append(_without(batch, name))
+        done += batch.examples
+        if enough(done):
+            break
     return {key: torch.cat(value) for key, value in rows.items() if value}
 
 

@@ -45,7 +45,8 @@ EPILOG = """examples:
   hwprune export runs/demo --max-drop 0.01 --format onnx --out deploy
   hwprune verify deploy
 
-exit codes: 0 done; 2 wrong usage or configuration; 1 the run failed; 130 interrupted, state saved
+exit codes: 0 done; 2 wrong usage or configuration; 1 the run failed, or a search found nothing to deliver;
+130 interrupted, state saved
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwprune.cli import arguments as args
-from hwprune.errors import UsageError
+from hwprune.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from hwprune.searching.job import Job
@@ -34,7 +34,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="T", help="a name of `hwprune targets`, or the path of a profile (default: cpu)")
     parser.add_argument("--space", metavar="S", help="a name of `hwprune spaces`, or the path of one (default: default)")
     parser.add_argument("--trials", type=int, metavar="N", help="different recipes to evaluate (default: 60)")
-    parser.add_argument("--time", type=args.seconds, metavar="30m", help="start no trial later than this")
+    parser.add_argument(
+        "--time",
+        type=args.seconds,
+        metavar="30m",
+        help="start no trial later than this, but for the first three; the final round comes after",
+    )
     parser.add_argument("--sampler", metavar="NAME", help="a name of `hwprune samplers` (default: knapsack)")
     parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
     parser.add_argument("--max-drop", type=args.number, metavar="0.01", help="largest drop, in the metric's own unit")
@@ -91,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     job = _changed(_first(options), options)
     from hwprune.cli.progress_bar import make_progress
     from hwprune.records.record import read_record
-    from hwprune.report.text import recommended, summary
+    from hwprune.report.text import advice, emptiness, recommended, summary
     from hwprune.searching import search
     from hwprune.workload import loading
 
@@ -134,6 +139,8 @@ def run(options: argparse.Namespace) -> int:
         if record.front:
             trial = record.front[recommended(record)].trial
             print(f"Next:   hwprune export {result.run} --trial {trial} --out deploy")
+    if not record.front:
+        raise RunError(f"the front is empty: {emptiness(record)}. {advice(record)} The run is kept: {result.run / 'report.html'}")
     return 0
 
 

@@ -7,6 +7,8 @@ Compensations of one layer, from the dense model's Gram matrices:
     masks with a support of its own in each row SparseGPT's sweep, which lets weights make up only for those to their left;
 ``lstsq``
     exact least squares for masks too: a factorisation for each row.
+
+One file because axes and masks share the solution, its error and the statistics that it needs.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from hwprune.second_order import exact, hessian, least_squares, sparsegpt, struc
 
 NONE, OBS, LSTSQ = "none", "obs", "lstsq"
 EXACT_LIMIT = 3e11
-"""Multiply-accumulates (rows * columns^3 / 3) up to which a matrix gets exact OBS: some ten seconds on two cores."""
+"""Multiply-accumulates (rows * columns^3 / 3) up to which a matrix gets exact OBS at all; `exact_seconds` tells how long."""
+EXACT_SPEED = 2.5e8
+"""Multiply-accumulates a second of exact OBS: 2.4e8 on one core of a busy x86 machine, where memory is what it waits for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -251,11 +255,16 @@ class _Budget:
 
 def exact_keep(part: Part, pattern: Pattern, level: float | None) -> torch.Tensor:
     """OBC's own mask; SparseGPT's for layers beyond `EXACT_LIMIT`."""
+    return exact_keeps(part, pattern, [level])[0]
+
+
+def exact_keeps(part: Part, pattern: Pattern, levels: Sequence[float | None]) -> list[torch.Tensor]:
+    """OBC's own masks, all levels from one greedy trace; SparseGPT's for layers beyond `EXACT_LIMIT`."""
     g = part.groups
-    out, d = part.tensor.shape[0], part.tensor.shape[1] * part.kernel
+    d = part.tensor.shape[1] * part.kernel
     r, c = pattern.block
-    if out / r * d**3 / 3 > EXACT_LIMIT or (out // g) % r:
-        return swept_keep(part, pattern, level)
+    if not _is_exact(part, pattern):
+        return [swept_keep(part, pattern, level) for level in levels]
     if reason := pattern.inadmissible(part.tensor.shape):
         raise UsageError(f"pattern {pattern.name}: {reason}")
     damped = hessian.damp(_known(part).hessian(centred=part.centred))
@@ -266,19 +275,48 @@ def exact_keep(part: Part, pattern: Pattern, level: float | None) -> torch.Tenso
     if pattern.group is not None:
         kept, m = pattern.group
         limits = exact.KeepLimits(m, m - kept)
-        steps = n // m * (m - kept)
-    else:
-        steps = removed_count(n, level, pattern.name) if pattern.scope == "row" else n
+    steps = _steps(n, pattern, levels)
     traces = [exact.removal_orders(h, rows.reshape(-1, r, d), columns, steps, limits) for h, rows in zip(damped, w, strict=True)]
     order = torch.cat([trace[0] for trace in traces])
-    if pattern.scope == "layer" and pattern.group is None:
-        losses = torch.cat([trace[1] for trace in traces])
-        keep = exact.choose(order, losses, removed_count(order.shape[0] * n, level, pattern.name))
-    else:
-        keep = torch.ones(len(order), n, dtype=torch.bool).scatter(1, order, False)
-    whole = torch.ones(len(order), d, dtype=torch.bool)
-    whole[:, columns.reshape(-1)] = keep.repeat_interleave(c, dim=1)
-    return whole.repeat_interleave(r, dim=0).reshape(part.tensor.shape)
+    losses = torch.cat([trace[1] for trace in traces])
+    masks = []
+    for level in levels:
+        if pattern.scope == "layer" and pattern.group is None:
+            keep = exact.choose(order, losses, removed_count(order.shape[0] * n, level, pattern.name))
+        else:
+            first = order[:, : _steps(n, pattern, [level])]
+            keep = torch.ones(len(order), n, dtype=torch.bool).scatter(1, first, False)
+        whole = torch.ones(len(order), d, dtype=torch.bool)
+        whole[:, columns.reshape(-1)] = keep.repeat_interleave(c, dim=1)
+        masks.append(whole.repeat_interleave(r, dim=0).reshape(part.tensor.shape))
+    return masks
+
+
+def _steps(n: int, pattern: Pattern, levels: Sequence[float | None]) -> int:
+    """Removals that a trace over n blocks of columns needs for these levels."""
+    if pattern.group is not None:
+        kept, m = pattern.group
+        return n // m * (m - kept)
+    if pattern.scope == "row":
+        return max(removed_count(n, level, pattern.name) for level in levels)
+    return n
+
+
+def _is_exact(part: Part, pattern: Pattern) -> bool:
+    out, d = part.tensor.shape[0], part.tensor.shape[1] * part.kernel
+    rows = pattern.block[0]
+    return out / rows * d**3 / 3 <= EXACT_LIMIT and not (out // part.groups) % rows
+
+
+def exact_seconds(part: Part, pattern: Pattern, levels: Sequence[float | None]) -> float:
+    """About how long `exact_keeps` takes; 0 where the sweep takes its place, which is quick."""
+    if not _is_exact(part, pattern) or pattern.inadmissible(part.tensor.shape):
+        return 0.0
+    out, d = part.tensor.shape[0], part.tensor.shape[1] * part.kernel
+    rows, width = pattern.block
+    removed = _steps(d // width, pattern, levels) * width
+    # Step t multiplies t columns of the downdates' factor, d rows each.
+    return out / rows * d * removed**2 / 2 / EXACT_SPEED
 
 
 def masked(part: Part, keep: torch.Tensor, compensation: str, pattern: Pattern | None = None) -> Solution:

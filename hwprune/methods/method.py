@@ -144,7 +144,7 @@ class ObsMethod(Method):
     def keeps(self, parts: Sequence[Part], pattern: Pattern, levels: Sequence[float | None]) -> list[torch.Tensor]:
         if patterns.is_axis(pattern.name):
             return layerwise.axis_keeps(parts, levels)
-        return [layerwise.exact_keep(parts[0], pattern, level) for level in levels]
+        return layerwise.exact_keeps(parts[0], pattern, levels)
 
     def unavailable(self, parts: Sequence[Part], pattern: Pattern) -> str | None:
         if patterns.is_axis(pattern.name) and not readers(parts):

@@ -1,6 +1,7 @@
-"""The option database: units pruned in every way that was ever asked for, on disk, each computed once.
+"""The option database: units pruned in every way that was ever asked for, on disk, each computed once; and what this does.
 
-One safetensors file for each (unit, pattern, level, method, compensation), in a folder named by the model, the calibration
+One safetensors file for each (unit, pattern, level, method, compensation), one for the statistics of each kind and one for the
+responses of all options of a search space, in a folder named by the model, the calibration
 data and the code that computed it; so nothing stale is ever read, and targets, seeds and runs share what they have in common.
 Files are memory-mapped: stitching a candidate reads the weights that it needs, and nothing else.
 """
@@ -12,7 +13,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,10 @@ class Database:
                 options[place] = self._read(path) or option
         return [option for option in options if option is not None]
 
+    def holds(self, unit: str, pattern: str, method: str, compensation: str, levels: Sequence[float | None]) -> bool:
+        """Are all these options stored? (One that is damaged counts, although it will be computed again.)"""
+        return all(self._file(unit, pattern, method, compensation, level).is_file() for level in levels)
+
     def statistics(self, names: frozenset[str], compute: Callable[[], Calibration]) -> Calibration:
         """What `calibrate.collect_statistics` gives for these names."""
         path = self.folder / f"statistics-{_digest(sorted(names))}.safetensors"
@@ -135,6 +140,25 @@ class Database:
             computed = compute()
             _write_calibration(path, computed)
             stored = _read_calibration(path) or computed
+        return stored
+
+    def responses(self, asked: Any, compute: Callable[[], tuple[Mapping[str, torch.Tensor], bool]]) -> dict[str, torch.Tensor]:
+        """What options do to the outputs, as `hwprune.calibration.sensitivity.responses` gives it.
+
+        All of one question lie in one file: rows are examples in the order in which the loader gave them, and a loader that
+        shuffles gives others the next time, so that rows of two passes must not be mixed.
+
+        Args:
+            asked: everything that the answers depend on beside the model, its data and the code, as JSON values.
+            compute: gives the answers, and whether they are complete: others are not stored.
+        """
+        path = self.folder / f"responses-{_digest(asked)}.safetensors"
+        stored = _read_responses(path)
+        if stored is None:
+            answers, complete = compute()
+            stored = {key: value.contiguous() for key, value in answers.items()}
+            if complete:
+                _store(path, {str(place): value for place, value in enumerate(stored.values())}, {"keys": json.dumps([*stored])})
         return stored
 
     def _file(self, *words: Any) -> Path:
@@ -228,3 +252,12 @@ def _read_calibration(path: Path) -> Calibration | None:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     return Calibration(layers, facts["influence"], facts["examples"])
+
+
+def _read_responses(path: Path) -> dict[str, torch.Tensor] | None:
+    try:
+        with safe_open(path, "pt") as stored:
+            keys = json.loads(stored.metadata()["keys"])
+            return {key: stored.get_tensor(str(place)) for place, key in enumerate(keys)}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None

@@ -29,7 +29,7 @@ from hwprune.pruning.cut_check import (
 )
 from hwprune.pruning.recipe_check import divide
 from hwprune.pruning.stitching import Stitch
-from hwprune.pruning.unit_options import UnitOptions, unavailable
+from hwprune.pruning.unit_options import OptionKey, UnitOptions, unavailable
 from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.structure.torch.analyse import trace
@@ -48,6 +48,7 @@ class Pruner:
         workload: what to prune.
         database: folder of the option database; None: options are kept in memory.
         progress: told how far a calibration pass is.
+        late: is there no time for more than must be? Then `responses` uses fewer examples.
 
     ``untraceable``: why the model can't be traced, or None; then only masks of its layers' weights are left.
 
@@ -58,6 +59,7 @@ class Pruner:
     workload: Workload
     database: Path | None = None
     progress: passes.Progress | None = None
+    late: Callable[[], bool] = lambda: False
     graph: ModelGraph = field(init=False)
     untraceable: str | None = field(init=False, default=None)
     units: dict[str, Unit] = field(init=False)
@@ -130,6 +132,20 @@ class Pruner:
             UsageError: they don't fit, or what they need is not there.
         """
         return self._options.options(unit, pattern, method_name, levels, local_compensation)
+
+    def held(self, unit: str, pattern: str, method_name: str, levels: Sequence[float], local_compensation: str = "none") -> bool:
+        """Are these options known already, so that `options` computes nothing?"""
+        return self._options.held(unit, pattern, method_name, levels, local_compensation)
+
+    def responses(
+        self,
+        wanted: Mapping[OptionKey, Sequence[float]],
+        branches: Sequence[str],
+        local_compensation: str,
+        step: Callable[[str], None] = lambda _text: None,
+    ) -> dict[OptionKey, torch.Tensor]:
+        """What each option, and each branch that goes, does to the outputs; see `UnitOptions.responses`."""
+        return self._options.responses(wanted, branches, local_compensation, step, self.late)
 
     def unavailable(self, unit: Unit, found: method.Method, pattern: patterns.Pattern) -> str | None:
         """Why a method can't be used for a unit, as far as that is known without data; or None."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from hwprune import patterns
-from hwprune.calibration import collect, passes
+from hwprune.calibration import collect, passes, sensitivity
 from hwprune.calibration.gram import Calibration
 from hwprune.errors import UsageError
 from hwprune.layers import units as unit_table
@@ -17,6 +19,9 @@ from hwprune.methods.method import Option
 from hwprune.pruning.database import Database
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.workload.workload import Workload
+
+OptionKey = tuple[str, str, str]
+"""(unit, pattern, method)"""
 
 
 class UnitOptions:
@@ -109,6 +114,75 @@ class UnitOptions:
             for key, option in zip(missing, compute([key[-1] for key in missing]), strict=True):
                 self._options[key] = option
         return [self._options[key] for key in keys]
+
+    def held(self, unit: str, pattern: str, method_name: str, levels: Sequence[float], local_compensation: str = "none") -> bool:
+        """Are these options known already, so that `options` computes nothing?"""
+        asked: list[float | None] = [None if patterns.get(pattern).fixed_sparsity is not None else level for level in levels]
+        pattern, method_name = patterns.get(pattern).name, method.get(method_name).name
+        store = self._database()
+        if store is not None:
+            return store.holds(unit, pattern, method_name, local_compensation, asked)
+        return all((unit, pattern, method_name, local_compensation, level) in self._options for level in asked)
+
+    def responses(
+        self,
+        wanted: Mapping[OptionKey, Sequence[float]],
+        branches: Sequence[str],
+        local_compensation: str,
+        step: Callable[[str], None],
+        late: Callable[[], bool] = lambda: False,
+    ) -> dict[OptionKey, torch.Tensor]:
+        """What each option does to the outputs, see `hwprune.calibration.sensitivity.responses`: (examples, levels).
+
+        Args:
+            wanted: (unit, pattern, method) -> levels.
+            branches: units that are dropped; theirs are found under (unit, ``branch``, ``drop``).
+            step: told what is being done.
+            late: is there no time for more examples than must be? What is found out then is not kept.
+
+        Raises:
+            UsageError: the model's output has no gradient.
+        """
+        text = "predicting what each choice does to the outputs"
+        keys = {"|".join(key): key for key in wanted}
+        new = [name for name, key in keys.items() if not self.held(*key, wanted[key], local_compensation)]
+
+        def options(name: str) -> Sequence[Option]:
+            unit, pattern, method_name = keys[name]
+            if name in new:
+                step(f"pruning {unit} in every way ({new.index(name) + 1} of {len(new)})")
+            return self.options(unit, pattern, method_name, wanted[keys[name]], local_compensation)
+
+        told = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            if 4 * done // total > told:  # in quarters: where there is no terminal each is a line
+                told = 4 * done // total
+                step(f"{text} ({done} of {total} examples)")
+
+        shortened = False
+
+        def is_late() -> bool:
+            nonlocal shortened
+            shortened = shortened or late()
+            return shortened
+
+        def compute() -> tuple[dict[str, torch.Tensor], bool]:
+            step(text)
+            counts = {name: (key[0], len(wanted[key])) for name, key in keys.items()}
+            answers = sensitivity.responses(
+                self.graph, self.workload, self.units, counts, options, branches, sensitivity.EXAMPLES,
+                progress=progress, late=is_late,
+            )  # fmt: skip
+            return answers, not shortened
+
+        levels = {name: list(wanted[key]) for name, key in keys.items()}
+        asked = [levels, list(branches), local_compensation, sensitivity.EXAMPLES]
+        store = self._database()
+        found = compute()[0] if store is None else store.responses(asked, compute)
+        keys |= {unit: (unit, patterns.BRANCH, "drop") for unit in branches}
+        return {keys[name]: value for name, value in found.items()}
 
 
 def unavailable(layers: Mapping[str, Layer], unit: Unit, found: method.Method, pattern: patterns.Pattern) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,6 +97,35 @@ def chain(record: Record, which: int) -> list[list[str]]:
     return rows
 
 
+def emptiness(record: Record) -> str:
+    """Why the front is empty, in a few words."""
+    rows = [row for row in record.data["trials"] if not row.get("recovery") and not row.get("quantised")]
+    if not rows:
+        return "none was evaluated"
+    measured = [row for row in rows if row["state"] == "measured"]
+    failures = Counter(f"{row['failure']['stage']}: {row['failure']['reason']}" for row in rows if row["state"] != "measured")
+    if not measured:
+        reason, count = failures.most_common(1)[0]
+        return f"none could be measured ({count} of {len(rows)} failed with {reason})"
+    fastest = max(row["speedup"]["value"] for row in measured)
+    if fastest <= 1:
+        return f"none is faster than dense (the fastest measured {formatting.speedup(fastest)})"
+    return "none is faster than dense within the constraints"
+
+
+def advice(record: Record) -> str:
+    """What to do about an empty front, as a sentence."""
+    states = {row["state"] for row in record.data["trials"]}
+    if not states:
+        return "Give the search more --time or --trials: most of what was prepared is kept."
+    if "measured" not in states:
+        return "trials.csv has the reason of each; --trial-timeout and --memory-limit are the limits of a candidate."
+    return (
+        "Loosen the limits, give it more --trials, recover accuracy by training (--recover distill:2), or see with "
+        "`hwprune probe` what can be faster on this target."
+    )
+
+
 def verdict(record: Record) -> str:
     """One sentence on what the search found."""
     rows = [row for row in record.data["trials"] if not row.get("recovery") and not row.get("quantised")]
@@ -109,7 +139,7 @@ def verdict(record: Record) -> str:
     if not record.data["finished"]:
         return f"{start}; the search is not finished."
     if not record.data["front"]:
-        return f"{start}; none is faster than dense within the constraints."
+        return f"{start}; {emptiness(record)}."
     high = record.data["front"][-1]
     split = high["split"]
     how = {

@@ -25,8 +25,10 @@ from hwprune.searching.study.store import Store
 
 REPEATS = 10
 """Proposals in a row that were evaluated before, after which something random is proposed."""
-PATIENCE, LEAST_TRIALS = 3, 12
+PATIENCE, LEAST_TO_CONVERGE = 3, 12
 """Proposals in a row from which nothing is expected, and trials, after which a search has converged."""
+LEAST_TRIALS = 3
+"""Trials that a search evaluates although its time is over: one that was all spent on preparing would have nothing to deliver."""
 WAIT_S = 0.5
 
 
@@ -135,7 +137,7 @@ class Work:
             if self.job.sampler == UNIFORM and self.store.waiting == 0:
                 self.notes.append(f"The uniform sweep is finished after {len(trials)} trials.")
                 return False
-            if self.is_main and self._stale >= PATIENCE and len(trials) >= LEAST_TRIALS:
+            if self.is_main and self._stale >= PATIENCE and len(trials) >= LEAST_TO_CONVERGE:
                 planned = f" of {self.job.trials}" if self.job.trials else ""
                 self.notes.append(
                     f"The search converged after {len(trials)}{planned} trials: no candidate is expected to improve the front."
@@ -150,7 +152,7 @@ class Work:
         if self.job.trials and len(trials) >= self.job.trials:
             return True
         # The search keeps the time; workers go by its word that it is over.
-        return self.is_main and self.countdown.over
+        return self.is_main and self.countdown.over and len(trials) >= LEAST_TRIALS
 
     def _next(self, trials: list[Trial]) -> bool:
         """One proposal; False if nothing new can be proposed."""

@@ -55,7 +55,7 @@ def search(
         target, space, sampler: names, or paths of .toml files for target and space.
         trials: number of different recipes to evaluate; 0 with ``time_s``: as many as fit.
         out: run directory; default ``runs/NAME-TIME``. One that holds a run is refused without ``resume``.
-        time_s: no trial starts later than this; 0: no limit.
+        time_s: no trial starts later than this, but that at least three are evaluated; the final round comes after. 0: no limit.
         max_drop, min_speedup, max_latency_s, max_size: constraints in the metric's own unit, in times dense, in seconds of one
             batch, and in bytes of the model's file.
         recover: ``none``, compensations joined by ``+`` (see `hwprune.compensation`), ``auto``: what the model has use for, or a
@@ -72,6 +72,10 @@ def search(
             each, measured and scored like any other candidate.
         resume: go on with the run in ``out``.
         trial_timeout_s, memory_limit: limits of one candidate in the measuring process.
+
+    Returns:
+        The finished search. Its front may be empty, and then its notes say why: that is no exception here, because the trials
+        and the run directory are there to look at (`Result.best` raises, and the command line ends with exit code 1).
 
     Raises:
         UsageError: wrong names, files or data (exit code 2 on the command line).

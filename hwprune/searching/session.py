@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +34,9 @@ from hwprune.searching.sampling.search_model import SearchModel
 from hwprune.searching.self_check import SelfCheck
 from hwprune.searching.setup import Setup
 from hwprune.searching.space.space import SearchSpace
-from hwprune.searching.study.attributes import CLOSED, COMPENSATION, STARTED
+from hwprune.searching.study.attributes import CLOSED, COMPENSATION, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
+from hwprune.workload import data_checks
 from hwprune.workload.workload import Workload
 
 
@@ -49,7 +49,6 @@ class Session:
         self.setup = Setup(resolved, workload, run, progress)
         self.storage = self.job.storage or Store.default_storage(run)
         self.notes = self.setup.notes
-        self.started = time.monotonic()
 
     def go(self, *, resume: bool) -> Result:
         """Run the search to its end.
@@ -81,6 +80,7 @@ class Session:
 
     def _go(self, *, resume: bool, machine: Host) -> Result:
         quantise_finalists.check_precisions(self.job, self.resolved.target)
+        self.setup.announce()
         device = self.setup.identify(machine)
         store = Store(self.storage, None) if resume else None
         pruner = self.setup.trace()
@@ -94,8 +94,7 @@ class Session:
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 device = replace(device, isa=str(store.read("isa") or device.isa))
-            compensation = None if store is None else store.read(COMPENSATION)
-            space = self.setup.fit_space(pruner, pattern_speedups, device, compensation)
+            space = self.setup.fit_space(pruner, pattern_speedups, device, store)
             # Only now, so that a workload that can't be used leaves no half-made run behind; and the study before the job,
             # because workers take the job's file for the word that they may open the study.
             savings = None if store is None else store.read("prices")
@@ -129,18 +128,23 @@ class Session:
             record.snapshot(dense, [*self.notes, *checks.notes], checks.results)
 
         sampler = samplers.make(self.job.sampler, self.job.seed, model.context(self.job.trials, store.distributions()))
-        countdown = Countdown(self.job.trials, self.job.time_s, self.started)
+        countdown = Countdown(self.job.trials, self.job.time_s, self.setup.started)
         work = Work(
             self.job, store, space, evaluator, model, sampler, self.progress, countdown, after=after_trial, notes=self.notes
         )
         final = None
         try:
             self._clear(store.trials())
+            self.setup.prepared()
             work.run()
+            if countdown.over:
+                self.progress.note("The time for trials is over; the final round takes its own.")
             confirmer = Confirmer(
                 evaluator, store, self.job, lambda: self.setup.bench(machine), self.progress, model.posterior.problem.limits
             )
             final = run_final_round(confirmer, self.resolved)
+            if any(data_checks.NOT_ALIKE in note for note in final.notes):  # the whole test split knows better than a sample
+                self.notes[:] = [note for note in self.notes if data_checks.NOT_ALIKE not in note]
             self.notes += final.notes
         finally:
             record.write(final.dense if final else dense, [*self.notes, *checks.notes], checks.results, final)
@@ -171,7 +175,7 @@ class Session:
             baseline = self.setup.measure_dense(evaluator)
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             device = replace(device, isa=str(store.read("isa")))
-            space = self.setup.fit_space(pruner, pattern_speedups, device, store.read(COMPENSATION))
+            space = self.setup.fit_space(pruner, pattern_speedups, device, store)
             before, savings, dense_s = (store.read(key) for key in ("dense_metric", "prices", "dense_latency_s"))
             store.close()
             store = Store(self.storage, space)
@@ -182,7 +186,7 @@ class Session:
                 pruner, space, bench, device, replace(baseline, latency=latency), pattern_speedups, savings
             )
             sampler = samplers.make(self.job.sampler, self.job.seed, model.context(self.job.trials, store.distributions()))
-            countdown = Countdown(self.job.trials, self.job.time_s, self.started)
+            countdown = Countdown(self.job.trials, self.job.time_s, self.setup.started)
             work = Work(
                 self.job, store, space, evaluator, model, sampler, self.progress, countdown, is_main=False, can_time=can_time
             )
@@ -227,6 +231,7 @@ class Session:
         dense_metric = baseline.metric.value
         if store.read(STARTED) is None:
             store.write("isa", device.isa)
+            store.write(SWEPT_MASKS, self.setup.swept_masks)
             store.write("dense_latency_s", baseline.latency.value)
             store.write("prices", model.savings.to_json())
             store.write("model_fingerprint", pruner.fingerprint)

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hwprune import compensation as compensation_table
 from hwprune import runtimes
+from hwprune.common import formatting
 from hwprune.common.files import Table
 from hwprune.common.memory import memory_limit
-from hwprune.errors import CandidateFailure
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
 from hwprune.latency.host import Host
@@ -27,20 +26,22 @@ from hwprune.records.measurement import Measurement
 from hwprune.searching.evaluating import pattern_filter
 from hwprune.searching.evaluating.dense import EXAMPLE, Baseline
 from hwprune.searching.evaluating.evaluator import Evaluator
+from hwprune.searching.loop import LEAST_TRIALS
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import Fingerprint
 from hwprune.searching.resolved_job import ResolvedJob
 from hwprune.searching.sampling.savings import Savings
 from hwprune.searching.sampling.search_model import SearchModel, build_model
-from hwprune.searching.space import fitting
+from hwprune.searching.space import exactness, fitting
 from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.space.thorough import with_thorough_compensation
+from hwprune.searching.study.attributes import COMPENSATION, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
 from hwprune.workload import data_checks
 from hwprune.workload.workload import Workload
 
-SEQUENTIAL = compensation_table.COMPENSATIONS["sequential"]
-MOST_COMPENSATION_S = 10.0
-"""CPU seconds of one candidate's thorough compensation up to which every trial gets it."""
+PREPARATION = 0.5
+"""Share of a limit of time after which what can be shortened of the preparation is."""
 
 
 class Setup:
@@ -48,6 +49,8 @@ class Setup:
 
     Attributes:
         notes: what the user should know, in whole sentences.
+        started: when the search began, by the monotonic clock.
+        swept_masks: units whose masks are not solved for exactly, because that would take too long.
     """
 
     def __init__(self, resolved: ResolvedJob, workload: Workload, run: Path, progress: Progress) -> None:
@@ -58,6 +61,53 @@ class Setup:
         self.limits = BenchLimits(self.job.trial_timeout_s, self.job.memory_limit or own_memory)
         self.shapes = [tuple(x.shape) for x in workload.example_inputs]
         self.notes: list[str] = []
+        self.swept_masks: list[str] = []
+        self.started = time.monotonic()
+
+    @property
+    def used_s(self) -> float:
+        """Seconds since the search began."""
+        return time.monotonic() - self.started
+
+    def late(self) -> bool:
+        """Has preparing taken its share of the time that was given?"""
+        return bool(self.job.time_s) and self.used_s > PREPARATION * self.job.time_s
+
+    def stage(self, text: str) -> None:
+        """Something of the preparation begins; with a limit of time, tell how much of it is used."""
+        limit = self.job.time_s
+        used = f" ({formatting.duration(self.used_s)} of {formatting.duration(limit)} used)" if limit else ""
+        self.progress.stage(text + used)
+
+    def announce(self) -> None:
+        """Before anything takes long: what a limit of time limits."""
+        if self.job.time_s:
+            self.progress.note(
+                f"Preparing is to take at most {formatting.duration(PREPARATION * self.job.time_s)} of the "
+                f"{formatting.duration(self.job.time_s)} given: what can be shortened is from then on. At least "
+                f"{formatting.some(self.least_trials, 'trial')} follow in any case; the final round comes after, in its own time."
+            )
+
+    def prepared(self) -> None:
+        """Tell what preparing has taken of a limit of time."""
+        limit, used = self.job.time_s, self.used_s
+        if not limit:
+            return
+        if used < limit:
+            word = f"Prepared in {formatting.duration(used)}; {formatting.duration(limit - used)} are left for trials."
+        else:
+            word = (
+                f"Preparing took {formatting.duration(used)}, all of the {formatting.duration(limit)} given: only "
+                f"{formatting.some(self.least_trials, 'trial')} follow. Most of what was prepared is kept: with the same time, "
+                "--resume has all of it for trials."
+            )
+            self.notes.append(word)
+        self.progress.note(word)
+
+    @property
+    def least_trials(self) -> int:
+        """Trials that are evaluated whatever the time."""
+        return min(LEAST_TRIALS, self.job.trials) if self.job.trials else LEAST_TRIALS
 
     def bench(self, machine: Host) -> Bench:
         return Bench(self.resolved.runs_on, self.limits, machine, self.shapes)
@@ -87,20 +137,22 @@ class Setup:
             return Fingerprint(bench.identity(), bench.conditions(), bench.check()["isa"])
 
     def trace(self) -> Pruner:
-        self.progress.stage("tracing the model")
+        self.stage("tracing the model")
         root = Path(self.job.database) if self.job.database else default_root()
-        pruner = Pruner(self.workload, root, self.progress.calibrated)
+        pruner = Pruner(self.workload, root, self.progress.calibrated, self.late)
         if pruner.untraceable:
             self.notes.append(f"Only mask patterns were searched: {pruner.untraceable}")
         return pruner
 
     def measure_dense(self, evaluator: Evaluator) -> Baseline:
-        self.progress.stage("measuring the dense model")
+        self.stage("measuring the dense model")
         baseline = evaluator.dense.prepare(evaluator.source)
         doubt = data_checks.doubt(evaluator.metric, baseline.metric, evaluator.dense.validation.dense[0][0].shape)
-        if doubt:
-            self.notes.append(doubt)
-            self.progress.note(f"Warning: {doubt}")
+        test = evaluator.dense.first_test_score()
+        apart = None if test is None else data_checks.apart(evaluator.metric, baseline.metric, test)
+        for word in filter(None, (doubt, apart)):
+            self.notes.append(word)
+            self.progress.note(f"Warning: {word}")
         return baseline
 
     def pattern_speedups(self, evaluator: Evaluator, store: Store | None) -> dict[str, Measurement]:
@@ -111,20 +163,16 @@ class Setup:
         space = self.resolved.space_file
         if not space.patterns or not runtimes.get(self.resolved.runs_on.runtime).file.endswith(".onnx"):
             return {}
-        self.progress.stage("measuring what the mask patterns gain at most")
+        self.stage("measuring what the mask patterns gain at most")
         return pattern_filter.pattern_speedups(evaluator, space.patterns, max(space.mask_sparsities, default=0.5))
 
     def fit_space(
-        self,
-        pruner: Pruner,
-        pattern_speedups: Mapping[str, Measurement],
-        device: Fingerprint,
-        compensation: str | None = None,
+        self, pruner: Pruner, pattern_speedups: Mapping[str, Measurement], device: Fingerprint, store: Store | None
     ) -> SearchSpace:
-        """The space with every option of its axes solved.
+        """The space of the job for this model and target.
 
         Args:
-            compensation: of the study's trials, where it has begun: all its workers use the same.
+            store: of a study that has one already, so that all who work on it mean the same by a recipe.
         """
         refused: dict[str, str | None] = {}
         if self.resolved.measured:  # a prediction overrules no profile
@@ -137,35 +185,27 @@ class Setup:
             refused=refused, recover=None if self.job.repaired else self.job.recover,
         )  # fmt: skip
         self.notes += notes
-        fitting.solve_options(pruner, space, self.progress.stage)
-        if compensation is not None:
-            return replace(space, compensation=compensation)
-        return self._with_thorough_compensation(pruner, space) if self.job.repaired else space
+        space = self._affordable(space, pruner, store)
+        fitting.solve_options(pruner, space, self.stage)
+        known = None if store is None else store.read(COMPENSATION)
+        if known is not None:
+            return replace(space, compensation=known)
+        if self.job.repaired:
+            space, note = with_thorough_compensation(space, pruner, self.stage)
+            self.notes += [note] if note else []
+        return space
 
-    def _with_thorough_compensation(self, pruner: Pruner, space: SearchSpace) -> SearchSpace:
-        """The space whose trials are compensated as finalists are, if that is quick: what is searched is what is shipped."""
-        if not SEQUENTIAL.applies(pruner.graph.module):
-            return space
-        thorough = compensation_table.canonical(
-            "+".join([space.compensation, SEQUENTIAL.name]) if space.compensation != "none" else SEQUENTIAL.name
-        )
-        self.progress.stage("trying how long a thorough compensation takes")
-        parameters = space.uniform(0.5, space.file.criteria[0])
-        recipe = replace(space, compensation=thorough).recipe(parameters)
-        try:
-            pruner.prune(recipe)  # what is found out about the dense model is found out once
-            start = time.process_time()
-            pruner.prune(recipe)
-        except CandidateFailure:
-            return space
-        seconds = time.process_time() - start  # other work on the machine must not change what is searched
-        if seconds > MOST_COMPENSATION_S:
-            self.notes.append(
-                f"Compensating a candidate with its own inputs takes about {seconds:.0f} s here, so only finalists get it; "
-                f"trials are ranked with {space.compensation}. --recover {thorough} gives it to every trial."
-            )
-            return space
-        return replace(space, compensation=thorough)
+    def _affordable(self, space: SearchSpace, pruner: Pruner, store: Store | None) -> SearchSpace:
+        """The space without the exact masks that would take too much of the search's time; decided once a study."""
+        if store is not None and store.read(STARTED):
+            self.swept_masks = list(store.read(SWEPT_MASKS) or ())
+        else:
+            allowed_s = exactness.allowed_seconds(self.job.time_s)
+            self.swept_masks, seconds = exactness.beyond(space, pruner, allowed_s)
+            if self.swept_masks:
+                self.notes.append(exactness.note(self.swept_masks, seconds, allowed_s))
+                self.progress.note(self.notes[-1])
+        return exactness.with_sweep(space, self.swept_masks)
 
     def build_model(
         self,
@@ -178,9 +218,7 @@ class Setup:
         known: dict[str, Any] | None,
     ) -> SearchModel:
         savings = None if known is None else Savings.from_json(known)
-        model = build_model(
-            self.resolved, pruner, space, bench, device.identity, baseline, pattern_speedups, self.progress.stage, savings
-        )
+        model = build_model(self.resolved, pruner, space, bench, device.identity, baseline, pattern_speedups, self.stage, savings)
         if model.note:
             self.notes.append(model.note)
         return model

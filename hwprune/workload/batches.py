@@ -1,8 +1,9 @@
-"""Batches of calibration data: how many, and whether they can be split."""
+"""Batches of a workload's data: how many, whether they can be split, and a random sample of them."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 from typing import Any
 
 import torch
@@ -37,6 +38,44 @@ def check_batch(workload: Workload, *, free: bool, count: int) -> None:
             f"a calibration batch of workload {workload.name!r} has {count} examples; the model computes with "
             f"{len(example)} only, as in example_inputs: give batches of that size (drop_last=True leaves out a smaller last one)"
         )
+
+
+def sample(workload: Workload, split: str, most: int, most_bytes: int, seed: int = 0) -> list[tuple[Inputs, Any]]:
+    """Random examples of a split, in batches of the size of its first one; always the same ones for a seed.
+
+    Examples, because batches may be sorted by class; whole batches where they can't be split. The split is read once and to its
+    end, and no more than the sample is kept (a reservoir, Vitter 1985).
+
+    Args:
+        most, most_bytes: the sample holds no more examples and bytes of inputs than these, but one batch at least.
+    """
+    draw = random.Random(seed)
+    kept: list[tuple[Inputs, Any]] = []
+    seen = size = room = 0
+    for inputs, targets in workload.batches(split):
+        count = len(inputs[0]) if inputs[0].ndim else 1
+        divided = splittable(inputs) and isinstance(targets, torch.Tensor) and targets.ndim > 0 and len(targets) == count
+        units = count if divided else 1
+        if not room:
+            bytes_each = max(1, sum(x.numel() * x.element_size() for x in inputs) // units)
+            room = max(units, min(most * units // count, most_bytes // bytes_each))
+            size = units
+        for i in range(units):
+            seen += 1
+            place = len(kept) if len(kept) < room else draw.randrange(seen)
+            if place >= room:
+                continue
+            # Copies, because a view of one example keeps its whole batch in memory.
+            one = (tuple(x[i : i + 1].clone() for x in inputs), targets[i : i + 1].clone()) if divided else (inputs, targets)
+            kept[place : place + 1] = [one]
+    groups = [kept[start : start + size] for start in range(0, len(kept) - size + 1, size)]
+    return [_joined(group) if size > 1 else group[0] for group in groups]
+
+
+def _joined(examples: list[tuple[Inputs, Any]]) -> tuple[Inputs, Any]:
+    """Examples as one batch."""
+    inputs = tuple(torch.cat(column) for column in zip(*(one for one, _ in examples), strict=True))
+    return inputs, torch.cat([targets for _, targets in examples])
 
 
 def _size(item: Any) -> int:

@@ -120,3 +120,27 @@ def test_a_model_without_gradients_says_so():
         assert "gradient" in str(error)
     else:
         assert not rows["x"].any()
+
+
+def test_with_no_time_left_fewer_examples_have_to_do(monkeypatch):
+    """All passes use the same ones, as many as the first had when the time was over; at least `LEAST_EXAMPLES`."""
+    monkeypatch.setattr(sensitivity, "LEAST_EXAMPLES", 20)
+    monkeypatch.setattr(sensitivity, "MEMORY_LIMIT", 1)  # one pass for each key
+    pruner = Pruner(workload())
+    variants = {name: pruner.options("fc1.weight:0", "neuron", "l2", [level]) for name, level in (("a", 0.25), ("b", 0.5))}
+    wanted = dict.fromkeys(variants, ("fc1.weight:0", 1))
+    told = []
+
+    def asked(late):
+        told.clear()
+        return sensitivity.responses(
+            pruner.graph, pruner.workload, pruner.units, wanted, variants.get, progress=lambda *x: told.append(x), late=late
+        )
+
+    whole, short = asked(lambda: False), asked(lambda: True)
+    assert {len(rows) for rows in whole.values()} == {64}
+    assert {len(rows) for rows in short.values()} == {len(short["a"])} and 20 <= len(short["a"]) < 64
+    for key, rows in short.items():
+        assert torch.allclose(rows, whole[key][: len(rows)])
+    assert told[-1][0] == told[-1][1] == 2 * len(short["a"])
+    assert asked(lambda: bool(told) and told[-1][0] > 64)["b"].shape == (64, 1)  # late in the second pass: it goes on

@@ -187,3 +187,16 @@ def test_sizes():
     assert size("4GB") == 4_000_000_000
     with pytest.raises(Exception, match="4GB"):
         size("four")
+
+
+def test_a_search_without_a_result_fails_with_the_reason(tmp_path, capsys):
+    """Nothing is 1000 times as fast; what was found out stays, and can be read."""
+    out = tmp_path / "run"
+    words = ["tests/workloads.py:good", "--trials", "2", "--space", "structured", "--min-speedup", "1000", "--out", str(out)]
+    code, told, err = run(capsys, "search", *words, "--json")
+    assert code == 1
+    assert json.loads(told)["front"] == []
+    assert "the front is empty: none is faster than dense" in err and "--trials" in err and str(out) in err
+    assert (out / "report.html").is_file() and json.loads((out / "record.json").read_text())["finished"]
+    code, _, err = run(capsys, "report", str(out))
+    assert code == 0

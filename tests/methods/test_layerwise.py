@@ -115,6 +115,29 @@ def test_large_matrices_take_the_sweep(monkeypatch):
     assert torch.equal(layerwise.exact_keep(one, patterns.get("2:4"), None), layerwise.swept_keep(one, patterns.get("2:4"), None))
 
 
+@pytest.mark.parametrize("name", ["unstructured", "unstructured:row", "block:4x1", "2:4"])
+def test_one_trace_gives_the_exact_masks_of_all_levels(name):
+    """The same as one for each level, and it is gone through once."""
+    one, pattern = part((8, 12), seed=3), patterns.get(name)
+    levels = [None] if pattern.fixed_sparsity is not None else [0.75, 0.25, 0.5]
+    together = layerwise.exact_keeps(one, pattern, levels)
+    for level, keep in zip(levels, together, strict=True):
+        assert torch.equal(keep, layerwise.exact_keep(one, pattern, level))
+        assert float(keep.float().mean()) == pytest.approx(0.5 if level is None else 1 - level, abs=0.01)
+
+
+def test_how_long_exact_masks_take(monkeypatch):
+    """In proportion to the multiply-accumulates, which are fewer where half of a row stays; nothing where the sweep is taken."""
+    small, wide = part((8, 12)), part((8, 24))
+    whole, half = patterns.get("unstructured"), patterns.get("2:4")
+    seconds = layerwise.exact_seconds(small, whole, [0.5])
+    assert seconds == pytest.approx(8 * 12**3 / 2 / layerwise.EXACT_SPEED)
+    assert layerwise.exact_seconds(wide, whole, [0.5]) == pytest.approx(8 * seconds)
+    assert layerwise.exact_seconds(small, half, [None]) == pytest.approx(seconds / 4)
+    monkeypatch.setattr(layerwise, "EXACT_LIMIT", 0)
+    assert layerwise.exact_seconds(small, whole, [0.5]) == 0
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_axis_options_at_all_levels(groups):
     """Levels nest; weights are least squares on what is kept; everything removed but the mean would be an error of 1."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import hwprune
 from hwprune.calibration import collect as calibrate
+from hwprune.calibration import sensitivity
 from hwprune.methods import method
 from hwprune.pruning import database
 from hwprune.pruning.database import Database, calibration_fingerprint
@@ -192,3 +193,54 @@ def test_everything_that_the_key_is_made_of_is_there():
     for name in ("calibration", "criteria", "methods", "patterns", "second_order", "structure", "layers"):
         assert name in database.CODE
     assert {"workload/metrics.py", "workload/workload.py"} <= set(database.CODE) or "workload" in database.CODE
+
+
+def _responses(workload, folder, levels=(0.25, 0.5), branches=(), compensation="obs"):
+    key = ("conv1.weight:0", "channel", "obs")
+    return Pruner(workload, folder).responses({key: levels}, branches, compensation)[key]
+
+
+def test_what_options_do_to_the_outputs_is_found_out_once(tmp_path, monkeypatch):
+    """The pass over the data is not gone through again for the same question, and is for every other one."""
+    passes = []
+    compute = sensitivity.responses
+    monkeypatch.setattr(sensitivity, "responses", lambda *a, **k: passes.append(1) or compute(*a, **k))
+
+    def asked(*arguments, **options):
+        passes.clear()
+        return _responses(*arguments, **options), len(passes)
+
+    first, count = asked(tiny_workload(), tmp_path)
+    assert count == 1 and first.shape == (20, 2)
+    again, count = asked(tiny_workload(), tmp_path)
+    assert count == 0 and torch.equal(first, again)
+    changed = tiny_workload()
+    with torch.no_grad():
+        changed.model.fc.weight.mul_(1.5)
+    good = tiny_workload()
+    other_data = dataclasses.replace(good, calibration=[(inputs + 0.1, targets) for inputs, targets in good.calibration])
+    other_metric = dataclasses.replace(good, metric="top1")
+    for workload in (changed, other_data, other_metric):
+        assert asked(workload, tmp_path)[1] == 1
+    for options in ({"levels": (0.25, 0.75)}, {"compensation": "none"}):
+        assert asked(good, tmp_path, **options)[1] == 1
+    monkeypatch.setattr(sensitivity, "EXAMPLES", 10)
+    assert asked(good, tmp_path)[1] == 1
+    assert asked(good, None)[1] == asked(good, None)[1] == 1  # without a database nothing is kept
+
+
+def test_damaged_responses_are_computed_again(tmp_path):
+    first = _responses(tiny_workload(), tmp_path)
+    (path,) = tmp_path.rglob("responses-*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(_responses(tiny_workload(), tmp_path), first)
+
+
+def test_responses_of_fewer_examples_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sensitivity, "LEAST_EXAMPLES", 1)
+    key = ("conv1.weight:0", "channel", "l2")
+    hurried = Pruner(tiny_workload(), tmp_path, late=lambda: True)
+    hurried.responses({key: (0.5,)}, (), "none")
+    assert not list(tmp_path.rglob("responses-*"))
+    Pruner(tiny_workload(), tmp_path).responses({key: (0.5,)}, (), "none")
+    assert len(list(tmp_path.rglob("responses-*"))) == 1

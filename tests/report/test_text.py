@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+
 from hwprune.records.record import read_record
-from hwprune.report.text import summary, table
+from hwprune.report.text import advice, emptiness, summary, table
 
 
 def test_narrow_terminals_lose_columns_not_lines(run):
@@ -33,3 +37,27 @@ def test_a_chain_tells_every_step(run):
         ["dense", ""], [f"pruned{'' if first['number'] in {p['trial'] for p in record.data['front']} else ' (search)'}", f"trial {first['number']}"],
         ["trained, distill:2 (search)", "trial 90"], ["quantised to int8 (search)", "trial 91"],
     ]  # fmt: skip
+
+
+def _trial(state, speedup=1.0, reason="out of memory"):
+    row = {"state": state, "speedup": {"value": speedup}}
+    return {**row, "failure": {"stage": "run", "reason": reason}} if state == "failed" else row
+
+
+@pytest.mark.parametrize(
+    ("trials", "why", "what"),
+    [
+        ([], "none was evaluated", "--time"),
+        (
+            [_trial("failed"), _trial("failed"), _trial("failed", reason="other")],
+            "2 of 3 failed with run: out of memory",
+            "trials.csv",
+        ),
+        ([_trial("measured", 0.9), _trial("measured", 0.8)], "none is faster than dense (the fastest measured 0.90x)", "probe"),
+        ([_trial("measured", 0.9), _trial("measured", 1.8)], "none is faster than dense within the constraints", "limits"),
+    ],
+)
+def test_why_a_front_is_empty_and_what_to_do(trials, why, what):
+    record = SimpleNamespace(data={"trials": trials})
+    assert why in emptiness(record)
+    assert what in advice(record)

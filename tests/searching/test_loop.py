@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 import hwprune
 from hwprune.common.files import sha256
-from hwprune.errors import UsageError
 from hwprune.latency import fingerprint
 from hwprune.records import target as targets
+from hwprune.searching import loop
+from hwprune.searching.job import Job
+from hwprune.searching.progress import Progress
 from tests.conftest import tiny_workload
+from tests.records.test_trial import measured
 
 
 def recipes_of_tiny():
@@ -50,10 +51,42 @@ def test_warm_start_that_was_interrupted_is_completed_once(store):
     assert second.waiting == 3
 
 
-def test_time_is_over_before_the_first_trial(tmp_path):
-    result = hwprune.search(tiny_workload(), trials=0, time_s=1e-6, out=tmp_path / "run")
-    assert result.trials == ()
-    assert result.front == ()
-    assert any("No candidate could be measured" in note for note in result.notes)
-    with pytest.raises(UsageError, match="front is empty"):
-        result.best()
+class Told(Progress):
+    """What was told, in order."""
+
+    def __init__(self):
+        self.words = []
+
+    def stage(self, text):
+        self.words.append(text)
+
+    def note(self, text):
+        self.words.append(text)
+
+
+def test_time_that_preparing_has_used_up_still_gives_a_few_trials(tmp_path):
+    told = Told()
+    result = hwprune.search(tiny_workload(), trials=0, time_s=1e-6, out=tmp_path / "run", progress=told)
+    assert len(result.trials) == loop.LEAST_TRIALS
+    assert any("only 3 trials follow" in note for note in result.notes)
+    assert told.words[0].startswith("Preparing is to take at most 0:00 of the 0:00 given")
+    assert any(text.startswith("tracing the model (") and text.endswith("of 0:00 used)") for text in told.words)
+    assert "The time for trials is over; the final round takes its own." in told.words
+
+
+def test_fewer_trials_than_that_are_all_there_are(tmp_path):
+    result = hwprune.search(tiny_workload(), trials=1, time_s=1e-6, out=tmp_path / "run")
+    assert len(result.trials) == 1
+
+
+def test_time_ends_the_trials():
+    """Of the search; a worker goes by its word."""
+    countdown = loop.Countdown(0, 1e-9, 0.0)
+    work = loop.Work(Job("demo:digits", trials=0, time_s=1.0), None, None, None, None, None, Progress(), countdown)
+    trials = [measured(number, 0.1, 2.0) for number in range(4)]
+    assert not work._finished(trials[: loop.LEAST_TRIALS - 1])
+    assert work._finished(trials[: loop.LEAST_TRIALS]) and work._finished(trials)
+    work.is_main = False
+    assert not work._finished(trials)
+    work.is_main, work.countdown = True, loop.Countdown(0, 1e9, 0.0)
+    assert not work._finished(trials)

@@ -7,12 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import hwprune
 from hwprune.errors import RunError, UsageError, WorkloadError
+from hwprune.searching.job import Job
+from hwprune.searching.progress import Progress
+from hwprune.searching.setup import Setup
+from hwprune.searching.space import exactness, space_file
+from hwprune.searching.space.space import SearchSpace, UnitSpace
 from hwprune.searching.study.store import Store
 from tests.conftest import tiny_workload
 from tests.searching.helpers import read_csv
@@ -151,3 +157,19 @@ def test_a_resumed_run_keeps_its_workload_and_target(finished_run):
         found = cli("search", *words, "--resume", "--out", str(finished_run))
         assert found.returncode == 2
         assert "keeps its" in found.stderr
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_which_masks_are_exact_is_decided_once_a_study(monkeypatch, started):
+    """Who resumes or joins a search takes over its decision, whatever its own database holds and its own time is."""
+    space = SearchSpace(
+        space_file.load("mixed"), tuple(UnitSpace(name, "", 4, {"2:4": (0.5,)}, ("obs", "l2")) for name in "ab"), "none", ()
+    )
+    monkeypatch.setattr(exactness, "beyond", lambda *_: (["a"], 1000.0))
+    study = {"started": started, "swept_masks": ["b"]}
+    setup = SimpleNamespace(job=Job("demo:digits", time_s=100), notes=[], progress=Progress(), swept_masks=[])
+    found = Setup._affordable(setup, space, None, SimpleNamespace(read=study.get))
+    expected = "b" if started else "a"
+    assert {unit.unit: unit.methods[0] for unit in found.units}[expected] == "sparsegpt"
+    assert setup.swept_masks == [expected]
+    assert len(setup.notes) == (0 if started else 1)

@@ -10,6 +10,7 @@ from hwprune.cli.main import main
 from hwprune.errors import WorkloadError
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.measurement import Measurement
+from hwprune.searching.progress import Progress
 from hwprune.workload import data_checks, metrics
 from tests.conftest import tiny_workload
 
@@ -74,6 +75,19 @@ def test_splits_that_are_not_alike():
     assert data_checks.apart(top1, low, Measurement(0.73, "top1", 0.69, 0.77, 500)) is None
 
 
+def test_validation_that_was_learned_by_heart():
+    """A little is enough where validation is better, beyond both intervals; where test is, splits may differ so."""
+    top1 = metrics.get("top1")
+    learned, true = Measurement(1.0, "top1", 0.996, 1.0, 1000), Measurement(0.9345, "top1", 0.918, 0.949, 872)
+    assert "1 on validation and 0.9345 on 872 test examples" in data_checks.apart(top1, learned, true)
+    assert data_checks.apart(top1, true, learned) is None
+    assert (
+        data_checks.apart(top1, Measurement(0.95, "top1", 0.945, 0.955, 9000), Measurement(0.93, "top1", 0.925, 0.935, 9000))
+        is None
+    )
+    assert data_checks.apart(metrics.get("psnr"), learned, true) is None
+
+
 def test_a_search_with_an_untrained_model_says_so(tmp_path):
     good = tiny_workload("top1")
     scrambled = [(inputs, (targets + 1) % 4) for inputs, targets in good.validation]
@@ -81,11 +95,25 @@ def test_a_search_with_an_untrained_model_says_so(tmp_path):
     assert any("no better than chance" in note for note in result.notes)
 
 
-def test_a_search_whose_splits_are_not_alike_says_so(tmp_path):
+def test_a_search_whose_splits_are_not_alike_says_so_before_its_trials(tmp_path):
+    class Told(Progress):
+        def __init__(self):
+            self.words = []
+
+        def note(self, text):
+            self.words.append(text)
+
+        def trial(self, *_):
+            self.words.append("a trial")
+
     good = tiny_workload("top1")
     other = [(inputs, (targets + 1) % 4) for inputs, targets in good.validation]
-    result = hwprune.search(dataclasses.replace(good, test=other), trials=1, out=tmp_path / "run")
-    assert any("on validation" in note and "not alike" in note for note in result.notes)
+    told = Told()
+    result = hwprune.search(dataclasses.replace(good, test=other), trials=1, out=tmp_path / "run", progress=told)
+    place = next(i for i, text in enumerate(told.words) if "on validation" in text and "not alike" in text)
+    assert place < told.words.index("a trial")
+    assert sum("not alike" in note for note in result.notes) == 1  # once, although the final round finds it too
+    assert not (tmp_path / "run" / "baseline" / ".first-look.npz").exists()
 
 
 def test_apply_says_it_too(tmp_path, capsys):

@@ -55,7 +55,11 @@ def test_no_disagreement_is_not_taken_for_certainty():
 @pytest.mark.parametrize("kind", ["answers", "numbers", "perplexity"])
 def test_paired_intervals_hold_the_true_drop(kind):
     draw = torch.Generator().manual_seed(0)
-    metric = {"answers": metrics.METRICS["top1"], "numbers": metrics.METRICS["psnr"], "perplexity": metrics.METRICS["perplexity"]}[kind]
+    metric = {
+        "answers": metrics.METRICS["top1"],
+        "numbers": metrics.METRICS["psnr"],
+        "perplexity": metrics.METRICS["perplexity"],
+    }[kind]
     population = 40_000
     common = torch.rand(population, generator=draw)
     weights = None

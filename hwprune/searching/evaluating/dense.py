@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hwprune.records.target import Target
 from hwprune.searching.evaluating import screen
 from hwprune.searching.evaluating.candidate_files import CandidateFiles, size_of
 from hwprune.searching.evaluating.scorer import CHUNK, PARITY_TOLERANCES, FileScorer, Split
-from hwprune.workload import data_checks, scoring
+from hwprune.workload import batches, data_checks, scoring
 from hwprune.workload.workload import Workload
 
 EXAMPLE, SCREEN = "example.npz", "screen.npz"
@@ -157,6 +157,27 @@ class DenseModel:
             self._check_labels("test", test)
             self._test = test
         return self._test
+
+    def first_test_score(self) -> Measurement | None:
+        """The dense model's score on some test examples, to hold against validation's before a search; nothing selects on it.
+
+        None: there is no test split, the metric's scores on two splits can't be compared, or the examples can't be scored (which
+        the final round tells).
+        """
+        workload = self._pruner.workload
+        if workload.test is None or workload.scoring.name not in data_checks.COMPARED:
+            return None
+        few = batches.sample(workload, "test", data_checks.FIRST_LOOK, data_checks.FIRST_LOOK_BYTES)
+        split = Split(self.home / ".first-look.npz", [])
+        try:
+            split.targets = scoring.write_samples(replace(workload, test=few), "test", split.file)
+            outputs = self._scorer.outputs("dense", split)
+            data_checks.check_labels(workload, "test", outputs[0][0].shape, split.targets)
+            return self._scorer.metric_of(outputs, split)
+        except CandidateFailure:
+            return None
+        finally:
+            split.file.unlink(missing_ok=True)
 
     def check_device(self, failure: CandidateFailure) -> None:
         """Is it the candidate, or is the device gone? Raises `RunError` if the dense model doesn't run any more either."""

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from hwprune import compensation, patterns
-from hwprune.calibration import sensitivity
 from hwprune.errors import UsageError
 from hwprune.methods.method import Option
 from hwprune.pruning.pruner import Pruner
@@ -70,8 +69,7 @@ def build(
         pattern_speedups: mask pattern -> share of the dense time that it saves when all weights have it, as measured.
     """
     inside = next((one.name for one in compensation.parse(space.compensation) if one.local), compensation.NONE)
-    step("predicting what each choice does to the outputs")
-    responses = _responses(pruner, space, inside)
+    responses = _responses(pruner, space, inside, step)
     scale = _scale(pruner, space, responses, inside)
     ways = {
         unit_space.unit: _ways(pruner, unit_space, savings, responses, inside, pattern_speedups or {}, scale)
@@ -117,9 +115,9 @@ def canonical(space: SearchSpace, items: Sequence[Item]) -> Callable[[Mapping[st
     return turn
 
 
-def _responses(pruner: Pruner, space: SearchSpace, inside: str) -> dict[tuple[str, str, str], Array]:
+def _responses(pruner: Pruner, space: SearchSpace, inside: str, step: Callable[[str], None]) -> dict[tuple[str, str, str], Array]:
     """(unit, pattern, method) -> (examples, levels); empty if the outputs have no gradient."""
-    wanted: list[tuple[str, str, str, tuple[float, ...]]] = []
+    wanted: dict[tuple[str, str, str], tuple[float, ...]] = {}
     branches: list[str] = []
     for unit_space in space.units:
         for unit in (unit_space.unit, *unit_space.tied):
@@ -127,23 +125,13 @@ def _responses(pruner: Pruner, space: SearchSpace, inside: str) -> dict[tuple[st
                 if pattern == patterns.BRANCH:
                     branches.append(unit)
                     continue
-                wanted += [(unit, pattern, method, levels) for method in unit_space.methods]
-
-    keys = {f"{unit}|{pattern}|{method}": (unit, pattern, method) for unit, pattern, method, _ in wanted}
-    levels_of = {key: levels for key, (*_, levels) in zip(keys, wanted, strict=True)}
-
-    def options(key: str) -> Sequence[Option]:
-        unit, pattern, method = keys[key]
-        return pruner.options(unit, pattern, method, levels_of[key], inside)
-
-    counts = {key: (keys[key][0], len(levels)) for key, levels in levels_of.items()}
+                wanted |= {(unit, pattern, method): levels for method in unit_space.methods}
     try:
-        found = sensitivity.responses(pruner.graph, pruner.workload, pruner.units, counts, options, branches)
+        found = pruner.responses(wanted, branches, inside, step)
     except (UsageError, RuntimeError, NotImplementedError):
         # The outputs have no gradient, an operator has no derivative, or memory does not suffice: local errors have to do.
         return {}
-    keys |= {branch: (branch, patterns.BRANCH, "drop") for branch in branches}
-    return {keys[key]: value.numpy().astype(np.float64) for key, value in found.items()}
+    return {key: value.numpy().astype(np.float64) for key, value in found.items()}
 
 
 def _ways(
