@@ -22,6 +22,10 @@ from hwprune.searching.space import fitting, space_file
 from tests.conftest import randomise, tiny_workload
 
 
+INSIDE = dataclasses.replace(space_file.load("default"), roles=("branch", "channel"))
+"""Branches and what is inside them, without the residual stream."""
+
+
 class Plain(nn.Module):
     """Three convolutions in a row: each inner layer's time depends on two axes."""
 
@@ -130,7 +134,7 @@ def test_by_work_where_models_cannot_be_taken_apart():
 
 def test_a_branch_and_what_is_inside_it_are_one_item():
     pruner = Pruner(tiny_workload())
-    space = fitting.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
+    space = fitting.build(INSIDE, pruner, targets.load("cpu"), "avx512")
     savings = SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings()
     (item,) = items.build(pruner, space, savings)
     axis, branch = "level:conv1.weight:0", next(f"level:{k.unit}" for k in space.units if k.role == "branch")
@@ -205,7 +209,7 @@ def test_prices_survive_the_study():
 def test_any_spelling_of_a_choice_is_recognised():
     """Another method, a method for a unit that stays dense, levels inside a branch that is gone: each stands for one choice."""
     pruner = Pruner(tiny_workload())
-    space = fitting.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
+    space = fitting.build(INSIDE, pruner, targets.load("cpu"), "avx512")
     made = items.build(pruner, space, SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings())
     turn = items.canonical(space, made)
     names = {tuple(sorted(c.parameters.items())) for c in made[0].choices}
