@@ -21,7 +21,6 @@ from hwprune.searching.sampling.savings_estimator import SavingsEstimator
 from hwprune.searching.space import fitting, space_file
 from tests.conftest import randomise, tiny_workload
 
-
 INSIDE = dataclasses.replace(space_file.load("default"), roles=("branch", "channel"))
 """Branches and what is inside them, without the residual stream."""
 
