@@ -194,7 +194,7 @@ def _at(axis: UnitSpace, number: int) -> int:
 
 
 def _sparsities(unit_space: UnitSpace) -> Array:
-    """Of all levels, the dense one first."""
+    """The sparsity of each level, of the dense one first."""
     pattern = next(iter(unit_space.levels))
     return np.array([0.0, *(unit_space.sparsity(pattern, level) for level in range(1, unit_space.depth + 1))])
 

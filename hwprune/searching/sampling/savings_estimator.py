@@ -6,10 +6,12 @@ or measured where the table does not know them. Many choices share a cut: what t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 
+from hwprune import patterns
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency.segments import Segment
 from hwprune.probe.cut_segments import CutSegments
@@ -74,7 +76,24 @@ class SavingsEstimator:
         found.coupled = couplings.CouplingTables(by_name, alone, measured).tables(pairs)
         self._add_bytes(found)
         found.share = self._shares(dense, known, total)
+        self._add_unsearched(found, dense, frozenset().union(*touched.values()), by_name)
         return found
+
+    def _add_unsearched(
+        self, found: Savings, dense: Sequence[Segment], reached: frozenset[str], seconds: Mapping[str, float]
+    ) -> None:
+        """Axes whose role the space does not name, and the time of what only they could change."""
+        roles = set(patterns.AXIS_PATTERNS) - set(self.space.file.roles)
+        axes = [unit for unit in self.pruner.units.values() if unit.axis is not None and unit.role in roles and unit.size > 1]
+        # One cut of all of them shows what they reach together.
+        segments = self._cut({unit.name: unit.size // 2 for unit in axes}, ()) if axes else None
+        if segments is None:
+            return
+        masked = {self.pruner.template.names.get(unit.unit, unit.unit) for unit in self.space.units if unit.role == "matrix"}
+        theirs = _changed({s.name: s.signature for s in dense}, segments) - reached
+        theirs -= {s.name for s in dense if masked & set(s.constants)}
+        found.unsearched = dict(Counter(unit.role for unit in axes))
+        found.unsearched_share = sum(seconds[name] for name in theirs) / sum(seconds.values())
 
     def _add_bytes(self, found: Savings) -> None:
         for unit_space in self.units:
