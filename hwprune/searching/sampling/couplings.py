@@ -26,7 +26,7 @@ Cut = Callable[[Mapping[str, int], Sequence[str]], Sequence[Segment] | None]
 
 LEAST = 1e-4
 """Share of the dense time below which two choices are not coupled."""
-MOST_CUTS = 150
+MOST_COUPLED = 150
 """Cuts that are made to measure pairs; beyond, all are taken for products."""
 SAMPLED = 3
 """Sizes of an axis at which it is cut together with others."""
@@ -81,7 +81,7 @@ def cut_pairs(pairs: Sequence[Pair], cut: Cut) -> list[PairCut]:
     for pair in pairs:
         one, other = sorted((colours[pair.first.unit], colours[pair.second.unit]))
         by_colours.setdefault((one, other), []).append(pair)
-    if len(by_colours) * SAMPLED**2 > MOST_CUTS:
+    if len(by_colours) * SAMPLED**2 > MOST_COUPLED:
         return []
     made = []
     for (one, other), members in by_colours.items():

@@ -80,7 +80,7 @@ def test_heads_and_hidden_width_of_a_transformer():
 
 def test_pairs_that_are_too_many_to_cut_are_taken_for_products(monkeypatch):
     pruner = Pruner(image_workload("resnet14", CifarResNet(blocks=2)))
-    monkeypatch.setattr(couplings, "MOST_CUTS", 0)
+    monkeypatch.setattr(couplings, "MOST_COUPLED", 0)
     rows, savings = predicted_and_real(pruner, recipes=6)
     assert savings.coupled
     assert np.abs(rows[:, 0] - rows[:, 1]).max() < 0.05
