@@ -34,7 +34,11 @@ MOVED = {
 """Old path -> where the module is now."""
 DIVIDED = {
     "hwprune.export": ("hwprune.onnx_files.to_onnx", "hwprune.onnx_files.recipe_files"),
-    "hwprune.searching.pricing": ("hwprune.searching.sampling.savings_estimator", "hwprune.searching.sampling.savings"),
+    "hwprune.searching.pricing": (
+        "hwprune.searching.sampling.savings_estimator",
+        "hwprune.searching.sampling.savings",
+        "hwprune.searching.sampling.couplings",
+    ),
 }
 """Old path -> the modules among which its names are now."""
 RENAMED = {"Prices": "Savings", "Pricing": "SavingsEstimator"}

@@ -30,7 +30,7 @@ from hwprune.searching.loop import LEAST_TRIALS
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import Fingerprint
 from hwprune.searching.resolved_job import ResolvedJob
-from hwprune.searching.sampling.savings import Savings
+from hwprune.searching.sampling.savings import Savings, note_on_unsearched
 from hwprune.searching.sampling.search_model import SearchModel, build_model
 from hwprune.searching.space import exactness, fitting
 from hwprune.searching.space.space import SearchSpace
@@ -219,8 +219,7 @@ class Setup:
     ) -> SearchModel:
         savings = None if known is None else Savings.from_json(known)
         model = build_model(self.resolved, pruner, space, bench, device.identity, baseline, pattern_speedups, self.stage, savings)
-        if model.note:
-            self.notes.append(model.note)
+        self.notes += [note for note in (model.note, note_on_unsearched(model.savings)) if note]
         return model
 
 

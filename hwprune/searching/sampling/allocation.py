@@ -3,17 +3,21 @@
 One pass of dynamic programming over the items gives the optimum for every budget at once (methods 5.4). Times are rounded up
 to whole buckets, so that a budget is never exceeded (rounding to nearest, as SPDY does, can miss it by half a bucket an item).
 Items whose time also depends on a neighbour's option (a layer between two axes that are both cut) are solved exactly where
-the neighbours form chains, and by fixing the neighbours in turn elsewhere. Several resources at once go to an integer program.
+the neighbours form chains, or do so around a few items whose options are tried; elsewhere neighbours are fixed in turn.
+Several resources at once go to an integer program.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import numpy as np
+
+from hwprune.searching.sampling.hubs import promising
 
 Array = np.ndarray[Any, Any]
 Pairs = Mapping[tuple[int, int], Array]
@@ -24,6 +28,8 @@ ROUNDS = 5
 """Rounds of fixing neighbours in turn, where couplings form no chain."""
 MOST_FIXED = 64
 """Combinations of options of a few items that are tried one by one, so that the rest falls apart into chains."""
+MOST_HUBS = 10
+"""Items that are fixed so; where it takes more, neighbours are fixed in turn."""
 
 
 @dataclass(slots=True)
@@ -116,24 +122,32 @@ class Allocation:
         return [self._in_turn(budget) for budget in budgets]
 
     def _hubs(self) -> list[int]:
-        """Items without which the couplings form chains, if their options can be tried one by one; else none."""
-        edges, found, combinations = list(self.pairs), [], 1
+        """Items without which the couplings form chains; none if that takes too many."""
+        edges, found = list(self.pairs), []
         while _paths(len(self.times), edges) is None:
             degree = [sum(item in edge for edge in edges) for item in range(len(self.times))]
             hub = int(np.argmax(degree))
-            combinations *= len(self.times[hub])
-            if combinations > MOST_FIXED:
-                return []
             found.append(hub)
+            if len(found) > MOST_HUBS:
+                return []
             edges = [edge for edge in edges if hub not in edge]
         return found
 
+    def _hub_options(self, hubs: Sequence[int], budgets: Array) -> list[tuple[int, ...]]:
+        """The combinations of the hubs' options that the rest is solved for: all, or those that may be best."""
+        ranges = [range(len(self.times[hub])) for hub in hubs]
+        if math.prod(len(options) for options in ranges) <= MOST_FIXED:
+            return list(product(*ranges))
+        edges = [edge for edge in self.pairs if not set(edge) & set(hubs)]
+        chains = [chain for chain in _paths(len(self.times), edges) or [] if not set(chain) & set(hubs)]
+        return promising(self.times, self.errors, self.pairs, hubs, chains, budgets, MOST_FIXED)
+
     def _around_hubs(self, hubs: Sequence[int], budgets: Sequence[float] | Array) -> list[list[int] | None]:
-        """Exact: every combination of the hubs' options, with the rest along its chains."""
+        """Combinations of the hubs' options, with the rest along its chains; exact if all combinations are tried."""
         best: list[list[int] | None] = [None] * len(budgets)
         rest = [item for item in range(len(self.times)) if item not in hubs]
         place = {item: number for number, item in enumerate(rest)}
-        for options in product(*[range(len(self.times[hub])) for hub in hubs]):
+        for options in self._hub_options(hubs, np.asarray(budgets, dtype=float)):
             fixed = dict(zip(hubs, options, strict=True))
             times = [self.times[item].astype(float) for item in rest]
             own = sum(float(self.times[hub][option]) for hub, option in fixed.items())

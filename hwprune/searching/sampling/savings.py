@@ -10,10 +10,13 @@ import numpy as np
 
 from hwprune import patterns
 from hwprune.pruning.pruner import Pruner
+from hwprune.searching.space import space_file
 from hwprune.searching.space.space import SearchSpace, UnitSpace
 
 Array = np.ndarray[Any, Any]
 BYTES = 4
+NOTABLE = 0.05
+"""Share of the time from which the user is told what is not searched."""
 
 
 @dataclass(slots=True)
@@ -25,12 +28,16 @@ class Savings:
         bytes_saved: the same in bytes.
         coupled: (unit, unit) -> (level, level) -> share saved on top of both; levels count from 0, which is dense.
         share: weight matrix -> share of the dense time of the segments that read it.
+        unsearched: role -> number of axes of a role that the space leaves out.
+        unsearched_share: share of the dense time of the segments that these change, and nothing that is searched does.
     """
 
     saved: dict[tuple[str, int], float] = field(default_factory=dict)
     bytes_saved: dict[tuple[str, int], int] = field(default_factory=dict)
     coupled: dict[tuple[str, str], Array] = field(default_factory=dict)
     share: dict[str, float] = field(default_factory=dict)
+    unsearched: dict[str, int] = field(default_factory=dict)
+    unsearched_share: float = 0.0
 
     def by_size(self, space: SearchSpace) -> dict[str, tuple[list[int], list[float]]]:
         """Axis -> its sizes, rising, and the share of the dense time that each saves: what gates that learn a speed need."""
@@ -60,6 +67,8 @@ class Savings:
             "bytes_saved": {f"{unit}\t{level}": value for (unit, level), value in self.bytes_saved.items()},
             "coupled": {f"{a}\t{b}": table.tolist() for (a, b), table in self.coupled.items()},
             "share": dict(self.share),
+            "unsearched": dict(self.unsearched),
+            "unsearched_share": self.unsearched_share,
         }
 
     @classmethod
@@ -75,7 +84,21 @@ class Savings:
             a, b = key.split("\t")
             made.coupled[a, b] = np.array(table, dtype=float)
         made.share = {str(k): float(v) for k, v in data["share"].items()}
+        # Studies that were begun by earlier versions don't have these.
+        made.unsearched = {str(k): int(v) for k, v in data.get("unsearched", {}).items()}
+        made.unsearched_share = float(data.get("unsearched_share", 0.0))
         return made
+
+
+def note_on_unsearched(savings: Savings) -> str:
+    """What the space leaves out though much of the time hangs on it, and the option that brings it in; empty: nothing."""
+    if savings.unsearched_share < NOTABLE:
+        return ""
+    axes = ", ".join(f"{count} {role} ax{'i' if count == 1 else 'e'}s" for role, count in savings.unsearched.items())
+    shipped = space_file.searching(set(savings.unsearched))
+    how = f"; --space {shipped} searches them" if shipped else ""
+    share = f"{100 * savings.unsearched_share:.0f} %"
+    return f"Not searched: {axes} ({share} of the time is in layers that nothing else reaches{how})."
 
 
 def axis_level(unit_space: UnitSpace, level: int) -> tuple[dict[str, int], tuple[str, ...]]:

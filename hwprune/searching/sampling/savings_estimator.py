@@ -6,11 +6,9 @@ or measured where the table does not know them. Many choices share a cut: what t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
-from typing import Any
 
-import numpy as np
 import onnx
 
 from hwprune import patterns
@@ -18,16 +16,12 @@ from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency.segments import Segment
 from hwprune.probe.cut_segments import CutSegments
 from hwprune.pruning.pruner import Pruner
+from hwprune.searching.sampling import couplings
 from hwprune.searching.sampling.savings import BYTES, Savings, axis_level, structural
 from hwprune.searching.space.space import SearchSpace, UnitSpace
 
 Times = Callable[[Sequence[Segment]], Mapping[str, float]]
 """Segments -> seconds by signature."""
-
-LEAST = 1e-4
-"""Share of the dense time below which two choices are not coupled."""
-MOST_COUPLED = 400
-"""Cuts that are made to price couplings; beyond, they are taken to add up."""
 
 
 class SavingsEstimator:
@@ -36,7 +30,6 @@ class SavingsEstimator:
     def __init__(self, pruner: Pruner, space: SearchSpace, pieces: CutSegments, times: Times) -> None:
         self.pruner, self.space, self.pieces, self.times = pruner, space, pieces, times
         self.units = [unit_space for unit_space in space.units if structural(unit_space)]
-        self._known: dict[str, float] = {}
         self._parameters = pruner.graph.parameter_count({})
 
     def savings(self) -> Savings:
@@ -64,28 +57,49 @@ class SavingsEstimator:
                     for unit in units:
                         cuts[unit, level] = segments
                     wanted += segments
-        pairs = self._pairs(touched, names)
-        for segments in pairs.values():
-            wanted += segments
-        self._known = dict(self.times(wanted))
-        total = sum(self._known[s.signature] for s in dense)
-        by_name = {s.name: self._known[s.signature] for s in dense}
-
-        def saved(segments: Sequence[Segment], within: frozenset[str]) -> float:
-            now = sum(self._known[s.signature] for s in segments if s.name in within or s.name not in names)
-            return (sum(by_name[name] for name in within if name in by_name) - now) / total
-
-        for unit_space in priced:
-            found.saved[unit_space.unit, unit_space.depth] = saved(first[unit_space.unit], touched[unit_space.unit])
+        pairs = couplings.find_pairs(priced, touched, self.space.dead)
+        pair_cuts = couplings.cut_pairs(pairs, self._cut)
+        for pair_cut in pair_cuts:
+            wanted += pair_cut.segments
+        known = dict(self.times(wanted))
+        by_name = {s.name: known[s.signature] for s in dense}
+        total = sum(known[s.signature] for s in dense)
+        cuts |= {(unit_space.unit, unit_space.depth): first[unit_space.unit] for unit_space in priced}
+        alone: dict[tuple[str, int], dict[str, float]] = {}
         for (unit, level), segments in cuts.items():
-            found.saved[unit, level] = saved([s for s in segments if s.name in touched[unit]], touched[unit])
-        self._couple(found, pairs, touched, by_name, total)
+            mine = touched[unit]
+            # Others may share the cut; what is new in it can only be told apart where the unit was cut by itself.
+            own = [s for s in segments if s.name in mine or (segments is first[unit] and s.name not in names)]
+            alone[unit, level] = {s.name: known[s.signature] for s in own}
+            found.saved[unit, level] = (sum(by_name[name] for name in mine) - sum(known[s.signature] for s in own)) / total
+        measured = couplings.seconds_left(pair_cuts, known)
+        found.coupled = couplings.CouplingTables(by_name, alone, measured).tables(pairs)
+        self._add_bytes(found)
+        found.share = self._shares(dense, known, total)
+        self._add_unsearched(found, dense, frozenset().union(*touched.values()), by_name)
+        return found
+
+    def _add_unsearched(
+        self, found: Savings, dense: Sequence[Segment], reached: frozenset[str], seconds: Mapping[str, float]
+    ) -> None:
+        """Axes whose role the space does not name, and the time of what only they could change."""
+        roles = set(patterns.AXIS_PATTERNS) - set(self.space.file.roles)
+        axes = [unit for unit in self.pruner.units.values() if unit.axis is not None and unit.role in roles and unit.size > 1]
+        # One cut of all of them shows what they reach together.
+        segments = self._cut({unit.name: unit.size // 2 for unit in axes}, ()) if axes else None
+        if segments is None:
+            return
+        masked = {self.pruner.template.names.get(unit.unit, unit.unit) for unit in self.space.units if unit.role == "matrix"}
+        theirs = _changed({s.name: s.signature for s in dense}, segments) - reached
+        theirs -= {s.name for s in dense if masked & set(s.constants)}
+        found.unsearched = dict(Counter(unit.role for unit in axes))
+        found.unsearched_share = sum(seconds[name] for name in theirs) / sum(seconds.values())
+
+    def _add_bytes(self, found: Savings) -> None:
         for unit_space in self.units:
             for level in range(1, unit_space.depth + 1):
                 left = self.pruner.graph.parameter_count(*axis_level(unit_space, level))
                 found.bytes_saved[unit_space.unit, level] = BYTES * (self._parameters - left)
-        found.share = self._shares(dense, total)
-        return found
 
     def _together(self, group: Sequence[UnitSpace], level: int) -> list[tuple[list[str], list[Segment]]]:
         """One cut for a group of unit_spaces, or one for each where they can't be cut together."""
@@ -108,71 +122,7 @@ class SavingsEstimator:
         except (CandidateFailure, UsageError):
             return None
 
-    def _pairs(self, touched: Mapping[str, frozenset[str]], names: Mapping[str, str]) -> dict[Any, list[Segment]]:
-        """Cuts of two unit_spaces at once, for those that share a segment and are not one inside the other."""
-        axes = [
-            unit_space for unit_space in self.units if patterns.BRANCH not in unit_space.levels and unit_space.unit in touched
-        ]
-        coupled = [(a, b) for i, a in enumerate(axes) for b in axes[i + 1 :] if touched[a.unit] & touched[b.unit] & set(names)]
-        if not coupled or sum(a.depth * b.depth for a, b in coupled) > MOST_COUPLED * 20:
-            return {}
-        colours = _colours([unit_space.unit for unit_space in axes], [(a.unit, b.unit) for a, b in coupled])
-        depth = max(unit_space.depth for unit_space in axes)
-        made: dict[Any, list[Segment]] = {}
-        if colours is not None and depth**2 <= MOST_COUPLED:
-            # Two colours: one cut gives one combination of levels for every coupled pair.
-            for first, second in product(range(1, depth + 1), repeat=2):
-                counts: dict[str, int] = {}
-                for unit_space in axes:
-                    level = min((first, second)[colours[unit_space.unit]], unit_space.depth)
-                    counts |= axis_level(unit_space, level)[0]
-                segments = self._cut(counts, ())
-                for a, b in coupled if segments is not None else ():
-                    assert segments is not None
-                    level_a = min((first, second)[colours[a.unit]], a.depth)
-                    level_b = min((first, second)[colours[b.unit]], b.depth)
-                    made[a.unit, b.unit, level_a, level_b] = [s for s in segments if s.name in touched[a.unit] & touched[b.unit]]
-        elif sum(a.depth * b.depth for a, b in coupled) <= MOST_COUPLED:
-            for a, b in coupled:
-                for i, j in product(range(1, a.depth + 1), range(1, b.depth + 1)):
-                    segments = self._cut({**axis_level(a, i)[0], **axis_level(b, j)[0]}, ())
-                    if segments is not None:
-                        made[a.unit, b.unit, i, j] = [s for s in segments if s.name in touched[a.unit] & touched[b.unit]]
-        return made
-
-    def _couple(
-        self,
-        found: Savings,
-        pairs: Mapping[Any, Sequence[Segment]],
-        touched: Mapping[str, frozenset[str]],
-        dense: Mapping[str, float],
-        total: float,
-    ) -> None:
-        """What a pair of levels saves beyond the sum of what each saves alone, in the segments that they share."""
-        depth = {unit_space.unit: unit_space.depth for unit_space in self.units}
-        alone: dict[tuple[str, int, frozenset[str]], float] = {}
-        by_unit = {unit_space.unit: unit_space for unit_space in self.units}
-
-        def single(unit: str, level: int, shared: frozenset[str]) -> float:
-            key = (unit, level, shared)
-            if key not in alone:
-                segments = [s for s in self._cut(*axis_level(by_unit[unit], level)) or () if s.name in shared]
-                missing = [s for s in segments if s.signature not in self._known]
-                if missing:
-                    self._known.update(self.times(missing))
-                alone[key] = sum(dense[n] for n in shared if n in dense) - sum(self._known[s.signature] for s in segments)
-            return alone[key]
-
-        for (a, b, i, j), segments in pairs.items():
-            shared = touched[a] & touched[b]
-            both = sum(dense[n] for n in shared if n in dense) - sum(self._known[s.signature] for s in segments)
-            extra = (both - single(a, i, shared) - single(b, j, shared)) / total
-            table = found.coupled.setdefault((a, b), np.zeros((depth[a] + 1, depth[b] + 1)))
-            table[i, j] = extra
-        for key in [key for key, table in found.coupled.items() if np.abs(table).max() < LEAST]:
-            del found.coupled[key]
-
-    def _shares(self, dense: Sequence[Segment], total: float) -> dict[str, float]:
+    def _shares(self, dense: Sequence[Segment], known: Mapping[str, float], total: float) -> dict[str, float]:
         """Weight matrix -> share of the time, matched by initializer names."""
         names = self.pruner.template.names
         shares: dict[str, float] = {}
@@ -180,7 +130,7 @@ class SavingsEstimator:
             if unit.matrix is None:
                 continue
             stored = names.get(unit.name, unit.name)
-            shares[unit.name] = sum(self._known[s.signature] for s in dense if stored in s.constants) / total
+            shares[unit.name] = sum(known[s.signature] for s in dense if stored in s.constants) / total
         return shares
 
 
@@ -202,26 +152,3 @@ def _disjoint(unit_spaces: Sequence[UnitSpace], touched: Mapping[str, frozenset[
         else:
             groups.append(([unit_space], set(touched[unit_space.unit])))
     return [members for members, _ in groups]
-
-
-def _colours(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> dict[str, int] | None:
-    """A two-colouring, or None."""
-    around: dict[str, list[str]] = {node: [] for node in nodes}
-    for a, b in edges:
-        around[a].append(b)
-        around[b].append(a)
-    colour: dict[str, int] = {}
-    for start in nodes:
-        if start in colour:
-            continue
-        colour[start] = 0
-        stack = [start]
-        while stack:
-            at = stack.pop()
-            for near in around[at]:
-                if near not in colour:
-                    colour[near] = 1 - colour[at]
-                    stack.append(near)
-                elif colour[near] == colour[at]:
-                    return None
-    return colour

@@ -18,6 +18,9 @@ from hwprune.records.target import Target
 from hwprune.searching.space.space import SearchSpace, UnitSpace
 from hwprune.searching.space.space_file import SpaceFile
 
+ENOUGH_LEVELS = 3
+"""Smaller sizes that an axis has at least, where it is large enough."""
+
 
 def build(
     space: SpaceFile,
@@ -141,10 +144,13 @@ def _axis_levels(unit: Unit, space: SpaceFile, multiple: int) -> dict[str, tuple
 
 
 def quantum(size: int, multiple: int) -> int:
-    """Step of the keep counts: the target's multiple, halved for axes so small that it would leave no choice."""
-    while multiple > 4 and size < 2 * multiple:
+    """Step of the keep counts: the target's multiple, halved for axes so small that it would leave fewer than `ENOUGH_LEVELS`.
+
+    Sizes beside the multiple may well be slower than it says; what each really saves is measured before it is proposed.
+    """
+    while multiple > 1 and size < (ENOUGH_LEVELS + 1) * multiple:
         multiple //= 2
-    return multiple if size >= 2 * multiple else 1
+    return multiple
 
 
 def _mask_levels(unit: Unit, space: SpaceFile, masks: list[str], left_out: list[tuple[str, str]]) -> dict[str, tuple[float, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -45,6 +46,14 @@ def names() -> list[str]:
     """Names of the spaces that come with hwprune."""
     folder = resources.files("hwprune.search_spaces")
     return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+
+
+def searching(roles: Set[str]) -> str | None:
+    """The shipped space to take for axes of these roles: `default` if it will do; None if none has them all."""
+    for name in sorted(names(), key=lambda name: name != "default"):
+        if roles <= set(load(name).roles):
+            return name
+    return None
 
 
 def load(name: str) -> SpaceFile:

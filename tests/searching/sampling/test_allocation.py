@@ -93,7 +93,7 @@ def test_rings_of_neighbours_keep_the_budget_and_come_close(seed, monkeypatch):
     times, errors = instance(seed, items=4, options=3)
     draw = np.random.default_rng(seed + 200)
     pairs = {(u, v): draw.random((len(times[u]), len(times[v]))) * 2e-4 for u, v in [(0, 1), (1, 2), (2, 3), (0, 3)]}
-    monkeypatch.setattr(allocation, "MOST_FIXED", 0)  # as if there were too many options to try one by one
+    monkeypatch.setattr(allocation, "MOST_HUBS", 0)  # as if it took too many items to leave chains
     solver = Allocation(times, errors, pairs)
     for budget in np.linspace(solver.fastest, solver.slowest, 9):
         (chosen,) = solver.solve([budget])

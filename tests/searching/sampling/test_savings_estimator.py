@@ -16,10 +16,14 @@ from hwprune.probe.cut_segments import CutSegments
 from hwprune.pruning.pruner import Pruner
 from hwprune.records import target as targets
 from hwprune.searching.sampling import items
-from hwprune.searching.sampling.savings import Savings, axis_level, by_work
+from hwprune.searching.sampling.savings import Savings, axis_level, by_work, note_on_unsearched
 from hwprune.searching.sampling.savings_estimator import SavingsEstimator
 from hwprune.searching.space import fitting, space_file
 from tests.conftest import randomise, tiny_workload
+from tests.searching.networks import SeparableNet, image_workload
+
+INSIDE = dataclasses.replace(space_file.load("default"), roles=("branch", "channel"))
+"""Branches and what is inside them, without the residual stream."""
 
 
 class Plain(nn.Module):
@@ -130,7 +134,7 @@ def test_by_work_where_models_cannot_be_taken_apart():
 
 def test_a_branch_and_what_is_inside_it_are_one_item():
     pruner = Pruner(tiny_workload())
-    space = fitting.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
+    space = fitting.build(INSIDE, pruner, targets.load("cpu"), "avx512")
     savings = SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings()
     (item,) = items.build(pruner, space, savings)
     axis, branch = "level:conv1.weight:0", next(f"level:{k.unit}" for k in space.units if k.role == "branch")
@@ -205,7 +209,7 @@ def test_prices_survive_the_study():
 def test_any_spelling_of_a_choice_is_recognised():
     """Another method, a method for a unit that stays dense, levels inside a branch that is gone: each stands for one choice."""
     pruner = Pruner(tiny_workload())
-    space = fitting.build(space_file.load("default"), pruner, targets.load("cpu"), "avx512")
+    space = fitting.build(INSIDE, pruner, targets.load("cpu"), "avx512")
     made = items.build(pruner, space, SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings())
     turn = items.canonical(space, made)
     names = {tuple(sorted(c.parameters.items())) for c in made[0].choices}
@@ -238,3 +242,27 @@ def test_masks_that_are_searched_against_the_measurement_are_still_proposed():
     for savings in (SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings(), by_work(pruner, space)):
         for item in items.build(pruner, space, savings, {"2:4": 0.0}):
             assert item.choices[1].saved > 0
+
+
+def test_what_is_not_searched_is_told_with_its_share_of_the_time_and_the_space_that_has_it():
+    """Without its residual stream a depthwise-separable network has next to nothing to search."""
+    _, _, savings = priced(image_workload("separable", SeparableNet()))
+    again = Savings.from_json(json.loads(json.dumps(savings.to_json())))
+    for one in (savings, again):
+        assert one.unsearched == {"hidden": 2} and one.unsearched_share > 0.5
+        share = round(100 * one.unsearched_share)
+        assert note_on_unsearched(one) == (
+            f"Not searched: 2 hidden axes ({share} % of the time is in layers that nothing else reaches; "
+            "--space default searches them)."
+        )
+    _, _, whole = priced(image_workload("separable", SeparableNet()), "default")
+    assert not whole.unsearched and whole.unsearched_share == 0 and not note_on_unsearched(whole)
+    earlier = {key: value for key, value in savings.to_json().items() if not key.startswith("unsearched")}
+    assert not note_on_unsearched(Savings.from_json(earlier))
+
+
+def test_layers_that_something_searched_reaches_are_not_counted_as_unsearched():
+    """The inner channels of a bottleneck reach its layers; only the stem and the head are left to the residual stream."""
+    _, _, savings = priced(tiny_workload())
+    assert savings.unsearched == {"hidden": 1}
+    assert 0 < savings.unsearched_share < 0.2

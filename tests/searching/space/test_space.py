@@ -35,7 +35,8 @@ def test_levels_are_on_the_targets_multiple(pruner, cpu):
 
 
 @pytest.mark.parametrize(
-    ("size", "multiple", "step"), [(64, 16, 16), (32, 16, 16), (16, 16, 8), (8, 16, 4), (6, 16, 1), (100, 16, 16), (96, 32, 32)]
+    ("size", "multiple", "step"),
+    [(64, 16, 16), (48, 16, 8), (32, 16, 8), (16, 16, 4), (8, 16, 2), (6, 16, 1), (100, 16, 16), (96, 32, 16)],
 )
 def test_quantum(size, multiple, step):
     assert fitting.quantum(size, multiple) == step
