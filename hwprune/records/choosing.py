@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 
-class Scored(Protocol):
+class ToldPoint(Protocol):
     """What a point of a front has, wherever it comes from: of a finished search, or of a record."""
 
     @property
@@ -19,7 +19,7 @@ class Scored(Protocol):
     def told_high(self) -> float | None: ...
 
 
-S = TypeVar("S", bound=Scored)
+S = TypeVar("S", bound=ToldPoint)
 
 
 def within(points: Sequence[S], limit: float | None) -> list[S]:

@@ -63,6 +63,19 @@ class Countdown:
 
 
 @dataclass(slots=True)
+class _InARow:
+    """Proposals one after the other.
+
+    Attributes:
+        repeats: that were evaluated before.
+        stale: from which next to nothing was expected.
+    """
+
+    repeats: int = 0
+    stale: int = 0
+
+
+@dataclass(slots=True)
 class Work:
     """Evaluates trials of one study until it is finished.
 
@@ -85,9 +98,7 @@ class Work:
     after: Callable[[list[Trial]], None] = lambda _trials: None
     notes: list[str] = field(default_factory=list)
     evaluated: int = field(init=False, default=0)
-    _repeats: int = field(init=False, default=0)
-    _stale: int = field(init=False, default=0)
-    """Proposals in a row from which next to nothing was expected."""
+    _row: _InARow = field(init=False, default_factory=_InARow)
 
     @property
     def constraints(self) -> Constraints:
@@ -137,7 +148,7 @@ class Work:
             if self.job.sampler == UNIFORM and self.store.waiting == 0:
                 self.notes.append(f"The uniform sweep is finished after {len(trials)} trials.")
                 return False
-            if self.is_main and self._stale >= PATIENCE and len(trials) >= LEAST_TO_CONVERGE:
+            if self.is_main and self._row.stale >= PATIENCE and len(trials) >= LEAST_TO_CONVERGE:
                 planned = f" of {self.job.trials}" if self.job.trials else ""
                 self.notes.append(
                     f"The search converged after {len(trials)}{planned} trials: no candidate is expected to improve the front."
@@ -171,13 +182,13 @@ class Work:
         if earlier is not None:
             known = earlier if isinstance(earlier, Trial) else None
             self.store.finisher.tell_duplicate(asked, earlier, self.constraints.of(known) if known else {})
-            self._repeats += 1
-            if self._repeats >= REPEATS and self.job.sampler != UNIFORM:
+            self._row.repeats += 1
+            if self._row.repeats >= REPEATS and self.job.sampler != UNIFORM:
                 return self._enqueue_unseen({trial.recipe.digest for trial in trials})
             return True
-        self._repeats = 0
+        self._row.repeats = 0
         why = self.store.study._storage.get_trial_system_attrs(asked._trial_id).get(PROPOSAL, {})
-        self._stale = self._stale + 1 if why.get("converged") else 0
+        self._row.stale = self._row.stale + 1 if why.get("converged") else 0
         expected = self.model.expectation(self.store.study, asked, trials, self.job.max_size)
         origin = self.store.origin(asked, self.job.sampler)
         try:
@@ -234,7 +245,7 @@ class Work:
 
     def _enqueue_unseen(self, known: set[str]) -> bool:
         """Propose a random recipe that was not evaluated yet; False if none was found in 1,000 draws."""
-        self._repeats = 0
+        self._row.repeats = 0
         draw = random.Random(f"{self.job.seed} {len(known)}")
         distributions = self.store.distributions()
         for _ in range(1000):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hwprune import compensation, patterns
 from hwprune.common import formatting
 from hwprune.errors import CandidateFailure
 from hwprune.latency.bench import Bench
@@ -20,6 +19,7 @@ from hwprune.searching.evaluating.evaluator import Evaluator
 from hwprune.searching.final.belief import SURE, DropBelief
 from hwprune.searching.final.finalists import finalists, objectives, promoted
 from hwprune.searching.final.point import Confirmed, final_front
+from hwprune.searching.final.refining import Refiner, repairs
 from hwprune.searching.final.remeasuring import FreshNumbers, remeasure
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
@@ -29,7 +29,6 @@ from hwprune.workload import data_checks
 
 ROUNDS = 4
 """Rounds of measuring who was promoted."""
-SEQUENTIAL = "sequential"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class Confirmer:
         trials = self.store.trials(as_searched=True)
         repaired = repairs(self.evaluator, self.job, trials)
         belief = DropBelief(trials, self.limits)
-        refiner = _Refiner(self.evaluator, self.store, self.job, self.progress)
+        refiner = Refiner(self.evaluator, self.store, self.job, self.progress)
         done: dict[int, Confirmed] = {}
         tried: set[int] = set()
         notes: list[str] = []
@@ -161,84 +160,6 @@ class Confirmer:
         ]
 
 
-@dataclass(slots=True)
-class _Refiner:
-    """Compensates finalists with the pruned network's own inputs where that brings them closer to dense."""
-
-    evaluator: Evaluator
-    store: Store
-    job: Job
-    progress: Progress
-    _improved: list[tuple[float, Trial, Trial]] = field(default_factory=list)
-    """(divergence after / before, trial before, trial after)"""
-    _notes: list[str] = field(default_factory=list)
-
-    def refine(self, chosen: Sequence[Trial]) -> list[Trial]:
-        """The finalists with all their files; those that can't be made again are left out."""
-        ready = []
-        for place, trial in enumerate(chosen):
-            final = self._compensate(trial, f"compensating finalist {place + 1} of {len(chosen)} with its own inputs")
-            try:
-                self.evaluator.check_exact(final)
-                self.evaluator.files.ensure(final, weights=True)
-            except CandidateFailure as failure:
-                self._notes.append(f"Trial {trial.number} left the front: it can't be made again ({failure.reason}).")
-                continue
-            ready.append(final)
-        return ready
-
-    def _compensate(self, trial: Trial, stage: str) -> Trial:
-        wanted = _thorough(self.evaluator, trial, self.job)
-        if wanted is None:
-            return trial
-        self.progress.stage(stage)
-        try:
-            better = self.evaluator.refine(trial, wanted)
-        except CandidateFailure as failure:
-            self._notes.append(f"Trial {trial.number} keeps its quick compensation; the thorough one failed: {failure.reason}.")
-            return trial
-        if better is None:
-            return trial
-        if better.divergence is not None and trial.divergence is not None:
-            self.store.save_refined(better)
-            self._improved.append((better.divergence.value / trial.divergence.value, trial, better))
-            self.progress.note(f"trial {trial.number}: {_change(trial, better)} on validation")
-        return better
-
-    def take_notes(self) -> list[str]:
-        """The notes since this was called last."""
-        notes, self._notes = self._notes, []
-        return notes
-
-    def summary(self, tried: int) -> list[str]:
-        """A sentence on what the compensation brought; none where it brought nothing."""
-        if not self._improved:
-            return []
-        ratios = sorted(ratio for ratio, _, _ in self._improved)
-        _, before, after = max(self._improved, key=lambda row: abs((row[1].drop or 0.0) - (row[2].drop or 0.0)))
-        return [
-            f"{len(self._improved)} of {tried} finalists were compensated with their own inputs (sequential), which repairs more "
-            f"than trials get during the search: their divergence from dense fell to {100 * ratios[len(ratios) // 2]:.0f} % of "
-            f"what it was (median). It changed trial {before.number} most: {_change(before, after)} on validation."
-        ]
-
-
-def repairs(evaluator: Evaluator, job: Job, trials: Sequence[Trial]) -> bool:
-    """Do finalists get a more thorough compensation than other trials? Where it would take too long in each of them."""
-    thorough = any(SEQUENTIAL in t.recipe.compensation.split("+") for t in trials if t.searched)
-    return job.repaired and not evaluator.pruner.untraceable and not thorough
-
-
-def _thorough(evaluator: Evaluator, trial: Trial, job: Job) -> str | None:
-    """The compensation of a finalist, if it is another one than the trial's; what the user has asked for is kept."""
-    names = trial.recipe.compensation.split("+")
-    if not job.repaired or evaluator.pruner.untraceable or SEQUENTIAL in names:
-        return None
-    if not any(choice.pattern != patterns.BRANCH for choice in trial.recipe.choices):
-        return None  # branches alone leave no layer to solve for
-    return "+".join([*(name for name in names if name != compensation.NONE), SEQUENTIAL])
-
-
 def _score(
     evaluator: Evaluator,
     chosen: Sequence[Trial],
@@ -295,10 +216,6 @@ def _describe(trial: Trial) -> str:
     assert trial.latency is not None and trial.size_bytes is not None
     size = f"{formatting.seconds(trial.latency.value)}, {formatting.size(trial.size_bytes)}"
     return f"trial {trial.number} with drop {drop:.4f} at {speedup:.2f}x ({size})"
-
-
-def _change(before: Trial, after: Trial) -> str:
-    return f"drop {before.drop or 0.0:+.4f} became {after.drop or 0.0:+.4f}"
 
 
 def _corrected(trials: Sequence[Trial], done: Mapping[int, Confirmed]) -> list[Trial]:
