@@ -91,6 +91,7 @@ class Session:
         with self.setup.bench(machine) as bench:
             evaluator = Evaluator(pruner, bench, self.setup.source(bench, pruner), self.resolved.runs_on, self.run)
             baseline = self.setup.measure_dense(evaluator)
+            self.setup.compare_splits(evaluator, baseline)
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 device = replace(device, isa=str(store.read("isa") or device.isa))

@@ -148,12 +148,19 @@ class Setup:
         self.stage("measuring the dense model")
         baseline = evaluator.dense.prepare(evaluator.source)
         doubt = data_checks.doubt(evaluator.metric, baseline.metric, evaluator.dense.validation.dense[0][0].shape)
-        test = evaluator.dense.first_test_score()
-        apart = None if test is None else data_checks.apart(evaluator.metric, baseline.metric, test)
-        for word in filter(None, (doubt, apart)):
-            self.notes.append(word)
-            self.progress.note(f"Warning: {word}")
+        if doubt:
+            self._warn(doubt)
         return baseline
+
+    def compare_splits(self, evaluator: Evaluator, baseline: Baseline) -> None:
+        """Warn where the dense model scores otherwise on test than on validation; for the search, not for each worker."""
+        test = evaluator.dense.first_test_score()
+        if test is not None and (word := data_checks.apart(evaluator.metric, baseline.metric, test)):
+            self._warn(word)
+
+    def _warn(self, word: str) -> None:
+        self.notes.append(word)
+        self.progress.note(f"Warning: {word}")
 
     def pattern_speedups(self, evaluator: Evaluator, store: Store | None) -> dict[str, Measurement]:
         """What each mask pattern gains on the target; measured once a study."""
