@@ -11,6 +11,11 @@ from hwprune.searching.constraints import Constraints
 from hwprune.searching.final.belief import SURE, DropBelief
 
 MOST_FINALISTS = 12
+FARTHEST, FEW = 2.0, 3
+"""Believed drop over the worst one that matters beyond which a candidate is ruined; only where there are fewer others than that is
+it worth a measurement."""
+MOST_PROMOTED = 4
+"""Candidates that are measured in a later round."""
 FINE, COARSE = math.log(1.03), math.log(1.1)
 """Gaps in log speedup that are not filled any more: between points that differ in drop, and between those that only differ in how
 close they are to dense."""
@@ -73,7 +78,8 @@ def eligible(
         and all(v <= 0 for name, v in loose.of(t).items() if name != "drop")
     ]  # fmt: skip
     if constraints.max_drop is None:
-        return good
+        near = [t for t in good if belief.drop(t) <= FARTHEST * belief.limits.reference[0]]
+        return near if len(near) >= FEW else good
     if repaired:
         return [t for t in good if (t.drop or 0.0) <= (loose.max_drop or math.inf)]
     return meeting(good, constraints.max_drop, belief)
@@ -103,7 +109,9 @@ def promoted(
     """
     chosen = finalists(trials, constraints, belief, MOST_FINALISTS, dense, repaired=repaired)
     front_now = pareto.non_dominated(chosen, lambda t: (belief.drop(t), objectives(t)[1]))
-    return [t for t in front_now if t.number not in done]
+    fresh = [t for t in front_now if t.number not in done]
+    standing = [t for t in front_now if t.number in done]
+    return spread(standing, fresh, len(standing) + MOST_PROMOTED, COARSE)[len(standing) :]
 
 
 def spread(chosen: Sequence[Trial], candidates: Sequence[Trial], most: int, least: float) -> list[Trial]:
