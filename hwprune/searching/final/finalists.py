@@ -12,8 +12,8 @@ from hwprune.searching.final.belief import SURE, DropBelief
 
 MOST_FINALISTS = 12
 FARTHEST, FEW = 2.0, 3
-"""Believed drop over the worst one that matters beyond which a candidate is ruined; only where there are fewer others than that is
-it worth a measurement."""
+"""Believed drop over the worst one that matters beyond which a candidate is ruined; only where there are fewer others than that
+is it worth a measurement."""
 MOST_PROMOTED = 4
 """Candidates that are measured in a later round."""
 FINE, COARSE = math.log(1.03), math.log(1.1)
