@@ -29,6 +29,8 @@ from hwprune.workload.batches import splittable
 BATCH_NORM = torch.ops.aten.batch_norm.default
 MEMORY_LIMIT = 1_500_000_000
 """Bytes of activations of a candidate that may be held at once."""
+MOST_EXAMPLES = 2048
+"""Calibration examples that are used at most: every candidate is run on them."""
 HELD_OUT = 4
 """One example in so many is held out."""
 MIN_ROWS, ROWS_PER_COLUMN = 6144, 8
@@ -95,22 +97,25 @@ def dense_side(context: Context) -> DenseSide:
 
 
 def _divided(context: Context) -> tuple[list[Inputs], list[bool]]:
-    """Batches to fit to, then batches that are held out."""
-    given = [tuple(inputs) for inputs in context.batches()]
+    """Batches to fit to, then batches that are held out; no more are read than can be used."""
+    given: list[Inputs] = []
+    count, allowed = 0, 0
+    for inputs in context.batches():
+        if not given:
+            allowed = _allowed(context, inputs)
+        given.append(tuple(inputs))
+        count += len(inputs[0])
+        if count >= allowed:
+            break
     if not given:
         return [], []
     free = context.dense.meta.get("free_batch", True) and all(splittable(inputs) for inputs in given)
     alike = len({tuple((x.shape[1:], x.dtype) for x in inputs) for inputs in given}) == 1
     if not (free and alike):
-        allowed = max(1, MEMORY_LIMIT // max(1, peak_bytes(context.dense, given[0])))
-        given = given[:allowed]
-        count = len(given) // HELD_OUT
-        return given, [number >= len(given) - count for number in range(len(given))]
+        held = len(given) // HELD_OUT
+        return given, [number >= len(given) - held for number in range(len(given))]
     whole = tuple(torch.cat(column) for column in zip(*given, strict=True))
-    order = torch.randperm(len(whole[0]), generator=torch.Generator().manual_seed(0)).to(whole[0].device)
-    part = tuple(x[order[:BATCH]] for x in whole)
-    allowed = int(MEMORY_LIMIT / max(1, peak_bytes(context.dense, part) / len(part[0])))
-    order = order[: max(BATCH, allowed)]
+    order = torch.randperm(len(whole[0]), generator=torch.Generator().manual_seed(0)).to(whole[0].device)[:allowed]
     held = len(order) // HELD_OUT
     batches, flags = [], []
     for places, flag in ((order[held:], False), (order[:held], True)):
@@ -118,6 +123,14 @@ def _divided(context: Context) -> tuple[list[Inputs], list[bool]]:
             batches.append(tuple(x[places[start : start + BATCH]] for x in whole))
             flags.append(flag)
     return batches, flags
+
+
+def _allowed(context: Context, inputs: Inputs) -> int:
+    """Examples that memory and patience allow."""
+    free = context.dense.meta.get("free_batch", True) and splittable(inputs)
+    part = tuple(x[:BATCH] for x in inputs) if free else inputs
+    each = max(1, peak_bytes(context.dense, part) // max(1, len(part[0])))
+    return max(1, min(MOST_EXAMPLES, MEMORY_LIMIT // each))
 
 
 @torch.no_grad()

@@ -194,9 +194,8 @@ class Setup:
         self.notes += notes
         space = self._affordable(space, pruner, store)
         fitting.solve_options(pruner, space, self.stage)
-        known = None if store is None else store.read(COMPENSATION)
-        if known is not None:
-            return replace(space, compensation=known)
+        if store is not None and store.read(STARTED):  # a study of an earlier version has the quick one in every trial
+            return replace(space, compensation=store.read(COMPENSATION) or space.compensation)
         if self.job.repaired:
             space, note = with_thorough_compensation(space, pruner, self.stage)
             self.notes += [note] if note else []

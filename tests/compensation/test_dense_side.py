@@ -86,3 +86,19 @@ def test_what_comes_before_the_first_change_is_clean():
     assert set(dirty) == behind & set(names)  # everything behind it, nothing before it or beside it
     assert len(dirty) < len(names)
     assert clean_nodes(graph.cut({}, ()), graph.module) >= {node.name for node in graph.module.graph.nodes if node.op != "output"}
+
+
+def test_no_more_of_the_data_is_read_than_is_used(monkeypatch):
+    monkeypatch.setattr("hwprune.compensation.dense_side.MOST_EXAMPLES", 64)
+    torch.manual_seed(0)
+    read = []
+
+    def batches():
+        for number in range(100):
+            read.append(number)
+            yield (images(32, seed=number),)
+
+    graph = trace(Plain().eval(), (images(2),))
+    side = dense_side(Context(graph.module, batches, graph.matrices, cache={}))
+    assert side.examples == 64
+    assert len(read) <= 3

@@ -8,13 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 from hwprune import compensation
+from hwprune.compensation.dense_side import MOST_EXAMPLES
 from hwprune.errors import CandidateFailure
 from hwprune.pruning.pruner import Pruner
 from hwprune.searching.space.space import SearchSpace
+from hwprune.workload import batches
 
 SEQUENTIAL = "sequential"
+EXAMPLES_PER_INPUT = 1.3
+"""Calibration examples for each input of a linear layer, so that a refit gains much from them: a judgement, from MiniLM on SST-2,
+whose layers have up to 1,536 inputs (`benchmarks/compensation.py`)."""
 MOST_CPU_S = 10.0
 """CPU seconds of one candidate's thorough compensation up to which every trial gets it."""
 
@@ -42,4 +48,17 @@ def with_thorough_compensation(space: SearchSpace, pruner: Pruner, stage: Callab
             f"Compensating a candidate with its own inputs takes about {seconds:.0f} s of CPU time here, so only finalists get "
             f"it; trials are ranked with {space.compensation}. --recover {thorough} gives it to every trial."
         )
-    return replace(space, compensation=thorough), ""
+    return replace(space, compensation=thorough), _too_few(pruner)
+
+
+def _too_few(pruner: Pruner) -> str:
+    """Told where the calibration data are few for the widest layer; images and long texts give many positions each."""
+    widest = max((prod(layer.matrix.shape[1:]) for layer in pruner.layers.values() if layer.matrix.kind != "conv"), default=0)
+    examples = batches.example_count(pruner.workload)
+    wanted = round(EXAMPLES_PER_INPUT * widest)
+    if examples >= min(wanted, MOST_EXAMPLES):
+        return ""
+    return (
+        f"Calibration has {examples} examples; layers with {widest} inputs want some {min(wanted, MOST_EXAMPLES)} to be repaired "
+        "well. With fewer, held-out examples keep the repairs small."
+    )

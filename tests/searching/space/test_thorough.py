@@ -31,3 +31,12 @@ def test_a_slow_one_is_told_with_the_way_to_have_it(fitted, monkeypatch):
     assert found == space
     assert "--recover" in note
     assert "sequential" in note
+
+
+def test_few_calibration_examples_are_told(monkeypatch):
+    workload = tiny_workload()
+    pruner = Pruner(workload)
+    space = fitting.build(space_file.load("structured"), pruner, targets.load("cpu"), "avx512")
+    monkeypatch.setattr(thorough, "EXAMPLES_PER_INPUT", 1e6)
+    _, note = thorough.with_thorough_compensation(space, pruner, lambda _text: None)
+    assert note.startswith("Calibration has")
