@@ -105,3 +105,33 @@ def test_sessions_widen_the_interval_as_independent_deviations_do():
 def test_outliers_are_counted():
     assert paired.outlier_share([0.0, 0.01, -0.01, 0.005, -0.005, 0.0, 0.01, 1.0]) == pytest.approx(1 / 8)
     assert paired.outlier_share([0.0] * 8) == 0.0
+
+
+def test_a_machine_that_slows_down_favours_neither_model():
+    """Heat: each call takes longer than the one before. In A B B A both stand at the same place on average; in A B A B not."""
+
+    class Heating(Machine):
+        def call(self, seconds):
+            def run():
+                own = seconds * (1 + 0.5 * self.now)
+                self.cpu += own
+                self.now += own
+
+            return run
+
+    machine = Heating()
+    result = measure(machine.call(0.001), machine.call(0.001), Settings(), machine.clock())
+    assert result.speedup.value == pytest.approx(1.0, abs=1e-4)  # one block later is slower by a thousandth
+
+
+def test_looks_that_may_come_later_widen_the_first_interval():
+    """The measurement may stop at any of seven looks, so each has a seventh of the error probability."""
+
+    def width(most_quads):
+        machine = Machine(noise=0.02, seed=3)
+        settings = Settings(limit_s=5, half_width=1.0, most_quads=most_quads)
+        return measure(machine.call(0.001), machine.call(0.001), settings, machine.clock()).speedup
+
+    alone, first_of_seven = width(16), width(1024)
+    assert alone.samples == first_of_seven.samples == 16
+    assert first_of_seven.half_width > 1.15 * alone.half_width

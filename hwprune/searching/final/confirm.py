@@ -65,9 +65,9 @@ class Confirmer:
     def confirm_front(self) -> Confirmation:
         """Measure and score the finalists again; ``points`` is the final front.
 
-        Finalists are compensated once more with the inputs that the pruned network really gives its layers, and checked: cut
-        equals masked, file equals module. Then they are measured in fresh processes. Where that changes who is on the front,
-        those who take the places are measured too, until nobody does.
+        Where trials had a quick compensation only, finalists are compensated once more with the inputs that the pruned network
+        really gives its layers. All are checked: cut equals masked, file equals module. Then they are measured in fresh
+        processes. Where that changes who is on the front, those who take the places are measured too.
 
         Raises:
             RunError: the dense model can't be measured again, or a cut is wrong.
@@ -92,7 +92,8 @@ class Confirmer:
             tried |= {t.number for t in chosen}
             ready = refiner.refine(chosen)
             if ready:
-                confirmation = self.confirm(ready, dense, None if repaired else belief)
+                better = {t.number: t for t in ready}
+                confirmation = self.confirm(ready, dense, DropBelief([better.get(t.number, t) for t in trials], self.limits))
                 done |= {point.trial.number: point for point in confirmation.points}
                 dense = confirmation.dense
                 notes += [*refiner.take_notes(), *(note for note in confirmation.notes if note not in notes)]

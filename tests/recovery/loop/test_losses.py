@@ -93,3 +93,13 @@ def test_regression_is_distilled_by_the_spread_of_all_data_not_of_a_batch():
     made = recover(pruner, masked(pruner, 0.5), Plan("distill", 2, rate=1e-3))  # the last batch holds one example
     assert made.outcome.restarts == 0
     assert float(distillation.logits(torch.ones(1, 1), torch.zeros(1, 1), None, 2.0, 4.0)) == pytest.approx(0.25)
+
+
+def test_the_temperature_does_not_weaken_what_the_teacher_says():
+    """T^2 KL of the softened distributions (Hinton et al. 2015, section 2.1), by PyTorch's own KL."""
+    draw = torch.Generator().manual_seed(0)
+    found, wanted = torch.randn(8, 5, generator=draw), torch.randn(8, 5, generator=draw)
+    for temperature in (1.0, 4.0, 20.0):
+        soft = [(x / temperature).log_softmax(dim=1) for x in (found, wanted)]
+        kl = torch.nn.functional.kl_div(soft[0], soft[1], reduction="batchmean", log_target=True)
+        assert distillation.logits(found, wanted, 1, temperature) == pytest.approx(float(temperature**2 * kl), rel=1e-4)

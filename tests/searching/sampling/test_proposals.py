@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import optuna
+import pytest
 
 from hwprune.searching.sampling.knapsack import KnapsackSampler
 from hwprune.searching.sampling.problem import Choice, Item, Limits
@@ -94,3 +95,34 @@ def test_where_nothing_meets_the_limits_the_nearest_is_soon_tried():
         tried.append(sum(asked.params.values()))
         study.tell(asked, (0.1 * tried[-1], 1 / (1 - 0.05 * tried[-1])))
     assert 1 in tried  # one step of one unit
+
+
+def test_kinds_that_are_not_trusted_are_not_proposed(monkeypatch):
+    from hwprune.searching.sampling import proposals
+
+    def kinds(trust):
+        monkeypatch.setattr(proposals, "success_rates", lambda _seen, _drops: trust)
+        problem = Problem(3)
+        study = problem.run(KnapsackSampler(problem.items()), 8)
+        return {trial.system_attrs["hwprune:proposal"]["kind"] for trial in study.trials[2:]}
+
+    assert "mean" not in kinds({"mean": 1e-9, "move": 1.0, "thompson": 1.0, "prior": 1.0})
+    assert "thompson" not in kinds({"mean": 1.0, "move": 1.0, "thompson": 1e-9, "prior": 1.0})
+
+
+def test_what_is_surely_beaten_is_not_proposed():
+    """A cliff behind what is known: nothing slower than a candidate without any drop is tried again."""
+    items = [Item(f"u{u}", tuple(Choice({f"u{u}": i}, 0.001 * i * i, 0.05 * i) for i in range(6))) for u in range(3)]
+    study = optuna.create_study(directions=["minimize", "maximize"], sampler=KnapsackSampler(items))
+    space = KnapsackSampler(items).distributions()
+    for _ in range(14):
+        asked = study.ask(space)
+        saved = 0.05 * sum(asked.params.values())
+        kl = 0.001 * sum(level**2 for level in asked.params.values())
+        asked.set_user_attr("divergence", kl)
+        asked.set_user_attr("drop_sd", 0.004)
+        study.tell(asked, (0.0 if saved < 0.5 else 0.3, 1 / (1 - saved)))
+    best = max(trial.values[1] for trial in study.trials if trial.values[0] == 0.0)
+    assert best == pytest.approx(1 / (1 - 0.45))
+    late = [trial.values[1] for trial in study.trials[8:]]
+    assert sum(speed < 0.8 * best for speed in late) <= 1
