@@ -165,3 +165,21 @@ def test_stars_and_rings_equal_brute_force(seed):
     pairs = {(u, v): draw.normal(0, 3e-4, (len(times[u]), len(times[v]))) for u, v in edges}
     solver = Allocation(times, errors, pairs, buckets=20_000)
     exact(solver, times, errors, pairs, 12)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_budget_is_never_exceeded_however_coarse_the_buckets(coupled):
+    """With few buckets rounding matters: rounded to nearest or down, half of these would be over."""
+    draw = np.random.default_rng(0)
+    met = 0
+    for _ in range(20):
+        times = [draw.random(4) for _ in range(6)]
+        errors = [np.sort(draw.random(4))[::-1] for _ in range(6)]
+        pairs = {(0, 1): draw.random((4, 4)), (1, 2): draw.random((4, 4))} if coupled else {}
+        problem = Allocation(times, errors, pairs, buckets=30)
+        for budget in np.linspace(problem.fastest, problem.slowest, 25):
+            (chosen,) = problem.solve([budget])
+            if chosen is not None:
+                met += 1
+                assert problem.time(chosen) <= budget + 1e-9
+    assert met > 200

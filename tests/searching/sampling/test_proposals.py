@@ -126,3 +126,21 @@ def test_what_is_surely_beaten_is_not_proposed():
     assert best == pytest.approx(1 / (1 - 0.45))
     late = [trial.values[1] for trial in study.trials[8:]]
     assert sum(speed < 0.8 * best for speed in late) <= 1
+
+
+def test_a_large_gain_does_not_excuse_what_is_nearly_surely_beaten(monkeypatch):
+    """An average over few draws may be large by one of them."""
+    problem = Problem(3)
+    sampler = KnapsackSampler(problem.items())
+    study = problem.run(sampler, 4)
+    real = sampler.posterior.expected_gain
+
+    def gains(pool, seen, draw):
+        found = real(pool, seen, draw)
+        first = np.arange(len(pool)) == 0
+        return found._replace(gain=np.where(first, 100.0, 1.0), beaten=np.where(first, 0.97, 0.0))
+
+    monkeypatch.setattr(sampler.posterior, "expected_gain", gains)
+    chosen, why = sampler.propose(study, 99)
+    assert why["beaten"] == 0.0
+    assert any(chosen)
