@@ -27,6 +27,7 @@ from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
 from hwprune.pruning.uniform import uniform_recipe
 from hwprune.records.recipe import Recipe
+from hwprune.second_order import hessian
 from hwprune.workload import loading
 
 BATCH = 64
@@ -35,11 +36,19 @@ T975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 
 
 def fixed_ridge(
-    fitted: Sample, held: Sample | None, old: torch.Tensor, keep: torch.Tensor | None, *, movable: bool
+    fitted: Sample, held: Sample | None, old: torch.Tensor, keep: torch.Tensor | None, constant: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All examples are fitted to, and nothing is held out."""
-    both = fitted if held is None else tuple(torch.cat(pair, dim=1) for pair in zip(fitted, held, strict=True))
-    return refit((both[0], both[1]), None, old, keep, movable=movable)
+    """Least squares on all examples with a ridge of 1 % of the mean diagonal; nothing is held out."""
+    assert keep is None, "recipes of this benchmark have no masks"
+    x, y = fitted if held is None else tuple(torch.cat(pair, dim=1) for pair in zip(fitted, held, strict=True))
+    centre_x, centre_y = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
+    if constant is not None:
+        x, y = x - centre_x, y - centre_y
+    gram = (x.mT @ x).double()
+    damped = hessian.damp(gram)
+    target = (y.mT @ x).double() + old @ (damped - gram)
+    new = torch.cholesky_solve(target.mT, torch.linalg.cholesky(damped)).mT
+    return new, centre_y[:, 0].double() - (new @ centre_x[:, 0, :, None].double())[:, :, 0]
 
 
 def workload_of(name: str, examples: int, draw: int) -> hwprune.Workload:

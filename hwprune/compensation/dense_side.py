@@ -9,7 +9,6 @@ what is independent, not rows: 32 tokens of one sentence, or 1,024 positions of 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, prod
@@ -35,6 +34,8 @@ HELD_OUT = 4
 """One example in so many is held out."""
 MIN_ROWS, ROWS_PER_COLUMN = 6144, 8
 """Positions that a layer's least squares sees at least, and for each of the dense layer's columns."""
+TARGET_BYTES = 500_000_000
+"""Bytes of the targets of all layers together."""
 NORM_EXAMPLES = 128
 """Examples from which a norm's statistics are carried over, see `hwprune.compensation.batchnorm`."""
 KEY = "dense side"
@@ -63,14 +64,12 @@ class DenseSide:
         held_out: for each batch, whether nothing may be fitted to it.
         layers: node -> its targets.
         norms: batch norm's node -> moments of its inputs in the leading batches.
-        outputs: for each batch the tensors that the model returns.
     """
 
     batches: list[Inputs]
     held_out: list[bool]
     layers: dict[str, LayerTargets] = field(default_factory=dict)
     norms: dict[str, Moments] = field(default_factory=dict)
-    outputs: list[list[torch.Tensor]] = field(default_factory=list)
 
     @property
     def examples(self) -> int:
@@ -97,32 +96,45 @@ def dense_side(context: Context) -> DenseSide:
 
 
 def _divided(context: Context) -> tuple[list[Inputs], list[bool]]:
-    """Batches to fit to, then batches that are held out; no more are read than can be used."""
+    """Batches to fit to, and batches that are held out: a random sample of the calibration examples, which are read once."""
+    generator = torch.Generator().manual_seed(0)
     given: list[Inputs] = []
-    count, allowed = 0, 0
+    keys: list[torch.Tensor] = []
+    """A random number for each example; those with the least are kept."""
+    allowed, apart = 0, bool(context.dense.meta.get("free_batch", True))
     for inputs in context.batches():
-        if not given:
-            allowed = _allowed(context, inputs)
+        allowed = allowed or _allowed(context, inputs)
+        apart = apart and splittable(inputs) and all(_alike(x, y) for x, y in zip(inputs, (given or [inputs])[0], strict=True))
         given.append(tuple(inputs))
-        count += len(inputs[0])
-        if count >= allowed:
+        keys.append(torch.rand(len(inputs[0]), generator=generator))
+        if apart and sum(map(len, keys)) > 4 * allowed:
+            given, keys = _least(given, keys, 2 * allowed)
+        elif not apart and sum(map(len, keys)) >= allowed:
             break
     if not given:
         return [], []
-    free = context.dense.meta.get("free_batch", True) and all(splittable(inputs) for inputs in given)
-    alike = len({tuple((x.shape[1:], x.dtype) for x in inputs) for inputs in given}) == 1
-    if not (free and alike):
-        held = len(given) // HELD_OUT
-        return given, [number >= len(given) - held for number in range(len(given))]
-    whole = tuple(torch.cat(column) for column in zip(*given, strict=True))
-    order = torch.randperm(len(whole[0]), generator=torch.Generator().manual_seed(0)).to(whole[0].device)[:allowed]
-    held = len(order) // HELD_OUT
+    if not apart:  # whole batches, at random: neighbours may be alike
+        held = set(torch.randperm(len(given), generator=generator)[: len(given) // HELD_OUT].tolist())
+        return given, [number in held for number in range(len(given))]
+    (whole,), _ = _least(given, keys, allowed)
+    count, held_count = len(whole[0]), len(whole[0]) // HELD_OUT
     batches, flags = [], []
-    for places, flag in ((order[held:], False), (order[:held], True)):
-        for start in range(0, len(places), BATCH):
-            batches.append(tuple(x[places[start : start + BATCH]] for x in whole))
+    for first, last, flag in ((held_count, count, False), (0, held_count, True)):
+        for place in range(first, last, BATCH):
+            batches.append(tuple(x[place : min(place + BATCH, last)] for x in whole))
             flags.append(flag)
     return batches, flags
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape[1:] == other.shape[1:] and one.dtype == other.dtype
+
+
+def _least(given: Sequence[Inputs], keys: Sequence[torch.Tensor], most: int) -> tuple[list[Inputs], list[torch.Tensor]]:
+    """The examples with the least keys, in their order, as one batch."""
+    whole, key = tuple(torch.cat(column) for column in zip(*given, strict=True)), torch.cat(list(keys))
+    order = key.argsort()[:most]
+    return [tuple(x[order.to(x.device)] for x in whole)], [key[order]]
 
 
 def _allowed(context: Context, inputs: Inputs) -> int:
@@ -139,13 +151,15 @@ def _collect(context: Context) -> DenseSide:
     if not side.batches:
         return side
     context.dense.eval()
+    state = _state(context.dense)
     found = layer_table.find(context.dense, context.matrices)
     by_node = {layer.nodes[0]: layer for layer in found.values() if len(layer.nodes) == 1}
-    by_node = {node.name: by_node[node.name] for node in context.dense.graph.nodes if node.name in by_node and _plain(node)}
-    side.layers = {name: LayerTargets(layer) for name, layer in by_node.items()}
-    for_norms = set(side.norm_batches())
-    norm_inputs: dict[str, list[torch.Tensor]] = {}
-    total = side.examples
+    for node in context.dense.graph.nodes:
+        if node.name in by_node and _plain(node, by_node[node.name], state):
+            side.layers[node.name] = LayerTargets(by_node[node.name])
+    rows = _rows(side)
+    for_norms, total = set(side.norm_batches()), side.examples
+    norms: dict[str, list[tuple[int, Moments]]] = {}
     with full_precision():
         for number, inputs in enumerate(side.batches):
             relevant = context.relevance(inputs) if context.relevance is not None else {}
@@ -154,44 +168,44 @@ def _collect(context: Context) -> DenseSide:
             while steps.at < len(steps.nodes) - 1:
                 node = steps.nodes[steps.at]
                 if number in for_norms and node.target is BATCH_NORM and node.args[3] is not None:
-                    norm_inputs.setdefault(node.name, []).append(steps.before(node.name)[0][0])
+                    values = steps.before(node.name)[0][0]
+                    norms.setdefault(node.name, []).append((values.numel() // values.shape[1], moments([values])))
                 steps.step()
-                if node.name in by_node:
-                    result = steps.result(node)
-                    _take(side.layers[node.name], node, result, len(inputs[0]) / total, generator, relevant, context)
-            side.outputs.append(tensors(steps.before(steps.nodes[-1].name)[0]))
-            if number in for_norms and number + 1 not in for_norms:
-                side.norms = {name: moments(values) for name, values in norm_inputs.items()}
-                norm_inputs.clear()
+                if node.name in side.layers:
+                    kept = side.layers[node.name]
+                    limit = ceil(rows[node.name] * len(inputs[0]) / total)
+                    _take(kept, steps.result(node), limit, generator, relevant.get(node.name))
+                    kept.targets[-1] -= _constant(node, kept.layer, state)
+    side.norms = {name: _together(parts) for name, parts in norms.items()}
     return side
 
 
-def tensors(value: Any) -> list[torch.Tensor]:
-    """All tensors of whatever a model returned."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+def _rows(side: DenseSide) -> dict[str, int]:
+    """Positions of each layer: as many as its columns ask for, within the memory for all of them."""
+    shapes = {name: kept.layer.matrix.shape for name, kept in side.layers.items()}
+    rows = {name: max(MIN_ROWS, ROWS_PER_COLUMN * (prod(shape[1:]) + 1)) for name, shape in shapes.items()}
+    share = min(1.0, TARGET_BYTES / max(1, sum(4 * rows[name] * shapes[name][0] for name in rows)))
+    return {name: max(1, int(share * wanted)) for name, wanted in rows.items()}
 
 
-def _take(
-    kept: LayerTargets,
-    node: fx.Node,
-    result: torch.Tensor,
-    share: float,
-    generator: torch.Generator,
-    relevant: Mapping[str, torch.Tensor],
-    context: Context,
-) -> None:
-    layer = kept.layer
-    rows = layer.outputs_by_example(result)  # (batch, G, positions, out / G)
+def _together(parts: Sequence[tuple[int, Moments]]) -> Moments:
+    """Moments of all batches from those of each (Chan et al. 1979): inputs of all norms at once would not fit into memory."""
+    count = sum(n for n, _ in parts)
+    mean = torch.stack([n * own[0] for n, own in parts]).sum(dim=0) / count
+    square = torch.stack([n * (own[1] + (own[0] - mean).square()) for n, own in parts]).sum(dim=0)
+    return mean, square / count
+
+
+def _take(kept: LayerTargets, result: torch.Tensor, limit: int, generator: torch.Generator, allowed: torch.Tensor | None) -> None:
+    """Keep a layer's outputs at random positions of a batch."""
+    rows = kept.layer.outputs_by_example(result)  # (batch, G, positions, out / G)
     rows = rows.transpose(0, 1).reshape(rows.shape[1], -1, rows.shape[3])
-    target = max(MIN_ROWS, ROWS_PER_COLUMN * (prod(layer.matrix.shape[1:]) + 1))
-    limit = ceil(target * share)
-    allowed = relevant.get(node.name)
     choices = torch.arange(rows.shape[1]) if allowed is None else allowed.reshape(-1).nonzero().squeeze(1).cpu()
     if limit < len(choices):
         choices = choices[torch.randperm(len(choices), generator=generator)[:limit]]
     choices = choices.to(result.device)
     kept.places.append(choices)
-    kept.targets.append(rows.index_select(1, choices).float() - _constant(node, layer, context))
+    kept.targets.append(rows.index_select(1, choices).float())
 
 
 _ADDMM = torch.ops.aten.addmm.default
@@ -205,27 +219,26 @@ def _bias(node: fx.Node) -> Any:
 _PRODUCTS = (torch.ops.aten.matmul.default, torch.ops.aten.mm.default)
 
 
-def _plain(node: fx.Node) -> bool:
-    """Is the layer's output the product and a stored bias, and nothing else?"""
+def _plain(node: fx.Node, layer: Layer, state: Mapping[str, torch.Tensor]) -> bool:
+    """Is the layer's output the product and one stored constant an output, and nothing else?"""
     if node.target is _ADDMM and (node.kwargs or len(node.args) > 3):
         return False  # scaled
     bias = _bias(node)
-    return bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
+    if bias is None:
+        return True
+    if not (isinstance(bias, fx.Node) and bias.op == "get_attr" and str(bias.target) in state):
+        return False
+    stored = state[str(bias.target)]
+    return stored.numel() == 1 or (stored.numel() == layer.matrix.shape[0] == stored.shape[-1])
 
 
-def _constant(node: fx.Node, layer: Layer, context: Context) -> torch.Tensor | float:
+def _constant(node: fx.Node, layer: Layer, state: Mapping[str, torch.Tensor]) -> torch.Tensor | float:
     """(G, 1, out / G): what the layer adds by itself to every output."""
     bias = _bias(node)
     if bias is None:
         return 0.0
-    return (
-        _state(context.dense)[str(bias.target)].detach().float().expand(layer.matrix.shape[0]).reshape(layer.matrix.groups, 1, -1)
-    )
-
-
-def with_batch_dim(pruned: Layer, dense: Layer) -> Layer:
-    """A cut graph does not know which sizes are free."""
-    return dataclasses.replace(pruned, batch_dim=dense.batch_dim)
+    stored = state[str(bias.target)].detach().float().reshape(-1).expand(layer.matrix.shape[0])
+    return stored.reshape(layer.matrix.groups, 1, -1)
 
 
 def clean_nodes(module: fx.GraphModule, dense: fx.GraphModule) -> set[str]:

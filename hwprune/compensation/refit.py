@@ -22,54 +22,58 @@ Sample = tuple[torch.Tensor, torch.Tensor]
 
 
 def refit(
-    fitted: Sample, held: Sample | None, old: torch.Tensor, keep: torch.Tensor | None, *, movable: bool
+    fitted: Sample, held: Sample | None, old: torch.Tensor, keep: torch.Tensor | None, constant: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """New weights of a layer.
+    """New weights and constants of a layer; the old ones where no examples are held out, because nothing can confirm a change.
 
     Args:
         fitted, held: of the examples to fit to, and of those that are held out; None: there are too few to hold any out.
         old: (G, out / G, d) float64, where the ridge pulls to.
         keep: the same shape, bool: what may differ from zero; None: all.
-        movable: a constant may be added to the outputs.
+        constant: (G, out / G) float64, what is added to the outputs now; None: nothing can be added.
 
     Returns:
-        weights (G, out / G, d) float64, and the constants (G, out / G) that bring the outputs' mean to the wanted one.
+        weights (G, out / G, d) and constants (G, out / G), float64.
     """
-    x, y = fitted
     new = old.clone()
-    centre_x, centre_y = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
-    if movable:
-        x, y = x - centre_x, y - centre_y
-    left = y - x @ old.float().mT
-    rows = x.shape[1]
-    gram = (x.mT @ x).double() / rows
-    cross = (left.mT @ x).double() / rows  # (G, out / G, d)
-    if held is not None:
-        hx, hy = (held[0] - centre_x, held[1] - centre_y) if movable else held
-        held_left = hy - hx @ old.float().mT
+    shift = torch.zeros(old.shape[:2], dtype=old.dtype, device=old.device) if constant is None else constant.clone()
+    if held is None:
+        return new, shift
+    left, held_left = (wanted - inputs @ old.float().mT - shift.float()[:, None] for inputs, wanted in (fitted, held))
+    x, hx = fitted[0], held[0]
+    centre = x.mean(dim=1, keepdim=True) if constant is not None else torch.zeros_like(x[:, :1])
+    if constant is not None:
+        missing = left.mean(dim=1).double()
+        shift += _confirmed(missing, held_left.mean(dim=1).double())[:, None] * missing
+        left, held_left = left - left.mean(dim=1, keepdim=True), held_left - left.mean(dim=1, keepdim=True)
+    x, hx = x - centre, hx - centre
+    gram = (x.mT @ x).double() / x.shape[1]
+    cross = (left.mT @ x).double() / x.shape[1]  # (G, out / G, d)
     for g in range(len(old)):
         scale = float(gram[g].diagonal().mean())
         if not scale > 0:
             continue
-        strengths = STRENGTHS if held is not None else (hessian.DAMPING,)
-        best: tuple[float, torch.Tensor, float] | None = None
-        for strength in strengths:
+        best = (0.0, 0.0, old[g])
+        for strength in STRENGTHS:
             change = _change(gram[g], cross[g], strength * scale, None if keep is None else keep[g])
-            if held is None:
-                best = (0.0, change, 1.0)
-                break
-            effect = hx[g] @ change.float().T
-            energy, agreement = float(effect.double().square().sum()), float((effect.double() * held_left[g].double()).sum())
+            effect = (hx[g] @ change.float().T).double()
+            energy, agreement = float(effect.square().sum()), float((effect * held_left[g].double()).sum())
             factor = min(max(agreement / energy, 0.0), 1.0) if energy > 0 else 0.0
             gain = 2 * factor * agreement - factor * factor * energy
-            if best is None or gain > best[0]:
-                best = (gain, change, factor)
-        assert best is not None
-        new[g] = old[g] + best[2] * best[1]
-    means = [pair for pair in (fitted, held) if pair is not None]
-    all_x = torch.cat([pair[0] for pair in means], dim=1).double().mean(dim=1)
-    all_y = torch.cat([pair[1] for pair in means], dim=1).double().mean(dim=1)
-    return new, all_y - (new @ all_x[:, :, None])[:, :, 0]
+            if gain > best[0]:
+                best = (gain, factor, change)
+        if best[0] > 0:
+            change = best[1] * best[2]
+            new[g] += change
+            if constant is not None:
+                shift[g] -= change @ centre[g, 0].double()
+    return new, shift
+
+
+def _confirmed(wanted: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """(G,): what part, from none to all, of a change of the constants (G, out / G) held-out examples ask for."""
+    energy = wanted.square().sum(dim=1)
+    return ((wanted * seen).sum(dim=1) / energy.clamp(min=1e-300)).clamp(0.0, 1.0)
 
 
 def _change(gram: torch.Tensor, cross: torch.Tensor, ridge: float, keep: torch.Tensor | None) -> torch.Tensor:

@@ -111,6 +111,16 @@ class _Walker:
             mean = self.dense_state[pair.dense.running_mean][kept]
             self.state[pair.pruned.running_mean].data.copy_(mean - shift.to(mean.dtype))
 
+    def constant(self, pair: _Pair) -> torch.Tensor:
+        """What is added to the outputs now beyond the dense model's own constant; see `move`."""
+        if pair.pruned.bias is not None and pair.dense.bias is not None:
+            kept = self.outputs_kept(pair.dense.bias)
+            return self.state[pair.pruned.bias].detach() - self.dense_state[pair.dense.bias].detach()[kept]
+        assert pair.pruned.running_mean is not None
+        assert pair.dense.running_mean is not None
+        kept = self.outputs_kept(pair.dense.running_mean)
+        return self.dense_state[pair.dense.running_mean][kept] - self.state[pair.pruned.running_mean]
+
     def movable(self, pair: _Pair) -> bool:
         return (pair.pruned.bias is not None and pair.dense.bias is not None) or (
             pair.pruned.running_mean is not None and pair.dense.running_mean is not None
@@ -196,7 +206,8 @@ def _solve(walker: _Walker, pair: _Pair, dense: DenseSide, x: list[torch.Tensor]
     keep = None if pair.keep is None else grouped(pair.keep, len(pair.groups))
     movable = walker.movable(pair)
     old = grouped(pair.weight.detach().double(), len(pair.groups))
-    solved, shift = refit(fitted, held, old, keep, movable=movable)
+    constant = walker.constant(pair).double().reshape(len(pair.groups), -1).to(old.device) if movable else None
+    solved, shift = refit(fitted, held, old, keep, constant)
     if not bool(torch.isfinite(solved).all()):
         raise CandidateFailure("prune", f"sequential least squares of {pair.pruned.name} is not finite")
     pair.weight.data.copy_(solved.reshape(pair.weight.shape).to(pair.weight.dtype))

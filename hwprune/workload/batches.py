@@ -68,6 +68,8 @@ def sample(workload: Workload, split: str, most: int, most_bytes: int, seed: int
             # Copies, because a view of one example keeps its whole batch in memory.
             one = (tuple(x[i : i + 1].clone() for x in inputs), targets[i : i + 1].clone()) if divided else (inputs, targets)
             kept[place : place + 1] = [one]
+    if len({tuple(x.shape[1:] for x in inputs) for inputs, _ in kept}) > 1:
+        size = 1  # texts of several lengths don't go into one batch
     groups = [kept[start : start + size] for start in range(0, len(kept) - size + 1, size)]
     return [_joined(group) if size > 1 else group[0] for group in groups]
 

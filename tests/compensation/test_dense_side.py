@@ -88,10 +88,14 @@ def test_what_comes_before_the_first_change_is_clean():
     assert clean_nodes(graph.cut({}, ()), graph.module) >= {node.name for node in graph.module.graph.nodes if node.op != "output"}
 
 
-def test_no_more_of_the_data_is_read_than_is_used(monkeypatch):
-    monkeypatch.setattr("hwprune.compensation.dense_side.MOST_EXAMPLES", 64)
+def test_much_data_is_read_once_and_only_a_part_of_it_kept(monkeypatch):
+    from hwprune.compensation import dense_side as module
+
+    monkeypatch.setattr(module, "MOST_EXAMPLES", 64)
     torch.manual_seed(0)
-    read = []
+    read, held = [], []
+    real = module._least
+    monkeypatch.setattr(module, "_least", lambda given, keys, most: held.append(sum(map(len, keys))) or real(given, keys, most))
 
     def batches():
         for number in range(100):
@@ -101,4 +105,54 @@ def test_no_more_of_the_data_is_read_than_is_used(monkeypatch):
     graph = trace(Plain().eval(), (images(2),))
     side = dense_side(Context(graph.module, batches, graph.matrices, cache={}))
     assert side.examples == 64
-    assert len(read) <= 3
+    assert read == list(range(100))
+    assert max(held) <= 4 * 64 + 32
+
+
+def test_a_sample_of_sorted_data_has_all_of_it(monkeypatch):
+    """More examples than are wanted, sorted: every part of the data is as likely to be in the sample."""
+    monkeypatch.setattr("hwprune.compensation.dense_side.MOST_EXAMPLES", 100)
+    torch.manual_seed(0)
+    rows = [(torch.full((50, 4), float(number)),) for number in range(40)]
+    _, context = context_of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), rows)
+    side = dense_side(context)
+    drawn = torch.cat([inputs[0][:, 0] for inputs in side.batches])
+    assert len(drawn) == 100
+    assert 15 < float(drawn.mean()) < 24
+    assert len(drawn.unique()) > 25
+
+
+def test_constants_of_any_shape():
+    """A product with a bias of shape (1, out), as ONNX's Gemm has it; one that differs from row to row is no constant."""
+
+    class Product(nn.Module):
+        def __init__(self, shape):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(shape))
+
+        def forward(self, x):
+            return torch.relu(torch.addmm(self.bias, x, self.weight)).sum(dim=1, keepdim=True)
+
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 4),)]
+    for shape, there in (((6,), 1), ((1, 6), 1), ((1,), 1), ((8, 6), 0)):
+        model = Product(shape)
+        graph = trace(model.eval(), (torch.randn(8, 4),))
+        side = dense_side(Context(graph.module, lambda: data, graph.matrices, cache={}))
+        assert len(side.layers) == there, shape
+        for kept in side.layers.values():
+            for inputs, places, wanted in zip(side.batches, kept.places, kept.targets, strict=True):
+                assert torch.allclose(inputs[0][places] @ model.weight, wanted[0], atol=1e-5)
+
+
+def test_moments_of_norms_are_those_of_all_batches_together():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(400, 2))
+    graph, context = context_of(model, [(images(100),)])
+    side = dense_side(context)
+    (found,) = side.norms.values()
+    with torch.no_grad():
+        values = torch.cat([model[0](side.batches[number][0]) for number in side.norm_batches()]).double()
+    assert torch.allclose(found[0], values.mean(dim=(0, 2, 3)), atol=1e-5)
+    assert torch.allclose(found[1], values.var(dim=(0, 2, 3), unbiased=False), atol=1e-5)
+    del graph

@@ -22,7 +22,7 @@ def test_enough_examples_give_the_least_squares_solution():
     draw = torch.Generator().manual_seed(0)
     true = torch.randn(5, 12, generator=draw)
     old = torch.zeros(1, 5, 12, dtype=torch.float64)
-    new, shift = refit(sample(4000, true, draw), sample(1000, true, draw), old, None, movable=True)
+    new, shift = refit(sample(4000, true, draw), sample(1000, true, draw), old, None, torch.zeros(old.shape[:2]).double())
     unseen = sample(4000, true, draw)
     assert error(new, shift, *unseen) < 1e-3 * error(old, torch.zeros(1, 5), *unseen)
     assert shift.abs().max() < 0.02
@@ -35,13 +35,37 @@ def test_few_noisy_examples_never_make_unseen_ones_worse(seed):
     true = torch.randn(4, 60, generator=draw)
     old = true.double()[None]
     fitted, held, unseen = (sample(rows, true, draw, noise=4.0) for rows in (90, 30, 4000))
-    new, shift = refit(fitted, held, old, None, movable=False)
-    without, _ = refit(fitted, None, old, None, movable=False)
     zero = torch.zeros(1, 4, dtype=torch.float64)
+    new, shift = refit(fitted, held, old, None, zero)
     best = error(old, zero, *unseen)
-    assert error(new, zero, *unseen) < 1.05 * best
-    assert error(without, zero, *unseen) > 1.25 * best  # what a fixed ridge does
-    del shift
+    assert error(new, shift, *unseen) < 1.08 * best
+    gram = fitted[0][0].T @ fitted[0][0]
+    ridge = 0.01 * gram.diagonal().mean() * torch.eye(60)
+    by_heart = torch.linalg.solve(gram + ridge, fitted[0][0].T @ (fitted[1] - fitted[0] @ true.T)[0]).T
+    assert error(old + by_heart, zero, *unseen) > 1.25 * best  # what a fixed ridge does
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rows", [3, 8])
+def test_constants_are_moved_only_as_far_as_other_examples_confirm(seed, rows):
+    """A handful of examples: their mean is luck, and the bias would take all of it."""
+    draw = torch.Generator().manual_seed(seed)
+    true = torch.randn(40, 10, generator=draw)
+    fitted, held, unseen = (sample(count, true, draw, noise=4.0) for count in (rows, max(1, rows // 3), 4000))
+    zero = torch.zeros(1, 40, dtype=torch.float64)
+    new, shift = refit(fitted, held, true.double()[None], None, zero)
+    own_mean = (fitted[1] - fitted[0] @ true.T).mean(dim=1).double()
+    assert error(new, shift, *unseen) < 1.3 * error(true.double()[None], zero, *unseen)
+    assert error(new, shift, *unseen) < error(true.double()[None], own_mean, *unseen)
+
+
+def test_nothing_is_changed_that_nothing_can_confirm():
+    draw = torch.Generator().manual_seed(5)
+    true = torch.randn(3, 10, generator=draw)
+    old, constant = torch.randn(1, 3, 10, generator=draw).double(), torch.ones(1, 3).double()
+    new, shift = refit(sample(50, true, draw), None, old, None, constant)
+    assert torch.equal(new, old)
+    assert torch.equal(shift, constant)
 
 
 def test_a_change_that_does_not_hold_up_is_not_made():
@@ -51,7 +75,7 @@ def test_a_change_that_does_not_hold_up_is_not_made():
     x, y = sample(500, true, draw)
     held_x, held_y = sample(500, true, draw)
     against = held_x @ old[0].float().T - (held_y - held_x @ old[0].float().T)  # the opposite of what the fit asks for
-    new, _ = refit((x, y), (held_x, against), old, None, movable=False)
+    new, _ = refit((x, y), (held_x, against), old, None, None)
     assert torch.equal(new, old)
 
 
@@ -61,7 +85,7 @@ def test_weights_that_are_gone_stay_gone():
     keep = torch.rand(1, 6, 16, generator=draw) > 0.5
     old = (true.double() * keep[0])[None]
     fitted, held = sample(2000, true, draw), sample(500, true, draw)
-    new, _ = refit(fitted, held, old, keep, movable=True)
+    new, _ = refit(fitted, held, old, keep, torch.zeros(old.shape[:2]).double())
     assert (new[~keep] == 0).all()
     assert error(new, torch.zeros(1, 6), *held) <= error(old, torch.zeros(1, 6), *held)
 
@@ -69,15 +93,15 @@ def test_weights_that_are_gone_stay_gone():
 def test_constants_bring_the_mean_to_the_wanted_one():
     draw = torch.Generator().manual_seed(3)
     true = torch.randn(4, 8, generator=draw)
-    x, y = sample(1000, true, draw, mean=3.0)
+    (x, y), (hx, hy) = sample(1000, true, draw, mean=3.0), sample(300, true, draw, mean=3.0)
     old = torch.zeros(1, 4, 8, dtype=torch.float64)
-    new, shift = refit((x, y + 7), None, old, None, movable=True)
-    assert (x.double() @ new.mT + shift[:, None]).mean(dim=1)[0] == pytest.approx((y + 7).double().mean(dim=1)[0], abs=1e-4)
+    new, shift = refit((x, y + 7), (hx, hy + 7), old, None, torch.zeros(old.shape[:2]).double())
+    assert (x.double() @ new.mT + shift[:, None]).mean(dim=1)[0] == pytest.approx((y + 7).double().mean(dim=1)[0], abs=0.1)
 
 
 def test_inputs_that_are_always_zero():
     old = torch.ones(1, 2, 3, dtype=torch.float64)
     empty = (torch.zeros(1, 50, 3), torch.zeros(1, 50, 2))
-    new, shift = refit(empty, empty, old, None, movable=True)
+    new, shift = refit(empty, empty, old, None, torch.zeros(old.shape[:2]).double())
     assert torch.equal(new, old)
     assert (shift == 0).all()

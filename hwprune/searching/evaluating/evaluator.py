@@ -187,8 +187,8 @@ class Evaluator:
                 expected.stop_if_beaten("screen", self.scorer.divergence(outputs, screen))
             outputs = self.scorer.outputs("candidate", split)
             self.scorer.check_parity(candidate.module, outputs, split)
-            expected.stop_if_beaten("evaluate", self.scorer.divergence(outputs, split))
             scores = self.scorer.scores(outputs, split)
+            expected.stop_if_beaten("evaluate", scores.divergence)
             self.bench.drop("candidate")
         return scores
 

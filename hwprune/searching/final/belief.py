@@ -7,9 +7,9 @@ posterior needs no correction for having looked at many (Senn 2008, "A note conc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +42,8 @@ class DropBelief:
             np.array([_divergence(t) for t in known]), np.array([t.drop for t in known], dtype=float),
             np.array([self._error[t.number] for t in known]),
         )  # fmt: skip
-        self._samples: dict[int, np.ndarray] = {}
+        self._samples: dict[int, np.ndarray[Any, Any]] = {}
+        self._scored = {t.number: t.drop or 0.0 for t in known}
         if known:
             generator = np.random.default_rng(0)
             curves = self._model.draw(generator, DRAWS)
@@ -58,26 +59,34 @@ class DropBelief:
         return self._model.floor(self.limits.max_drop)
 
     def drop(self, trial: Trial) -> float:
-        """The mean of what is believed of a trial's drop; of a trained or quantised one, whose divergence means something else,
-        its score on validation.
-        """
-        if trial.number in self._samples:
-            return float(self._samples[trial.number].mean())
-        return trial.drop if trial.drop is not None else math.inf
+        """The mean of what is believed of a trial's drop; of a trained one, whose divergence means something else, its score."""
+        samples = self._of(trial)
+        return max(trial.drop or 0.0, 0.0) if samples is None else float(samples.mean())
 
     def high(self, trial: Trial) -> float:
         """The drop that the trial's true one is surely (`SURE`) below."""
-        if trial.number in self._samples:
-            return float(np.quantile(self._samples[trial.number], SURE))
-        error = _error(trial, self.limits.reference[0])
-        return NormalDist(trial.drop or 0.0, max(error, 1e-12)).inv_cdf(SURE)
+        samples = self._of(trial)
+        return self._own(trial).inv_cdf(SURE) if samples is None else float(np.quantile(samples, SURE))
 
     def sure(self, trial: Trial, limit: float) -> float:
         """Probability that the trial's true drop is at most ``limit``."""
+        samples = self._of(trial)
+        return self._own(trial).cdf(limit) if samples is None else float((samples <= limit).mean())
+
+    def _of(self, trial: Trial) -> np.ndarray[Any, Any] | None:
+        """Samples of the true drop; of a quantised trial those of the one it was made of, and what it scored beyond that one: the
+        two were lucky with the same examples.
+        """
         if trial.number in self._samples:
-            return float((self._samples[trial.number] <= limit).mean())
-        error = _error(trial, self.limits.reference[0])
-        return NormalDist(trial.drop or 0.0, max(error, 1e-12)).cdf(limit)
+            return self._samples[trial.number]
+        made_of = trial.quantised.get("of") if trial.quantised else None
+        if made_of not in self._samples:
+            return None
+        found: np.ndarray[Any, Any] = np.maximum(self._samples[made_of] + (trial.drop or 0.0) - self._scored[made_of], 0.0)
+        return found
+
+    def _own(self, trial: Trial) -> NormalDist:
+        return NormalDist(trial.drop or 0.0, max(_error(trial, self.limits.reference[0]), 1e-12))
 
 
 def _divergence(trial: Trial) -> float:

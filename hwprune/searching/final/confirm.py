@@ -123,7 +123,7 @@ class Confirmer:
             return Confirmation((), dense)
         fresh = remeasure(self.evaluator, chosen, dense, self.make, self.progress)
         self.progress.stage("scoring the finalists")
-        belief = belief or DropBelief((), self.limits)
+        belief = belief or DropBelief(self.store.trials(), self.limits)
         return _score(self.evaluator, chosen, fresh, dense, belief, self.job.max_drop)
 
     def _front_notes(

@@ -87,9 +87,11 @@ class DropModel:
         self._weights = self._prior
         if not len(drop):
             return
-        self.split_error = float(np.median(error))
+        near = drop <= CENSORED * self.reference  # ruined candidates of a metric without bounds have errors of their own
+        self.split_error = float(np.median(error[near] if near.any() else error))
         error = np.maximum(error, 1e-3 * self.reference)
-        common = float(np.median(error)) * np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
+        typical = max(self.split_error, 1e-3 * self.reference)
+        common = typical * np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
         total = np.full((len(common), len(self._log_k)), -np.inf)
         for scatter in self.scatters:
             rows = np.flatnonzero(self._scatter == scatter)
@@ -97,9 +99,8 @@ class DropModel:
             for place, offset in enumerate(common):
                 total[place, rows] = self._likelihood(expected, drop - offset, error, scatter)
             # Scatters are compared by densities of drops, not of the scale on which they are compared with the curves.
-            near = drop <= CENSORED * self.reference
             total[:, rows] -= (np.log(scatter) + np.log(np.maximum(drop, 0) + error / scatter))[near].sum()
-        total -= 0.5 * (common[:, None] / float(np.median(error))) ** 2
+        total -= 0.5 * (common[:, None] / typical) ** 2
         weights = self._prior * np.exp(total - total.max()).sum(axis=0)
         self._weights = (1 - KEPT_PRIOR) * weights / weights.sum() + KEPT_PRIOR * self._prior
 

@@ -40,8 +40,11 @@ def with_thorough_compensation(space: SearchSpace, pruner: Pruner, stage: Callab
         pruner.prune(recipe)  # what is found out about the dense model is found out once
         start = time.process_time()
         pruner.prune(recipe)
-    except CandidateFailure:
-        return space, ""
+    except CandidateFailure as failure:
+        return space, (
+            f"Trials have the quick compensation {space.compensation}: the thorough one failed on a first candidate "
+            f"({failure.reason})."
+        )
     seconds = time.process_time() - start
     if seconds > MOST_CPU_S:
         return space, (
