@@ -32,6 +32,6 @@ def test_a_candidate_that_others_beat_is_stopped_on_the_screen_and_leaves_no_fil
 def test_one_that_may_be_of_use_goes_on(evaluator, advice):
     scored = evaluator.score(91, recipe_of(evaluator, 3), "test", advice)
     assert isinstance(scored, ScoredCandidate)
-    assert scored.divergence.samples == 1200
+    assert scored.scores.divergence.samples == 1200
     assert ScoredCandidate.from_json(91, scored.to_json()) == scored
     assert evaluator.measure(scored).measured
