@@ -28,7 +28,8 @@ def write_picture(record: Record, path: Path) -> None:
     if points:
         xs, ys = [p["speedup"]["value"] for p in points], [p["drop"] for p in points]
         axes.errorbar(
-            xs, ys, xerr=_errors(points), fmt="o-", color="#1768ac", ecolor="#1768ac", elinewidth=1, capsize=3, markersize=6,
+            xs, ys, xerr=_errors(points), yerr=_drop_errors(points), fmt="o-", color="#1768ac", ecolor="#1768ac", elinewidth=1,
+            capsize=3, markersize=6,
             label=f"front ({points[0]['split']} split, {HOW[record.latency_source]})", zorder=3,
         )  # fmt: skip
     _draw_quantised(axes, record)
@@ -45,6 +46,15 @@ def write_picture(record: Record, path: Path) -> None:
     temporary = path.with_suffix(".part.png")
     figure.savefig(temporary, format="png")
     temporary.replace(path)
+
+
+def _drop_errors(points: list[dict[str, Any]]) -> list[list[float]]:
+    """Paired intervals of the drops, below and above; none in records of earlier versions."""
+    known = [(point["drop"], point.get("paired_drop") or {}) for point in points]
+    return [
+        [drop - interval.get("ci_low", drop) for drop, interval in known],
+        [interval.get("ci_high", drop) - drop for drop, interval in known],
+    ]
 
 
 def searched(row: dict[str, Any]) -> bool:
