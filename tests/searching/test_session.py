@@ -75,6 +75,11 @@ def test_run_directory(finished_run):
         "drop_before_training",
         "precision",
         "quantised_from",
+        "drop_ci_low",
+        "drop_ci_high",
+        "told_drop",
+        "told_high",
+        "sure",
     ]
     assert rows[0]["trial"] == "dense"
     assert float(rows[0]["metric"]) == 1.0  # its own labels
