@@ -64,6 +64,8 @@ def search(root: Path, name: str, seed: int, words: Sequence[str], out: Path) ->
         shutil.copyfile(path, cache / "hwprune" / path.name)
     command = [sys.executable, "-c", "from hwprune.cli.main import main; main()", "search", source, "--seed", str(seed)]
     environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(cache)}
+    if "--space" not in words:  # an editable install would give every version the spaces of one
+        command += ["--space", str(root / "search_spaces" / "default.toml")]
     start = time.monotonic()
     done = subprocess.run(
         [*command, *words, "--out", str(out)], env=environment, cwd=root, capture_output=True, text=True, check=False
