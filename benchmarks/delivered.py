@@ -1,7 +1,7 @@
 """What searches deliver: the geometric mean of the fastest delivered speedup over all limits on the drop (make bench-search).
 
     python benchmarks/delivered.py [digits digits-vit resnet20 wide_cnn minilm] [--seeds 5] [--time 4m | --trials 40]
-        [--before FOLDER] [--max-drop 0.01] [--samplers knapsack,tpe] [--extra "--recover distill:2"]
+        [--before FOLDER] [--max-drop 0.01] [--extra "--recover distill:2"] [--keep FOLDER]
 
 G2 and G5 are the geometric means over all limits from 0 to 2 and to 5 points of the fastest point of front.csv whose drop *on the
 test split* is within the limit (1 where there is none): what a user with some limit gets. Speedups are those measured again in
@@ -63,7 +63,8 @@ def search(root: Path, name: str, seed: int, words: Sequence[str], out: Path) ->
         (cache / "hwprune").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, cache / "hwprune" / path.name)
     command = [sys.executable, "-c", "from hwprune.cli.main import main; main()", "search", source, "--seed", str(seed)]
-    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(cache)}
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(cache)}
     if "--space" not in words:  # an editable install would give every version the spaces of one
         command += ["--space", str(root / "search_spaces" / "default.toml")]
     start = time.monotonic()
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path)
     parser.add_argument("--max-drop")
     parser.add_argument("--extra", default="", help="more words for every search")
+    parser.add_argument("--keep", type=Path, help="a folder where the run directories stay")
     options = parser.parse_args()
     heading("What searches deliver")
     words = ["--trials", "0", "--time", options.time] if options.time else ["--trials", str(options.trials)]
@@ -110,13 +112,14 @@ def main() -> None:
     arms = {"now": ROOT, **({} if options.before is None else {"before": options.before.resolve()})}
     print(f"Search: {' '.join(words)}; the cache is empty before each.\n")
     with tempfile.TemporaryDirectory() as folder:
+        runs = options.keep or Path(folder)
         for name in options.names:
             print(f"## {name}\n\n| version | seed | G2 | G5 | at 0.5 points | at 1 | at 2 | points | s |")
             print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
             logs: dict[str, list[float]] = {arm: [] for arm in arms}
             for seed in range(options.seeds):
                 for arm, root in list(arms.items())[:: 1 if seed % 2 == 0 else -1]:
-                    points, spent = search(root, name, seed, words, Path(folder) / f"{name}-{seed}-{arm}")
+                    points, spent = search(root, name, seed, words, (runs / f"{name}-{seed}-{arm}").resolve())
                     logs[arm].append(math.log(geometric_mean(points, 0.05)))
                     print(row(arm, seed, points, spent), flush=True)
             if "before" in logs:

@@ -2,7 +2,7 @@
 
 Optuna's own heartbeat exists only for database storages and inside `optimize`. A heartbeat here is a counter: whoever watches it
 counts the silence on its own clock, so machines whose clocks differ or jump agree. On the same machine a process that is gone is
-known to be dead at once.
+known to be dead at once, and one that is there is waited for longer: the machine may be so busy that nothing beats.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ LEASE = "hwprune:lease"
 """System attribute of a trial."""
 SILENCE_S = 60.0
 """Without a heartbeat for so long, a worker counts as dead."""
+HUNG_S = 600.0
+"""A process of the same machine that has not beaten for so long is stopped or dead-locked. If it wakes up, it finds that its trial
+was finished by another, and stores nothing."""
 BEAT_S = 10.0
 
 
@@ -61,23 +64,30 @@ class Watch:
     Args:
         silence_s: see `SILENCE_S`.
         clock: monotonic seconds.
+        hung_s: see `HUNG_S`.
     """
 
     silence_s: float = SILENCE_S
     clock: Callable[[], float] = time.monotonic
+    hung_s: float = HUNG_S
     _seen: dict[Hashable, tuple[Any, float]] = field(default_factory=dict)
 
     def alive(self, trial: Hashable, lease: dict[str, Any] | None) -> bool:
         """Is somebody working on the trial?"""
+        patience = self.silence_s
         if lease is not None and lease.get("place") == place() and lease.get("pid"):
+            if lease["pid"] == os.getpid() and lease.get("started") == started(os.getpid()):
+                return True
             now = started(int(lease["pid"]))
-            return now is not None and now == lease.get("started")
+            if now is None or now != lease.get("started"):
+                return False
+            patience = self.hung_s
         word = None if lease is None else (lease.get("place"), lease.get("pid"), lease.get("beat"))
         before = self._seen.get(trial)
         if before is None or before[0] != word:
             self._seen[trial] = (word, self.clock())
             return True
-        return self.clock() - before[1] < self.silence_s
+        return self.clock() - before[1] < patience
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -67,6 +69,36 @@ def test_a_worker_of_another_machine_is_dead_when_its_heartbeat_stands_still(sto
     assert watcher.rescue.recover(lambda trial: {}) == 1
     # It was only slow: what it brings now is too late, and says so.
     assert not first.finisher.tell(asked, measured(asked.number, 0.1, 1.5), {})
+
+
+def test_a_worker_that_hangs_loses_its_trial_at_last(store, monkeypatch):
+    """Stopped or dead-locked, its process is still there; it beats no more."""
+    space, opened = store
+    stopped = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        os.kill(stopped.pid, signal.SIGSTOP)
+        of = {"place": lease.place(), "pid": stopped.pid, "started": lease.started(stopped.pid)}
+        with monkeypatch.context() as patched:
+            patched.setattr(lease, "own", lambda beat=0: {**of, "beat": beat})
+            opened(True).ask(random_sampler())
+        now = [0.0]
+        watcher = Store(opened(False)._backend.storage, space, watch=lease.Watch(clock=lambda: now[0]))
+        assert watcher.busy() == 1
+        now[0] = lease.HUNG_S - 1
+        assert (watcher.busy(), watcher.rescue.recover(lambda trial: {})) == (1, 0)
+        now[0] = lease.HUNG_S + 1
+        assert (watcher.busy(), watcher.rescue.recover(lambda trial: {})) == (0, 1)
+    finally:
+        stopped.kill()
+        stopped.wait()
+
+
+def test_this_process_knows_that_it_lives():
+    now = [0.0]
+    watch = lease.Watch(clock=lambda: now[0])
+    assert watch.alive(0, lease.own())
+    now[0] = 10 * lease.HUNG_S
+    assert watch.alive(0, lease.own())
 
 
 def test_a_kill_between_the_numbers_and_the_word_that_they_are_there(store, dead):
