@@ -14,6 +14,7 @@ A curve without doubt would make the gain of everything behind it exactly zero, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -32,17 +33,25 @@ largest is a judgement from two networks (KL 0.72 cost 0.018, KL 0.09 cost 0.030
 trials say so."""
 KEPT_PRIOR = 0.05
 """Weight of the prior that no data throws away."""
+OFFSETS = np.linspace(-2.25, 2.25, 7)
+"""The common noise, in its standard deviations."""
+SHARED = 0.7
+"""Correlation of the split's noise in two candidates' drops: the more they change, the more they have of it, in the same examples. A
+judgement; MiniLM's dev split asks for more, simulated splits for less."""
 CENSORED = 2.5
 """Multiples of the reference beyond which only that it was passed counts: no power law holds where a metric saturates."""
 FLOOR = 1e-9
 
 
 class Curves(NamedTuple):
-    """Curves of a posterior, an entry each: ln k, power, and how far candidates scatter about the curve."""
+    """Curves of a posterior, an entry each: ln k, power, how far candidates scatter about the curve, and the common noise in
+    standard deviations: positive where the split makes drops look larger than they are.
+    """
 
     log_k: Array
     power: Array
     scatter: Array
+    offset: Array
 
 
 @dataclass(slots=True)
@@ -65,6 +74,8 @@ class DropModel:
     _scatter: Array = field(init=False, default_factory=lambda: np.zeros(0))
     _prior: Array = field(init=False, default_factory=lambda: np.zeros(0))
     _weights: Array = field(init=False, default_factory=lambda: np.zeros(0))
+    _joint: Array = field(init=False, default_factory=lambda: np.zeros((0, 0)))
+    """(offsets, curves); `_weights` is its sum over the offsets."""
 
     def __post_init__(self) -> None:
         log_k = np.log(self.scale) + SCALE_SD * np.linspace(-4, 4, 65)
@@ -75,7 +86,12 @@ class DropModel:
         prior *= np.exp(-0.5 * (np.log(self._power / POWER) / POWER_SD) ** 2)
         prior *= np.array([self.scatters[s] for s in self._scatter.tolist()])
         self._prior = prior / prior.sum()
+        self._forget()
+
+    def _forget(self) -> None:
         self._weights = self._prior
+        common = np.exp(-0.5 * OFFSETS**2)
+        self._joint = (common / common.sum())[:, None] * self._prior
 
     def fit(self, divergence: Array, drop: Array, error: Array) -> None:
         """Weigh the curves by finished trials.
@@ -84,25 +100,25 @@ class DropModel:
             divergence, drop: of each trial.
             error: paired standard error of each drop.
         """
-        self._weights = self._prior
+        self._forget()
         if not len(drop):
             return
         near = drop <= CENSORED * self.reference  # ruined candidates of a metric without bounds have errors of their own
         self.split_error = float(np.median(error[near] if near.any() else error))
         error = np.maximum(error, 1e-3 * self.reference)
-        typical = max(self.split_error, 1e-3 * self.reference)
-        common = typical * np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
-        total = np.full((len(common), len(self._log_k)), -np.inf)
+        alone = math.sqrt(1 - SHARED) * error
+        total = np.full((len(OFFSETS), len(self._log_k)), -np.inf)
         for scatter in self.scatters:
             rows = np.flatnonzero(self._scatter == scatter)
             expected = self._curves(divergence, self._log_k[rows], self._power[rows])
-            for place, offset in enumerate(common):
-                total[place, rows] = self._likelihood(expected, drop - offset, error, scatter)
+            for place, offset in enumerate(OFFSETS.tolist()):
+                total[place, rows] = self._likelihood(expected, drop - offset * math.sqrt(SHARED) * error, alone, scatter)
             # Scatters are compared by densities of drops, not of the scale on which they are compared with the curves.
-            total[:, rows] -= (np.log(scatter) + np.log(np.maximum(drop, 0) + error / scatter))[near].sum()
-        total -= 0.5 * (common[:, None] / typical) ** 2
-        weights = self._prior * np.exp(total - total.max()).sum(axis=0)
-        self._weights = (1 - KEPT_PRIOR) * weights / weights.sum() + KEPT_PRIOR * self._prior
+            total[:, rows] -= (np.log(scatter) + np.log(np.maximum(drop, 0) + alone / scatter))[near].sum()
+        total -= 0.5 * OFFSETS[:, None] ** 2
+        joint = self._prior * np.exp(total - total.max())
+        self._joint = (1 - KEPT_PRIOR) * joint / joint.sum() + KEPT_PRIOR * self._joint
+        self._weights = self._joint.sum(axis=0)
 
     def _likelihood(self, expected: Array, drop: Array, error: Array, scatter: float) -> Array:
         """(curves,): log likelihood of the trials' drops under curves of one scatter."""
@@ -136,9 +152,11 @@ class DropModel:
         """So many curves of the posterior."""
         # Systematic sampling: few draws cover the posterior evenly, its rare beliefs included.
         places = (np.arange(count) + generator.random()) / count
-        picked = np.searchsorted(np.cumsum(self._weights)[:-1], places)
+        by_curve = self._joint.T.ravel()
+        picked = np.searchsorted(np.cumsum(by_curve)[:-1], places)
         generator.shuffle(picked)
-        return Curves(self._log_k[picked], self._power[picked], self._scatter[picked])
+        curve, offset = np.divmod(picked, len(OFFSETS))
+        return Curves(self._log_k[curve], self._power[curve], self._scatter[curve], OFFSETS[offset])
 
     def sampled(self, divergence: Array, curves: Curves, generator: np.random.Generator) -> Array:
         """Drops of candidates, each under its own curve and scatter.
@@ -157,10 +175,17 @@ class DropModel:
         """(draws, trials): true drops of finished trials, from the curve and from what was scored."""
         mean = self._curves(divergence, curves.log_k, curves.power)
         error = np.maximum(error, 1e-3 * self.reference)[None]
+        drop = drop[None] - curves.offset[:, None] * math.sqrt(SHARED) * error
+        error = math.sqrt(1 - SHARED) * error
         spread = np.maximum(curves.scatter[:, None] * mean, 1e-12)
         total = error**2 + spread**2
-        centre = (mean * error**2 + drop[None] * spread**2) / total
+        centre = (mean * error**2 + drop * spread**2) / total
         found: Array = np.maximum(centre + error * spread / np.sqrt(total) * generator.standard_normal(mean.shape), 0.0)
+        return found
+
+    def corrected(self, drop: Array, error: Array) -> Array:
+        """Scored drops without the common noise, as far as it is known."""
+        found: Array = drop - OFFSETS @ self._joint.sum(axis=1) * math.sqrt(SHARED) * error
         return found
 
     @property

@@ -144,8 +144,9 @@ class Posterior:
 
     def told_drops(self, seen: History) -> Array:
         """(trials,): the drop of each finished trial by its divergence and its score together, saturated; NaN without a score."""
-        drop, divergence = np.array(seen.drop), np.array(seen.divergence)
+        divergence = np.array(seen.divergence)
         error = np.maximum(self._errors_of_drops(seen), 1e-12)
+        drop = self.drop.corrected(np.array(seen.drop), error)
         expected = self.drop(divergence) if len(divergence) else divergence
         spread = np.maximum(self.drop.scatter * expected, 1e-12)
         found: Array = np.maximum((expected * error**2 + drop * spread**2) / (error**2 + spread**2), self.floor)

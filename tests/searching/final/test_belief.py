@@ -65,9 +65,26 @@ def test_a_limit_that_is_said_to_be_met_is_met(name):
         assert kept_count <= 60  # of 200 searches in which nothing meets it, at whatever divergence
         assert naive_count > 4 * kept_count
     else:
-        assert kept_count >= 150
+        assert kept_count >= 100  # where the least drop is near the limit, noise that is common to all leaves doubt
         assert kept / kept_count >= 0.9
         assert naive / naive_count <= kept / kept_count + 0.01
+
+
+def test_a_split_that_flatters_all_candidates_alike_is_not_believed():
+    """MiniLM's dev split says that small divergences gain two points, and moderate ones are free: all of it is the split's luck."""
+    kl = np.geomspace(0.02, 0.3, 24)
+    error = 0.006 + 0.04 * kl
+    true = 0.3 * kl
+    trials = []
+    for number, (k, drop, sd) in enumerate(zip(kl.tolist(), (true - 2 * error).tolist(), error.tolist(), strict=True)):
+        scored = Measurement(drop, "top1", drop - 1.96 * sd, drop + 1.96 * sd, 872)
+        divergence = Measurement(k, "nats", k, k, 872)
+        trials.append(replace(measured(number, drop, 1 + k), paired_drop=scored, divergence=divergence))
+    belief = DropBelief(trials, Limits())
+    far = [t for t, drop in zip(trials, true.tolist(), strict=True) if drop > 0.02]
+    below = [belief.high(t) >= drop for t, drop in zip(trials, true.tolist(), strict=True)]
+    assert sum(below) >= 0.6 * len(trials)
+    assert all(belief.drop(t) > (t.drop or 0.0) + 0.005 for t in far)
 
 
 def test_the_fastest_that_surely_meets_the_limit_is_not_far_from_the_best():
