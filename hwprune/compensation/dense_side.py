@@ -54,6 +54,12 @@ class LayerTargets:
     places: list[torch.Tensor] = field(default_factory=list)
     targets: list[torch.Tensor] = field(default_factory=list)
 
+    def leading(self, columns: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Places and targets of each batch, as many as so many columns ask for: places are in a random order."""
+        share = _wanted_rows(columns) / _wanted_rows(prod(self.layer.matrix.shape[1:]))
+        counts = [ceil(min(share, 1.0) * len(places)) for places in self.places]
+        return [(p[:n], t[:, :n]) for p, t, n in zip(self.places, self.targets, counts, strict=True)]
+
 
 @dataclass(slots=True, eq=False)
 class DenseSide:
@@ -183,9 +189,13 @@ def _collect(context: Context) -> DenseSide:
 def _rows(side: DenseSide) -> dict[str, int]:
     """Positions of each layer: as many as its columns ask for, within the memory for all of them."""
     shapes = {name: kept.layer.matrix.shape for name, kept in side.layers.items()}
-    rows = {name: max(MIN_ROWS, ROWS_PER_COLUMN * (prod(shape[1:]) + 1)) for name, shape in shapes.items()}
+    rows = {name: _wanted_rows(prod(shape[1:])) for name, shape in shapes.items()}
     share = min(1.0, TARGET_BYTES / max(1, sum(4 * rows[name] * shapes[name][0] for name in rows)))
     return {name: max(1, int(share * wanted)) for name, wanted in rows.items()}
+
+
+def _wanted_rows(columns: int) -> int:
+    return max(MIN_ROWS, ROWS_PER_COLUMN * (columns + 1))
 
 
 def _together(parts: Sequence[tuple[int, Moments]]) -> Moments:
@@ -197,12 +207,11 @@ def _together(parts: Sequence[tuple[int, Moments]]) -> Moments:
 
 
 def _take(kept: LayerTargets, result: torch.Tensor, limit: int, generator: torch.Generator, allowed: torch.Tensor | None) -> None:
-    """Keep a layer's outputs at random positions of a batch."""
+    """Keep a layer's outputs at random positions of a batch, in a random order."""
     rows = kept.layer.outputs_by_example(result)  # (batch, G, positions, out / G)
     rows = rows.transpose(0, 1).reshape(rows.shape[1], -1, rows.shape[3])
     choices = torch.arange(rows.shape[1]) if allowed is None else allowed.reshape(-1).nonzero().squeeze(1).cpu()
-    if limit < len(choices):
-        choices = choices[torch.randperm(len(choices), generator=generator)[:limit]]
+    choices = choices[torch.randperm(len(choices), generator=generator)[:limit]]
     choices = choices.to(result.device)
     kept.places.append(choices)
     kept.targets.append(rows.index_select(1, choices).float())

@@ -10,6 +10,8 @@ A fixed weak ridge fits some hundred sentences by heart, and loses on all others
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from hwprune.second_order import hessian, least_squares
@@ -39,35 +41,51 @@ def refit(
     shift = torch.zeros(old.shape[:2], dtype=old.dtype, device=old.device) if constant is None else constant.clone()
     if held is None:
         return new, shift
-    left, held_left = (wanted - inputs @ old.float().mT - shift.float()[:, None] for inputs, wanted in (fitted, held))
-    x, hx = fitted[0], held[0]
-    centre = x.mean(dim=1, keepdim=True) if constant is not None else torch.zeros_like(x[:, :1])
+    (x, y), (hx, hy) = fitted, held
+    centre, mean = torch.zeros_like(x[:, :1]), torch.zeros_like(y[:, :1])
     if constant is not None:
-        missing = left.mean(dim=1).double()
-        shift += _confirmed(missing, held_left.mean(dim=1).double())[:, None] * missing
-        left, held_left = left - left.mean(dim=1, keepdim=True), held_left - left.mean(dim=1, keepdim=True)
+        centre, mean = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
+        missing = (mean.double() - centre.double() @ old.mT)[:, 0] - shift
+        held_mean = (hy.mean(dim=1, keepdim=True).double() - hx.mean(dim=1, keepdim=True).double() @ old.mT)[:, 0] - shift
+        shift += _confirmed(missing, held_mean)[:, None] * missing
     x, hx = x - centre, hx - centre
     gram = (x.mT @ x).double() / x.shape[1]
-    cross = (left.mT @ x).double() / x.shape[1]  # (G, out / G, d)
+    # What the old weights leave, without computing their outputs: (y - old x) x^T = y x^T - old x x^T.
+    cross = ((y - mean).mT @ x).double() / x.shape[1] - old @ gram  # (G, out / G, d)
+    held_left = hy - mean - hx @ old.float().mT
     for g in range(len(old)):
         scale = float(gram[g].diagonal().mean())
         if not scale > 0:
             continue
-        best = (0.0, 0.0, old[g])
-        for strength in STRENGTHS:
+
+        def attempt(strength: float, g: int = g, scale: float = scale) -> tuple[float, float, torch.Tensor]:
             change = _change(gram[g], cross[g], strength * scale, None if keep is None else keep[g])
             effect = (hx[g] @ change.float().T).double()
             energy, agreement = float(effect.square().sum()), float((effect * held_left[g].double()).sum())
             factor = min(max(agreement / energy, 0.0), 1.0) if energy > 0 else 0.0
-            gain = 2 * factor * agreement - factor * factor * energy
-            if gain > best[0]:
-                best = (gain, factor, change)
-        if best[0] > 0:
-            change = best[1] * best[2]
-            new[g] += change
+            return 2 * factor * agreement - factor * factor * energy, factor, change
+
+        gain, factor, change = _climb(attempt)
+        if gain > 0:
+            new[g] += factor * change
             if constant is not None:
-                shift[g] -= change @ centre[g, 0].double()
+                shift[g] -= factor * change @ centre[g, 0].double()
     return new, shift
+
+
+def _climb(attempt: Callable[[float], tuple[float, float, torch.Tensor]]) -> tuple[float, float, torch.Tensor]:
+    """The best attempt, from the strengths in the middle to where it gets better: gains have one peak."""
+    middle = len(STRENGTHS) // 2
+    weaker, best = attempt(STRENGTHS[middle - 1]), attempt(STRENGTHS[middle])
+    rest = STRENGTHS[middle + 1 :]
+    if weaker[0] >= best[0]:
+        best, rest = weaker, STRENGTHS[: middle - 1][::-1]
+    for strength in rest:
+        other = attempt(strength)
+        if other[0] <= best[0]:
+            break
+        best = other
+    return best
 
 
 def _confirmed(wanted: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

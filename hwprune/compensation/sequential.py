@@ -185,8 +185,9 @@ class Sequential(Compensation):
 
 def _solve(walker: _Walker, pair: _Pair, dense: DenseSide, x: list[torch.Tensor]) -> None:
     kept = dense.layers[pair.pruned.nodes[0]]
-    columns = [pair.pruned.columns_at(one, places).float() for one, places in zip(x, kept.places, strict=True)]
-    wanted = [one[pair.groups] for one in kept.targets]
+    rows = kept.leading(prod(pair.pruned.matrix.shape[1:]))
+    columns = [pair.pruned.columns_at(one, places).float() for one, (places, _) in zip(x, rows, strict=True)]
+    wanted = [targets[pair.groups] for _, targets in rows]
     out = walker.context.positions.get(pair.dense.name)
     if out is not None:  # the outputs that are left, group by group
         whole = out[pair.dense.matrix.out_dim]

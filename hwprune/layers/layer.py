@@ -119,9 +119,7 @@ class Layer:
     def columns_at(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Input columns (G, rows, d) at positions that are numbered as `patches` has them."""
         patches = self.patches(x)
-        dims = patches.ndim - 2 - len(self.matrix.shape[2:])
-        if len(places) < prod(patches.shape[:dims]):
-            patches = _gather(patches, dims, places.to(x.device))
+        patches = _gather(patches, patches.ndim - 2 - len(self.matrix.shape[2:]), places.to(x.device))
         return patches.reshape(-1, self.matrix.groups, self._inner).transpose(0, 1)
 
     def by_example(self, x: torch.Tensor) -> torch.Tensor:
