@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,22 @@ MOST_FIXED = 64
 """Combinations of options of a few items that are tried one by one, so that the rest falls apart into chains."""
 MOST_HUBS = 10
 """Items that are fixed so; where it takes more, neighbours are fixed in turn."""
+
+
+class _Solved(NamedTuple):
+    """Chains solved for all budgets.
+
+    Attributes:
+        best: (buckets,) least error.
+        floor: seconds of the fastest.
+        trail: for each item, chain by chain: the item, (option, bucket) -> option of the item before, and weights.
+        joins: for each chain (buckets,) the option of its last item.
+    """
+
+    best: Array
+    floor: float
+    trail: tuple[tuple[int, Array, Array], ...]
+    joins: tuple[Array, ...]
 
 
 @dataclass(slots=True)
@@ -53,6 +69,8 @@ class Allocation:
     _weights: list[Array] = field(init=False, default_factory=list)
     _best: Array = field(init=False, default_factory=lambda: np.zeros(1))
     _chains: list[list[int]] | None = field(init=False, default=None)
+    _solved: _Solved | None = field(init=False, default=None)
+    _slowest: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         if len(self.times) != len(self.errors) or any(len(t) != len(e) for t, e in zip(self.times, self.errors, strict=False)):
@@ -60,6 +78,7 @@ class Allocation:
         if not all(np.isfinite(np.concatenate([np.concatenate([t, e]) for t, e in zip(self.times, self.errors, strict=True)]))):
             raise ValueError("times and errors must be finite")
         self._floor = [float(t.min()) for t in self.times]
+        self._slowest = sum(float(t.max()) for t in self.times) + sum(float(p.max()) for p in self.pairs.values())
         self._chains = _paths(len(self.times), list(self.pairs)) if self.pairs else None
         self._prepare()
 
@@ -71,7 +90,7 @@ class Allocation:
     @property
     def slowest(self) -> float:
         """An upper bound of the time of any allocation."""
-        return sum(float(t.max()) for t in self.times) + sum(float(p.max()) for p in self.pairs.values())
+        return self._slowest
 
     def time(self, chosen: Sequence[int]) -> float:
         """Seconds of an allocation, not rounded."""
@@ -113,9 +132,20 @@ class Allocation:
             at = np.maximum(at - self._weights[item][chosen[:, item]], 0)
         return [row.tolist() if fit else None for row, fit in zip(chosen, fits, strict=True)]
 
+    def _least(self, budgets: Array) -> Array:
+        """(budgets,): the errors of what `solve` finds, infinite where nothing fits; of items that are free, or form chains."""
+        if self.pairs:
+            solved = self._along_chains()
+            best, floor = solved.best, solved.floor
+        else:
+            best, floor = self._best, sum(self._floor)
+        places = self._place(budgets, floor)
+        found: Array = np.where(places >= 0, best[np.clip(places, 0, self.buckets)], np.inf)
+        return found
+
     def _coupled(self, budgets: Sequence[float] | Array) -> list[list[int] | None]:
         if self._chains is not None:
-            return self._along_chains(self._chains, budgets)
+            return self._traced(self._along_chains(), budgets)
         hubs = self._hubs()
         if hubs:
             return self._around_hubs(hubs, budgets)
@@ -145,6 +175,7 @@ class Allocation:
     def _around_hubs(self, hubs: Sequence[int], budgets: Sequence[float] | Array) -> list[list[int] | None]:
         """Combinations of the hubs' options, with the rest along its chains; exact if all combinations are tried."""
         best: list[list[int] | None] = [None] * len(budgets)
+        least = np.full(len(budgets), np.inf)
         rest = [item for item in range(len(self.times)) if item not in hubs]
         place = {item: number for number, item in enumerate(rest)}
         for options in self._hub_options(hubs, np.asarray(budgets, dtype=float)):
@@ -162,25 +193,28 @@ class Allocation:
                 else:
                     left[place[u], place[v]] = table
             part = Allocation(times, [self.errors[item] for item in rest], left, self.buckets)
-            for number, chosen in enumerate(part.solve(np.asarray(budgets, dtype=float) - own)):
-                if chosen is None:
-                    continue
-                whole = [fixed[item] if item in fixed else chosen[place[item]] for item in range(len(self.times))]
-                known = best[number]
-                if known is None or self.error(whole) < self.error(known):
-                    best[number] = whole
+            left_over = np.asarray(budgets, dtype=float) - own
+            errors = part._least(left_over) + sum(float(self.errors[hub][option]) for hub, option in fixed.items())
+            better = np.flatnonzero(errors < least)
+            least[better] = errors[better]
+            for number, chosen in zip(better.tolist(), part.solve(left_over[better]), strict=True):
+                if chosen is not None:
+                    best[number] = [fixed[i] if i in fixed else chosen[place[i]] for i in range(len(self.times))]
         return best
 
-    def _along_chains(self, chains: Sequence[Sequence[int]], budgets: Sequence[float] | Array) -> list[list[int] | None]:
-        """Exact: the state is the option of the item before."""
+    def _along_chains(self) -> _Solved:
+        """Exact for all budgets: the state is the option of the item before."""
+        if self._solved is not None:
+            return self._solved
+        assert self._chains is not None
         size = self.buckets + 1
         before = np.zeros(size)  # best over everything in the chains done so far
-        trail: list[tuple[int, Array, Array]] = []  # item, (option, bucket) -> option of the item before, weights
+        trail: list[tuple[int, Array, Array]] = []
         joins: list[Array] = []
         floors = 0.0
-        for chain in chains:
-            table = np.zeros((1, size))
-            table[0] = before
+        value, better = np.empty(size), np.empty(size, dtype=bool)
+        for chain in self._chains:
+            table = before[None]
             for place, item in enumerate(chain):
                 times, errors = self.times[item], self.errors[item]
                 extra = np.zeros((1, len(times))) if place == 0 else self._pair(chain[place - 1], item)
@@ -195,28 +229,35 @@ class Allocation:
                         w = int(weights[previous, option])
                         if w >= size:
                             continue
-                        value = table[previous, : size - w] + errors[option]
-                        better = value < new[option, w:]
-                        new[option, w:][better] = value[better]
-                        back[option, w:][better] = previous
+                        np.add(table[previous, : size - w], errors[option], out=value[w:])
+                        np.less(value[w:], new[option, w:], out=better[w:])
+                        np.copyto(new[option, w:], value[w:], where=better[w:])
+                        if previous:
+                            np.copyto(back[option, w:], previous, where=better[w:])
                 trail.append((item, back, weights))
                 table = new
             last = np.argmin(table, axis=0)
             joins.append(last)
             before = np.take_along_axis(table, last[None], axis=0)[0]
+        self._solved = _Solved(before, floors, tuple(trail), tuple(joins))
+        return self._solved
+
+    def _traced(self, solved: _Solved, budgets: Sequence[float] | Array) -> list[list[int] | None]:
+        """The allocations that give the best errors."""
+        assert self._chains is not None
         found: list[list[int] | None] = []
-        for budget in budgets:
-            at = int(self._place(np.array([budget]), floors)[0])
-            if at < 0 or not np.isfinite(before[at]):
+        for bucket in self._place(np.asarray(budgets, dtype=float), solved.floor).tolist():
+            at = bucket
+            if at < 0 or not np.isfinite(solved.best[at]):
                 found.append(None)
                 continue
             chosen = [0] * len(self.times)
-            position = len(trail)
-            for chain, join in zip(reversed(chains), reversed(joins), strict=True):
+            position = len(solved.trail)
+            for chain, join in zip(reversed(self._chains), reversed(solved.joins), strict=True):
                 option = int(join[at])
                 for _ in chain:
                     position -= 1
-                    item, back, weights = trail[position]
+                    item, back, weights = solved.trail[position]
                     chosen[item] = option
                     previous = int(back[option, at])
                     at -= int(weights[previous if len(weights) > 1 else 0, option])
@@ -263,13 +304,14 @@ def _step(best: Array, weights: Array, errors: Array) -> tuple[Array, Array]:
     size = len(best)
     new = np.full(size, np.inf)
     chosen = np.zeros(size, dtype=np.int32)
+    value, better = np.empty(size), np.empty(size, dtype=bool)
     for option, (w, error) in enumerate(zip(weights.tolist(), errors.tolist(), strict=True)):
         if w >= size:
             continue
-        value = best[: size - w] + error
-        better = value < new[w:]
-        new[w:][better] = value[better]
-        chosen[w:][better] = option
+        np.add(best[: size - w], error, out=value[w:])
+        np.less(value[w:], new[w:], out=better[w:])
+        np.copyto(new[w:], value[w:], where=better[w:])
+        np.copyto(chosen[w:], option, where=better[w:])
     return new, chosen
 
 
