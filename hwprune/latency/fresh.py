@@ -21,8 +21,9 @@ from hwprune.records.measurement import Measurement
 
 PROCESSES = 6
 SESSIONS = 2
-LIMIT_S = 0.4
-"""Seconds of one measurement: short, because the interval comes from the spread of the processes."""
+LIMIT_S, HALF_WIDTH = 0.25, 0.01
+"""Seconds of one measurement, and the half-width of ln(ratio) with which it ends before: coarse, because sessions of one file
+differ by as much, and the interval comes from the spread of the processes."""
 
 
 class Remeasured(NamedTuple):
@@ -34,7 +35,7 @@ class Remeasured(NamedTuple):
 
 def settings_for(clock: str) -> Settings:
     """Settings of one measurement in a fresh process."""
-    return Settings(clock=clock, half_width=0.005, limit_s=LIMIT_S)
+    return Settings(clock=clock, half_width=HALF_WIDTH, limit_s=LIMIT_S)
 
 
 def remeasure(

@@ -34,6 +34,8 @@ Seconds = Callable[[int], float]
 CLOCKS = ("wall", "thread_cpu", "cuda_event")
 SESSION_SD = 0.005
 """Standard deviation of ln(ratio) between sessions of one file before anything was measured (0.5 % on shared x86 machines)."""
+WARMUP_BLOCKS = 4
+"""Blocks that a slow model's warm-up is divided into, so that it may end before its time."""
 PRIOR_SESSIONS = 4
 """The number of measured sessions that `SESSION_SD` counts for."""
 
@@ -310,12 +312,14 @@ def _warm_up(timed: Timed, settings: Settings, clock: Clock) -> int:
     """Run until two successive blocks agree within 5 %; returns how many calls make one block."""
     start = clock.wall_ns()
     before = 0.0
+    first = min(_block(timed, 1, clock).wall for _ in range(2))  # the first call of all may prepare things
+    runs = max(1, min(settings.warmup_runs, round(settings.warmup_limit_s / WARMUP_BLOCKS / max(first, 1e-9))))
     while True:
-        wall = _block(timed, settings.warmup_runs, clock).wall
+        wall = _block(timed, runs, clock).wall
         if before and abs(wall - before) <= 0.05 * before:
             break
         if (clock.wall_ns() - start) * 1e-9 > settings.warmup_limit_s:
             break
         before = wall
-    run_s = max(wall / settings.warmup_runs, 1e-9)
+    run_s = max(wall / runs, 1e-9)
     return max(1, math.ceil(settings.block_s / run_s))
