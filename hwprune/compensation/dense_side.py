@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from hwprune.calibration.passes import full_precision
+from hwprune.calibration.sufficient import MOST_EXAMPLES
 from hwprune.compensation.base import Context
 from hwprune.compensation.batchnorm import Moments, moments
 from hwprune.compensation.lockstep import BATCH, Inputs, Steps, peak_bytes
@@ -28,8 +29,6 @@ from hwprune.workload.batches import splittable
 BATCH_NORM = torch.ops.aten.batch_norm.default
 MEMORY_LIMIT = 1_500_000_000
 """Bytes of activations of a candidate that may be held at once."""
-MOST_EXAMPLES = 2048
-"""Calibration examples that are used at most: every candidate is run on them."""
 HELD_OUT = 4
 """One example in so many is held out."""
 MIN_ROWS, ROWS_PER_COLUMN = 6144, 8

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hwprune import compensation, patterns
-from hwprune.calibration import passes, relevance
+from hwprune.calibration import passes, relevance, sufficient
 from hwprune.calibration.gram import Calibration
 from hwprune.compensation import Context
 from hwprune.errors import CandidateFailure, TraceError
@@ -50,6 +50,8 @@ class Pruner:
         progress: told how far a calibration pass is.
         late: is there no time for more than must be? Then `responses` uses fewer examples.
 
+    ``added``: how many inputs of the train split calibration has been given, because the layers want more than it has.
+
     ``untraceable``: why the model can't be traced, or None; then only masks of its layers' weights are left.
 
     Raises:
@@ -65,6 +67,7 @@ class Pruner:
     units: dict[str, Unit] = field(init=False)
     fingerprint: str = field(init=False)
     layers: dict[str, Layer] = field(init=False)
+    added: int = field(init=False, default=0)
     _options: UnitOptions = field(init=False)
     _cache: dict[str, Any] = field(init=False, default_factory=dict)
     _template: Template | None = field(init=False, default=None)
@@ -80,6 +83,9 @@ class Pruner:
                 raise
         self.units = unit_table.units(self.graph)
         self.layers = layer_table.find(self.graph.module, self.graph.matrices)
+        if self.graph.module.meta.get("free_batch", True):
+            wanted = sufficient.wanted_examples(self.layers, self.graph.module)
+            self.workload, self.added = sufficient.with_train_inputs(self.workload, wanted)
         self._options = UnitOptions(
             self.workload, self.graph, self.units, self.layers, self.database, self.fingerprint, self.progress
         )

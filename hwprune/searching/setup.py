@@ -34,7 +34,7 @@ from hwprune.searching.sampling.savings import Savings, note_on_unsearched
 from hwprune.searching.sampling.search_model import SearchModel, build_model
 from hwprune.searching.space import exactness, fitting
 from hwprune.searching.space.space import SearchSpace
-from hwprune.searching.space.thorough import with_thorough_compensation
+from hwprune.searching.space.thorough import calibration_note, with_thorough_compensation
 from hwprune.searching.study.attributes import COMPENSATION, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
 from hwprune.workload import data_checks
@@ -198,7 +198,7 @@ class Setup:
             return replace(space, compensation=store.read(COMPENSATION) or space.compensation)
         if self.job.repaired:
             space, note = with_thorough_compensation(space, pruner, self.stage)
-            self.notes += [note] if note else []
+            self.notes += [word for word in (note, calibration_note(pruner)) if word]
         return space
 
     def _affordable(self, space: SearchSpace, pruner: Pruner, store: Store | None) -> SearchSpace:

@@ -22,8 +22,8 @@ LEASE = "hwprune:lease"
 SILENCE_S = 60.0
 """Without a heartbeat for so long, a worker counts as dead."""
 HUNG_S = 600.0
-"""A process of the same machine that has not beaten for so long is stopped or dead-locked. If it wakes up, it finds that its trial
-was finished by another, and stores nothing."""
+"""A process of the same machine that has not beaten for so long is stopped or dead-locked. If it wakes up, it finds that its
+trial was finished by another, and stores nothing."""
 BEAT_S = 10.0
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from hwprune.calibration import sufficient
 from hwprune.pruning.pruner import Pruner
 from hwprune.records import target as targets
 from hwprune.searching.space import fitting, space_file, thorough
@@ -34,9 +37,11 @@ def test_a_slow_one_is_told_with_the_way_to_have_it(fitted, monkeypatch):
 
 
 def test_few_calibration_examples_are_told(monkeypatch):
-    workload = tiny_workload()
-    pruner = Pruner(workload)
-    space = fitting.build(space_file.load("structured"), pruner, targets.load("cpu"), "avx512")
-    monkeypatch.setattr(thorough, "EXAMPLES_PER_INPUT", 1e6)
-    _, note = thorough.with_thorough_compensation(space, pruner, lambda _text: None)
-    assert note.startswith("Calibration has")
+    monkeypatch.setattr(sufficient, "wanted_examples", lambda layers, module: 900)
+    pruner = Pruner(replace(tiny_workload(), train=None))
+    assert thorough.calibration_note(pruner).startswith("Calibration has")
+    assert "900" in thorough.calibration_note(pruner)
+
+
+def test_enough_calibration_examples_need_no_word():
+    assert thorough.calibration_note(Pruner(tiny_workload())) == ""
