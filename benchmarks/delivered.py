@@ -117,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=["digits", "digits-vit", "resnet20", "wide_cnn", "minilm"])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--time", help="instead of a number of trials")
     parser.add_argument("--before", type=Path)
@@ -137,7 +138,7 @@ def main() -> None:
             print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
             logs: dict[str, list[float]] = {arm: [] for arm in arms}
             above: list[tuple[float, float]] = []
-            for seed in range(options.seeds):
+            for seed in range(options.first_seed, options.first_seed + options.seeds):
                 for arm, root in list(arms.items())[:: 1 if seed % 2 == 0 else -1]:
                     out = (runs / f"{name}-{seed}-{arm}").resolve()
                     points, spent = search(root, name, seed, words, out)
