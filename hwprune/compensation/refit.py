@@ -2,7 +2,8 @@
 
 ``min ||(W + D) x - y||^2 + ridge ||D||^2`` over the change D. Both the strength of the ridge and how much of D is applied come
 from held-out examples: of several strengths the one with the least error there, times the factor in [0, 1] that makes it least.
-Where a change does not hold up at all the factor is 0, and the layer stays as it was.
+With both decided, D is fitted to all examples. Where a change does not hold up at all the factor is 0, and the layer stays as it
+was.
 
 A fixed weak ridge fits some hundred sentences by heart, and loses on all others; its own examples can't see it
 (`benchmarks/compensation.py`, MiniLM).
@@ -10,7 +11,7 @@ A fixed weak ridge fits some hundred sentences by heart, and loses on all others
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -42,47 +43,80 @@ def refit(
     if held is None:
         return new, shift
     (x, y), (hx, hy) = fitted, held
+    rows = x.shape[1] + hx.shape[1]
     centre, mean = torch.zeros_like(x[:, :1]), torch.zeros_like(y[:, :1])
     if constant is not None:
         centre, mean = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
-        missing = (mean.double() - centre.double() @ old.mT)[:, 0] - shift
-        held_mean = (hy.mean(dim=1, keepdim=True).double() - hx.mean(dim=1, keepdim=True).double() @ old.mT)[:, 0] - shift
-        shift += _confirmed(missing, held_mean)[:, None] * missing
-    x, hx = x - centre, hx - centre
+    x, y, hx, hy = x - centre, y - mean, hx - centre, hy - mean
     gram = (x.mT @ x).double() / x.shape[1]
+    product = (y.mT @ x).double() / x.shape[1]  # (G, out / G, d)
     # What the old weights leave, without computing their outputs: (y - old x) x^T = y x^T - old x x^T.
-    cross = ((y - mean).mT @ x).double() / x.shape[1] - old @ gram  # (G, out / G, d)
-    held_left = hy - mean - hx @ old.float().mT
-    for g in range(len(old)):
-        scale = float(gram[g].diagonal().mean())
-        if not scale > 0:
-            continue
-
-        def attempt(strength: float, g: int = g, scale: float = scale) -> tuple[float, float, torch.Tensor]:
-            change = _change(gram[g], cross[g], strength * scale, None if keep is None else keep[g])
-            effect = (hx[g] @ change.float().T).double()
-            energy, agreement = float(effect.square().sum()), float((effect * held_left[g].double()).sum())
-            factor = min(max(agreement / energy, 0.0), 1.0) if energy > 0 else 0.0
-            return 2 * factor * agreement - factor * factor * energy, factor, change
-
-        gain, factor, change = _climb(attempt)
-        if gain > 0:
-            new[g] += factor * change
+    cross = product - old @ gram
+    held_left = hy - hx @ old.float().mT
+    found = [_choose(gram[g], cross[g], None if keep is None else keep[g], hx[g], held_left[g]) for g in range(len(old))]
+    # How strongly and how far is decided; the fit itself takes all examples.
+    more, more_mean = torch.zeros_like(centre, dtype=old.dtype), torch.zeros_like(mean, dtype=old.dtype)
+    if constant is not None:
+        more, more_mean = (part.double().sum(dim=1, keepdim=True) / rows for part in (hx, hy))
+        whole, whole_mean = centre.double() + more, mean.double() + more_mean
+        missing, held_missing = (
+            (target - inputs @ old.mT)[:, 0] - shift
+            for target, inputs in (
+                (mean.double(), centre.double()),
+                (mean.double() + hy.double().mean(dim=1, keepdim=True), centre.double() + hx.double().mean(dim=1, keepdim=True)),
+            )
+        )
+        confirmed = _confirmed(missing, held_missing)[:, None]
+        shift += confirmed * ((whole_mean - whole @ old.mT)[:, 0] - shift)
+    if not any(chosen.gain > 0 for chosen in found):
+        return new, shift
+    gram = (x.shape[1] * gram + (hx.mT @ hx).double()) / rows - more.mT @ more
+    cross = (x.shape[1] * product + (hy.mT @ hx).double()) / rows - more_mean.mT @ more - old @ gram
+    for g, chosen in enumerate(found):
+        if chosen.gain > 0:
+            change = chosen.factor * _change(gram[g], cross[g], chosen.ridge, None if keep is None else keep[g])
+            new[g] += change
             if constant is not None:
-                shift[g] -= factor * change @ centre[g, 0].double()
+                shift[g] -= change @ (centre.double() + more)[g, 0]
     return new, shift
 
 
-def _climb(attempt: Callable[[float], tuple[float, float, torch.Tensor]]) -> tuple[float, float, torch.Tensor]:
-    """The best attempt, from the strengths in the middle to where it gets better: gains have one peak."""
+class _Chosen(NamedTuple):
+    """How a layer's change is made, and by how much it lessens the held-out examples' squared error."""
+
+    gain: float
+    factor: float = 0.0
+    ridge: float = 0.0
+
+
+def _choose(
+    gram: torch.Tensor, cross: torch.Tensor, keep: torch.Tensor | None, held: torch.Tensor, held_left: torch.Tensor
+) -> _Chosen:
+    """The strength and the factor that held-out examples want.
+
+    Args:
+        gram, cross: of the examples that are fitted to.
+        held, held_left: inputs of the others (rows, d), and what the old weights leave of their outputs (rows, out / G).
+    """
+    scale = float(gram.diagonal().mean())
+    if not scale > 0:
+        return _Chosen(0.0)
+
+    def attempt(strength: float) -> _Chosen:
+        effect = (held @ _change(gram, cross, strength * scale, keep).float().T).double()
+        energy, agreement = float(effect.square().sum()), float((effect * held_left.double()).sum())
+        factor = min(max(agreement / energy, 0.0), 1.0) if energy > 0 else 0.0
+        return _Chosen(2 * factor * agreement - factor * factor * energy, factor, strength * scale)
+
+    # From the strengths in the middle to where it gets better: gains have one peak.
     middle = len(STRENGTHS) // 2
     weaker, best = attempt(STRENGTHS[middle - 1]), attempt(STRENGTHS[middle])
     rest = STRENGTHS[middle + 1 :]
-    if weaker[0] >= best[0]:
+    if weaker.gain >= best.gain:
         best, rest = weaker, STRENGTHS[: middle - 1][::-1]
     for strength in rest:
         other = attempt(strength)
-        if other[0] <= best[0]:
+        if other.gain <= best.gain:
             break
         best = other
     return best
