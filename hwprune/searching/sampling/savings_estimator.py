@@ -16,7 +16,7 @@ from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency.segments import Segment
 from hwprune.probe.cut_segments import CutSegments
 from hwprune.pruning.pruner import Pruner
-from hwprune.searching.sampling import couplings
+from hwprune.searching.sampling import concatenation, couplings
 from hwprune.searching.sampling.savings import BYTES, Savings, axis_level, structural
 from hwprune.searching.space.space import SearchSpace, UnitSpace
 
@@ -57,8 +57,15 @@ class SavingsEstimator:
                     for unit in units:
                         cuts[unit, level] = segments
                     wanted += segments
+        beside = concatenation.groups(priced, self.pruner)
+        for one in beside:
+            one.cut_all(self._cut)
+            wanted += [segment for segments in one.cuts.values() for segment in segments]
+        side_by_side = frozenset().union(*(one.units for one in beside))
         pairs = couplings.find_pairs(priced, touched, self.space.dead)
-        pair_cuts = couplings.cut_pairs(pairs, self._cut)
+        pairs = [p for p in pairs if not any({p.first.unit, p.second.unit} <= one.units for one in beside)]
+        alone_only = [p for p in pairs if not {p.first.unit, p.second.unit} & side_by_side]
+        pair_cuts = couplings.cut_pairs(alone_only, self._cut)
         for pair_cut in pair_cuts:
             wanted += pair_cut.segments
         known = dict(self.times(wanted))
@@ -72,6 +79,10 @@ class SavingsEstimator:
             own = [s for s in segments if s.name in mine or (segments is first[unit] and s.name not in names)]
             alone[unit, level] = {s.name: known[s.signature] for s in own}
             found.saved[unit, level] = (sum(by_name[name] for name in mine) - sum(known[s.signature] for s in own)) / total
+        for one in beside:
+            for key, gone in one.gone(by_name, touched, known, self._work(one)).items():
+                alone[key] = {name: by_name[name] - seconds for name, seconds in gone.items()}
+                found.saved[key] = sum(gone.values()) / total
         measured = couplings.seconds_left(pair_cuts, known)
         found.coupled = couplings.CouplingTables(by_name, alone, measured).tables(pairs)
         self._add_bytes(found)
@@ -94,6 +105,15 @@ class SavingsEstimator:
         theirs -= {s.name for s in dense if masked & set(s.constants)}
         found.unsearched = dict(Counter(unit.role for unit in axes))
         found.unsearched_share = sum(seconds[name] for name in theirs) / sum(seconds.values())
+
+    def _work(self, group: concatenation.Group) -> dict[tuple[str, int], float]:
+        """Multiply-accumulates that each member's levels save."""
+        dense = self.pruner.macs({})
+        return {
+            (member.unit, level): dense - self.pruner.macs(*axis_level(member, level))
+            for member in group.members
+            for level in range(1, member.depth + 1)
+        }
 
     def _add_bytes(self, found: Savings) -> None:
         for unit_space in self.units:
