@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from hwprune.records import pareto
 from hwprune.records.trial import Trial
@@ -16,6 +16,8 @@ FARTHEST, FEW = 2.0, 3
 is it worth a measurement."""
 MOST_PROMOTED = 4
 """Candidates that are measured in a later round."""
+STEP = 0.1
+"""Share of the worst drop that matters by which two candidates of one speed differ, so that both are worth a measurement."""
 FINE, COARSE = math.log(1.03), math.log(1.1)
 """Gaps in log speedup that are not filled any more: between points that differ in drop, and between those that only differ in how
 close they are to dense."""
@@ -54,7 +56,7 @@ def finalists(
     floor = belief.floor
     front = pareto.non_dominated(good, lambda t: (belief.drop(t), objectives(t)[1]))
     told = pareto.non_dominated(front, lambda t: (max(belief.drop(t), floor), objectives(t)[1]))
-    chosen = spread([], told, most, FINE)
+    chosen = spread([], told, most, FINE, _in_drops(belief))
     chosen = spread(chosen, front, most, COARSE)
     if len(chosen) < most:  # who is just behind the front may come to lie on it when all are measured again
         behind = pareto.layers(good, lambda t: (belief.drop(t), objectives(t)[1]), most=3)[1:]
@@ -111,31 +113,50 @@ def promoted(
     front_now = pareto.non_dominated(chosen, lambda t: (belief.drop(t), objectives(t)[1]))
     fresh = [t for t in front_now if t.number not in done]
     standing = [t for t in front_now if t.number in done]
-    return spread(standing, fresh, len(standing) + MOST_PROMOTED, COARSE)[len(standing) :]
+    return spread(standing, fresh, len(standing) + MOST_PROMOTED, COARSE, _in_drops(belief))[len(standing) :]
 
 
-def spread(chosen: Sequence[Trial], candidates: Sequence[Trial], most: int, least: float) -> list[Trial]:
-    """``chosen`` and candidates, each the one farthest in log speedup from all before it, until no gap of ``least`` is filled.
+Steps = Callable[[Trial], float]
+"""A trial's drop, in steps of which one is worth a point of its own."""
+
+
+def _in_drops(belief: DropBelief) -> Steps:
+    step = max(belief.floor, STEP * belief.limits.reference[0])
+    return lambda trial: belief.drop(trial) / step
+
+
+def spread(
+    chosen: Sequence[Trial], candidates: Sequence[Trial], most: int, least: float, steps: Steps = lambda _trial: 0.0
+) -> list[Trial]:
+    """``chosen`` and candidates, each the one farthest from all before it, until no gap of ``least`` is filled.
 
     The fastest and the slowest candidate come first.
+
+    Args:
+        least: in log speedup; a step in drop is as far. Of two that are as fast as each other, the second is worth a place where
+            it costs far less.
     """
+
+    def away(trial: Trial) -> float:
+        return min((_distance(trial, other, least, steps) for other in found), default=math.inf)
+
     found = list(chosen)
     rest = [t for t in candidates if all(t.number != other.number for other in found)]
     ends = sorted(rest, key=lambda t: objectives(t)[1])
     for end in (ends[-1:], ends[:1]):
         for trial in end:
-            if len(found) < most and trial in rest and _distance(trial, found) >= least:
+            if len(found) < most and trial in rest and away(trial) >= least:
                 found.append(trial)
                 rest.remove(trial)
     while rest and len(found) < most:
-        farthest = max(rest, key=lambda t: _distance(t, found))
-        if _distance(farthest, found) < least:
+        farthest = max(rest, key=away)
+        if away(farthest) < least:
             break
         found.append(farthest)
         rest.remove(farthest)
     return found
 
 
-def _distance(trial: Trial, others: Sequence[Trial]) -> float:
-    speed = math.log(objectives(trial)[1])
-    return min((abs(speed - math.log(objectives(other)[1])) for other in others), default=math.inf)
+def _distance(trial: Trial, other: Trial, least: float, steps: Steps) -> float:
+    faster = abs(math.log(objectives(trial)[1]) - math.log(objectives(other)[1]))
+    return max(faster, least * abs(steps(trial) - steps(other)))
