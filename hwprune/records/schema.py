@@ -181,6 +181,7 @@ _DONE = _table(
         "divergence": _table({"value": _number}),
         "predicted": _map(_number),
         "paired_drop": _MEASUREMENT,
+        "estimated_drop": _MEASUREMENT,
     },
 )
 _ENDED = _table({**_BOTH, "failure": _table({"stage": _text, "reason": _text})}, {"divergence": _table({"value": _number})})

@@ -35,6 +35,8 @@ class Trial:
         seconds: wall time by stage.
         divergence: from the dense outputs, see `hwprune.workload.scoring.divergence`; it guides the search, the metric reports.
         paired_drop: the drop with its interval: dense and candidate are compared example by example.
+        estimated_drop: what is believed of the drop on other examples, by labels and by the dense model's confidence, see
+            `hwprune.workload.scoring.estimated_drop`. The search goes by it.
         predicted: what the search expected: divergence, drop, ratio of latencies.
         recovery: of a candidate whose weights were trained: ``of`` (the trial that was trained), ``plan``, ``before`` and
             ``after`` (metric on validation), ``seconds``, ``examples``, ``history``. Such a trial was not searched.
@@ -57,6 +59,7 @@ class Trial:
     origin: str = "sampler"
     divergence: Measurement | None = None
     paired_drop: Measurement | None = None
+    estimated_drop: Measurement | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)
     recovery: Mapping[str, Any] = field(default_factory=dict)
     quantised: Mapping[str, Any] = field(default_factory=dict)
@@ -75,6 +78,12 @@ class Trial:
         return self.state == MEASURED
 
     @property
+    def evidence(self) -> tuple[float, float | None]:
+        """What is believed of the drop by itself, and its standard error, None if nothing tells."""
+        best = self.estimated_drop or self.paired_drop
+        return (self.drop or 0.0, None) if best is None else (best.value, best.half_width / 1.959964)
+
+    @property
     def searched(self) -> bool:
         """Is it one of the search's own, and not made of another one afterwards?"""
         return not self.recovery and not self.quantised
@@ -88,7 +97,7 @@ class Trial:
             "recipe": self.recipe.to_json(),
             "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
         }
-        for name in ("metric", "latency", "speedup", "divergence", "paired_drop"):
+        for name in ("metric", "latency", "speedup", "divergence", "paired_drop", "estimated_drop"):
             value = getattr(self, name)
             if value is not None:
                 data[name] = value.to_json()
@@ -110,7 +119,7 @@ class Trial:
         table.text("digest", "")
         measured = {
             name: Measurement.from_table(table.table(name)) if table.free(name) else None
-            for name in ("metric", "latency", "speedup", "divergence", "paired_drop")
+            for name in ("metric", "latency", "speedup", "divergence", "paired_drop", "estimated_drop")
         }
         failure = None
         if table.free("failure"):
@@ -132,6 +141,7 @@ class Trial:
             speedup=measured["speedup"],
             divergence=measured["divergence"],
             paired_drop=measured["paired_drop"],
+            estimated_drop=measured["estimated_drop"],
             predicted=table.free("predicted") or {},
             recovery=table.free("recovery") or {},
             quantised=table.free("quantised") or {},

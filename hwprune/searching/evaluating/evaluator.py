@@ -104,6 +104,7 @@ class Evaluator:
             metric=scored.scores.metric,
             drop=scored.scores.drop.value,
             paired_drop=scored.scores.drop,
+            estimated_drop=scored.scores.estimated_drop,
             latency=paired.latency,
             speedup=paired.speedup,
             params=scored.params,
@@ -154,7 +155,7 @@ class Evaluator:
         size = size_of(self.files.model(trial.number))
         return replace(
             trial, recipe=recipe, metric=scores.metric, drop=scores.drop.value, paired_drop=scores.drop,
-            divergence=scores.divergence, size_bytes=size,
+            estimated_drop=scores.estimated_drop, divergence=scores.divergence, size_bytes=size,
         )  # fmt: skip
 
     def check_exact(self, trial: Trial) -> float:

@@ -38,7 +38,8 @@ class ScoredCandidate:
     @classmethod
     def from_json(cls, number: int, data: Mapping[str, Any]) -> ScoredCandidate:
         names = (*cls.__dataclass_fields__, *FileScores._fields)
-        table = Table({key: data[key] for key in data if key in names}, f"trial {number}, scored")
+        given = {"estimated_drop": data.get("drop"), **data}  # handed over by an earlier version
+        table = Table({key: given[key] for key in given if key in names}, f"trial {number}, scored")
         recipe = table.table("recipe")
         scores = FileScores(*(Measurement.from_table(table.table(name)) for name in FileScores._fields))
         made = cls(

@@ -16,6 +16,7 @@ from hwprune.latency.samples import read_batches
 from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
 from hwprune.workload import scoring
+from hwprune.workload.metrics import Metric
 from hwprune.workload.scoring import Outputs
 from hwprune.workload.workload import Workload
 
@@ -39,6 +40,13 @@ class Split:
     file: Path
     targets: list[Any]
     dense: Outputs = field(default_factory=list)
+    _temperatures: list[float | None] = field(default_factory=list)
+
+    def temperature(self, metric: Metric) -> float | None:
+        """See `hwprune.workload.scoring.confidence_temperature`."""
+        if not self._temperatures:
+            self._temperatures.append(scoring.confidence_temperature(metric, self.dense, self.targets))
+        return self._temperatures[0]
 
     @property
     def examples(self) -> int:
@@ -52,11 +60,13 @@ class FileScores(NamedTuple):
         metric: of the file.
         divergence: from the dense model's outputs.
         drop: of the metric from the dense model's, compared example by example.
+        estimated_drop: what that and the dense model's confidence say of other examples.
     """
 
     metric: Measurement
     divergence: Measurement
     drop: Measurement
+    estimated_drop: Measurement
 
 
 class FileScorer:
@@ -102,7 +112,9 @@ class FileScorer:
 
     def scores(self, outputs: Outputs, split: Split) -> FileScores:
         """Everything that outputs on the whole split say. Raises `CandidateFailure`."""
-        return FileScores(self.metric_of(outputs, split), self.divergence(outputs, split), self.drop(outputs, split))
+        drop = self.drop(outputs, split)
+        estimated = scoring.estimated_drop(self.metric, outputs, split.dense, split.targets, split.temperature(self.metric), drop)
+        return FileScores(self.metric_of(outputs, split), self.divergence(outputs, split), drop, estimated)
 
     def score_file(self, path: Path, split: Split) -> FileScores:
         """Scores of a file that need not compute what any module computes. Raises `CandidateFailure`."""

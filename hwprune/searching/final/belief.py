@@ -39,7 +39,7 @@ class DropBelief:
         known = [t for t in trials if t.measured and t.searched and t.divergence is not None]
         self._error = {t.number: _error(t, limits.reference[0]) for t in known}
         self._model.fit(
-            np.array([_divergence(t) for t in known]), np.array([t.drop for t in known], dtype=float),
+            np.array([_divergence(t) for t in known]), np.array([t.evidence[0] for t in known], dtype=float),
             np.array([self._error[t.number] for t in known]),
         )  # fmt: skip
         self._samples: dict[int, np.ndarray[Any, Any]] = {}
@@ -48,7 +48,7 @@ class DropBelief:
             generator = np.random.default_rng(0)
             curves = self._model.draw(generator, DRAWS)
             rows = self._model.known(
-                np.array([_divergence(t) for t in known]), np.array([t.drop for t in known], dtype=float),
+                np.array([_divergence(t) for t in known]), np.array([t.evidence[0] for t in known], dtype=float),
                 np.array([self._error[t.number] for t in known]), curves, generator,
             )  # fmt: skip
             self._samples = {t.number: rows[:, place] for place, t in enumerate(known)}
@@ -61,7 +61,7 @@ class DropBelief:
     def drop(self, trial: Trial) -> float:
         """The mean of what is believed of a trial's drop; of a trained one, whose divergence means something else, its score."""
         samples = self._of(trial)
-        return max(trial.drop or 0.0, 0.0) if samples is None else float(samples.mean())
+        return max(trial.evidence[0], 0.0) if samples is None else float(samples.mean())
 
     def high(self, trial: Trial) -> float:
         """The drop that the trial's true one is surely (`SURE`) below."""
@@ -86,7 +86,7 @@ class DropBelief:
         return found
 
     def _own(self, trial: Trial) -> NormalDist:
-        return NormalDist(trial.drop or 0.0, max(_error(trial, self.limits.reference[0]), 1e-12))
+        return NormalDist(trial.evidence[0], max(_error(trial, self.limits.reference[0]), 1e-12))
 
 
 def _divergence(trial: Trial) -> float:
@@ -95,4 +95,5 @@ def _divergence(trial: Trial) -> float:
 
 
 def _error(trial: Trial, reference: float) -> float:
-    return trial.paired_drop.half_width / 1.96 if trial.paired_drop is not None else 0.1 * reference
+    error = trial.evidence[1]
+    return 0.1 * reference if error is None else error

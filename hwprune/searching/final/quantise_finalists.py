@@ -168,6 +168,7 @@ class _Maker:
         )  # fmt: skip
         done = replace(
             like, number=number, metric=scores.metric, drop=scores.drop.value, paired_drop=scores.drop,
+            estimated_drop=scores.estimated_drop,
             divergence=scores.divergence, latency=paired.latency,
             speedup=paired.speedup, size_bytes=size_of(path), origin=origin, predicted={},
             seconds={"quantise": facts["seconds"]}, quantised=facts,

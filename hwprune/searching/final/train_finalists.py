@@ -246,7 +246,8 @@ class _Trainer:
             shutil.rmtree(scratch, ignore_errors=True)
         done = replace(
             before, number=number, recipe=Recipe(made.candidate.recipe.choices, before.recipe.compensation),
-            metric=scores.metric, drop=scores.drop.value, paired_drop=scores.drop, divergence=scores.divergence,
+            metric=scores.metric, drop=scores.drop.value, paired_drop=scores.drop,
+            estimated_drop=scores.estimated_drop, divergence=scores.divergence,
             params=made.candidate.parameter_count, macs=made.candidate.macs, size_bytes=size,
             seconds={"recover": made.seconds}, origin=origin, predicted={}, recovery=facts,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from hwprune.searching.sampling.problem import AllocationProblem, Array
 from hwprune.searching.study.attributes import (
     DIVERGENCE,
     DIVERGENCE_WEIGHT,
+    DROP_ESTIMATE,
     DROP_SD,
     DUPLICATE,
     PROPOSAL,
@@ -118,6 +119,8 @@ class HistoryReader:
         weight = float(trial.user_attrs.get(DIVERGENCE_WEIGHT, 1.0))
         sd = float(trial.user_attrs.get("ratio_sd", 0.0))
         drop_sd = nan_if_none(trial.user_attrs.get(DROP_SD))
+        if drop is not None:
+            drop = float(trial.user_attrs.get(DROP_ESTIMATE, drop))
         kind = str(trial.system_attrs.get(PROPOSAL, {}).get("kind", ""))
         real = {name: float(trial.user_attrs[SAVED + name]) for name in self._problem.saves if SAVED + name in trial.user_attrs}
         return chosen, divergence, weight, drop, drop_sd, ratio, sd, kind, real

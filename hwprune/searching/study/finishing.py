@@ -11,7 +11,17 @@ from optuna.trial import TrialState
 
 from hwprune.records.trial import STOPPED, Trial
 from hwprune.searching.study import lease
-from hwprune.searching.study.attributes import DIVERGENCE, DIVERGENCE_WEIGHT, DROP_SD, DUPLICATE, FILE, ORIGIN, RESULT, SAVED
+from hwprune.searching.study.attributes import (
+    DIVERGENCE,
+    DIVERGENCE_WEIGHT,
+    DROP_ESTIMATE,
+    DROP_SD,
+    DUPLICATE,
+    FILE,
+    ORIGIN,
+    RESULT,
+    SAVED,
+)
 from hwprune.searching.study.backend import StudyBackend
 
 
@@ -121,8 +131,9 @@ def _readable(trial: Trial) -> dict[str, Any]:
     found: dict[str, Any] = {"state": trial.state, "recipe": trial.recipe.digest}
     if trial.divergence is not None:
         found[DIVERGENCE] = trial.divergence.value
-    if trial.paired_drop is not None:
-        found[DROP_SD] = trial.paired_drop.half_width / 1.96
+    value, error = trial.evidence
+    if error is not None:
+        found |= {DROP_ESTIMATE: value, DROP_SD: error}
     if trial.metric is not None:
         found["metric"] = trial.metric.value
     if trial.latency is not None:
