@@ -31,8 +31,8 @@ SCATTERS = {0.15: 0.2, 0.3: 0.3, 0.6: 0.5}
 """Relative standard deviations of the drops of candidates of one divergence, and what is believed of each before any trial. The
 largest is a judgement from two networks (KL 0.72 cost 0.018, KL 0.09 cost 0.030); where drops follow the curve more closely, the
 trials say so."""
-KEPT_PRIOR = 0.05
-"""Weight of the prior that no data throws away."""
+DOUBT, PATIENT = 0.05, 0.2
+"""Weight of beliefs that data change slowly, because no power law need hold; and the power of the likelihood with which they do."""
 OFFSETS = np.linspace(-2.25, 2.25, 7)
 """The common noise, in its standard deviations."""
 SHARED = 0.7
@@ -116,8 +116,8 @@ class DropModel:
             # Scatters are compared by densities of drops, not of the scale on which they are compared with the curves.
             total[:, rows] -= (np.log(scatter) + np.log(np.maximum(drop, 0) + alone / scatter))[near].sum()
         total -= 0.5 * OFFSETS[:, None] ** 2
-        joint = self._prior * np.exp(total - total.max())
-        self._joint = (1 - KEPT_PRIOR) * joint / joint.sum() + KEPT_PRIOR * self._joint
+        joint, slow = (self._prior * np.exp(power * (total - total.max())) for power in (1.0, PATIENT))
+        self._joint = (1 - DOUBT) * joint / joint.sum() + DOUBT * slow / slow.sum()
         self._weights = self._joint.sum(axis=0)
 
     def _likelihood(self, expected: Array, drop: Array, error: Array, scatter: float) -> Array:
