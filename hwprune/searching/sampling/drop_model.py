@@ -32,7 +32,7 @@ SCATTERS = {0.15: 0.2, 0.3: 0.3, 0.6: 0.5}
 largest is a judgement from two networks (KL 0.72 cost 0.018, KL 0.09 cost 0.030); where drops follow the curve more closely, the
 trials say so."""
 DOUBT, PATIENT = 0.05, 0.2
-"""Weight of beliefs that data change slowly, because no power law need hold; and the power of the likelihood with which they do."""
+"""Weight of beliefs that data change slowly, because no power law need hold; and the power of the likelihood then."""
 OFFSETS = np.linspace(-2.25, 2.25, 7)
 """The common noise, in its standard deviations."""
 SHARED = 0.7

@@ -37,6 +37,21 @@ def test_true_drops_lie_in_the_posterior(name):
     assert inside / total > 0.75  # a cliff, or a drop below zero, is in no power law's mind
 
 
+def test_what_many_trials_contradict_has_no_chance_left():
+    """ResNet-20: after eight ruined trials beyond 1 nat every other proposal still hoped that 2.5 nats cost nothing."""
+    draw = np.random.default_rng(0)
+    kl = np.concatenate([np.geomspace(0.02, 0.5, 16), np.geomspace(0.8, 2.5, 12)])
+    drop = 0.35 * kl * np.exp(0.2 * draw.standard_normal(len(kl)))
+    few, many = DropModel(), DropModel()
+    many.fit(kl, drop, np.full(len(kl), 0.006))
+    few.fit(kl[:3], drop[:3], np.full(3, 0.006))
+    chances = []
+    for model in (few, many):
+        samples = model.sampled(np.full((20000, 1), 3.0), model.draw(draw, 20000), draw)
+        chances.append(float((samples < 0.05).mean()))
+    assert chances[1] < 1e-4 < chances[0]
+
+
 def test_what_was_never_tested_keeps_its_chance():
     """Three trials without drop and one ruined one: a straight line between them would price everything in between out."""
     model = DropModel()
