@@ -59,7 +59,7 @@ def workload_of(name: str, examples: int, draw: int) -> hwprune.Workload:
     targets = torch.cat([target for _, target in pairs])
     picked = torch.randperm(len(targets), generator=torch.Generator().manual_seed(100 + draw))[:examples]
     batches = [(tuple(column[part] for column in columns), targets[part]) for part in picked.split(BATCH)]
-    return dataclasses.replace(made, calibration=batches)
+    return dataclasses.replace(made, calibration=batches, train=None)  # else a `Pruner` takes more where these are few
 
 
 def recipe_of(pruner: Pruner, level: float, compensation: str) -> Recipe:
