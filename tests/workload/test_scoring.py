@@ -100,7 +100,7 @@ def test_five_best_answers_and_positions():
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 9, 3, generator=draw)
     other = logits.roll(1, dims=1)
-    value, _ = scoring._confidence_drop(metrics.get("top5"), [(other,)], [(logits,)], [torch.zeros(6, 3).long()], 1.0)
+    value, _, changed = scoring._confidence_drop(metrics.get("top5"), [(other,)], [(logits,)], [torch.zeros(6, 3).long()], 1.0)
     belief = logits.softmax(dim=1)
     by_hand = [
         float(belief[n, logits[n, :, i].topk(5).indices, i].sum() - belief[n, other[n, :, i].topk(5).indices, i].sum())
@@ -108,6 +108,8 @@ def test_five_best_answers_and_positions():
         for i in range(3)
     ]
     assert value == pytest.approx(np.mean(by_hand))
+    best = [[set(out[n, :, i].topk(5).indices.tolist()) for out in (logits, other)] for n in range(6) for i in range(3)]
+    assert changed == pytest.approx(np.mean([mine != theirs for theirs, mine in best]))
 
 
 @pytest.mark.parametrize("metric", ["agreement", "psnr", metrics.Metric("top1", lambda outputs, targets: outputs[:, 0])])
