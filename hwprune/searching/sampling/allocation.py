@@ -4,7 +4,7 @@ One pass of dynamic programming over the items gives the optimum for every budge
 to whole buckets, so that a budget is never exceeded (rounding to nearest, as SPDY does, can miss it by half a bucket an item).
 Items whose time also depends on a neighbour's option (a layer between two axes that are both cut) are solved exactly where
 the neighbours form chains, or do so around a few items whose options are tried; elsewhere neighbours are fixed in turn.
-Several resources at once go to an integer program.
+Several resources at once go to an integer program. One file because all ways to solve it share the buckets and their rounding.
 """
 
 from __future__ import annotations
