@@ -1,6 +1,6 @@
 """What searches deliver: the geometric mean of the fastest delivered speedup over all limits on the drop (make bench-search).
 
-    python benchmarks/delivered.py [digits digits-vit resnet20 wide_cnn minilm] [--seeds 5] [--time 4m | --trials 40]
+    python benchmarks/delivered.py [digits digits-vit resnet20 wide_cnn minilm] [--seeds 5] [--first-seed 0] [--time 4m | --trials 40]
         [--before FOLDER] [--max-drop 0.01] [--extra "--recover distill:2"] [--keep FOLDER]
 
 G2 and G5 are the geometric means over all limits from 0 to 2 and to 5 points of the fastest point of front.csv whose drop *on the

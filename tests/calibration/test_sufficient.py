@@ -90,6 +90,17 @@ def test_what_is_augmented_at_random_is_not_used():
     assert (batches.example_count(pruner.workload), pruner.added) == (16, 0)
 
 
+class Broken(Augmented):
+    def __getitem__(self, index):
+        raise OSError("the disk is gone")
+
+
+def test_data_that_can_not_be_read_are_left_to_whoever_needs_them():
+    broken = torch.utils.data.DataLoader(Broken(), batch_size=8)
+    assert Pruner(workload(broken)).added == 0
+    assert Pruner(workload(split(200, 3), calibration=broken)).added == 0
+
+
 def test_without_labels_where_calibration_has_them_nothing_is_added():
     assert Pruner(workload([(x, None) for x, _ in split(200, 3)])).added == 0
 
