@@ -179,11 +179,11 @@ def _confidence_drop(
 def confidence_temperature(metric: Metric, dense: Outputs, targets: Sequence[Any]) -> float | None:
     """The temperature of the dense model's outputs at which its confidence fits the labels best (Guo et al. 2017).
 
-    None: the metric is no share of right answers, or there are no labels.
+    None: the metric is no share of right answers, or targets are no labels of these outputs' classes.
     """
     if metric.name not in _BEST or metric != METRICS[metric.name]:
         return None
-    if not all(isinstance(target, torch.Tensor) and not target.is_floating_point() for target in targets):
+    if not all(_labels(metric, batch[0], target) for batch, target in zip(dense, targets, strict=True)):
         return None
     count: int = max(1, sum(target.numel() for target in targets))
 
@@ -191,7 +191,7 @@ def confidence_temperature(metric: Metric, dense: Outputs, targets: Sequence[Any
         scale = math.exp(log_temperature)
         total: float = 0.0
         for batch, target in zip(dense, targets, strict=True):
-            total += float(torch.nn.functional.cross_entropy(batch[0].double() / scale, target, reduction="sum"))
+            total += float(torch.nn.functional.cross_entropy(batch[0].double() / scale, target.long(), reduction="sum"))
         return total / count
 
     low, high = math.log(0.05), math.log(20.0)
@@ -200,6 +200,14 @@ def confidence_temperature(metric: Metric, dense: Outputs, targets: Sequence[Any
         left, right = high - golden * (high - low), low + golden * (high - low)
         low, high = (low, right) if loss(left) < loss(right) else (left, high)
     return math.exp((low + high) / 2)
+
+
+def _labels(metric: Metric, outputs: torch.Tensor, target: Any) -> bool:
+    """Is every target the number of a class of these outputs?"""
+    if not isinstance(target, torch.Tensor) or target.is_floating_point() or class_axis(metric, outputs.shape, target) != 1:
+        return False
+    fits = target.shape == (len(outputs), *outputs.shape[2:])
+    return fits and bool(((target >= 0) & (target < outputs.shape[1])).all())
 
 
 def _scored(

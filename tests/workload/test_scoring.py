@@ -119,3 +119,24 @@ def test_other_metrics_have_labels_alone(metric):
     assert scoring.confidence_temperature(metric, dense, labels) is None
     scored = Measurement(0.1, metric.name, 0.0, 0.2, 50)
     assert scoring.estimated_drop(metric, other, dense, labels, None, scored) is scored
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [
+        (torch.rand(6, 1), torch.ones(6).long()),  # one column: a binary decision
+        (torch.rand(6, 5, 3), torch.zeros(6, 5).long()),  # classes last
+        (torch.rand(6, 3), torch.tensor([0, 1, 2, 0, 1, 255])),  # a label that stands for nothing
+        (torch.rand(6, 3), torch.tensor([0, 1, 2, 0, 1, -100])),
+        (torch.rand(6, 3), torch.rand(6, 3)),  # soft labels
+        (torch.rand(6, 3), None),
+    ],
+)
+def test_targets_that_are_no_labels_of_the_outputs_classes_leave_confidence_out(outputs, targets):
+    assert scoring.confidence_temperature(metrics.get("top1"), [(outputs,)], [targets]) is None
+
+
+def test_labels_of_any_whole_type_will_do():
+    dense, _, (labels,), _ = answered(0, count=200)
+    kinds = [scoring.confidence_temperature(metrics.get("top1"), dense, [labels.to(kind)]) for kind in (torch.int32, torch.uint8)]
+    assert kinds == [scoring.confidence_temperature(metrics.get("top1"), dense, [labels])] * 2
