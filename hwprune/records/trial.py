@@ -36,7 +36,7 @@ class Trial:
         divergence: from the dense outputs, see `hwprune.workload.scoring.divergence`; it guides the search, the metric reports.
         paired_drop: the drop with its interval: dense and candidate are compared example by example.
         estimated_drop: what is believed of the drop on other examples, by labels and by the dense model's confidence, see
-            `hwprune.workload.scoring.estimated_drop`. The search goes by it.
+            `hwprune.workload.confidence.estimated_drop`. The search goes by it.
         predicted: what the search expected: divergence, drop, ratio of latencies.
         recovery: of a candidate whose weights were trained: ``of`` (the trial that was trained), ``plan``, ``before`` and
             ``after`` (metric on validation), ``seconds``, ``examples``, ``history``. Such a trial was not searched.

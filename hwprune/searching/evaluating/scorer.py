@@ -15,7 +15,7 @@ from hwprune.latency.bench import Bench
 from hwprune.latency.samples import read_batches
 from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
-from hwprune.workload import scoring
+from hwprune.workload import confidence, scoring
 from hwprune.workload.metrics import Metric
 from hwprune.workload.scoring import Outputs
 from hwprune.workload.workload import Workload
@@ -43,9 +43,9 @@ class Split:
     _temperatures: list[float | None] = field(default_factory=list)
 
     def temperature(self, metric: Metric) -> float | None:
-        """See `hwprune.workload.scoring.confidence_temperature`."""
+        """See `hwprune.workload.confidence.confidence_temperature`."""
         if not self._temperatures:
-            self._temperatures.append(scoring.confidence_temperature(metric, self.dense, self.targets))
+            self._temperatures.append(confidence.confidence_temperature(metric, self.dense, self.targets))
         return self._temperatures[0]
 
     @property
@@ -113,7 +113,9 @@ class FileScorer:
     def scores(self, outputs: Outputs, split: Split) -> FileScores:
         """Everything that outputs on the whole split say. Raises `CandidateFailure`."""
         drop = self.drop(outputs, split)
-        estimated = scoring.estimated_drop(self.metric, outputs, split.dense, split.targets, split.temperature(self.metric), drop)
+        estimated = confidence.estimated_drop(
+            self.metric, outputs, split.dense, split.targets, split.temperature(self.metric), drop
+        )
         return FileScores(self.metric_of(outputs, split), self.divergence(outputs, split), drop, estimated)
 
     def score_file(self, path: Path, split: Split) -> FileScores:
