@@ -83,11 +83,13 @@ class Pruner:
                 raise
         self.units = unit_table.units(self.graph)
         self.layers = layer_table.find(self.graph.module, self.graph.matrices)
+        solving = self.workload
         if self.graph.module.meta.get("free_batch", True):
             wanted = sufficient.wanted_examples(self.layers, self.graph.module)
+            solving, _ = sufficient.with_train_inputs(self.workload, min(wanted, sufficient.ENOUGH_FOR_OPTIONS))
             self.workload, self.added = sufficient.with_train_inputs(self.workload, wanted)
         self._options = UnitOptions(
-            self.workload, self.graph, self.units, self.layers, self.database, self.fingerprint, self.progress
+            solving, self.graph, self.units, self.layers, self.database, self.fingerprint, self.progress
         )
 
     @property

@@ -182,7 +182,7 @@ def _score(
         try:
             if key not in fresh.measured:
                 raise CandidateFailure("measure", "it failed in a fresh process")
-            evaluator.bench.load("candidate", evaluator.files.model(trial.number))
+            evaluator.bench.load("candidate", evaluator.files.model(trial.number), threads=evaluator.scorer.threads)
             metric, outputs = evaluator.scorer.score("candidate", split)
             paired = evaluator.scorer.drop(outputs, split)
         except CandidateFailure as failure:

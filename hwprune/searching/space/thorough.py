@@ -17,7 +17,7 @@ from hwprune.searching.space.space import SearchSpace
 from hwprune.workload import batches
 
 SEQUENTIAL = "sequential"
-MOST_CPU_S = 10.0
+MOST_CPU_S = 30.0
 """CPU seconds of one candidate's thorough compensation up to which every trial gets it."""
 SURELY_TOO_LONG = 4
 """The first candidate takes this many times as long at most, because of what is found out about the dense model."""
