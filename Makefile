@@ -17,8 +17,9 @@ demo: setup
 	rm -rf runs/demo
 	$(BIN)/hwprune search demo:digits --trials 40 --seed 0 --out runs/demo
 
+# Two processes on two cores take two thirds of the time; a file's tests stay together, because they share models and searches.
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	$(BIN)/pytest -m slow

@@ -12,6 +12,7 @@ from hwprune.compensation.sequential import Sequential, Statistics
 from hwprune.errors import UnknownNameError, UsageError
 
 NONE = "none"
+SEQUENTIAL = Sequential.name
 
 COMPENSATIONS: dict[str, Compensation] = {
     compensation.name: compensation
@@ -48,4 +49,17 @@ def canonical(text: str) -> str:
     return "+".join(compensation.name for compensation in parse(text)) or NONE
 
 
-__all__ = ["COMPENSATIONS", "NONE", "BatchNorm", "Batches", "Compensation", "Context", "canonical", "parse"]
+def local_part(text: str) -> str:
+    """The part of a compensation that belongs to the options of layers; `NONE` where there is none."""
+    return next((compensation.name for compensation in parse(text) if compensation.local), NONE)
+
+
+def is_sequential(text: str) -> bool:
+    """Does a recipe's compensation run the candidate on the calibration data, layer after layer?"""
+    return SEQUENTIAL in text.split("+")
+
+
+__all__ = [
+    "COMPENSATIONS", "NONE", "SEQUENTIAL", "BatchNorm", "Batches", "Compensation", "Context", "canonical", "is_sequential",
+    "local_part", "parse",
+]  # fmt: skip

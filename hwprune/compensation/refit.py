@@ -5,10 +5,10 @@ is applied: the weakest ridge with which all of D leaves little more error there
 does, or else that best. With both decided, D is fitted to all examples. Where a change does not hold up at all the factor is 0,
 and the layer stays as it was.
 
-The weakest, not the best: what a ridge holds back is missing in the same way for every example, and adds up over the layers, while
-the noise of a weak one differs from output to output and averages out. The least error of each layer is not the least divergence
-of the network. A fixed weak ridge, though, fits some hundred sentences by heart, and loses on all others; its own examples can't
-see it (both: `benchmarks/compensation.py`).
+The weakest, not the best: what a ridge holds back is missing in the same way for every example, and adds up over the layers,
+while the noise of a weak one differs from output to output and averages out. The least error of each layer is not the least
+divergence of the network. A fixed weak ridge, though, fits some hundred sentences by heart, and loses on all others; its own
+examples can't see it (both: `benchmarks/compensation.py`).
 """
 
 from __future__ import annotations

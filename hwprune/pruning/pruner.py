@@ -88,9 +88,7 @@ class Pruner:
             wanted = sufficient.wanted_examples(self.layers, self.graph.module)
             solving, _ = sufficient.with_train_inputs(self.workload, min(wanted, sufficient.ENOUGH_FOR_OPTIONS))
             self.workload, self.added = sufficient.with_train_inputs(self.workload, wanted)
-        self._options = UnitOptions(
-            solving, self.graph, self.units, self.layers, self.database, self.fingerprint, self.progress
-        )
+        self._options = UnitOptions(solving, self.graph, self.units, self.layers, self.database, self.fingerprint, self.progress)
 
     @property
     def template(self) -> Template:
@@ -185,7 +183,7 @@ class Pruner:
             CandidateFailure: the result is not finite, or an N:M pattern doesn't fit what the cut left.
         """
         steps = compensation.parse(recipe.compensation)
-        inside = next((step.name for step in steps if step.local), layerwise.NONE)
+        inside = compensation.local_part(recipe.compensation)
         cuts, rest, drop = divide(recipe, self.graph, self.units)
         solved: dict[str, Option] = {}
         if keeps is None:
@@ -210,7 +208,7 @@ class Pruner:
                 self.graph.module, self._calibration, self.graph.matrices, positions, final_masks, self._cache, self._relevance()
             )
             for step in steps:
-                done = step.name == "batchnorm" and any(other.name == "sequential" for other in steps)  # it did so on its way
+                done = step.name == "batchnorm" and compensation.is_sequential(recipe.compensation)  # it did so on its way
                 if not step.local and not done and step.applies(module):
                     step.apply(module, context)
         for name, tensor in module.named_parameters():

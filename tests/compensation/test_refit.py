@@ -45,6 +45,23 @@ def test_few_noisy_examples_never_make_unseen_ones_worse(seed):
     assert error(old + by_heart, zero, *unseen) > 1.25 * best  # what a fixed ridge does
 
 
+def applied(noise, seed, rows=900):
+    """What part of the right change is made: old weights that are a fifth too small, and outputs with noise."""
+    draw = torch.Generator().manual_seed(seed)
+    true = torch.randn(20, 40, generator=draw)
+    old = 0.8 * true.double()[None]
+    fitted, held = sample(rows, true, draw, noise=noise), sample(rows // 3, true, draw, noise=noise)
+    new, _ = refit(fitted, held, old, None, torch.zeros(1, 20, dtype=torch.float64))
+    wanted = true.double() - old[0]
+    return float(((new[0] - old[0]) * wanted).sum() / wanted.square().sum())
+
+
+def test_a_change_is_not_held_back_where_that_saves_little_error():
+    """What is held back is missing for every example alike; noise is another one in each output and layer."""
+    assert all(applied(noise=4.0, seed=seed) > 0.9 for seed in range(4))  # with the least held-out error it is 0.75
+    assert all(applied(noise=16.0, seed=seed, rows=150) < 0.6 for seed in range(4))
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("rows", [3, 8])
 def test_constants_are_moved_only_as_far_as_other_examples_confirm(seed, rows):

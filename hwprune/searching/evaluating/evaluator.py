@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hwprune import runtimes
+from hwprune import compensation, runtimes
 from hwprune.errors import CandidateFailure
 from hwprune.latency.bench import Bench
 from hwprune.latency.paired import Paired
@@ -76,6 +76,8 @@ class Evaluator:
                     self.pruner.check_cut(candidate)
                     self._checked_cut = True
             scores = self._write_and_score(candidate, folder, watch, expected)
+            if compensation.is_sequential(recipe.compensation):  # a finalist's weights are wanted, and dear to make again
+                to_onnx.to_safetensors(candidate.module, folder / "model.safetensors")
         except CandidateFailure as failure:
             return self._failed(failure, number, recipe, origin, watch.seconds)
         except Stopped as stop:
@@ -132,7 +134,7 @@ class Evaluator:
         """Write a candidate's file and recipe; scores of that file on validation. Raises `CandidateFailure`."""
         return self._write_and_score(candidate, folder, Stopwatch(), Expectation())
 
-    def refine(self, trial: Trial, compensation: str) -> Trial | None:
+    def refine(self, trial: Trial, steps: str) -> Trial | None:
         """The trial's cut with a more thorough compensation, exported and checked; None if it is no better on validation.
 
         Its files replace those of the trial. Shapes, and so the latency, stay what they are.
@@ -140,7 +142,7 @@ class Evaluator:
         Raises:
             CandidateFailure: it can't be made, or its file does not compute what the module computes.
         """
-        recipe = Recipe(trial.recipe.choices, compensation)
+        recipe = Recipe(trial.recipe.choices, steps)
         candidate = self.pruner.prune(recipe)
         scratch = self.files.folder(trial.number).with_name(f"{trial.number}.refined")
         try:
@@ -160,7 +162,9 @@ class Evaluator:
 
     def check_exact(self, trial: Trial) -> float:
         """Compare the trial's cut with the masked model: the largest relative difference. Raises `RunError`."""
-        return self.pruner.check_cut(self.pruner.prune(Recipe(trial.recipe.choices, "none")))
+        # Options of layers are there for the trial's own compensation; without any they would be solved anew.
+        recipe = Recipe(trial.recipe.choices, compensation.local_part(trial.recipe.compensation))
+        return self.pruner.check_cut(self.pruner.prune(recipe))
 
     def _write_and_score(self, candidate: Candidate, folder: Path, watch: Stopwatch, expected: Expectation) -> FileScores:
         """Write the candidate's files; scores of what was written. Raises `Stopped`."""

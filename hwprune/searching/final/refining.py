@@ -11,7 +11,6 @@ from hwprune.records.trial import Trial
 from hwprune.searching.evaluating.evaluator import Evaluator
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
-from hwprune.searching.space.thorough import SEQUENTIAL
 from hwprune.searching.study.store import Store
 
 
@@ -79,18 +78,18 @@ class Refiner:
 
 def repairs(evaluator: Evaluator, job: Job, trials: Sequence[Trial]) -> bool:
     """Do finalists get a more thorough compensation than other trials? Where it would take too long in each of them."""
-    thorough = any(SEQUENTIAL in t.recipe.compensation.split("+") for t in trials if t.searched)
+    thorough = any(compensation.is_sequential(t.recipe.compensation) for t in trials if t.searched)
     return job.repaired and not evaluator.pruner.untraceable and not thorough
 
 
 def _thorough(evaluator: Evaluator, trial: Trial, job: Job) -> str | None:
     """The compensation of a finalist, if it is another one than the trial's; what the user has asked for is kept."""
     names = trial.recipe.compensation.split("+")
-    if not job.repaired or evaluator.pruner.untraceable or SEQUENTIAL in names:
+    if not job.repaired or evaluator.pruner.untraceable or compensation.SEQUENTIAL in names:
         return None
     if not any(choice.pattern != patterns.BRANCH for choice in trial.recipe.choices):
         return None  # branches alone leave no layer to solve for
-    return "+".join([*(name for name in names if name != compensation.NONE), SEQUENTIAL])
+    return "+".join([*(name for name in names if name != compensation.NONE), compensation.SEQUENTIAL])
 
 
 def _change(before: Trial, after: Trial) -> str:

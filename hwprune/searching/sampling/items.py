@@ -68,7 +68,7 @@ def build(
     Args:
         pattern_speedups: mask pattern -> share of the dense time that it saves when all weights have it, as measured.
     """
-    inside = next((one.name for one in compensation.parse(space.compensation) if one.local), compensation.NONE)
+    inside = compensation.local_part(space.compensation)
     responses = _responses(pruner, space, inside, step)
     scale = _scale(pruner, space, responses, inside)
     ways = {

@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 
-from hwprune import runtimes
+from hwprune import compensation, runtimes
 from hwprune.common import formatting
 from hwprune.common.files import cache_folder
 from hwprune.errors import CandidateFailure, RunError, UsageError
@@ -45,7 +45,6 @@ Array = np.ndarray[Any, Any]
 
 ENOUGH = 8
 """Evaluated candidates before anything is stopped early or measured twice: until then the predictions have not been tested."""
-SEQUENTIAL = "sequential"
 TRAINED = 2.0
 """Factor by which the search looks further where finalists are trained."""
 REFERENCE = 0.05
@@ -154,7 +153,7 @@ def build_model(
         savings.bytes_saved = {key: round(value * factor) for key, value in savings.bytes_saved.items()}
     shares = {name: 1 - 1 / gain.value for name, gain in pattern_speedups.items() if gain.value > 0}
     choices = items.build(pruner, space, savings, shares, step)
-    repaired = job.job.repaired and not pruner.untraceable and SEQUENTIAL not in space.compensation.split("+")
+    repaired = job.job.repaired and not pruner.untraceable and not compensation.is_sequential(space.compensation)
     limits = limits_of(job.constraints, baseline, repaired=repaired, trained=job.training is not None)
     if FILE in limits.min_saved:
         most = sum(max(choice.saves[FILE] for choice in item.choices) for item in choices)

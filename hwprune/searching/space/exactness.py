@@ -55,7 +55,7 @@ def note(swept: Collection[str], seconds: float, allowed_s: float) -> str:
 
 def local_compensation(space: SearchSpace) -> str:
     """The compensation that options of single layers get."""
-    return next((step.name for step in compensation.parse(space.compensation) if step.local), compensation.NONE)
+    return compensation.local_part(space.compensation)
 
 
 def _swept(unit: UnitSpace) -> UnitSpace:

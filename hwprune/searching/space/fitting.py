@@ -211,7 +211,7 @@ def fit(
 
 def solve_options(pruner: Pruner, space: SearchSpace, stage: Callable[[str], None]) -> None:
     """Compute every option of the axes before the first trial: a trace gives all levels at once."""
-    inside = next((step.name for step in compensation.parse(space.compensation) if step.local), compensation.NONE)
+    inside = compensation.local_part(space.compensation)
     wanted = [(name, unit) for unit in space.units for name in (unit.unit, *unit.tied) if pruner.units[name].axis is not None]
     if inside == compensation.NONE and not any(method.get(name).needs for _, unit in wanted for name in unit.methods):
         return  # scores alone are quick

@@ -16,7 +16,6 @@ from hwprune.pruning.pruner import Pruner
 from hwprune.searching.space.space import SearchSpace
 from hwprune.workload import batches
 
-SEQUENTIAL = "sequential"
 MOST_CPU_S = 30.0
 """CPU seconds of one candidate's thorough compensation up to which every trial gets it."""
 SURELY_TOO_LONG = 4
@@ -28,10 +27,10 @@ def with_thorough_compensation(space: SearchSpace, pruner: Pruner, stage: Callab
 
     CPU time decides, so that other work on the machine does not change what is searched.
     """
-    if not compensation.COMPENSATIONS[SEQUENTIAL].applies(pruner.graph.module):
+    if not compensation.COMPENSATIONS[compensation.SEQUENTIAL].applies(pruner.graph.module):
         return space, ""
     quick = [name for name in space.compensation.split("+") if name != compensation.NONE]
-    thorough = compensation.canonical("+".join([*quick, SEQUENTIAL]))
+    thorough = compensation.canonical("+".join([*quick, compensation.SEQUENTIAL]))
     stage("trying how long a thorough compensation takes")
     recipe = replace(space, compensation=thorough).recipe(space.uniform(0.5, space.file.criteria[0]))
     try:
