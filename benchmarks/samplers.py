@@ -519,7 +519,7 @@ def beliefs(ground: Ground, repeats: int = 16) -> None:
             for _ in range(repeats):
                 order = draw.permutation(count)
                 seen, others = order[:n], order[n:][near[order[n:]]]
-                model = error_model.ErrorModel(sampler.problem.errors, sampler.problem.gram)
+                model = error_model.ErrorModel(sampler.problem.errors, sampler.problem.gram, sampler.problem.kinds)
                 model.fit(chosen[seen], divergence[seen], np.ones(n))
                 told = model.samples(chosen[others], np.random.default_rng(0), 2)[0]
                 errors.append(float(np.sqrt(np.mean((told - np.log(divergence[others])) ** 2))))

@@ -1,6 +1,6 @@
 """Least squares of one layer, as far as examples confirm it that nothing was fitted to.
 
-``min ||(W + D) x - y||^2 + ridge ||D||^2`` over the change D. Held-out examples decide how strong the ridge is, and how much of D
+``min ||(W + D) x - y||^2 + ridge ||D||^2`` over the change D. How strong the ridge is, and how much of D is applied, held-out
 is applied: the weakest ridge with which all of D leaves little more error there than the best of all ridges and factors in [0, 1]
 does, or else that best. With both decided, D is fitted to all examples. Where a change does not hold up at all the factor is 0,
 and the layer stays as it was.

@@ -324,4 +324,6 @@ def _choice(ways: Sequence[_Way], savings: Savings) -> Choice:
         if a in level and b in level:
             saved += float(table[level[a], level[b]])
     smaller = sum(way.bytes_saved for way in active)
-    return Choice(parameters, error, saved, {FILE: smaller}, response, tuple((way.unit_space.unit, way.level) for way in ways))
+    levels = tuple((way.unit_space.unit, way.level) for way in ways)
+    kind = max(active, key=lambda way: way.error).pattern if active else ""
+    return Choice(parameters, error, saved, {FILE: smaller}, response, levels, kind)

@@ -61,7 +61,7 @@ class Posterior:
     def __init__(self, problem: AllocationProblem) -> None:
         self.problem = problem
         self._reader = HistoryReader(problem)
-        self.divergence = ErrorModel(problem.errors, problem.gram)
+        self.divergence = ErrorModel(problem.errors, problem.gram, problem.kinds)
         self.ratio = RatioModel(problem.saved)
         self.drop = drop_model_for(problem.limits)
         self.resource_factors = dict.fromkeys(problem.saves, 1.0)

@@ -25,6 +25,7 @@ class Choice:
         saves: of other resources that add up: bytes of the file, bytes in memory while a certain layer runs, ...
         response: (examples,) signed responses whose mean square over two is ``error``, for interactions; or None.
         levels: (unit, level) that it stands for, for couplings.
+        kind: what is done, ``branch`` or ``neuron`` for instance: errors of one kind are wrong alike.
     """
 
     parameters: Mapping[str, Any]
@@ -33,6 +34,7 @@ class Choice:
     saves: Mapping[str, float] = field(default_factory=dict)
     response: Array | None = None
     levels: tuple[tuple[str, int], ...] = ()
+    kind: str = ""
 
     def __post_init__(self) -> None:
         if not (np.isfinite([self.error, self.saved, *self.saves.values()]).all() and self.error >= 0):
@@ -153,6 +155,8 @@ class AllocationProblem:
         self.limits = limits or Limits()
         self._canonical = canonical
         self.errors = [np.array([c.error for c in item.choices]) for item in self.items]
+        names = sorted({c.kind for item in self.items for c in item.choices if c.error > 0})
+        self.kinds = [np.array([names.index(c.kind) if c.error > 0 else 0 for c in item.choices]) for item in self.items]
         self.saved = [np.array([c.saved for c in item.choices]) for item in self.items]
         self.saves = {
             name: [np.array([c.saves.get(name, 0.0) for c in item.choices]) for item in self.items]
