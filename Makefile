@@ -17,9 +17,12 @@ demo: setup
 	rm -rf runs/demo
 	$(BIN)/hwprune search demo:digits --trials 40 --seed 0 --out runs/demo
 
-# Two processes on two cores take two thirds of the time; a file's tests stay together, because they share models and searches.
+# Several processes; a file's tests stay together, because they share models and searches. What sends signals to its own process,
+# or lets several searches race, is run by itself afterwards.
+QUICK := not slow and not gpu and not tensorrt and not network
 test: setup
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m '$(QUICK) and not alone'
+	$(BIN)/pytest -m '$(QUICK) and alone'
 
 test-slow: setup
 	$(BIN)/pytest -m slow

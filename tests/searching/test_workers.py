@@ -21,6 +21,8 @@ from tests import postgres
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.alone
+
 
 def start(*words, **environment):
     return subprocess.Popen(

@@ -13,6 +13,8 @@ from hwprune.recovery.loop.run import train
 from hwprune.recovery.plan import Plan
 from tests.recovery.helpers import cut
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def ctrl_c():

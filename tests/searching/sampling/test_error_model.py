@@ -70,3 +70,20 @@ def test_what_the_law_gets_wrong_of_a_candidate_it_gets_wrong_of_its_neighbours(
     again = model.samples(chosen[:150], draw, 2)[0]
     assert np.sqrt(np.mean((again - np.log(divergence[:150])) ** 2)) < 0.1  # what was evaluated is known
     assert wrong(150) < 0.85 * bend[150:].std()
+
+
+def test_what_is_wrong_of_one_kind_is_learned_from_few_of_it():
+    """Compensation repairs what branches did far better than what narrower layers did: a few of them tell it of all."""
+    draw = np.random.default_rng(4)
+    errors = [np.concatenate([[0.0], np.sort(draw.random(5)) * 0.05]) for _ in range(12)]
+    kinds = [np.array([0, 0, 0, 0, 1, 1]) for _ in errors]  # the last two options of each item are of another kind
+    chosen = draw.integers(0, 6, (200, 12))
+    divergence = np.array([sum(errors[u][i] * (0.2 if kinds[u][i] else 1.0) for u, i in enumerate(row)) for row in chosen])
+
+    def wrong(known):
+        model = ErrorModel(errors, kinds=known)
+        model.fit(chosen[:10], divergence[:10], np.ones(10))
+        told = model.samples(chosen[50:], np.random.default_rng(0), 2)[0]
+        return float(np.sqrt(np.mean((told - np.log(divergence[50:])) ** 2)))
+
+    assert wrong(kinds) < 0.5 * wrong(None)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hwprune.searching.sampling import items
-from hwprune.searching.sampling.items import _thinned, _Way
+from hwprune.searching.sampling.items import _choice, _thinned, _Way
 from hwprune.searching.sampling.savings import Savings
 from hwprune.searching.space.space import UnitSpace
 
@@ -62,3 +62,12 @@ def test_thinning_keeps_to_the_limit_and_prefers_what_is_best_alone():
     kept = _thinned(joint, savings)
     assert len(alone) < len(kept) <= items.MOST_CHOICES + 1
     assert all(any(one == other for other in kept) for one in alone)
+
+
+def test_a_choice_is_of_the_kind_that_costs_most():
+    branch = UnitSpace("add", "branch", 1, {"branch": (1.0,)}, ("drop",))
+    axis = UnitSpace("conv", "channel", 16, {"channel": (0.5,)}, ("l2",))
+    dropped, kept = (_Way(branch, level, "branch", "drop", 0.02 * level, 0.0, 0.0, None) for level in (1, 0))
+    cut, whole = (_Way(axis, level, "channel", "l2", 0.01 * level, 0.0, 0.0, None) for level in (1, 0))
+    kinds = [_choice(ways, Savings()).kind for ways in ((kept, whole), (kept, cut), (dropped, whole), (dropped, cut))]
+    assert kinds == ["", "channel", "branch", "branch"]
