@@ -471,6 +471,7 @@ def tables(ground: Ground, results: dict[str, dict[int, list[Course]]], budgets:
 
 BELIEFS = {
     "as it is": {},
+    "no kinds": {"KIND": 1e-6},
     "no interactions": {"INTERACTIONS": 0.0},
     "all interactions": {"INTERACTIONS": 1.0},
     "sensitivities free": {"SENSITIVITY": 1.0},
