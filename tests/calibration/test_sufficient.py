@@ -141,3 +141,13 @@ def test_positions_count_and_convolutions_want_none():
     w = replace(workload(None), model=Convolution().eval(), example_inputs=(x[:1],), calibration=data, validation=data)
     pruner = Pruner(w)
     assert sufficient.wanted_examples(pruner.layers, pruner.graph.module) == 0
+
+
+def test_options_are_solved_from_fewer_than_repairs_are_fitted_to(monkeypatch):
+    """Their statistics take a pass with gradients, and gain next to nothing from more; the user's own are all used."""
+    monkeypatch.setattr(sufficient, "ENOUGH_FOR_OPTIONS", 24)
+    pruner = Pruner(workload(split(200, 3)))
+    assert pruner.statistics(["gram"]).examples == 24
+    assert batches.example_count(pruner.workload) == 52
+    monkeypatch.setattr(sufficient, "ENOUGH_FOR_OPTIONS", 8)
+    assert Pruner(workload(split(200, 3))).statistics(["gram"]).examples == 16

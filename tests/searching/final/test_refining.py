@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 import hwprune
+from hwprune import compensation
+from hwprune.pruning.pruner import Pruner
 from hwprune.records.recipe import Recipe
 from hwprune.searching.final.refining import repairs
 from hwprune.searching.job import Job
@@ -18,12 +20,17 @@ from tests.records.test_trial import measured
 @pytest.mark.parametrize("seconds", [1000.0, -1.0])
 def test_the_delivered_model_is_the_one_that_was_ranked_unless_that_takes_too_long(tmp_path, monkeypatch, seconds):
     monkeypatch.setattr(thorough, "MOST_CPU_S", seconds)
+    made = []
+    prune = Pruner.prune
+    monkeypatch.setattr(Pruner, "prune", lambda self, recipe, *rest: made.append(recipe.compensation) or prune(self, recipe, *rest))
     result = hwprune.search(tiny_workload("top1"), trials=4, out=tmp_path / "run", database=tmp_path / "db", space="structured")
     searched = {t.recipe.compensation for t in result.trials if t.recipe.choices}
     told = [note for note in result.notes if "takes more than" in note]
     if seconds > 0:
         assert all("sequential" in names.split("+") for names in searched)
         assert not told
+        # Two to find out how long it takes, then once a trial: nothing is made again for the final round.
+        assert sum(compensation.is_sequential(steps) for steps in made) == 2 + len(result.trials)
     else:
         assert len(told) == 1
         origins = {t.number: t for t in result.trials}
