@@ -22,7 +22,9 @@ def test_the_delivered_model_is_the_one_that_was_ranked_unless_that_takes_too_lo
     monkeypatch.setattr(thorough, "MOST_CPU_S", seconds)
     made = []
     prune = Pruner.prune
-    monkeypatch.setattr(Pruner, "prune", lambda self, recipe, *rest: made.append(recipe.compensation) or prune(self, recipe, *rest))
+    monkeypatch.setattr(
+        Pruner, "prune", lambda self, recipe, *rest: made.append(recipe.compensation) or prune(self, recipe, *rest)
+    )
     result = hwprune.search(tiny_workload("top1"), trials=4, out=tmp_path / "run", database=tmp_path / "db", space="structured")
     searched = {t.recipe.compensation for t in result.trials if t.recipe.choices}
     told = [note for note in result.notes if "takes more than" in note]
