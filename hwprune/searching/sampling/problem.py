@@ -136,6 +136,7 @@ class AllocationProblem:
 
     Attributes:
         errors, saved: for each item, of each choice.
+        kinds: the same: a number for `Choice.kind`.
         saves: resource -> the same.
         gram: inner products of the choices' responses, see `response_gram`.
         couplings: (item, item) -> (choice, choice) -> share of the time saved beyond the sum.
