@@ -28,9 +28,8 @@ POSITIONS_PER_INPUT = 64
 MOST_EXAMPLES = 2048
 """Examples that are used at most: every candidate is run on them."""
 ENOUGH_FOR_OPTIONS = 512
-"""Examples up to which the statistics that options are solved from get more: plain OBS gains next to nothing from more, and
-collecting them takes a pass with gradients (MiniLM at 50 %, KL on the test split of SST-2: 0.0462 with 512 sentences, 0.0450 with
-2,048; `benchmarks/compensation.py minilm --levels 0.5 --examples 512,2048 --draws 1`, rows ``quick``)."""
+"""Examples up to which the statistics that options are solved from get more: plain OBS gains next to nothing from more
+(`benchmarks/compensation.py minilm --examples 512,2048`, rows ``quick``), and collecting them takes a pass with gradients."""
 
 
 def wanted_examples(layers: Mapping[str, Layer], module: fx.GraphModule) -> int:

@@ -1,8 +1,8 @@
 """Least squares of one layer, as far as examples confirm it that nothing was fitted to.
 
-``min ||(W + D) x - y||^2 + ridge ||D||^2`` over the change D. How strong the ridge is, and how much of D is applied, held-out
-is applied: the weakest ridge with which all of D leaves little more error there than the best of all ridges and factors in [0, 1]
-does, or else that best. With both decided, D is fitted to all examples. Where a change does not hold up at all the factor is 0,
+``min ||(W + D) x - y||^2 + ridge ||D||^2`` over the change D. How strong the ridge is, and how much of D is
+applied, is decided by held-out examples: the weakest ridge with which all of D leaves little more error there than the best of all
+ridges and factors in [0, 1] does, or else that best. With both decided, D is fitted to all examples. Where a change does not hold up at all the factor is 0,
 and the layer stays as it was.
 
 The weakest, not the best: what a ridge holds back is missing in the same way for every example, and adds up over the layers,
