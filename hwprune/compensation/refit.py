@@ -1,9 +1,9 @@
 """Least squares of one layer, as far as examples confirm it that nothing was fitted to.
 
-``min ||(W + D) x - y||^2 + ridge ||D||^2`` over the change D. What examples that are held out say decides how strong the ridge is, and how much
-of D is applied: the weakest ridge with which all of D leaves little more error there than the best of all ridges and factors in
-[0, 1] does, or else that best. With both decided, D is fitted to all examples. Where a change does not hold up at all the factor
-is 0, and the layer stays as it was.
+``min ||(W + D) x - y||^2 + ridge ||D||^2`` over the change D. Examples that are held out decide how strong the ridge is and how
+much of D is applied: the weakest ridge with which all of D leaves little more error there than the best of all ridges and factors
+in [0, 1] does, or else that best. With both decided, D is fitted to all examples. Where a change does not hold up at all the
+factor is 0, and the layer stays as it was.
 
 The weakest, not the best: what a ridge holds back is missing in the same way for every example, and adds up over the layers,
 while the noise of a weak one differs from output to output and averages out. The least error of each layer is not the least
