@@ -24,6 +24,7 @@ from hwprune.searching.final import finalists, quantise_finalists
 from hwprune.searching.final.confirm import Confirmer
 from hwprune.searching.final.final_round import run_final_round
 from hwprune.searching.final.point import point_of
+from hwprune.searching.final.short_trainings import ShortTrainings
 from hwprune.searching.loop import Countdown, Work
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import Fingerprint, RecordWriter
@@ -123,9 +124,13 @@ class Session:
             "savings_by_size": model.savings.for_record(space),
         })  # fmt: skip
 
+        short = ShortTrainings.of_search(evaluator, store, self.resolved.training, self.progress)
+
         def after_trial(done: list[Trial]) -> None:
             self._clear(done)
             done[:] = checks.after_trial(evaluator, store, done)
+            if short is not None:
+                short.after_trial(store.trials(as_searched=True), model.posterior.problem.limits)
             record.snapshot(dense, [*self.notes, *checks.notes], checks.results)
 
         sampler = samplers.make(self.job.sampler, self.job.seed, model.context(self.job.trials, store.distributions()))

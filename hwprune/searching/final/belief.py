@@ -7,7 +7,8 @@ posterior needs no correction for having looked at many (Senn 2008, "A note conc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from hwprune.records.trial import Trial
 from hwprune.searching.sampling.drop_model import SCATTERS, DropModel
-from hwprune.searching.sampling.posterior import drop_model_for
+from hwprune.searching.sampling.posterior import UNTOLD, drop_model_for
 from hwprune.searching.sampling.problem import Limits
 
 SURE = 0.9
@@ -31,26 +32,29 @@ class DropBelief:
     Args:
         trials: as they were searched.
         limits: of the search; its reference is the worst drop that matters.
+        trained: trial -> (drop after a training, standard error): what is believed is then the drop after such a training, of the
+            other trials by the curve alone. None: the drop without any.
     """
 
-    def __init__(self, trials: Sequence[Trial], limits: Limits) -> None:
+    def __init__(
+        self, trials: Sequence[Trial], limits: Limits, trained: Mapping[int, tuple[float, float | None]] | None = None
+    ) -> None:
         self.limits = limits
         self._model: DropModel = drop_model_for(limits, CAUTIOUS)
+        worst = limits.reference[0]
         known = [t for t in trials if t.measured and t.searched and t.divergence is not None]
-        self._error = {t.number: _error(t, limits.reference[0]) for t in known}
-        self._model.fit(
-            np.array([_divergence(t) for t in known]), np.array([t.evidence[0] for t in known], dtype=float),
-            np.array([self._error[t.number] for t in known]),
-        )  # fmt: skip
+        evidence = {t.number: t.evidence if trained is None else trained.get(t.number, (0.0, math.inf)) for t in known}
+        drops = np.array([evidence[t.number][0] for t in known], dtype=float)
+        errors = np.array([_error(evidence[t.number][1], worst) for t in known], dtype=float)
+        divergences = np.array([_divergence(t) for t in known])
+        told = np.isfinite(errors)
+        self._model.fit(divergences[told], drops[told], errors[told])
         self._samples: dict[int, np.ndarray[Any, Any]] = {}
         self._scored = {t.number: t.drop or 0.0 for t in known}
         if known:
             generator = np.random.default_rng(0)
             curves = self._model.draw(generator, DRAWS)
-            rows = self._model.known(
-                np.array([_divergence(t) for t in known]), np.array([t.evidence[0] for t in known], dtype=float),
-                np.array([self._error[t.number] for t in known]), curves, generator,
-            )  # fmt: skip
+            rows = self._model.known(divergences, drops, np.where(told, errors, UNTOLD * worst), curves, generator)
             self._samples = {t.number: rows[:, place] for place, t in enumerate(known)}
 
     @property
@@ -86,7 +90,8 @@ class DropBelief:
         return found
 
     def _own(self, trial: Trial) -> NormalDist:
-        return NormalDist(trial.evidence[0], max(_error(trial, self.limits.reference[0]), 1e-12))
+        value, error = trial.evidence
+        return NormalDist(value, max(_error(error, self.limits.reference[0]), 1e-12))
 
 
 def _divergence(trial: Trial) -> float:
@@ -94,6 +99,5 @@ def _divergence(trial: Trial) -> float:
     return max(trial.divergence.value, 0.0)
 
 
-def _error(trial: Trial, reference: float) -> float:
-    error = trial.evidence[1]
+def _error(error: float | None, reference: float) -> float:
     return 0.1 * reference if error is None else error

@@ -45,7 +45,7 @@ def run_final_round(confirmer: Confirmer, job: ResolvedJob) -> FinalFront:
     trained: tuple[Confirmed, ...] = ()
     quantised: tuple[Confirmed, ...] = ()
     if job.training is not None:
-        made = train_finalists.train_finalists(evaluator, store, job.training, job.constraints, progress)
+        made = train_finalists.train_finalists(evaluator, store, job.training, job.constraints, progress, confirmer.limits)
         confirmation = confirmer.confirm(made.trials, dense)
         trained, dense = confirmation.points, confirmation.dense
         notes += [*made.notes, *(note for note in confirmation.notes if note not in notes)]

@@ -21,6 +21,7 @@ from hwprune.searching.study.attributes import (
     REMEASURED,
     RESULT,
     SAVED,
+    TRAINED_DROPS,
 )
 
 
@@ -33,7 +34,8 @@ class History:
     weight: list[float] = field(default_factory=list)
     drop: list[float] = field(default_factory=list)
     drop_sd: list[float] = field(default_factory=list)
-    """Paired standard errors; NaN where nothing told them."""
+    """Paired standard errors; NaN where nothing told them. Infinite: the drop is the one without training, and the search goes by
+    the one after it."""
     ratio: list[float] = field(default_factory=list)
     ratio_sd: list[float] = field(default_factory=list)
     kind: list[str] = field(default_factory=list)
@@ -68,7 +70,8 @@ class HistoryReader:
     def read(self, study: optuna.Study, number: int) -> History:
         """All trials but ``number``."""
         seen = History()
-        newer = study._storage.get_study_user_attrs(study._study_id).get(REMEASURED) or {}
+        attributes = study._storage.get_study_user_attrs(study._study_id)
+        newer, trained = attributes.get(REMEASURED) or {}, attributes.get(TRAINED_DROPS) or {}
         # `Study.get_trials` would give each thread's own older snapshot.
         for trial in study._storage.get_all_trials(study._study_id, deepcopy=False):
             if trial.number == number:
@@ -95,6 +98,9 @@ class HistoryReader:
             if ratio is not None and "speedup" in newer.get(str(trial.number), {}):
                 again = newer[str(trial.number)]["speedup"]
                 ratio, sd = 1 / again["value"], (again["ci_high"] - again["ci_low"]) / 2 / 1.96 / again["value"] ** 2
+            if trained and drop is not None:
+                drop, drop_sd = trained.get(str(trial.number), (drop, np.inf))
+                drop_sd = nan_if_none(drop_sd)
             for name, value in zip(
                 ("chosen", "divergence", "weight", "drop", "drop_sd", "ratio", "ratio_sd", "kind", "saved"),
                 (chosen, divergence, weight, nan_if_none(drop), drop_sd, nan_if_none(ratio), sd, kind, saved),

@@ -25,6 +25,8 @@ SCALE = 0.2
 lost at some 0.2 nats. Only the first proposals depend on it."""
 UNKNOWN_ERROR = 0.02
 """Standard error of a drop as a share of the reference, where the study does not tell it."""
+UNTOLD = 1000.0
+"""The same of a drop that nothing tells: the curve alone does."""
 
 
 def drop_model_for(limits: Limits, scatters: Mapping[float, float] = SCATTERS) -> DropModel:
@@ -78,7 +80,7 @@ class Posterior:
         self.divergence.fit(chosen, divergence, np.array(seen.weight))
         timed = np.isfinite(ratio)
         self.ratio.fit(chosen[timed], ratio[timed], self.problem.coupling(chosen[timed]), np.array(seen.ratio_sd)[timed])
-        scored = np.isfinite(drop)
+        scored = np.isfinite(drop) & ~np.isinf(np.array(seen.drop_sd))
         self.drop.fit(divergence[scored], drop[scored], self._errors_of_drops(seen)[scored])
         # Two axes of one layer save less together than the sum of what each saves; files hold more than weights.
         for name in self.problem.saves:
@@ -154,7 +156,8 @@ class Posterior:
 
     def _errors_of_drops(self, seen: History) -> Array:
         error = np.array(seen.drop_sd)
-        found: Array = np.where(np.isfinite(error), error, UNKNOWN_ERROR * self.problem.limits.reference[0])
+        unknown = np.where(np.isinf(error), UNTOLD, UNKNOWN_ERROR) * self.problem.limits.reference[0]
+        found: Array = np.where(np.isfinite(error), error, unknown)
         return found
 
     def _known(self, seen: History, curves: Curves, draw: np.random.Generator) -> tuple[Array, Array]:

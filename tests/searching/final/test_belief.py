@@ -122,3 +122,22 @@ def test_nothing_is_known_without_trials():
     belief = DropBelief([], Limits())
     assert belief.drop(trial) == 0.01
     assert belief.floor == 0.0
+
+
+def test_drops_after_training_are_believed_where_they_are_told():
+    """Of trials that nobody trained, by their divergence alone; what they had lost before says nothing."""
+    draw = np.random.default_rng(0)
+    kl = np.geomspace(0.02, 1.0, 20)
+    trials = [
+        replace(measured(n, float(0.3 * k), float(1.5 + n)), divergence=Measurement(float(k), "nats", float(k), float(k), 1000))
+        for n, k in enumerate(kl)
+    ]
+    after = {n: (float(0.03 * kl[n]), 0.002) for n in (4, 8, 12, 16)}
+    belief = DropBelief(trials, Limits(), after)
+    told = np.array([belief.drop(t) for t in trials])
+    assert np.all(told[5:] < 0.5 * 0.3 * kl[5:])
+    for number in after:
+        assert belief.drop(trials[number]) == pytest.approx(0.03 * kl[number], abs=0.006)
+    shuffled = [replace(t, drop=float(draw.uniform(0, 0.5))) for t in trials]
+    assert [belief.drop(t) for t in trials] == [DropBelief(shuffled, Limits(), after).drop(t) for t in trials]
+    assert belief.high(trials[14]) > belief.drop(trials[14])

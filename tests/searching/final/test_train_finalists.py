@@ -12,16 +12,44 @@ from hwprune.cli.main import main
 from hwprune.common.files import sha256
 from hwprune.errors import UsageError
 from hwprune.searching.constraints import Constraints
-from hwprune.searching.final import train_finalists
+from hwprune.searching.final import short_trainings, train_finalists
 from hwprune.searching.final.point import join_front
+from hwprune.searching.study.attributes import TRAINED_DROPS
+from hwprune.searching.study.store import Store
 from tests.recovery.conftest import make
+
+TRIALS = short_trainings.MILESTONES[0] + 1
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("recover") / "run"
     workload = make(width=96)
-    return workload, run, hwprune.search(workload, trials=4, out=run, recover="distill:3", seed=0)
+    real, for_a_while = short_trainings.recover, []
+
+    def recover(pruner, candidate, plan):
+        for_a_while.append(candidate.recipe.digest)
+        return real(pruner, candidate, plan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(short_trainings, "recover", recover)
+        result = hwprune.search(workload, trials=TRIALS, out=run, recover="distill:3", seed=0)
+    (run.parent / "for_a_while.json").write_text(json.dumps(for_a_while))
+    return workload, run, result
+
+
+def test_each_candidate_is_trained_for_a_while_once(trained):
+    """Whether the search asks for it or its final round; from the first of them on the search goes by what trainings brought."""
+    _, run, _ = trained
+    counted = json.loads((run.parent / "for_a_while.json").read_text())
+    store = Store(Store.default_storage(run), None)
+    try:
+        told = store.read(TRAINED_DROPS)
+        metrics = store.read(f"{short_trainings.SHORT_TRAINING} distill:3")
+    finally:
+        store.close()
+    assert len(counted) == len(set(counted)) == len(metrics) > 0
+    assert len(told) >= short_trainings.LEAST and set(told) <= set(metrics)
 
 
 def test_trained_candidates_are_trials_of_their_own_with_files(trained):
@@ -33,7 +61,7 @@ def test_trained_candidates_are_trials_of_their_own_with_files(trained):
         assert trial.metric.value > parent.metric.value
         assert trial.recovery["seconds"] > 0 and trial.recovery["examples"] >= 3 * 256
         assert trial.origin == f"distill:3 of {parent.number}"
-    assert sum(not t.recovery for t in result.trials) == 4  # training takes no trial's place
+    assert sum(not t.recovery for t in result.trials) == TRIALS  # training takes no trial's place
     for point in result.points:
         folder = run / "candidates" / str(point.trial.number)
         assert (folder / "model.onnx").is_file() and (folder / "model.safetensors").is_file()
@@ -80,7 +108,8 @@ def test_a_finished_run_that_is_resumed_trains_nobody_again(trained, tmp_path, m
         raise AssertionError("trained again")
 
     monkeypatch.setattr(train_finalists, "recover", never)
-    again = hwprune.search(workload, trials=4, out=run, resume=True, recover="distill:3", seed=0)
+    monkeypatch.setattr(short_trainings, "recover", never)
+    again = hwprune.search(workload, trials=TRIALS, out=run, resume=True, recover="distill:3", seed=0)
     numbers = {t.number for t in again.trials}
     assert numbers == {t.number for t in result.trials}
     for point in again.points:
@@ -170,7 +199,7 @@ def test_ctrl_c_leaves_the_checkpoint_and_a_failure_does_not(tmp_path, monkeypat
             assert checkpoint.is_file()
         else:
             assert trainer.train(trial) is None
-            assert not checkpoint.exists() and written[f"{train_finalists.FAILED} distill:1"] == {"3": "no luck"}
+            assert not checkpoint.exists() and written[f"{short_trainings.FAILED} distill:1"] == {"3": "no luck"}
 
 
 def test_an_export_says_that_its_weights_were_trained(trained, tmp_path, capsys):
@@ -252,4 +281,4 @@ def test_a_full_disk_is_tried_again_when_the_search_is_resumed(tmp_path, monkeyp
 
     monkeypatch.setattr(train_finalists, "recover", full)
     assert trainer.train(SimpleNamespace(number=3, recipe=None)) is None
-    assert trainer.passing == {"3": "OSError: no space left"} and not written and checkpoint.is_dir()
+    assert trainer.short.passing == {"3": "OSError: no space left"} and not written and checkpoint.is_dir()
