@@ -16,7 +16,8 @@ from hwprune.layers import layer as layer_table
 from hwprune.layers.layer import Layer
 from hwprune.layers.statistics import LayerStatistics
 from hwprune.structure.model_graph import ModelGraph
-from hwprune.workload.metrics import class_axis
+from hwprune.workload.reading import class_axis
+from hwprune.workload.task_loss import task_loss
 from hwprune.workload.workload import Workload, first_tensor
 
 TEMPERATURE = 3.0
@@ -116,6 +117,7 @@ class GradientPass:
     def __init__(self, data: CalibrationPass, *, targets: bool, softened: bool = False) -> None:
         self.data = data
         self.targets = targets
+        self.task_loss = task_loss(data.workload, data.module, "calibration") if targets else data.workload.loss
         self.softened = softened
 
     def backward(self, branches: Mapping[str, int] | None = None, limit: int | None = None) -> Iterator[Backward]:
@@ -224,10 +226,10 @@ class GradientPass:
             for answer in (first, output):
                 try:
                     if single and answer is first:  # example by example: a weighted mean over a batch is not one over examples
-                        losses = [self.data.workload.loss(answer[i : i + 1], targets[i : i + 1]) for i in range(count)]
+                        losses = [self.task_loss(answer[i : i + 1], targets[i : i + 1]) for i in range(count)]
                         value = torch.stack([item.reshape(()) for item in losses]).mean()
                     else:
-                        value = self.data.workload.loss(answer, targets)
+                        value = self.task_loss(answer, targets)
                 except Exception as error:  # the user's loss may raise anything
                     failure: Exception | None = error
                     continue
@@ -246,11 +248,12 @@ class GradientPass:
             raise UsageError(
                 f"no output of {self.data.workload.name} has a gradient: criteria that need gradients are not available"
             )
-        logits = floating[0]
+        logits = next((leaf for leaf in floating if leaf.ndim), floating[0])
         if self.softened:
             axis = class_axis(self.data.workload.scoring, logits.shape, targets)
             return self._softened(logits, axis, generator)
-        classes = 1 if logits.ndim in (2, 4, 5) else -1
+        told = class_axis(self.data.workload.scoring, logits.shape, targets)
+        classes = told if told is not None else 1 if logits.ndim in (2, 4, 5) else -1
         if self.data.workload.scoring.name in ("psnr",) or logits.ndim < 2 or logits.shape[classes] < 2:
             noise = torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
             return (logits * noise).sum()

@@ -72,7 +72,9 @@ def run(options: argparse.Namespace) -> int:
         "dense_params": before,
     }
     if options.score:
-        facts["dense_metric"], facts["metric"] = _scores(pruner, candidate)
+        facts["dense_metric"], facts["metric"], how = _scores(pruner, candidate)
+        if how:
+            print(how, file=sys.stderr)
     if options.json:
         print(json.dumps(facts))
         return 0
@@ -153,22 +155,22 @@ def _stored(pruner: Pruner, options: argparse.Namespace) -> tuple[Candidate, boo
     return (pruner.prune(recipe, stored.keeps, stored.masks, stored.orders) if same else pruner.prune(recipe)), same
 
 
-def _scores(pruner: Pruner, candidate: Candidate) -> tuple[float, float]:
+def _scores(pruner: Pruner, candidate: Candidate) -> tuple[float, float, str | None]:
     import torch
 
-    from hwprune.workload import scoring
+    from hwprune.workload import data_checks, scoring
+    from hwprune.workload.workload import all_tensors
 
-    def outputs(module: torch.nn.Module) -> list[tuple[torch.Tensor, ...]]:
-        batches = []
-        with torch.no_grad():
-            for inputs, _ in pruner.workload.batches("validation"):
-                leaves = torch.utils._pytree.tree_leaves(module(*inputs))
-                batches.append(tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)))
-        return batches
-
-    targets = [target for _, target in pruner.workload.batches("validation")]
-    dense = outputs(pruner.graph.module)
+    dense, pruned, targets = [], [], []
+    with torch.no_grad():
+        for inputs, target in pruner.workload.batches("validation"):  # once: a loader may shuffle, or draw what it yields
+            dense.append(all_tensors(pruner.graph.module(*inputs)))
+            pruned.append(all_tensors(candidate.module(*inputs)))
+            targets.append(target)
     metric = pruner.workload.scoring
-    return scoring.score(metric, dense, targets, dense).value, scoring.score(
-        metric, outputs(candidate.module), targets, dense
-    ).value
+    data_checks.check_labels(pruner.workload, "validation", dense, targets)
+    return (
+        scoring.score(metric, dense, targets, dense).value,
+        scoring.score(metric, pruned, targets, dense).value,
+        data_checks.how_read(metric, dense, targets),
+    )

@@ -180,7 +180,7 @@ def _samples(run: Path, point: ExportedPoint, runs: tuple[str, str], tolerance: 
     (out / ".dense.npz").unlink()
     _check(out, runs, target, outputs, tolerance)
     facts: dict[str, Any] = {"samples": {"split": split, "examples": sum(len(batch[0]) for batch in outputs)}}
-    metric = metrics.METRICS.get(record.data["workload"]["metric"])
+    metric = metrics.of_record(record.data["workload"])
     targets = scoring.read_targets(out / "samples.npz")
     if metric is not None and (metric.agreement or all(isinstance(t, torch.Tensor) for t in targets)):
         facts["samples"]["metric"] = scoring.score(metric, outputs, targets, dense).to_json()

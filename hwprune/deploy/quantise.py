@@ -14,9 +14,12 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from hwprune.deploy import quantised_check
+from hwprune.deploy.normalising import normalise
 from hwprune.deploy.onnx_quantisers import Batches, Facts, Integers, quiet, to_fp16, to_int4, to_int8
 from hwprune.errors import CandidateFailure, UnknownNameError, UsageError, described
 from hwprune.onnx_files import to_onnx
+from hwprune.structure.onnx.flatten import write_notes
 
 STAGE = "quantise"
 LEAST_ZEROS = 0.01
@@ -44,13 +47,20 @@ def quantise(
     try:
         dense = onnx.ModelProto()
         dense.CopyFrom(model)  # quantisers change what they are given
+        normalise(dense)
         _name_nodes(dense)
+        whole = onnx.ModelProto()
+        whole.CopyFrom(dense)
         before = _zeros(dense)
         with quiet():
             quantised, facts = PRECISIONS[precision].make(dense, batches, integers or Integers())
         if not facts.layers:
             raise CandidateFailure(STAGE, f"none of the model's {facts.weighted} weighted operators can be held in {precision}")
         after = _zeros(quantised)
+        write_notes(model, quantised)
+        example = next(iter(batches()), None)
+        if example is not None and (wrong := quantised_check.faults(whole, quantised, example, facts.bits)):
+            raise CandidateFailure(STAGE, f"{precision} is wrong by more than rounding explains: {'; '.join(wrong[:3])}")
         to_onnx.save_onnx(quantised, path)
     except CandidateFailure:
         raise

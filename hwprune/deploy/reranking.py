@@ -109,7 +109,7 @@ def rerank(
         if not path.is_file():
             raise UsageError(f"{path} is missing: the front can't be measured without its files")
     dense = run / "baseline" / name
-    metric = metric or metrics.METRICS.get(record.data["workload"]["metric"])
+    metric = metric or metrics.of_record(record.data["workload"])
     machine = host(remote or None)
     try:
         with tempfile.TemporaryDirectory(prefix="hwprune-rerank-") as folder:

@@ -117,7 +117,7 @@ def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]
         folder.name, folder / name, manifest["point"], folder / "expected.npz", sample.get("metric"),
         float(manifest.get("tolerance", PARITY_TOLERANCE)),
     )  # fmt: skip
-    metric = metric or metrics.METRICS.get(manifest["workload"]["metric"])
+    metric = metric or metrics.of_record(manifest["workload"])
     _run_checks(
         [(verified, subject)], manifest, folder / "dense.onnx", folder / "samples.npz", folder / "example.npz", metric, step,
         runs_on,
@@ -161,7 +161,7 @@ def _verify_run(run: Path, number: int | None, metric: Metric | None, step: Call
     points = [p for p in record.data["front"] if number is None or p["trial"] == number]
     if not points:
         raise UsageError(f"{run} has no confirmed front" if number is None else f"trial {number} is not on the front of {run}")
-    metric = metric or metrics.METRICS.get(record.data["workload"]["metric"])
+    metric = metric or metrics.of_record(record.data["workload"])
     pairs = []
     for point in points:
         name = f"trial {point['trial']}"

@@ -30,6 +30,8 @@ def lowered(module: torch.nn.Module) -> torch.nn.Module:
         if old.target is attention or (isinstance(first, torch.fx.Node) and first in derived and old.target in _REORDERING):
             derived.add(old)
         new[old] = graph.node_copy(old, lambda node: new[node])
+        if old.op == "output":  # numbers and texts among the outputs are no part of a file; tensors are
+            new[old].args = torch.utils._pytree.tree_map(lambda x: x if _is_tensor(x) else None, new[old].args)
         if old.target is torch.ops.aten.reshape.default and first in derived:
             with graph.inserting_before(new[old]):
                 whole = graph.call_function(
@@ -37,6 +39,16 @@ def lowered(module: torch.nn.Module) -> torch.nn.Module:
                 )
             new[old].update_arg(0, whole)
     return torch.fx.GraphModule(module, graph)
+
+
+def _is_tensor(value: Any) -> bool:
+    """Is it a node that gives a tensor, and not the size of one?"""
+    sized = (int, float, torch.SymInt, torch.SymFloat)
+    return (
+        isinstance(value, torch.fx.Node)
+        and value.target is not torch.ops.aten.sym_size.int
+        and not isinstance(value.meta.get("val"), sized)
+    )
 
 
 def _rank(node: Any) -> int | None:

@@ -86,6 +86,8 @@ class OnnxModule(nn.Module):
         """Register the initializers that some node reads as data."""
         statistics = {name for node, _ in self._onnx_nodes if node.op_type == "BatchNormalization" for name in node.input[3:5]}
         taken: set[str] = set()
+        ways: set[str] = set()
+        reserved = frozenset(dir(self))
         for tensor in self.onnx_model.graph.initializer:
             array = numpy_helper.to_array(tensor)
             if array.dtype.kind not in "fiub":
@@ -93,8 +95,9 @@ class OnnxModule(nn.Module):
             value = torch.from_numpy(np.array(array))
             if array.dtype.kind == "f" and array.ndim == 1 and array.size <= 8:
                 self._onnx_scales[tensor.name] = array.tolist()
-            name = _legal(tensor.name, taken)
+            name = _legal(tensor.name, taken, ways, reserved)
             taken.add(name)
+            ways |= _ways(name)
             self._onnx_names[tensor.name] = name
             learned = tensor.data_type in _FLOATS and value.numel() > 1 and tensor.name not in statistics
             assign(self, name, nn.Parameter(value) if learned else value)
@@ -148,14 +151,34 @@ class OnnxModule(nn.Module):
         return torch.from_numpy(np.array(array))
 
 
-def _legal(name: str, taken: set[str]) -> str:
-    """A name under which a module can hold the tensor: no empty parts, no part that is a tensor already."""
+def _legal(name: str, taken: set[str], ways: set[str], reserved: frozenset[str]) -> str:
+    """A name of its own under which a module can hold the tensor.
+
+    No part is empty or called like something that modules have, and no part of the way is a tensor.
+
+    Args:
+        taken: names so far.
+        ways: names of the modules that these lie in.
+        reserved: what the module has besides.
+    """
     parts = [part or "_" for part in name.split(".")]
-    if any(".".join(parts[:i]) in taken for i in range(1, len(parts))) or any(other.startswith(f"{name}.") for other in taken):
-        parts = ["_".join(parts)]
-    if parts[0] in dir(nn.Module):
-        parts[0] += "_"
-    return ".".join(parts)
+    parts = [f"{part}_" if part in reserved else part for part in parts]
+    found = ".".join(parts)
+    if _clashes(found, taken, ways):
+        found = "_".join(parts)
+    while _clashes(found, taken, ways) or found in reserved:
+        found += "_"
+    return found
+
+
+def _clashes(name: str, taken: set[str], ways: set[str]) -> bool:
+    """Is it a tensor's name already, or the way to one, or would a tensor lie on its way?"""
+    return name in taken or name in ways or bool(_ways(name) & taken)
+
+
+def _ways(name: str) -> set[str]:
+    """Names of the modules that a tensor lies in."""
+    return {name[:place] for place, letter in enumerate(name) if letter == "."}
 
 
 def _size(number: int, sizes: Mapping[int, Any]) -> Any:

@@ -50,6 +50,7 @@ class Template:
         self.names: dict[str, str] = {}
         self._graph = graph
         self._inputs = tuple(example_inputs)
+        self._origin = None if dense is None else dense.model
         if isinstance(graph, OpaqueGraph):
             self.reason = "the model can't be traced"
             return
@@ -69,7 +70,7 @@ class Template:
         """
         model = self.model(module, keeps, drop)
         if model is None:
-            to_onnx.to_onnx(module, self._inputs, path)
+            to_onnx.to_onnx(module, self._inputs, path, self._origin)
             return False
         to_onnx.save_onnx(model, path)
         return True

@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from hwprune.errors import CandidateFailure
-from hwprune.structure.onnx.flatten import FLOATS, captured
+from hwprune.structure.onnx.flatten import FLOATS, captured, without_graph
 from hwprune.structure.onnx.values import Array, attributes, compute
 
 _FOLDED = frozenset("Transpose Reshape Identity Cast Unsqueeze Squeeze Concat Slice".split())  # noqa: SIM905
@@ -112,8 +112,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes.append(node)
     needed = outputs | {name for node in nodes for name in (*node.input, *captured(node))}
     result = onnx.ModelProto()
-    result.CopyFrom(onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name))
-    result.opset_import.extend(model.opset_import)
+    result.CopyFrom(without_graph(model))
     graph = result.graph
     graph.name = model.graph.name
     graph.node.extend(nodes)

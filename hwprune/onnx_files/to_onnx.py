@@ -13,8 +13,9 @@ from safetensors.torch import save
 
 from hwprune.common.files import write_atomic
 from hwprune.errors import CandidateFailure, described
-from hwprune.onnx_files import tidy
+from hwprune.onnx_files import own_names, tidy
 from hwprune.onnx_files.lowering import lowered
+from hwprune.structure.onnx.flatten import write_notes
 from hwprune.structure.torch.capture import free_batch
 from hwprune.structure.torch.opaque import opaque_model
 
@@ -25,13 +26,21 @@ INLINE_LIMIT = 1_500_000_000
 """Bytes of weights above which they go into a file beside the model: a protobuf holds 2 GB at most."""
 
 
-def to_onnx(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], path: Path) -> Path:
+def to_onnx(
+    module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], path: Path, origin: onnx.ModelProto | None = None
+) -> Path:
     """Write ``module`` as ONNX with a free batch dimension, where the model allows one.
+
+    Args:
+        origin: the ONNX model that the module was made of; what its maker wrote into it is copied.
 
     Raises:
         CandidateFailure: the exporter refuses; the reason is its first line.
     """
-    return save_onnx(tidy.fold(tidy.prepare(exported(module, example_inputs))), path)
+    model = tidy.fold(tidy.prepare(exported(module, example_inputs)))
+    if origin is not None:
+        write_notes(origin, model)
+    return save_onnx(model, path)
 
 
 def _trace_inputs(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], Any]:
@@ -47,13 +56,15 @@ def exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) ->
     module.eval()
     if (model := opaque_model(module)) is not None:
         return _recorded(model, inputs)
+    given = lowered(module)
     try:
         with tidy.quiet():
             program = torch.onnx.export(
-                lowered(module), inputs, dynamo=True, verbose=False, opset_version=OPSET, dynamic_shapes=shapes, optimize=False
-            )
+                own_names.set_apart(given), inputs, dynamo=True, verbose=False, opset_version=OPSET, dynamic_shapes=shapes,
+                optimize=False,
+            )  # fmt: skip
             assert program is not None  # None only for the deprecated exporter
-            return program.model_proto
+            return own_names.restored(program.model_proto)
     except Exception as error:  # the exporter raises what torch.export and onnxscript raise
         raise CandidateFailure("export", described(error)) from error
 
@@ -103,7 +114,9 @@ def converted(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
             from onnxruntime.transformers.float16 import convert_float_to_float16
 
             with tidy.quiet():
+                given = model
                 model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False)
+                write_notes(given, model)
             _sort(model.graph)  # the converter appends its casts at the end
         elif precision != "fp32":
             raise ValueError(f"there is no converter to {precision}; export such a model from PyTorch in it")

@@ -11,6 +11,7 @@ from torch import fx
 
 from hwprune.onnx_files import recipe_files, to_onnx
 from hwprune.onnx_files.template import Template
+from hwprune.pruning import file_check
 from hwprune.records.recipe import Recipe
 
 
@@ -41,9 +42,16 @@ class Candidate:
     orders: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def export(self, folder: str | Path) -> Path:
-        """Write model.onnx, model.safetensors, recipe.json and keep.safetensors; returns the folder."""
+        """Write model.onnx, model.safetensors, recipe.json and keep.safetensors; returns the folder.
+
+        The file is loaded and run once on the example inputs before anything is called done.
+
+        Raises:
+            CandidateFailure: (stage ``export``) it can't be written, or (``parity``) it computes something else.
+        """
         folder = Path(folder)
         self.template().write(self.module, self.keeps, folder / "model.onnx", self.drop)
+        file_check.check_file(folder / "model.onnx", self.module, self.example_inputs)
         to_onnx.to_safetensors(self.module, folder / "model.safetensors")
         self.write_recipe(folder)
         return folder

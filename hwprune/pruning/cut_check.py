@@ -10,7 +10,7 @@ from torch import fx
 from hwprune.errors import RunError
 from hwprune.pruning.candidate import Candidate
 from hwprune.structure.model_graph import ModelGraph
-from hwprune.workload.workload import first_tensor
+from hwprune.workload.workload import all_tensors
 
 ORDER_TOLERANCE = 1e-4
 """Largest difference that another order of channels may make, by rounding alone."""
@@ -22,9 +22,18 @@ CUT_TOLERANCE_DOUBLE = 1e-9
 
 @torch.no_grad()
 def relative_difference(a: torch.nn.Module, b: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
-    first, second = first_tensor(a(*inputs)), first_tensor(b(*inputs))
-    scale = float(second.abs().max())
-    return float((first - second).abs().max()) / max(scale, 1e-30)
+    """The largest difference of any output, relative to the largest entry of that output."""
+    return _difference(all_tensors(a(*inputs)), all_tensors(b(*inputs)))
+
+
+def _difference(first: tuple[torch.Tensor, ...], second: tuple[torch.Tensor, ...]) -> float:
+    worst = 0.0
+    for one, other in zip(first, second, strict=True):
+        if not one.numel() and one.shape == other.shape:
+            continue
+        difference = float((one.double() - other.double()).abs().max()) / max(float(other.double().abs().max()), 1e-30)
+        worst = difference if not difference <= worst else worst  # so that NaN counts
+    return worst
 
 
 def check_cut(graph: ModelGraph, candidate: Candidate) -> float:
@@ -64,10 +73,10 @@ def reorder_checked(
 ) -> None:
     """Reorder axes, and check that the model still computes the same. Raises `RunError` if not."""
     with torch.no_grad():
-        before = first_tensor(module(*inputs))
+        before = all_tensors(module(*inputs))
         graph.reorder(module, keeps, orders)
-        after = first_tensor(module(*inputs))
-    difference = float((before - after).abs().max()) / max(float(before.abs().max()), 1e-30)
+        after = all_tensors(module(*inputs))
+    difference = _difference(after, before)
     if not difference <= ORDER_TOLERANCE:
         raise RunError(
             f"with {', '.join(orders)} in another order the model differs by {difference:.2g} (relative). "

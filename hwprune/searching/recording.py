@@ -97,6 +97,7 @@ def build_record(
             "source": workload.source,
             "metric": metric.name,
             "higher_is_better": metric.higher_is_better,
+            **({"class_axis": list(metric.class_axis)} if metric.class_axis else {}),
             "calibration_sha256": calibration_sha256,
             "example_shapes": [list(x.shape) for x in workload.example_inputs],
         },

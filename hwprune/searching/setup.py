@@ -147,7 +147,11 @@ class Setup:
     def measure_dense(self, evaluator: Evaluator) -> Baseline:
         self.stage("measuring the dense model")
         baseline = evaluator.dense.prepare(evaluator.source)
-        doubt = data_checks.doubt(evaluator.metric, baseline.metric, evaluator.dense.validation.dense[0][0].shape)
+        split = evaluator.dense.validation
+        if word := data_checks.how_read(evaluator.metric, split.dense, split.targets):
+            self.notes.append(word)
+            self.progress.note(word)
+        doubt = data_checks.doubt(evaluator.metric, baseline.metric, split.dense, split.targets)
         if doubt:
             self._warn(doubt)
         return baseline

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from hwprune.records.measurement import Measurement
-from hwprune.workload.metrics import METRICS, Metric, class_axis
+from hwprune.workload.metrics import Metric
+from hwprune.workload.reading import CLASSES, DECISIONS, Reading, judged, readings
 from hwprune.workload.scoring import Outputs
 
 OFF_BY, OFF_BY_CHANGED = 0.3, 0.05
@@ -54,16 +55,18 @@ def _confidence_drop(
     changed; None: there is no such thing.
     """
     differences, changes = [], []
-    for batch, reference, target in zip(outputs, dense, targets, strict=True):
-        axis = class_axis(metric, reference[0].shape, target)
-        if axis is None:
-            return None
-        belief = (reference[0].double() / temperature).softmax(dim=axis)
-        best = min(_BEST[metric.name], reference[0].shape[axis])
-        answers = [out.topk(best, dim=axis).indices.sort(dim=axis).values for out in (reference[0], batch[0])]
-        theirs, mine = (belief.gather(axis, answer).sum(dim=axis) for answer in answers)
-        differences.append((theirs - mine).reshape(len(mine), -1).mean(dim=1))
-        changes.append((answers[0] != answers[1]).any(dim=axis).reshape(len(mine), -1).double().mean(dim=1))
+    reading = _answers(metric, dense, targets)
+    if reading is None:
+        return None
+    for batch, reference in zip(outputs, dense, strict=True):
+        theirs, mine = (reading.class_scores(tensors[reading.place]) for tensors in (reference, batch))
+        assert theirs is not None and mine is not None
+        belief = (theirs.double() / temperature).softmax(dim=1)
+        best = min(_BEST[metric.name], theirs.shape[1])
+        answers = [out.topk(best, dim=1).indices.sort(dim=1).values for out in (theirs, mine)]
+        before, after = (belief.gather(1, answer).sum(dim=1) for answer in answers)
+        differences.append((before - after).reshape(len(after), -1).mean(dim=1))
+        changes.append((answers[0] != answers[1]).any(dim=1).reshape(len(after), -1).double().mean(dim=1))
     values = torch.cat(differences)
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return float(values.mean()), error, float(torch.cat(changes).mean())
@@ -74,17 +77,26 @@ def confidence_temperature(metric: Metric, dense: Outputs, targets: Sequence[Any
 
     None: the metric is no share of right answers, or targets are no labels of these outputs' classes.
     """
-    if metric.name not in _BEST or metric != METRICS[metric.name]:
+    if metric.name not in _BEST or not metric.reads:
         return None
-    if not all(_labels(metric, batch[0], target) for batch, target in zip(dense, targets, strict=True)):
+    reading = _answers(metric, dense, targets)
+    if reading is None:
         return None
-    count: int = max(1, sum(target.numel() for target in targets))
+    pairs = []
+    for batch, target in zip(dense, targets, strict=True):
+        labels = _labels(reading, batch[reading.place], target)
+        if labels is None:
+            return None
+        scores = reading.class_scores(batch[reading.place])
+        assert scores is not None
+        pairs.append((scores.double(), labels))
+    count: int = max(1, sum(labels.numel() for _, labels in pairs))
 
     def loss(log_temperature: float) -> float:
         scale = math.exp(log_temperature)
         total: float = 0.0
-        for batch, target in zip(dense, targets, strict=True):
-            total += float(torch.nn.functional.cross_entropy(batch[0].double() / scale, target.long(), reduction="sum"))
+        for scores, labels in pairs:
+            total += float(torch.nn.functional.cross_entropy(scores / scale, labels, reduction="sum"))
         return total / count
 
     low, high = math.log(0.05), math.log(20.0)
@@ -95,9 +107,20 @@ def confidence_temperature(metric: Metric, dense: Outputs, targets: Sequence[Any
     return math.exp((low + high) / 2)
 
 
-def _labels(metric: Metric, outputs: torch.Tensor, target: Any) -> bool:
-    """Is every target the number of a class of these outputs?"""
-    if not isinstance(target, torch.Tensor) or target.is_floating_point() or class_axis(metric, outputs.shape, target) != 1:
-        return False
-    fits = target.shape == (len(outputs), *outputs.shape[2:])
-    return fits and bool(((target >= 0) & (target < outputs.shape[1])).all())
+def _answers(metric: Metric, dense: Outputs, targets: Sequence[Any]) -> Reading | None:
+    """How the output that the metric looks at is read; None: it holds no scores of classes, and no decisions."""
+    if metric.name not in _BEST or not metric.reads:
+        return None
+    found = judged(metric, readings(metric, dense, targets), dense, targets)
+    return found[0] if found and found[0].kind in (CLASSES, DECISIONS) else None
+
+
+def _labels(reading: Reading, output: torch.Tensor, target: Any) -> torch.Tensor | None:
+    """The numbers of classes of these outputs that the targets are; None: they are not."""
+    if not isinstance(target, torch.Tensor) or (target.is_floating_point() and reading.kind != DECISIONS):
+        return None
+    scores = reading.class_scores(output)
+    assert scores is not None
+    labels = reading.labels(target, output).long()
+    fits = labels.shape == (len(scores), *scores.shape[2:])
+    return labels if fits and bool(((labels >= 0) & (labels < scores.shape[1])).all()) else None

@@ -10,8 +10,9 @@ from torch import nn
 
 from hwprune.errors import WorkloadError
 from hwprune.records.measurement import Measurement
-from hwprune.workload.metrics import Metric, class_axis
-from hwprune.workload.workload import Workload, first_tensor
+from hwprune.workload.metrics import Metric
+from hwprune.workload.reading import CLASSES, DECISIONS, Reading, judged, readings
+from hwprune.workload.workload import Workload, all_tensors
 
 SPLITS = ("calibration", "validation", "test")
 """Those that every search reads."""
@@ -44,7 +45,7 @@ def check_batches(workload: Workload, module: nn.Module, splits: Sequence[str] =
         where = f"batch 0 of the {split} loader of workload {workload.name!r}"
         try:
             with torch.no_grad():
-                outputs = first_tensor(module(*inputs))
+                outputs = all_tensors(module(*inputs))
         except WorkloadError:
             raise
         except Exception as error:  # the model may raise anything
@@ -53,46 +54,95 @@ def check_batches(workload: Workload, module: nn.Module, splits: Sequence[str] =
                 f"{_shapes(workload.example_inputs)}): {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             ) from error
         if split in ("validation", "test"):
-            check_labels(workload, split, tuple(outputs.shape), [targets])
+            check_labels(workload, split, [outputs], [targets])
 
 
-def check_labels(workload: Workload, split: str, shape: Sequence[int], targets: Sequence[Any]) -> None:
-    """Raises `WorkloadError` if labels of a split name classes that outputs of ``shape`` don't have."""
+def check_labels(workload: Workload, split: str, dense: Sequence[tuple[torch.Tensor, ...]], targets: Sequence[Any]) -> None:
+    """Look at labels beside the dense model's outputs, batch by batch.
+
+    Raises:
+        WorkloadError: they name classes that the outputs don't have, or nothing says how the outputs are read.
+    """
     metric = workload.scoring
-    axis = class_axis(metric, shape) if metric.name in ("top1", "top5", "perplexity") else None
-    if axis is None:
+    if not metric.reads:
         return
-    classes = shape[axis]
+    found = readings(metric, dense, () if metric.agreement else targets)
+    if metric.name not in ("top1", "top5", "perplexity"):
+        return
+    looked_at = judged(metric, found, dense, targets)
     for number, labels in enumerate(targets):
-        where = f"batch {number} of the {split} loader of workload {workload.name!r}"
         if not isinstance(labels, torch.Tensor):
-            continue
-        if labels.ndim != len(shape) - 1 or (labels.is_floating_point() and bool((labels != labels.round()).any())):
             raise WorkloadError(
-                f"{where} has targets of {labels.dtype} and shape {_shapes([labels])}; {metric.name} needs the whole "
-                "numbers of classes (of one-hot rows take argmax)"
+                f"batch {number} of the {split} loader of workload {workload.name!r} has targets of type "
+                f"{type(labels).__name__}; {metric.name} needs a tensor with the numbers of classes"
             )
-        counted = labels[labels != IGNORED] if metric.name == "perplexity" else labels
-        if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= classes):
-            raise WorkloadError(
-                f"{where} has labels from {int(counted.min())} to {int(counted.max())}; the model's outputs have {classes} "
-                f"classes, 0 to {classes - 1} (a metric of your own may leave examples out)"
+        if looked_at:
+            _check_batch_labels(
+                workload, f"batch {number} of the {split} loader", looked_at[0], dense[min(number, len(dense) - 1)], labels
             )
 
 
-def doubt(metric: Metric, dense: Measurement, shape: Sequence[int]) -> str | None:
-    """A sentence where the dense model is no better than chance, so that no drop means anything; else None."""
-    axis = class_axis(metric, shape) if metric.name in ("top1", "top5") else None
-    if axis is None:
+def _check_batch_labels(
+    workload: Workload, which: str, reading: Reading, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor
+) -> None:
+    metric, shape = workload.scoring, outputs[reading.place].shape
+    where = f"{which} of workload {workload.name!r}"
+    whole = not labels.is_floating_point() or bool((labels == labels.round()).all())
+    if reading.kind not in (CLASSES, DECISIONS) or not whole:
+        raise WorkloadError(
+            f"{where} has targets of {labels.dtype} and shape {_shapes([labels])}, outputs have shape {_shapes(outputs)}; "
+            f"{metric.name} needs the whole numbers of classes (of one-hot rows take argmax; numbers are judged by metric mae, "
+            "mse or r2)"
+        )
+    if reading.kind == DECISIONS:
+        return
+    assert reading.axis is not None
+    classes = shape[reading.axis]
+    counted = labels[labels != IGNORED] if metric.name == "perplexity" else labels
+    if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= classes):
+        raise WorkloadError(
+            f"{where} has labels from {int(counted.min())} to {int(counted.max())}; the model's outputs have {classes} "
+            f"classes, 0 to {classes - 1} (a metric of your own may leave examples out)"
+        )
+
+
+def doubt(metric: Metric, dense: Measurement, outputs: Sequence[tuple[torch.Tensor, ...]], targets: Sequence[Any]) -> str | None:
+    """A sentence where the dense model is no better than chance, so that no drop means anything; else None.
+
+    Args:
+        outputs: the dense model's, a tuple a batch.
+    """
+    if metric.name not in ("top1", "top5") or not metric.reads:
         return None
-    chance = min(1.0, (1 if metric.name == "top1" else 5) / shape[axis])
+    found = judged(metric, readings(metric, outputs, targets), outputs, targets)
+    if not found or found[0].kind not in (CLASSES, DECISIONS):
+        return None
+    axis = found[0].axis
+    classes = 2 if axis is None else outputs[0][found[0].place].shape[axis]
+    chance = min(1.0, (1 if metric.name == "top1" else 5) / classes)
     if chance >= 1 or dense.ci_low > chance:
         return None
     return (
-        f"The dense model's {metric.name} is {dense.value:.4g}, no better than chance among {shape[axis]} classes "
+        f"The dense model's {metric.name} is {dense.value:.4g}, no better than chance among {classes} classes "
         f"({chance:.3g}): are trained weights loaded, and are inputs and labels those that it was trained with? "
         "Drops mean nothing here."
     )
+
+
+def how_read(metric: Metric, outputs: Sequence[tuple[torch.Tensor, ...]], targets: Sequence[Any]) -> str | None:
+    """A sentence on how outputs are read, where that is not plain: one output with scores of classes in dim 1; else None."""
+    if not metric.reads:
+        return None
+    found = readings(metric, outputs, () if metric.agreement else targets)
+    looked_at = judged(metric, found, outputs, targets)
+    if len(outputs[0]) == 1 and all(
+        reading.kind == CLASSES and reading.axis == 1 and not reading.probabilities for reading in looked_at
+    ):
+        return None
+    parts = "; ".join(reading.text(outputs[0][reading.place].shape) for reading in looked_at)
+    left = len(outputs[0]) - len(looked_at)
+    rest = f" {left} other output{'s' if left > 1 else ''} not judged by it." if left else ""
+    return f"{metric.name}: {parts}.{rest}"
 
 
 def apart(metric: Metric, validation: Measurement, test: Measurement) -> str | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from hwprune.errors import UnknownNameError
 from hwprune.records.measurement import Measurement
+from hwprune.workload.reading import CLASSES, VALUES, Axis, Reading, of_batch, parse_axes
 
-Scores = Callable[[Any, Any], torch.Tensor]
+Scores = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,12 @@ class Metric:
         scores: ``scores(outputs, targets)`` -> 1-D tensor, one score an example of the batch.
         higher_is_better: direction of the reduced value.
         exp: the value is exp(mean score) instead of the mean score (perplexity from negative log-likelihoods).
-        whole: ``outputs`` is the tuple of all output tensors instead of the first one.
+        whole: ``outputs`` is the tuple of all output tensors instead of the first one with an entry for each example.
         agreement: targets are the dense model's outputs instead of the labels.
         weights: ``weights(outputs, targets)`` -> 1-D tensor, how much each example counts; None: all alike.
+        reads: ``scores`` and ``weights`` take how the output is read (`hwprune.workload.reading.Reading`) as a third argument,
+            and outputs are chosen by what labels fit. True of hwprune's own.
+        class_axis: what the user says of the dims that hold classes, see `hwprune.workload.reading.parse_axes`.
     """
 
     name: str
@@ -35,6 +39,8 @@ class Metric:
     whole: bool = False
     agreement: bool = False
     weights: Scores | None = None
+    reads: bool = False
+    class_axis: tuple[Axis, ...] = ()
 
     def reduce(self, scores: torch.Tensor, weights: torch.Tensor | None = None) -> Measurement:
         """The mean over all examples with a 95 % interval: Wilson's for scores that are 0 or 1, else normal.
@@ -107,22 +113,6 @@ def _ratio(values: torch.Tensor, weights: torch.Tensor, n: int) -> tuple[float, 
     return mean, math.sqrt(squares * n / (n - 1)) / total if n > 1 else 0.0
 
 
-def class_axis(metric: Metric, shape: Sequence[int], targets: object = None) -> int | None:
-    """The axis of the first output that holds one score a class, or None: the outputs are no distribution over classes.
-
-    By the metric where it is a known one. With a metric of the user's own, outputs (batch, classes) with one whole number an
-    example as target are scores of classes, and nothing else is taken for them.
-    """
-    if metric.name == "perplexity":
-        axis: int | None = -1
-    elif metric.name in ("top1", "top5", "agreement"):
-        axis = 1
-    else:
-        labels = isinstance(targets, torch.Tensor) and targets.ndim == 1 and not targets.is_floating_point()
-        axis = 1 if labels and len(shape) == 2 else None
-    return axis if axis is not None and len(shape) >= 2 and shape[axis] > 1 else None
-
-
 def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's 95 % interval for a proportion ``p`` of ``n`` (Wilson 1927)."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -134,46 +124,126 @@ def _per_example(values: torch.Tensor) -> torch.Tensor:
     return values.float().reshape(len(values), -1).mean(dim=1)
 
 
-def top1(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """1 where the largest output along dim 1 is the target; averaged over positions if there are any."""
-    return _per_example(outputs.argmax(dim=1) == targets)
+def top1(outputs: torch.Tensor, targets: torch.Tensor, reading: Reading | None = None) -> torch.Tensor:
+    """1 where the answer is the target; averaged over positions if there are any.
+
+    The answer is the class of the largest output, or of single numbers yes (1) and no (0).
+
+    Args:
+        reading: how the output is read; default: as the targets' shape says.
+
+    Raises:
+        ValueError: targets are no answers to such outputs.
+    """
+    how = reading or of_batch(outputs, targets)
+    if how.kind == VALUES:
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} are no classes of outputs of shape {tuple(outputs.shape)}; numbers are "
+            "judged by mae, mse or r2"
+        )
+    return _per_example(how.answers(outputs) == how.labels(targets, outputs))
 
 
-def top5(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """1 where the target is among the five largest outputs along dim 1."""
-    best = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
-    return _per_example((best == targets.unsqueeze(1)).any(dim=1))
+def top5(outputs: torch.Tensor, targets: torch.Tensor, reading: Reading | None = None) -> torch.Tensor:
+    """1 where the target is among the five largest outputs along the classes' dim.
+
+    Args:
+        reading: as of `top1`.
+
+    Raises:
+        ValueError: outputs are no scores of classes.
+    """
+    how = reading or of_batch(outputs, targets)
+    if how.kind != CLASSES:
+        raise ValueError(f"outputs of shape {tuple(outputs.shape)} are no scores of classes")
+    assert how.axis is not None
+    best = outputs.topk(min(5, outputs.shape[how.axis]), dim=how.axis).indices
+    return _per_example((best == how.labels(targets, outputs).unsqueeze(how.axis)).any(dim=how.axis))
 
 
-def negative_log_likelihood(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean over the positions of each example; outputs (batch, positions, classes), target -100 is left out."""
-    losses = torch.nn.functional.cross_entropy(outputs.movedim(-1, 1).float(), targets, reduction="none", ignore_index=-100)
+def negative_log_likelihood(outputs: torch.Tensor, targets: torch.Tensor, reading: Reading | None = None) -> torch.Tensor:
+    """Mean over the positions of each example; target -100 is left out.
+
+    Args:
+        reading: which dim holds the classes; default: the last one, outputs (batch, positions, classes).
+    """
+    axis = -1 if reading is None or reading.axis is None else reading.axis
+    losses = torch.nn.functional.cross_entropy(outputs.movedim(axis, 1).float(), targets, reduction="none", ignore_index=-100)
     used = (targets != -100).reshape(len(targets), -1)
     return (losses.reshape(len(targets), -1) * used).sum(dim=1) / used.sum(dim=1).clamp(min=1)
 
 
-def counted_positions(_: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def counted_positions(_: torch.Tensor, targets: torch.Tensor, _reading: Reading | None = None) -> torch.Tensor:
     """Positions of each example whose target is not -100: perplexity is of tokens, not of examples."""
     return (targets != -100).reshape(len(targets), -1).sum(dim=1)
 
 
-def psnr(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def psnr(outputs: torch.Tensor, targets: torch.Tensor, _reading: Reading | None = None) -> torch.Tensor:
     """Peak signal-to-noise ratio in dB for values in [0, 1]."""
-    error = _per_example((outputs.float() - targets.float()).square()).clamp(min=1e-12)
+    error = _per_example(_difference(outputs, targets).square()).clamp(min=1e-12)
     return -10 * torch.log10(error)
 
 
-def agreement(outputs: torch.Tensor, dense_outputs: torch.Tensor) -> torch.Tensor:
-    """1 where the largest output is where the dense model's is: needs no labels."""
-    return _per_example(outputs.argmax(dim=1) == dense_outputs.argmax(dim=1))
+def absolute_error(outputs: torch.Tensor, targets: torch.Tensor, _reading: Reading | None = None) -> torch.Tensor:
+    """Mean absolute error of each example, in the outputs' unit."""
+    return _per_example(_difference(outputs, targets).abs())
+
+
+def squared_error(outputs: torch.Tensor, targets: torch.Tensor, _reading: Reading | None = None) -> torch.Tensor:
+    """Mean squared error of each example, in the outputs' unit squared."""
+    return _per_example(_difference(outputs, targets).square())
+
+
+def explained(outputs: torch.Tensor, targets: torch.Tensor, reading: Reading | None = None) -> torch.Tensor:
+    """1 minus squared error over the targets' variance; the mean is the coefficient of determination.
+
+    Args:
+        reading: holds the variance over all examples; default: that of these targets.
+    """
+    variance = reading.variance if reading is not None else max(float(targets.double().var(unbiased=False)), 1e-30)
+    return 1 - squared_error(outputs, targets) / variance
+
+
+def agreement(outputs: torch.Tensor, dense_outputs: torch.Tensor, reading: Reading | None = None) -> torch.Tensor:
+    """How far the answers are the dense model's: needs no labels.
+
+    Of classes and decisions 1 where both answer alike, averaged over positions; of numbers 1 minus the squared difference over
+    the dense outputs' variance, at least 0.
+
+    Args:
+        reading: how the output is read; default: as these outputs say.
+
+    Raises:
+        WorkloadError: nothing says which dim holds the classes.
+    """
+    how = reading or of_batch(dense_outputs)
+    if how.kind == VALUES:
+        return 1 - _per_example((outputs.double() - dense_outputs.double()).square() / how.variance).clamp(max=1.0)
+    return _per_example(how.answers(outputs) == how.answers(dense_outputs))
+
+
+def _difference(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """In the outputs' shape, because (N, 1) minus (N,) is every output minus every target.
+
+    Raises:
+        ValueError: they don't fit.
+    """
+    if outputs.numel() != targets.numel():
+        raise ValueError(f"outputs have shape {tuple(outputs.shape)}, targets {tuple(targets.shape)}")
+    return outputs.float() - targets.float().reshape(outputs.shape)
 
 
 METRICS: dict[str, Metric] = {
-    "top1": Metric("top1", top1),
-    "top5": Metric("top5", top5),
-    "perplexity": Metric("perplexity", negative_log_likelihood, higher_is_better=False, exp=True, weights=counted_positions),
-    "psnr": Metric("psnr", psnr),
-    "agreement": Metric("agreement", agreement, agreement=True),
+    "top1": Metric("top1", top1, reads=True),
+    "top5": Metric("top5", top5, reads=True),
+    "perplexity": Metric(
+        "perplexity", negative_log_likelihood, higher_is_better=False, exp=True, weights=counted_positions, reads=True
+    ),
+    "psnr": Metric("psnr", psnr, reads=True),
+    "mae": Metric("mae", absolute_error, higher_is_better=False, reads=True),
+    "mse": Metric("mse", squared_error, higher_is_better=False, reads=True),
+    "r2": Metric("r2", explained, reads=True),
+    "agreement": Metric("agreement", agreement, agreement=True, reads=True),
 }
 
 
@@ -186,3 +256,14 @@ def get(metric: str | Metric | Scores) -> Metric:
     if metric not in METRICS:
         raise UnknownNameError("metric", str(metric), METRICS, "Or pass a callable or a hwprune.Metric.")
     return METRICS[metric]
+
+
+def of_record(workload: Mapping[str, Any]) -> Metric | None:
+    """The metric that a record's or manifest's workload names; None: it is a function of the user's.
+
+    Raises:
+        UsageError: ``class_axis`` is none.
+    """
+    found = METRICS.get(workload["metric"])
+    axes = workload.get("class_axis")
+    return replace(found, class_axis=parse_axes(axes)) if found is not None and axes else found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import zipfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from hwprune.errors import CandidateFailure, UsageError, WorkloadError
 from hwprune.latency.samples import batch_order
 from hwprune.records.measurement import Measurement
-from hwprune.workload.metrics import Metric, Scores, class_axis
-from hwprune.workload.workload import Workload, first_tensor
+from hwprune.workload import closeness
+from hwprune.workload.metrics import Metric, Scores
+from hwprune.workload.reading import CLASSES, DECISIONS, VALUES, Reading, first_answer, judged, readings
+from hwprune.workload.workload import Workload, all_tensors
 
 Outputs = list[tuple[torch.Tensor, ...]]
 """One tuple of output tensors a batch."""
@@ -73,18 +75,10 @@ def read_outputs(path: Path) -> Outputs:
 
 
 def largest_difference(outputs: Outputs, expected: Outputs) -> float:
-    """Over all batches and outputs, relative to the largest of each output; infinite where number or shape differ."""
+    """Over all batches and outputs, see `hwprune.workload.closeness`; infinite where number or shape differ."""
     if len(outputs) != len(expected) or not outputs:
         return float("inf")
-    worst = 0.0
-    for got, wanted in zip(outputs, expected, strict=True):
-        if [a.shape for a in got] != [b.shape for b in wanted]:
-            return float("inf")
-        for a, b in zip(got, wanted, strict=True):
-            scale = max(float(b.double().abs().max()), 1e-30) if b.numel() else 1.0
-            difference = float((a.double() - b.double()).abs().max()) / scale if b.numel() else 0.0
-            worst = max(worst, difference) if math.isfinite(difference) else float("inf")  # NaN is a difference
-    return worst
+    return max(closeness.largest(got, wanted) for got, wanted in zip(outputs, expected, strict=True))
 
 
 def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outputs | None = None) -> Measurement:
@@ -123,65 +117,83 @@ def _scored(
     metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outputs | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scores and weights of all examples."""
-    parts, weights = [], []
     for number, batch in enumerate(outputs):
         if not all(bool(torch.isfinite(tensor).all()) for tensor in batch if tensor.is_floating_point()):
             raise CandidateFailure("evaluate", f"the model's outputs hold NaN or infinity in batch {number}")
-        target = (dense or outputs)[number] if metric.agreement else targets[number]
-        if metric.agreement and not metric.whole:
-            target = target[0]
-        output = batch if metric.whole else batch[0]
-        parts.append(_scores(metric, metric.scores, output, target, len(batch[0])))
+    looked_at: tuple[Reading | None, ...] = (None,)
+    if metric.reads:
+        found = readings(metric, dense or outputs, () if metric.agreement else targets)
+        looked_at = judged(metric, found, dense or outputs, targets) or (None,)
+        if metric.name == "r2":
+            variance = torch.cat([target.reshape(-1).double() for target in targets]).var(unbiased=False)
+            looked_at = tuple(replace(one, variance=max(float(variance), 1e-30)) for one in looked_at if one is not None)
+    scores, weights = [], []
+    for number, batch in enumerate(outputs):
+        parts = []
+        for reading in looked_at:
+            place = first_answer(batch) if reading is None else reading.place
+            output: Any = batch if metric.whole else batch[place]
+            target = targets[number] if not metric.agreement else (dense or outputs)[number]
+            if metric.agreement and not metric.whole:
+                target = target[place]
+            more = (reading,) if metric.reads else ()
+            parts.append(_scores(metric, metric.scores, output, target, len(batch[place]), more))
+        scores.append(torch.stack(parts).mean(dim=0))
         if metric.weights is not None:
-            weights.append(_scores(metric, metric.weights, output, target, len(batch[0])))
-    scores = torch.cat(parts)
-    if not bool(torch.isfinite(scores).all()):
+            weights.append(_scores(metric, metric.weights, output, target, len(batch[place]), more))
+    whole = torch.cat(scores)
+    if not bool(torch.isfinite(whole).all()):
         raise CandidateFailure("evaluate", f"metric {metric.name} gives NaN or infinity")
     if weights and not bool((torch.cat(weights) > 0).any()):
         raise WorkloadError(f"{metric.name} has no counted target: all targets of these examples are left out (-100)")
-    return scores, torch.cat(weights) if weights else None
+    return whole, torch.cat(weights) if weights else None
 
 
 def divergence(metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequence[Any]) -> Measurement:
     """How far the outputs are from the dense model's, an example at a time; smoother than any metric of answers.
 
-    Of classifiers (see `hwprune.workload.metrics.class_axis`) the KL divergence in nats, KL(dense || outputs), averaged
-    over the positions that the metric looks at; of everything else the squared difference of the first output
-    as a share of the dense output's
-    variance.
+    Of scores of classes and of decisions (see `hwprune.workload.reading`) the KL divergence in nats, KL(dense || outputs),
+    averaged over the positions that the metric looks at; of numbers the squared difference as a share of the dense output's
+    variance; of answers the share that changed. Of several outputs the mean: none may be ruined unseen.
 
     Raises:
         CandidateFailure: it is not finite.
+        WorkloadError: it can't be known how the outputs are read.
     """
-    parts, unit = [], "variance"
-    variance = None
-    for batch, reference, target in zip(outputs, dense, targets, strict=True):
-        axis = class_axis(metric, reference[0].shape, target)
-        if axis is not None:
-            unit = "nats"
-            parts.append(_kl(batch[0], reference[0], axis, target if metric.name == "perplexity" else None))
-        else:
-            if variance is None:  # of all batches, so that a batch of equal examples does not count for more
-                whole = torch.cat([dense_batch[0].reshape(-1).double() for dense_batch in dense])
-                variance = whole.var(unbiased=False).clamp(min=1e-30)
-            each = (batch[0].double() - reference[0].double()).square() / variance
+    found = readings(metric, dense, () if metric.agreement else targets) or (Reading(0, VALUES, variance=1e-30),)
+    columns = []
+    for reading in found:
+        parts = []
+        for batch, reference, target in zip(outputs, dense, targets, strict=True):
+            mine, wanted = batch[reading.place], reference[reading.place]
+            if reading.kind in (CLASSES, DECISIONS):
+                parts.append(_kl(mine, wanted, reading, target if metric.name == "perplexity" else None))
+                continue
+            each = (mine != wanted).double()
+            if reading.kind == VALUES:
+                each = (mine.double() - wanted.double()).square() / reading.variance
             parts.append(each.reshape(len(each), -1).mean(dim=1) if each.ndim else each.reshape(1))
-    values = torch.cat(parts)
+        columns.append(torch.cat(parts))
+    # An output whose first dim is not the examples' counts by its mean.
+    values = torch.stack([c if len(c) == len(columns[0]) else c.mean().expand(len(columns[0])) for c in columns]).mean(dim=0)
     if not bool(torch.isfinite(values).all()):
         raise CandidateFailure("evaluate", "the divergence from the dense outputs is not finite")
+    unit = "nats" if any(reading.kind in (CLASSES, DECISIONS) for reading in found) else "variance"
     half = 1.96 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
     mean = max(float(values.mean()), 0.0)  # rounding may leave less than nothing
     return Measurement(mean, unit, max(0.0, mean - half), mean + half, len(values))
 
 
-def _kl(outputs: torch.Tensor, wanted: torch.Tensor, axis: int, labels: Any) -> torch.Tensor:
+def _kl(outputs: torch.Tensor, wanted: torch.Tensor, reading: Reading, labels: Any) -> torch.Tensor:
     """One number an example; a few examples at a time, because distributions over words are large."""
     step = max(1, CHUNK // max(1, wanted[0].numel()))
     parts = []
     for start in range(0, len(wanted), step):
         part = slice(start, start + step)
-        expected = wanted[part].double().log_softmax(dim=axis)
-        each = (expected.exp() * (expected - outputs[part].double().log_softmax(dim=axis))).sum(dim=axis)
+        theirs, mine = reading.class_scores(wanted[part]), reading.class_scores(outputs[part])
+        assert theirs is not None and mine is not None
+        expected = theirs.double().log_softmax(dim=1)
+        each = (expected.exp() * (expected - mine.double().log_softmax(dim=1))).sum(dim=1)
         each = each.reshape(len(each), -1)
         if isinstance(labels, torch.Tensor) and labels[part].numel() == each.numel():
             used = (labels[part] != -100).reshape(each.shape)
@@ -195,12 +207,16 @@ CHUNK = 8_000_000
 """Elements that are converted to 64 bits at once."""
 
 
-def _scores(metric: Metric, function: Scores, output: Any, target: Any, examples: int) -> torch.Tensor:
+def _scores(
+    metric: Metric, function: Scores, output: Any, target: Any, examples: int, more: tuple[Any, ...] = ()
+) -> torch.Tensor:
     """One number an example, from the metric's scores or its weights."""
     try:
-        scores = function(output, target)
+        scores = function(output, target, *more)
     except Exception as error:  # the user's metric may raise anything
         raise WorkloadError(f"metric {metric.name!r} raised {type(error).__name__}: {error}") from error
+    if isinstance(scores, np.ndarray) and scores.dtype.kind in "biuf":
+        scores = torch.from_numpy(np.ascontiguousarray(scores))
     if not isinstance(scores, torch.Tensor) or scores.ndim != 1 or len(scores) != examples:
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise WorkloadError(f"metric {metric.name!r} must return a 1-D tensor with one score an example ({examples}), got {got}")
@@ -208,6 +224,6 @@ def _scores(metric: Metric, function: Scores, output: Any, target: Any, examples
 
 
 @torch.no_grad()
-def torch_outputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor], examples: int) -> torch.Tensor:
-    """First output of ``module`` on the first ``examples`` examples of a batch."""
-    return first_tensor(module(*(x[:examples] for x in inputs)))
+def torch_outputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor], examples: int) -> tuple[torch.Tensor, ...]:
+    """Outputs of ``module`` on the first ``examples`` examples of a batch."""
+    return all_tensors(module(*(x[:examples] for x in inputs)))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from hwprune.errors import WorkloadError
-from hwprune.workload import metrics
+from hwprune.workload import batch_forms, metrics
+from hwprune.workload.reading import first_answer, parse_axes
 
 Loader = Iterable[Any]
 Inputs = tuple[torch.Tensor, ...]
@@ -31,9 +33,12 @@ class Workload:
         train: the same; optional; only for recovery training.
         metric: a name of `hwprune.workload.metrics.METRICS`, a `Metric`, or ``metric(outputs, targets)`` -> one score an example.
         loss: for gradient criteria and recovery.
+        class_axis: which dim of the outputs holds one score a class (-1: the last one), or ``none`` for numbers; one for each
+            output in order where there are several. Default: as the labels' shape says.
         source: where it came from (``demo:digits``, ``file.py:function key=value``); empty for a live object.
 
-    ``inputs`` is a tensor or a tuple of tensors. The first tensor a model returns is its output.
+    ``inputs`` is a tensor or a tuple of tensors. The outputs are all tensors that a model returns; metrics of your
+    own get the first one with an entry for each example (``Metric(whole=True)``: all).
     """
 
     name: str
@@ -46,6 +51,7 @@ class Workload:
     metric: str | metrics.Metric | metrics.Scores = "top1"
     loss: Callable[[Any, Any], torch.Tensor] = field(default=nn.functional.cross_entropy)
     source: str = ""
+    class_axis: int | str | Sequence[int | str] | None = None
 
     def __post_init__(self) -> None:
         faults = []
@@ -73,11 +79,14 @@ class Workload:
         if faults:
             raise WorkloadError(f"workload {self.name!r} can't be used:", faults)
         metrics.get(self.metric)
+        if self.class_axis is not None:
+            parse_axes(self.class_axis)
 
     @property
     def scoring(self) -> metrics.Metric:
         """The metric as a `Metric`."""
-        return metrics.get(self.metric)
+        metric = metrics.get(self.metric)
+        return metric if self.class_axis is None else replace(metric, class_axis=parse_axes(self.class_axis))
 
     @property
     def fingerprint(self) -> str:
@@ -118,39 +127,43 @@ class Workload:
 
     def _batch(self, split: str, number: int, item: Any) -> tuple[Inputs, Any]:
         where = f"batch {number} of the {split} loader of workload {self.name!r}"
-        if isinstance(item, torch.Tensor):
-            item = (item, None)
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise WorkloadError(f"{where} must be a pair (inputs, targets), got {_describe(item)}")
-        inputs, targets = item
+        inputs, targets = batch_forms.pair(item, len(self.example_inputs), self._arguments, where)
         inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
         if not isinstance(inputs, (tuple, list)) or not all(isinstance(x, torch.Tensor) for x in inputs):
-            raise WorkloadError(f"{where}: inputs must be a tensor or a tuple of tensors, got {_describe(inputs)}")
+            raise WorkloadError(f"{where}: inputs must be a tensor or a tuple of tensors, got {batch_forms.describe(inputs)}")
         if len(inputs) != len(self.example_inputs):
             raise WorkloadError(f"{where} has {len(inputs)} inputs, example_inputs has {len(self.example_inputs)}")
         if any(len(x) == 0 for x in inputs if x.ndim):
             raise WorkloadError(f"{where} is empty")
-        for x, example in zip(inputs, self.example_inputs, strict=True):
-            if x.dtype != example.dtype:
-                raise WorkloadError(f"{where} has inputs of {x.dtype}, example_inputs of {example.dtype}: convert the data")
+        inputs = tuple(
+            batch_forms.converted(x, e.dtype, f"{where}: its inputs") for x, e in zip(inputs, self.example_inputs, strict=True)
+        )
+        for x in inputs:
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
                 raise WorkloadError(f"{where} holds NaN or infinity in its inputs: clean the data first")
         # A teacher's outputs are enough to train by.
         if targets is None and not self.scoring.agreement and split != "train":
             raise WorkloadError(f"{where} has no targets; metric {self.scoring.name!r} needs them (metric='agreement' does not)")
-        return tuple(inputs), targets
+        return inputs, batch_forms.targets_of(targets, where)
+
+    def _arguments(self) -> list[str]:
+        """Names of the model's positional arguments."""
+        try:
+            given = inspect.signature(self.model.forward).parameters.values()
+        except (TypeError, ValueError):
+            return []
+        return [x.name for x in given if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)]
+
+
+def all_tensors(output: Any) -> tuple[torch.Tensor, ...]:
+    """All tensors of whatever a model returned. Raises `WorkloadError` if there is none."""
+    found = tuple(leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor))
+    if not found:
+        raise WorkloadError(f"the model returned no tensor, but {batch_forms.describe(output)}")
+    return found
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """The first tensor of whatever a model returned."""
-    leaves = torch.utils._pytree.tree_leaves(output)
-    for leaf in leaves:
-        if isinstance(leaf, torch.Tensor):
-            return leaf
-    raise WorkloadError(f"the model returned no tensor, but {_describe(output)}")
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"{type(value).__name__} of {len(value)} ({', '.join(type(item).__name__ for item in value[:4])})"
-    return type(value).__name__
+    """The first tensor of whatever a model returned that is no single number (a loss beside the answers, for instance)."""
+    found = all_tensors(output)
+    return found[first_answer(found)]

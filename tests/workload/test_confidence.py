@@ -91,8 +91,8 @@ def test_other_metrics_have_labels_alone(metric):
 @pytest.mark.parametrize(
     ("outputs", "targets"),
     [
-        (torch.rand(6, 1), torch.ones(6).long()),  # one column: a binary decision
-        (torch.rand(6, 5, 3), torch.zeros(6, 5).long()),  # classes last
+        (torch.rand(6, 1), torch.full((6,), 3)),  # one column: a binary decision
+        (torch.rand(6, 5, 3), torch.zeros(6, 4).long()),
         (torch.rand(6, 3), torch.tensor([0, 1, 2, 0, 1, 255])),  # a label that stands for nothing
         (torch.rand(6, 3), torch.tensor([0, 1, 2, 0, 1, -100])),
         (torch.rand(6, 3), torch.rand(6, 3)),  # soft labels

@@ -47,25 +47,30 @@ def test_one_wrong_label_in_a_later_batch():
     workload = tiny_workload("top1")
     labels = [torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 2, 99])]
     with pytest.raises(WorkloadError, match="batch 1 of the test loader .* 0 to 99"):
-        data_checks.check_labels(workload, "test", (4, 3), labels)
+        data_checks.check_labels(workload, "test", [(torch.zeros(4, 3),)], labels)
 
 
 def test_what_is_right_passes():
     workload = tiny_workload("top1")
     data_checks.check_batches(workload, Pruner(workload).graph.module)
     texts = dataclasses.replace(workload, metric="perplexity")
-    data_checks.check_labels(texts, "test", (2, 5, 9), [torch.tensor([[0, 8, -100, 1, 2], [3, 4, 5, 6, 7]])])
-    data_checks.check_labels(workload, "test", (3, 4), [torch.tensor([0.0, 3.0, 1.0])])  # as an .npz may hold them
+    data_checks.check_labels(texts, "test", [(torch.zeros(2, 5, 9),)], [torch.tensor([[0, 8, -100, 1, 2], [3, 4, 5, 6, 7]])])
+    data_checks.check_labels(
+        workload, "test", [(torch.zeros(3, 4),)], [torch.tensor([0.0, 3.0, 1.0])]
+    )  # as an .npz may hold them
     free = dataclasses.replace(workload, metric=lambda outputs, targets: outputs.sum(dim=1))
-    data_checks.check_labels(free, "test", (4, 3), [torch.full((4,), 99)])  # of a metric of the user's own nothing is known
+    data_checks.check_labels(
+        free, "test", [(torch.zeros(4, 3),)], [torch.full((4,), 99)]
+    )  # of a metric of the user's own nothing is known
 
 
 def test_a_dense_model_that_knows_nothing():
     top1 = metrics.get("top1")
-    said = data_checks.doubt(top1, Measurement(0.12, "top1", 0.09, 0.15, 500), (50, 10))
+    scores = [(torch.zeros(50, 10),)], [torch.zeros(50, dtype=torch.long)]
+    said = data_checks.doubt(top1, Measurement(0.12, "top1", 0.09, 0.15, 500), *scores)
     assert said is not None and "chance" in said and "weights" in said
-    assert data_checks.doubt(top1, Measurement(0.8, "top1", 0.75, 0.85, 500), (50, 10)) is None
-    assert data_checks.doubt(metrics.get("psnr"), Measurement(12.0, "psnr", 11.0, 13.0, 500), (50, 10)) is None
+    assert data_checks.doubt(top1, Measurement(0.8, "top1", 0.75, 0.85, 500), *scores) is None
+    assert data_checks.doubt(metrics.get("psnr"), Measurement(12.0, "psnr", 11.0, 13.0, 500), *scores) is None
 
 
 def test_splits_that_are_not_alike():

@@ -16,7 +16,8 @@ from hwprune.recovery.loop import batch_norms, distillation
 from hwprune.recovery.loop.validation import device_of
 from hwprune.recovery.plan import Plan
 from hwprune.recovery.sparsifiers.base import Sparsifier
-from hwprune.workload.metrics import class_axis
+from hwprune.workload.reading import class_axis
+from hwprune.workload.task_loss import Loss, task_loss
 from hwprune.workload.workload import Workload, first_tensor
 
 STAGE = "recover"
@@ -48,12 +49,15 @@ class Losses:
     _master: nn.Module | None = field(init=False, default=None)
     _still: nn.Module | None = field(init=False, default=None)
     """The trained module with batch norms that keep their statistics; for small batches, or all of them."""
+    _loss: Loss | None = field(init=False, default=None)
+    """The task's loss, where it counts."""
     _axis: int | None = field(init=False, default=None)
     """Axis of the classes in the teacher's outputs."""
     _variance: float = field(init=False, default=1.0)
     """Variance of the teacher's outputs, where they have no axis of classes."""
 
     def __post_init__(self) -> None:
+        self._loss = task_loss(self.workload, (self.teacher or self.module).eval()) if self.plan.task_weight > 0 else None
         if self.taps and self.plan.features > 0 and self.teacher is not None:
             self._student = distillation.tapped(self.module, self.taps)
             self._master = distillation.tapped(self.teacher, self.taps).eval()
@@ -112,8 +116,9 @@ class Losses:
         return torch.stack([part.float() for part in parts]).sum()
 
     def _task(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
+        assert self._loss is not None
         try:
-            loss = self.workload.loss(output, targets)
+            loss = self._loss(output, targets)
         except Exception as error:  # the user's loss, or labels that it can't take
             hint = "; the train split has no targets, and distill:EPOCHS needs none" if targets is None else ""
             raise CandidateFailure(STAGE, f"the loss raised {said(error)}{hint}") from error
@@ -156,7 +161,7 @@ def loss_fault(workload: Workload, module: nn.Module, inputs: tuple[torch.Tensor
     moved = torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.to(device), (inputs, targets))
     try:
         with torch.enable_grad():
-            loss = workload.loss(first_tensor(module(*moved[0])), moved[1])
+            loss = task_loss(workload, module)(first_tensor(module(*moved[0])), moved[1])
     except Exception as error:  # the user's loss may raise anything
         return f"the loss raised {said(error)}"
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:

@@ -19,7 +19,7 @@ from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
 from hwprune.searching.evaluating import screen
 from hwprune.searching.evaluating.candidate_files import CandidateFiles, size_of
-from hwprune.searching.evaluating.scorer import CHUNK, PARITY_TOLERANCES, FileScorer, Split
+from hwprune.searching.evaluating.scorer import CHUNK, FileScorer, Split
 from hwprune.workload import batches, data_checks, scoring
 from hwprune.workload.workload import Workload
 
@@ -172,7 +172,7 @@ class DenseModel:
         try:
             split.targets = scoring.write_samples(replace(workload, test=few), "test", split.file)
             outputs = self._scorer.outputs("dense", split)
-            data_checks.check_labels(workload, "test", outputs[0][0].shape, split.targets)
+            data_checks.check_labels(workload, "test", outputs, split.targets)
             return self._scorer.metric_of(outputs, split)
         except CandidateFailure:
             return None
@@ -195,7 +195,7 @@ class DenseModel:
             scratch.unlink(missing_ok=True)
 
     def _check_labels(self, name: str, split: Split) -> None:
-        data_checks.check_labels(self._pruner.workload, name, split.dense[0][0].shape, split.targets)
+        data_checks.check_labels(self._pruner.workload, name, split.dense, split.targets)
 
     def _draw_screen(self) -> Split | None:
         """A random sample of validation; None if there is none, or the model mixes the examples of a batch."""
@@ -208,7 +208,7 @@ class DenseModel:
         except CandidateFailure:
             return None
         difference = scoring.largest_difference([batch[:1] for batch in found.dense], in_their_batches)
-        return found if difference <= PARITY_TOLERANCES[self._target.precision] else None
+        return found if difference <= self._scorer.tolerance else None
 
 
 def is_quantised(path: Path) -> bool:

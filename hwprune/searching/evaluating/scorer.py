@@ -15,17 +15,11 @@ from hwprune.latency.bench import Bench
 from hwprune.latency.samples import read_batches
 from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
-from hwprune.workload import confidence, scoring
+from hwprune.workload import closeness, confidence, scoring
 from hwprune.workload.metrics import Metric
 from hwprune.workload.scoring import Outputs
 from hwprune.workload.workload import Workload
 
-PARITY_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
-"""Largest difference between the runtime's outputs and PyTorch's in 32 bits, relative to the largest output.
-
-Reduced precision keeps 11 or 8 bits and errors add up over the layers; what it costs shows in the metric. Integers are only
-checked for shape.
-"""
 PARITY_EXAMPLES = 8
 CHUNK = 32
 """Examples run at a time where a model lets its batches be divided: activations that fit into a CPU's cache, and no new pages."""
@@ -75,6 +69,8 @@ class FileScorer:
     Attributes:
         threads: for outputs, which are the same with any number of threads and are not timed; None: the target's own.
         chunk: examples run at a time; 0: whole batches.
+        tolerance: largest difference between the runtime's outputs and PyTorch's, relative to the largest output. Reduced
+            precision keeps 11 or 8 bits and errors add up over the layers; what it costs shows in the metric.
     """
 
     def __init__(self, workload: Workload, bench: Bench, target: Target, home: Path) -> None:
@@ -84,6 +80,8 @@ class FileScorer:
         on_this_cpu = runtime.device == "cpu" and runtime.file.endswith(".onnx") and bench.here
         self.threads = max(target.threads, len(os.sched_getaffinity(0))) if on_this_cpu else None
         self.chunk = 0
+        tensors = [*workload.model.parameters(), *workload.model.buffers()]
+        self.tolerance = max(closeness.TOLERANCES[kind] for kind in (target.precision, closeness.precision(tensors)))
 
     def outputs(self, key: str, split: Split) -> Outputs:
         """Outputs of a loaded model on a split. Raises `CandidateFailure`."""
@@ -146,20 +144,18 @@ class FileScorer:
         _, inputs = next(read_batches(str(split.file)))
         home = next(module.parameters(), torch.empty(0)).device
         expected = scoring.torch_outputs(module, [torch.from_numpy(array).to(home) for array in inputs], PARITY_EXAMPLES)
-        got = outputs[0][0][: len(expected)]
-        if got.shape != expected.shape:
-            raise CandidateFailure(
-                "parity", f"the runtime's output has shape {tuple(got.shape)}, PyTorch's {tuple(expected.shape)}"
-            )
-        scale = max(float(expected.abs().max()), 1e-30)
-        difference = float((got - expected.cpu()).abs().max()) / scale
-        if not difference <= PARITY_TOLERANCES[self._target.precision]:
-            raise CandidateFailure("parity", f"the runtime's outputs differ from PyTorch's by {difference:.2g} (relative)")
+        for place, (whole, wanted) in enumerate(zip(outputs[0], expected, strict=True)):
+            which = f"output {place + 1}" if len(expected) > 1 else "output"
+            got = whole[: len(wanted)] if wanted.ndim else whole
+            if got.shape != wanted.shape:
+                raise CandidateFailure(
+                    "parity", f"the runtime's {which} has shape {tuple(got.shape)}, PyTorch's {tuple(wanted.shape)}"
+                )
+            difference = closeness.difference(got, wanted)
+            if not difference <= self.tolerance:
+                raise CandidateFailure("parity", f"the runtime's {which} differs from PyTorch's by {difference:.2g} (relative)")
 
 
 def same_outputs(part: torch.Tensor, whole: torch.Tensor) -> bool:
     """Do two outputs agree but for rounding?"""
-    if part.shape != whole.shape:
-        return False
-    scale = max(float(whole.abs().max()), 1e-30)
-    return float((part.double() - whole.double()).abs().max()) <= CHUNK_TOLERANCE * scale
+    return closeness.difference(part, whole) <= CHUNK_TOLERANCE

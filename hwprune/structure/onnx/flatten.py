@@ -16,10 +16,22 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 
 
 def without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without its graph."""
-    shell = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
+    """The model without its graph: versions, and what its maker wrote into it."""
+    shell = onnx.ModelProto(ir_version=model.ir_version)
     shell.opset_import.extend(model.opset_import)
+    write_notes(model, shell)
     return shell
+
+
+def write_notes(model: onnx.ModelProto, onto: onnx.ModelProto) -> None:
+    """Copy what the maker of a model wrote into it: applications read class names, strides and the like from there."""
+    for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        if getattr(model, name):
+            setattr(onto, name, getattr(model, name))
+    del onto.metadata_props[:]
+    onto.metadata_props.extend(model.metadata_props)
+    if model.graph.doc_string:
+        onto.graph.doc_string = model.graph.doc_string
 
 
 def flatten(model: onnx.ModelProto, named: Collection[str] = ()) -> onnx.ModelProto:

@@ -149,6 +149,7 @@ class OnnxGraph:
         model = onnx.ModelProto()
         model.CopyFrom(without_graph(self.model))
         model.graph.CopyFrom(trimmed)
+        model.graph.doc_string = graph.doc_string
         return model
 
 

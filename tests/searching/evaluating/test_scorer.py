@@ -9,12 +9,10 @@ from tests.searching.helpers import recipe_of
 
 
 def test_a_file_that_computes_something_else_is_never_a_finalists(evaluator, monkeypatch):
-    from hwprune.searching.evaluating import scorer as module
-
     trial = evaluator.measure(evaluator.score(93, recipe_of(evaluator, 2), "test"))
     before = (evaluator.files.folder(93) / "model.onnx").read_bytes()
-    monkeypatch.setitem(module.PARITY_TOLERANCES, "fp32", -1.0)
-    with pytest.raises(CandidateFailure, match="differ from PyTorch"):
+    monkeypatch.setattr(evaluator.scorer, "tolerance", -1.0)
+    with pytest.raises(CandidateFailure, match="differs from PyTorch"):
         evaluator.refine(trial, "obs+batchnorm+sequential")
     assert (evaluator.files.folder(93) / "model.onnx").read_bytes() == before
     monkeypatch.undo()

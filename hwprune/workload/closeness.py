@@ -1,0 +1,47 @@
+"""How close two sets of outputs are: one rule for files, modules and runtimes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
+"""Largest relative difference that rounding explains, by the precision in which a file is run."""
+FLOOR = 0.01
+"""Outputs whose largest entry is below it are compared as if that were it: what passes inside a model is of the size of 1, and
+the rounding of a sum that comes out near zero is relative to its terms. A judgement: 1e-6 in fp32."""
+KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def difference(got: torch.Tensor, wanted: torch.Tensor, floor: float = FLOOR) -> float:
+    """The largest difference, relative to the largest entry wanted; infinite where shapes differ or only one is finite.
+
+    Args:
+        floor: see `FLOOR`.
+    """
+    if got.shape != wanted.shape:
+        return math.inf
+    if not wanted.numel():
+        return 0.0
+    a, b = got.detach().cpu().double(), wanted.detach().cpu().double()
+    alike = (a == b) | (torch.isnan(a) & torch.isnan(b))  # infinities of a mask, for instance
+    off = torch.where(alike, torch.zeros_like(a), (a - b).abs())
+    finite = b[torch.isfinite(b)]
+    scale = max(float(finite.abs().max()) if finite.numel() else 0.0, floor)
+    worst = float(off.max()) / scale
+    return worst if math.isfinite(worst) else math.inf
+
+
+def largest(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], floor: float = FLOOR) -> float:
+    """Over all outputs; infinite where their number differs."""
+    if len(got) != len(wanted):
+        return math.inf
+    return max((difference(a, b, floor) for a, b in zip(got, wanted, strict=True)), default=0.0)
+
+
+def precision(tensors: Sequence[torch.Tensor]) -> str:
+    """The lowest precision among floating-point tensors: ``fp32``, ``fp16`` or ``bf16``."""
+    found = [KINDS[tensor.dtype] for tensor in tensors if tensor.dtype in KINDS]
+    return max(found, key=lambda name: TOLERANCES[name], default="fp32")
