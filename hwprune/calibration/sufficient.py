@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from hwprune.common.contents import content
 from hwprune.errors import WorkloadError
 from hwprune.layers.layer import Layer
 from hwprune.workload import batches
@@ -102,9 +103,7 @@ def _divisible(inputs: Inputs, targets: Any) -> bool:
 def _keys(inputs: Inputs) -> list[bytes]:
     """What identifies each example."""
     arrays = [x.detach().cpu().contiguous().flatten(1) if x.ndim > 1 else x.detach().cpu()[:, None] for x in inputs]
-    return [
-        hashlib.sha256(b"".join(a[i].view(torch.uint8).numpy().tobytes() for a in arrays)).digest() for i in range(len(inputs[0]))
-    ]
+    return [hashlib.sha256(b"".join(content(a[i]) for a in arrays)).digest() for i in range(len(inputs[0]))]
 
 
 class _Drawn:

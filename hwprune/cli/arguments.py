@@ -92,8 +92,10 @@ def add_workload(parser: argparse.ArgumentParser, default: str | None = None) ->
 
 def source(options: argparse.Namespace, default: str = "") -> str:
     """The workload's source with its words; ``default`` where none was given."""
+    from hwprune.workload import source_words
+
     workload = default if options.workload is None else options.workload
-    return " ".join([workload, *options.words, *([f"data={options.data}"] if options.data else [])])
+    return source_words.join([workload, *options.words, *([f"data={options.data}"] if options.data else [])])
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

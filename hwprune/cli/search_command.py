@@ -147,6 +147,7 @@ def run(options: argparse.Namespace) -> int:
 def _first(options: argparse.Namespace) -> Job:
     """What the command line changes: the run's own job, that of a file, or a new one."""
     from hwprune.searching.job import Job
+    from hwprune.workload import source_words
 
     if options.resume:
         return Job.read(_held(options.out))
@@ -156,28 +157,32 @@ def _first(options: argparse.Namespace) -> Job:
     if options.workload is not None:
         return replace(job, workload=args.source(options))
     workload = _beside(Path(options.job), job.workload or DEFAULT)
-    return replace(job, workload=f"{workload} data={options.data}" if options.data else workload)
+    words = [*source_words.split(workload), *([f"data={options.data}"] if options.data else [])]
+    return replace(job, workload=source_words.join(words))
 
 
 def _beside(job: Path, workload: str) -> str:
     """The workload of a job's file, with paths that lie beside the file as seen from here."""
+    from hwprune.workload import source_words
 
     def seen(path: str) -> str:
         return str(job.parent / path) if not Path(path).is_absolute() and (job.parent / path).is_file() else path
 
-    words = workload.split(" ")
+    words = source_words.split(workload)
     for place, word in enumerate(words):
         key, equals, value = word.partition("=") if place else ("", "", word)
         path, colon, rest = value.rpartition(":") if value.rpartition(":")[0].endswith(".py") else (value, "", "")
         words[place] = key + equals + seen(path) + colon + rest
-    return " ".join(words)
+    return source_words.join(words)
 
 
 def _asks_for_another_workload(job: Job, options: argparse.Namespace) -> bool:
     """Is a workload given, or data, that a resumed run does not have? Saying the same again is fine."""
+    from hwprune.workload import source_words
+
     if options.workload is not None:
         return args.source(options) != job.workload
-    return bool(options.data) and f"data={options.data}" not in job.workload.split(" ")[1:]
+    return bool(options.data) and f"data={options.data}" not in source_words.split(job.workload)[1:]
 
 
 def _held(out: str) -> Path:

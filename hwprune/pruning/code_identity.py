@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hwprune.common.contents import content
 from hwprune.workload.neighbours import WORKLOAD_FILES
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype, torch.device, torch.Size, np.dtype)
@@ -33,9 +34,8 @@ def identity_of(value: object) -> str:
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Identifies shape, type and values; 64 hex digits."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-    digest.update(flat.view(torch.uint8).numpy().tobytes())
+    digest.update(content(tensor))
     return digest.hexdigest()
 
 

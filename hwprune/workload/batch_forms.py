@@ -64,12 +64,15 @@ def converted(tensor: torch.Tensor, dtype: torch.dtype, what: str) -> torch.Tens
     """
     if tensor.dtype == dtype:
         return tensor
-    made = tensor.to(dtype)
-    if tensor.is_floating_point() and dtype.is_floating_point:
-        same = torch.isfinite(made).equal(torch.isfinite(tensor))
-    else:
-        whole = not tensor.is_floating_point() and not dtype.is_floating_point and torch.bool not in (tensor.dtype, dtype)
-        same = whole and bool((made.to(tensor.dtype) == tensor).all()) and bool(((made < 0) == (tensor < 0)).all())
+    made, same = tensor, False
+    if not tensor.is_complex() and not dtype.is_complex and torch.bool not in (tensor.dtype, dtype):
+        made = tensor.to(dtype)
+        if tensor.is_floating_point() and dtype.is_floating_point:
+            same = torch.isfinite(made).equal(torch.isfinite(tensor))
+        elif tensor.is_floating_point():  # whole numbers held as floats, as ids often are
+            same = bool((made.to(tensor.dtype) == tensor).all())
+        elif not dtype.is_floating_point:
+            same = bool((made.long() == tensor.long()).all())
     if not same:
         pixels = "; pixels of 0 to 255 have to be scaled as in training" if dtype.is_floating_point else ""
         raise WorkloadError(f"{what} are {tensor.dtype}, the model takes {dtype}: convert the data{pixels}")

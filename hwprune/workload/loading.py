@@ -16,7 +16,7 @@ import torch
 from hwprune import runtimes
 from hwprune.errors import HwpruneError, UsageError, WorkloadError
 from hwprune.onnx_files import read_onnx
-from hwprune.workload import demos, libraries, neighbours, onnx_file
+from hwprune.workload import demos, libraries, neighbours, npz_file, onnx_file, source_words
 from hwprune.workload.workload import Workload
 
 FORMS = (
@@ -35,8 +35,8 @@ def load(source: str, *, structure_only: bool = False) -> Workload:
         UsageError: the text has no such form, or the file, module or function does not exist.
         WorkloadError: the function raised or returned something else.
     """
-    word, *rest = source.split(" ")
-    arguments = parse_arguments([item for item in rest if item])
+    word, *rest = source_words.split(source) or [""]
+    arguments = parse_arguments(rest)
     if word.endswith(".onnx"):
         return dataclasses.replace(_onnx(Path(word), arguments, structure_only=structure_only), source=source)
     kind, _, name = word.rpartition(":")
@@ -81,8 +81,9 @@ def _onnx(path: Path, arguments: dict[str, Any], *, structure_only: bool) -> Wor
     if not path.is_file():
         raise UsageError(f"there is no file {path} (looked in {Path.cwd()})")
     where = str(arguments.pop("data", ""))
-    if where.endswith(".npz"):
-        data = onnx_file.read_npz(Path(where), onnx_file.inputs_of(read_onnx(path)))
+    if where.endswith((".npz", ".npy")):
+        proto = read_onnx(path)
+        data = npz_file.read_npz(Path(where), onnx_file.inputs_of(proto), declared=onnx_file.declared(proto))
     elif ":" in where:
         data = _fields(where)
     elif where:
@@ -108,8 +109,8 @@ def _fields(where: str) -> dict[str, Any]:
 def _library_data(where: str, inputs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Data for a model with these inputs, and the names of those that there are; a function's come in the model's order."""
     if where.endswith(".npz"):
-        names = onnx_file.named_inputs(Path(where), inputs)
-        return onnx_file.read_npz(Path(where), names), names
+        names = npz_file.named_inputs(Path(where), inputs)
+        return npz_file.read_npz(Path(where), names), names
     if ":" not in where:
         raise UsageError(f"--data takes file.npz, file.py:function or package.module:function, got {where!r}")
     return _fields(where), []

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import zipfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import torch
 
-from hwprune.errors import UsageError, WorkloadError
+from hwprune.errors import HwpruneError, HwpruneWarning, UsageError, WorkloadError, described
 from hwprune.onnx_files import OnnxModule, read_onnx
+from hwprune.structure.onnx.flatten import MIN_OPSET, write_notes
 from hwprune.structure.onnx.graph import OnnxGraph
-from hwprune.workload import closeness, metrics
+from hwprune.workload import batch_forms, closeness, metrics
+from hwprune.workload.npz_file import SPLITS, Declared
 from hwprune.workload.workload import Workload
 
-SPLITS = ("calibration", "validation", "test", "train")
-CALIBRATION_SHARE = 4
-"""A file without splits gives one in so many examples to calibration, the others to validation."""
-SHUFFLE_SEED = 0
-"""Seed of the order in which a file without splits is divided: the same examples in every run."""
-
-Batch = tuple[tuple[torch.Tensor, ...], Any]
+CONVERTED_TO = 17
+"""The opset of a file that was too old."""
 
 
 def load(
@@ -44,7 +42,7 @@ def load(
         UsageError: an opset that is too old, or arguments that don't fit.
         WorkloadError: the file can't be read, uses operators that hwprune can't compute, or is computed otherwise by the runtime.
     """
-    proto = read_onnx(path)
+    proto = modern(read_onnx(path), path)
     fields = dict(data or {})
     known = ("batch", "metric", "class_axis")
     faults = [f"{key} (known: {', '.join(known)})" for key in arguments if key not in known]
@@ -58,9 +56,14 @@ def load(
     if example is None:
         example = _first(fields["validation"], int(arguments.get("batch", 1))) if "validation" in fields else made_up(proto)
     example = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+    inputs = declared(proto)
+    if len(inputs) == len(example):
+        example = tuple(
+            batch_forms.converted(x, one.dtype, f"{path}: the data's inputs") for x, one in zip(example, inputs, strict=True)
+        )
     module = import_module(proto, example)
     if check is not None:
-        _compare(module, example, check(path, example), path)
+        _compare(module, example, _run(check, path, example, inputs), path)
     if data is None:
         fields = {"calibration": [(example, None)], "validation": [(example, None)]}
     fields.setdefault("metric", "agreement")
@@ -72,6 +75,47 @@ def load(
         )
     fields.setdefault("calibration", fields["validation"])
     return Workload(name=path.stem, model=module, example_inputs=example, **fields)
+
+
+def modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model in an opset that hwprune reads; whoever has the runtime compares the two.
+
+    Raises:
+        UsageError: its opset is older, and ONNX's converter can't bring it to a newer one.
+    """
+    opset = next((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), 0)
+    if opset >= MIN_OPSET:
+        return proto
+    try:
+        made = onnx.version_converter.convert_version(proto, CONVERTED_TO)
+    except Exception as error:  # the converter raises its own types
+        raise UsageError(
+            f"{path} has opset {opset}; hwprune reads {MIN_OPSET} and newer, and ONNX's converter can't bring it there "
+            f"({described(error)}): export the model again with opset {CONVERTED_TO}"
+        ) from error
+    write_notes(proto, made)
+    made.ir_version = max(made.ir_version, 8)
+    text = f"{path} has opset {opset}: it is converted to {CONVERTED_TO}, and pruned files have that one"
+    warnings.warn(text, HwpruneWarning, stacklevel=2)
+    return made
+
+
+def _run(
+    check: Callable[[Path, tuple[torch.Tensor, ...]], list[np.ndarray[Any, Any]]],
+    path: Path,
+    example: tuple[torch.Tensor, ...],
+    inputs: Sequence[Declared],
+) -> list[np.ndarray[Any, Any]]:
+    try:
+        return check(path, example)
+    except HwpruneError:
+        raise
+    except Exception as error:  # the runtime raises its own types
+        given = " and ".join("x".join(map(str, x.shape)) or "()" for x in example)
+        raise WorkloadError(
+            f"the runtime does not run {path} on the first example of the data "
+            f"(inputs {', '.join(one.name for one in inputs)} of shape {given}): {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def import_module(proto: onnx.ModelProto, example: tuple[torch.Tensor, ...]) -> OnnxModule:
@@ -120,86 +164,17 @@ def inputs_of(proto: onnx.ModelProto) -> list[str]:
     return [item.name for item in proto.graph.input if item.name not in {t.name for t in proto.graph.initializer}]
 
 
-def named_inputs(path: Path, known: Sequence[str]) -> list[str]:
-    """Those of ``known`` that an .npz file has arrays for, in their order; the first of them where it has one array alone.
-
-    Raises `UsageError` if the file can't be read, or has arrays that are none of them.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            names = {name.partition(".")[2] if name.partition(".")[0] in SPLITS else name for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} can't be read as an .npz file: {error}") from error
-    names -= {"targets", "labels", "y"}
-    if len(names) == 1 and known:
-        return list(names) if names <= set(known) else [known[0]]
-    if unknown := sorted(names - set(known)):
-        raise UsageError(f"{path} holds {', '.join(unknown)}, which the model does not take; it takes {', '.join(known)}")
-    return [name for name in known if name in names]
-
-
-def read_npz(path: Path, inputs: Sequence[str], batch: int = 64) -> dict[str, Any]:
-    """Data from an .npz file: an array for each of ``inputs``, and optionally ``targets``.
-
-    Names may start with ``calibration.``, ``validation.`` or ``test.``, and then examples keep their order. Without that a
-    quarter of the examples calibrates and the rest validates, divided at random but the same way in every run: files are often
-    sorted by class. Raises `UsageError` with what is missing.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} can't be read as an .npz file: {error}") from error
-    splits = [split for split in SPLITS if any(name.startswith(f"{split}.") for name in arrays)]
-    if splits:
-        if "validation" not in splits:
-            raise UsageError(f"{path} has splits ({', '.join(splits)}) but no validation")
-        return {
-            split: _batches(
-                *_columns(path, {n.removeprefix(f"{split}."): a for n, a in arrays.items() if n.startswith(f"{split}.")}, inputs),
-                batch,
-            )
-            for split in splits
-        }
-    columns, targets = _columns(path, arrays, inputs)
-    examples = len(columns[0])
-    if examples < 2:
-        raise UsageError(f"{path} holds {examples} examples: at least 2 are needed, one to calibrate and one to validate")
-    order = np.random.default_rng(SHUFFLE_SEED).permutation(examples)
-    first = max(1, examples // CALIBRATION_SHARE)
-    return {
-        split: _batches([array[part] for array in columns], None if targets is None else targets[part], batch)
-        for split, part in (("calibration", order[:first]), ("validation", order[first:]))
-    }
-
-
-def _columns(
-    path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], inputs: Sequence[str]
-) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any] | None]:
-    """The arrays of the inputs, and of the targets if there are any; all of the same length."""
-    targets = next((arrays[name] for name in ("targets", "labels", "y") if name in arrays and name not in inputs), None)
-    rest = [name for name in arrays if name not in ("targets", "labels", "y") or name in inputs]
-    if len(inputs) == 1 and len(rest) == 1:
-        columns = [arrays[rest[0]]]
-    elif missing := [name for name in inputs if name not in arrays]:
-        raise UsageError(
-            f"{path} lacks an array for the model's input {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'none'}"
-        )
-    else:
-        columns = [arrays[name] for name in inputs]
-    lengths = {len(array) for array in (*columns, *(() if targets is None else (targets,)))}
-    if len(lengths) != 1 or 0 in lengths:
-        raise UsageError(f"{path}: inputs and targets must have the same, non-zero number of examples, got {sorted(lengths)}")
-    return columns, targets
-
-
-def _batches(columns: Sequence[np.ndarray[Any, Any]], targets: np.ndarray[Any, Any] | None, size: int) -> list[Batch]:
-    result: list[Batch] = []
-    for start in range(0, len(columns[0]), size):
-        part = tuple(torch.from_numpy(np.ascontiguousarray(array[start : start + size])) for array in columns)
-        target = None if targets is None else torch.from_numpy(np.ascontiguousarray(targets[start : start + size]))
-        result.append((part, target))
-    return result
+def declared(proto: onnx.ModelProto) -> list[Declared]:
+    """What the file says of its inputs that are no weights."""
+    names = set(inputs_of(proto))
+    found = []
+    for item in proto.graph.input:
+        if item.name in names:
+            kind = item.type.tensor_type
+            dtype = torch.from_numpy(np.zeros(0, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))).dtype
+            sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
+            found.append(Declared(item.name, dtype, sizes if kind.HasField("shape") else None))
+    return found
 
 
 def _first(loader: Any, count: int) -> tuple[torch.Tensor, ...]:

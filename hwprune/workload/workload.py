@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hwprune.common.contents import content
 from hwprune.errors import WorkloadError
 from hwprune.workload import batch_forms, metrics
 from hwprune.workload.reading import first_answer, parse_axes
@@ -94,8 +95,7 @@ class Workload:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
+            digest.update(content(tensor))
         return digest.hexdigest()[:16]
 
     def batches(self, split: str) -> Iterator[tuple[Inputs, Any]]:

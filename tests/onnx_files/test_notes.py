@@ -81,3 +81,19 @@ def test_sixteen_bits(tmp_path):
     made(tmp_path / "m.onnx", np.float16)
     found = applied(tmp_path)
     assert {item.data_type for item in found.graph.initializer} == {TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12])
+def test_old_opsets_are_converted_and_said(tmp_path, opset, capsys):
+    proto = made(tmp_path / "m.onnx")
+    proto.opset_import[0].version, proto.ir_version = opset, 4
+    onnx.save(proto, str(tmp_path / "m.onnx"))
+    found = applied(tmp_path)
+    assert found.opset_import[0].version == 17 and notes(found) == notes(proto)
+    assert f"has opset {opset}: it is converted to 17" in capsys.readouterr().err
+    x = np.load(tmp_path / "data.npz")["x"]
+    before, after = (
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for path in (tmp_path / "m.onnx", tmp_path / "out" / "model.onnx")
+    )
+    assert (after - before).std() < 0.7 * before.std()

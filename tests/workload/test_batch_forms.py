@@ -67,7 +67,7 @@ def test_a_loader_of_dictionaries():
     [
         ({"ids": IDS, "labels": Y}, "mapping with ids, labels; the model takes input_ids, attention_mask"),
         ((IDS, MASK, Y, ["a"] * 4), "neither an input nor the targets"),
-        (((IDS.float(), MASK), Y), r"inputs are torch.float32, the model takes torch.int64"),
+        (((IDS + 0.5, MASK), Y), r"inputs are torch.float32, the model takes torch.int64"),
         (((IDS, MASK), ["cat", "dog", "cat", "cow"]), "numbers of the classes"),
         (((IDS, MASK), np.array(["cat", "dog", "cat", "cow"])), "numbers of the classes"),
         (7, "must be a pair"),
@@ -83,7 +83,7 @@ def test_what_can_not_be_taken_is_told(batch, words):
     [
         (torch.float64, torch.float32, True), (torch.float16, torch.float32, True), (torch.bfloat16, torch.float32, True),
         (torch.int32, torch.int64, True), (torch.uint8, torch.int64, True), (torch.int64, torch.int32, True),
-        (torch.uint8, torch.float32, False), (torch.int64, torch.float32, False), (torch.float32, torch.int64, False),
+        (torch.uint8, torch.float32, False), (torch.int64, torch.float32, False), (torch.float32, torch.int64, True),
         (torch.bool, torch.int64, False), (torch.int64, torch.bool, False),
     ],
 )  # fmt: skip
@@ -105,6 +105,8 @@ def test_types_that_hold_the_same_values(given, wanted, fine):
         (torch.tensor([2**40]), torch.int32),
         (torch.tensor([-1]), torch.uint8),
         (torch.tensor([300]), torch.uint8),
+        (torch.tensor([0.5]), torch.int64),
+        (torch.tensor([1.0]), torch.bool),
     ],
 )
 def test_values_that_would_be_lost(value, wanted):

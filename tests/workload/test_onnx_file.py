@@ -17,7 +17,7 @@ from hwprune.errors import TraceError, UsageError, WorkloadError
 from hwprune.onnx_files import tidy
 from hwprune.pruning.pruner import Pruner
 from hwprune.workload import loading
-from hwprune.workload.onnx_file import read_npz
+from hwprune.workload.npz_file import read_npz
 from tests.conftest import TinyNet, randomise
 from tests.structure.onnx.test_graph import N, net, run
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from hwprune.common.contents import content
 from hwprune.common.files import Table
 from hwprune.errors import HwpruneWarning
 from hwprune.records.measurement import Measurement
@@ -104,6 +105,6 @@ def digest(training: Training, weights: Mapping[str, torch.Tensor], until: float
     for group in (weights, held, sparsifier_state, teacher):
         for name in sorted(group):
             hasher.update(name.encode())
-            hasher.update(group[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            hasher.update(content(group[name]))
     hasher.update(f"{type(training.sparsifier).__name__} {sorted(training.frozen)} {list(training.taps)} {until}".encode())
     return hasher.hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hwprune.common.contents import content
 from hwprune.errors import WorkloadError
 from hwprune.records.measurement import Measurement
 from hwprune.workload import scoring
@@ -68,7 +69,7 @@ class Validator:
             if size <= KEPT_BYTES:
                 kept.append((inputs, target))
             for x in inputs:
-                digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(content(x))
             yield inputs, target
         if size <= KEPT_BYTES:
             self._kept = kept

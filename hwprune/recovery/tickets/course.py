@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hwprune.common.contents import content
 from hwprune.errors import UsageError
 from hwprune.recovery.loop.checkpoint import Checkpoint
 
@@ -86,5 +87,5 @@ def origin_of(plan: Any, *states: Mapping[str, torch.Tensor]) -> str:
     for state in states:
         for name in sorted(state):
             hasher.update(f"{name} {tuple(state[name].shape)}".encode())
-            hasher.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            hasher.update(content(state[name]))
     return hasher.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from hwprune.searching.study.attributes import STARTED
 STUDY = "hwprune"
 JOURNAL = "journal:"
 """A journal file as storage: ``journal:PATH``."""
+SQLITE_FILE = "sqlite-file:"
+"""An SQLite file under a path that is no part of a URL."""
 _NO_TABLES = ("no such table", "does not exist", "UndefinedTable", "NoneType", "No row was found")
 """What databases say where another process has not made the tables, or is just making them."""
 
@@ -57,11 +60,18 @@ def _open(storage: str, *, create: bool) -> Any:
     for scheme in ("postgresql://", "postgres://"):  # which driver these mean differs between versions of SQLAlchemy
         if storage.startswith(scheme):
             storage = "postgresql+psycopg://" + storage.removeprefix(scheme)
-    if not storage.startswith("sqlite:"):
+    if not storage.startswith(("sqlite:", SQLITE_FILE)):
         return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create)
+    import sqlalchemy
     from sqlalchemy import event
 
-    arguments = {"connect_args": {"timeout": 60}}
+    arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
+    if storage.startswith(SQLITE_FILE):
+        path = storage.removeprefix(SQLITE_FILE)
+        arguments = {
+            "creator": lambda: sqlite3.connect(path, timeout=60, check_same_thread=False), "poolclass": sqlalchemy.pool.QueuePool,
+        }  # fmt: skip
+        storage = "sqlite://"
     opened = optuna.storages.RDBStorage(storage, engine_kwargs=arguments, skip_table_creation=not create)
 
     def configure(connection: Any, _: Any) -> None:

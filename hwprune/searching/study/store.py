@@ -28,6 +28,7 @@ from hwprune.searching.study.backend import StudyBackend
 from hwprune.searching.study.finishing import TrialFinisher
 from hwprune.searching.study.handover import Handover
 from hwprune.searching.study.rescue import Rescue
+from hwprune.searching.study.storage import SQLITE_FILE
 
 
 class Store:
@@ -63,7 +64,9 @@ class Store:
 
     @staticmethod
     def default_storage(run: Path) -> str:
-        return f"sqlite:///{(run / 'study.db').resolve()}"
+        path = (run / "study.db").resolve()
+        # In a URL what follows a question mark would not be the file's name, and % would begin an escape.
+        return f"{SQLITE_FILE}{path}" if set("?#%") & set(str(path)) else f"sqlite:///{path}"
 
     @property
     def study(self) -> optuna.Study:

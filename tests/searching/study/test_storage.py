@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import optuna
 import pytest
 
 from hwprune.errors import HwpruneError
-from hwprune.searching.study.storage import load_study, storage_errors
+from hwprune.searching.study.storage import create_study, load_study, storage_errors
+from hwprune.searching.study.store import Store
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,22 @@ def test_no_error_shows_the_password(storage):
         load_study(storage)
     shown = f"{error.value!s} {error.value!r} {error.value.__cause__}"
     assert "geheim" not in shown and "***" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["plain", "a?b", "a#b", "a%20b", "50% ?", "ü x"])
+def test_the_study_lies_in_the_run_directory_whatever_it_is_called(tmp_path, name):
+    run = tmp_path / name
+    run.mkdir()
+    study = create_study(Store.default_storage(run))
+    study.add_trial(optuna.trial.create_trial(values=[0.1, 2.0], params={}, distributions={}))
+    assert (run / "study.db").is_file() and [path.name for path in tmp_path.iterdir()] == [name]
+    run.rename(tmp_path / "moved ?")
+    assert len(load_study(Store.default_storage(tmp_path / "moved ?")).get_trials()) == 1
+
+
+def test_two_runs_that_share_the_part_before_a_question_mark(tmp_path):
+    for name in ("a?b", "a?c"):
+        (tmp_path / name).mkdir()
+        create_study(Store.default_storage(tmp_path / name)).set_user_attr("name", name)
+    for name in ("a?b", "a?c"):
+        assert load_study(Store.default_storage(tmp_path / name)).user_attrs["name"] == name
