@@ -77,11 +77,16 @@ class _Entry:
     tags: set[str] = field(default_factory=set)
 
 
+STEPS = 40
+"""Concatenations that one unification may take apart, besides four for each of its parts."""
+
+
 class Space:
     """The leaves of one graph and everything known about them."""
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
+        self._steps = 0
 
     # -- making and reading ------------------------------------------------------------------
 
@@ -165,6 +170,9 @@ class Space:
 
     def _bind(self, leaf: Leaf, dim: Dim) -> None:
         entry = self._entries[leaf.number]
+        if any(inner.number == leaf.number for inner in self.leaves(dim)):  # it would be a part of itself
+            self.freeze(dim, "is laid beside a shifted copy of itself")
+            return
         entry.bound = dim
         if entry.frozen:
             self.freeze(dim, entry.frozen)
@@ -267,6 +275,7 @@ class Space:
 
         ``where`` names the operator, for the reason.
         """
+        self._steps = STEPS + 4 * sum(1 for dim in (a, b) for _ in self.leaves(dim))
         try:
             self._unify(a, b)
         except MismatchError as mismatch:
@@ -291,6 +300,9 @@ class Space:
             self._unify_product(a, b)
 
     def _unify_concat(self, a: Concat, b: Dim) -> None:
+        self._steps -= 1
+        if self._steps < 0:  # each step cuts one index off, and as many are left as there are indices
+            raise MismatchError("is laid beside a shifted copy of itself")
         rest: Dim = b
         for part in a.parts[:-1]:
             head, rest = self._split_at(rest, part.size)

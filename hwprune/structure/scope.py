@@ -18,11 +18,13 @@ class Value:
 
     ``zeros[d]``: wherever an index of dim d is removed, the masked model has zeros in that slice. Contracting
     two activations over a dim is exact only if one of them is zero there.
+    ``offset[d]``: likewise, but a constant other than zero, as where an epsilon was added; empty: nowhere.
     """
 
     dims: tuple[Dim, ...]
     zeros: tuple[bool, ...]
     parameter: str | None = None
+    offset: tuple[bool, ...] = ()
 
     def __getitem__(self, index: int) -> Dim:
         return self.dims[index]

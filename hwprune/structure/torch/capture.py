@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from hwprune.errors import TraceError
 from hwprune.structure.torch.rebuilding import assign
+from hwprune.structure.torch.rules import RULES
 
 _GLOBAL_POOLS = (
     torch.ops.aten.adaptive_avg_pool1d.default,
@@ -30,6 +31,8 @@ _TRAINING_FLAG: dict[Any, int] = {
     torch.ops.aten.feature_dropout_.default: 2,
 }
 """Position of the flag that ``train()`` and ``eval()`` switch."""
+DECOMPOSED = 4
+"""How often what comes of rewriting an operator is rewritten itself."""
 
 
 def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
@@ -95,10 +98,35 @@ def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphMo
 
 def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> fx.GraphModule:
     with _silent():
-        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        program = _with_known_operators(torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False))
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     return module
+
+
+def _with_known_operators(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with operators that have no rule written in others: ``hstack`` as ``cat``, ``rot90`` as ``flip`` for instance.
+
+    What PyTorch can't rewrite stays, and so does all that has a rule.
+    """
+    for _ in range(DECOMPOSED):
+        unknown = {
+            node.target for node in program.graph.nodes
+            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target not in RULES
+        }  # fmt: skip
+        if not unknown:
+            break
+        usual = torch.export.default_decompositions()
+        table: dict[Any, Any] = {operator: usual[operator] for operator in unknown if operator in usual}
+        table |= torch._decomp.get_decompositions([operator for operator in unknown if operator not in table])
+        table = {operator: rewrite for operator, rewrite in table.items() if operator in unknown}
+        if not table:
+            break
+        try:
+            program = program.run_decompositions(table)
+        except Exception:  # PyTorch raises whatever its own rewriting raises; then the operators stay
+            break
+    return program
 
 
 def has_free_batch(module: fx.GraphModule) -> bool:

@@ -22,7 +22,9 @@ def keeps_zero(call: OnnxCall) -> Value:
         return Value(dims, (False,) * len(dims))
     if call.node.op_type == "CastLike":
         call.mention_all()
-    return Value(x.dims, x.zeros, x.parameter if call.node.op_type in ("Identity", "Cast", "CastLike") else None)
+    same = call.node.op_type in ("Identity", "Cast", "CastLike")
+    offset = x.offset if same or call.node.op_type in ("Sqrt", "Abs", "Neg", "Tanh") else ()
+    return Value(x.dims, x.zeros, x.parameter if same else None, offset)
 
 
 @rule(
@@ -71,7 +73,10 @@ def quotient(call: OnnxCall) -> Value:
 @rule("Add", "Sub", "Max", "Min", "Sum")
 def total(call: OnnxCall) -> Value:
     call.mention_all()
-    return _as_value(semantics.total(call))
+    numbers = []
+    if call.node.op_type in ("Add", "Sub"):  # not of Max, where a number may be the less
+        numbers = [float(known.reshape(-1)[0]) for known in call.known[:2] if known is not None and known.size == 1]
+    return _as_value(semantics.total(call, *numbers))
 
 
 @rule(

@@ -26,19 +26,28 @@ def _variants(*names: str) -> list[Any]:
 
 
 ZERO_STAYS = """
-relu relu6 leaky_relu gelu silu mish elu selu celu tanh hardswish abs neg sign square sqrt sin asin atan erf expm1
-log1p sinh tan floor ceil round trunc dropout feature_dropout alpha_dropout softshrink hardshrink softsign positive
+relu relu6 leaky_relu gelu silu mish elu selu celu tanh hardswish abs neg sign square sqrt sin asin atan erf
+expm1 log1p sinh tan asinh atanh floor ceil round trunc frac dropout feature_dropout
+alpha_dropout softshrink hardshrink softsign positive
 """.split()  # noqa: SIM905 - f(0) = 0; a list of quoted names would be three times as long
 ZERO_MOVES = """
-sigmoid exp exp2 cos cosh hardsigmoid softplus logical_not bitwise_not isnan isinf log_sigmoid erfc
+sigmoid exp exp2 cos cosh acos hardsigmoid softplus logical_not bitwise_not isnan isinf log_sigmoid erfc
 """.split()  # noqa: SIM905 - f(0) != 0
 UNBOUNDED = "log log2 log10 rsqrt reciprocal".split()  # noqa: SIM905 - f(0) is infinite
 SAME = "clone contiguous alias detach lift_fresh_copy lift_fresh _to_copy to type_as pin_memory".split()  # noqa: SIM905
 
 
-@rule(*_variants(*ZERO_STAYS), *_variants(*SAME))
+NONZERO_STAYS = "sqrt abs neg square positive tanh".split()  # noqa: SIM905 - f(x) = 0 for x = 0 alone
+
+
+@rule(*_variants(*(name for name in ZERO_STAYS if name not in NONZERO_STAYS)))
 def keeps_zero(call: Call, x: Value, *_: Any) -> Value:
     return Value(x.dims, x.zeros)
+
+
+@rule(*_variants(*NONZERO_STAYS), *_variants(*SAME))
+def keeps_zero_and_others(call: Call, x: Value, *_: Any) -> Value:
+    return Value(x.dims, x.zeros, offset=x.offset)
 
 
 @rule(*_variants(*ZERO_MOVES))
@@ -48,9 +57,10 @@ def moves_zero(call: Call, x: Value, *_: Any) -> Value:
 
 @rule(*_variants(*UNBOUNDED))
 def unbounded_at_zero(call: Scope, x: Value, *_: Any) -> Value:
-    """The masked model has infinities, and NaN where they meet a zero."""
-    for dim in x.dims:
-        call.inexact(dim, "the function is infinite where a mask makes zero")
+    """The masked model has infinities, and NaN where they meet a zero; not where a constant was added before."""
+    for position, dim in enumerate(x.dims):
+        if not (x.offset and x.offset[position]):
+            call.inexact(dim, "the function is infinite where a mask makes zero")
     return Value(x.dims, (False,) * len(x))
 
 
@@ -60,8 +70,8 @@ def power(call: Scope, *arguments: Any) -> Value:
     exponent = arguments[1] if len(arguments) > 1 else None
     base = arguments[0] if isinstance(arguments[0], Value) else None
     if base is not None and not (isinstance(exponent, (int, float)) and exponent >= 0):
-        for dim, zero in zip(base.dims, base.zeros, strict=True):
-            if zero:
+        for position, (dim, zero) in enumerate(zip(base.dims, base.zeros, strict=True)):
+            if zero and not (base.offset and base.offset[position]):
                 call.inexact(dim, "the function is infinite where a mask makes zero")
     if base is not None and isinstance(exponent, (int, float)) and exponent > 0:
         return Value(dims, tuple(_zero_along(base, p) for p in range(-len(dims), 0)))
@@ -122,7 +132,7 @@ def _joined(call: Scope, activations: Sequence[Value]) -> list[int]:
 
 
 @rule(*_variants("add", "sub", "subtract", "maximum", "minimum"))
-def total(call: Scope, *_: Any) -> Value:
+def total(call: Scope, *arguments: Any) -> Value:
     plain = [v for v in call.inputs if len(v)]
     joined = _joined(call, [v for v in plain if v.parameter is None])
     dims = call.broadcast(call.inputs)
@@ -130,7 +140,10 @@ def total(call: Scope, *_: Any) -> Value:
     zeros = [not scalar and all(_zero_along(v, p) for v in plain) for p in range(-len(dims), 0)]
     for position in joined:
         call.space.tag(dims[position], "summed")  # the residual stream is what passes through such sums
-    return Value(dims, tuple(zeros))
+    numbers = [a for a in arguments[:2] if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    carrying = [v for v in plain if any(dim.size != 1 for dim in v.dims)]
+    shifted = len(numbers) == 1 and numbers[0] != 0 and len(carrying) == 1 and len(carrying[0]) == len(dims)
+    return Value(dims, tuple(zeros), offset=carrying[0].zeros if shifted else ())
 
 
 @rule(
@@ -153,17 +166,37 @@ def total(call: Scope, *_: Any) -> Value:
         "fmax",
         "fmin",
         "logaddexp",
-        "xlogy",
         "rrelu",
         "lerp",
         "addcmul",
-        "addcdiv",
         "atan2",
+        "hypot",
     )
 )
 def any_function(call: Scope, *_: Any) -> Value:
     dims = call.broadcast(call.inputs)
     return Value(dims, (False,) * len(dims))
+
+
+@rule(*_variants("addcdiv"))
+def sum_with_quotient(call: Scope, _first: Value, _numerator: Value, divisor: Value, *_: Any) -> Value:
+    """first + value * numerator / divisor: no number where the divisor is zero, whatever else is."""
+    dims = call.broadcast(call.inputs)
+    for position in range(-len(dims), 0):
+        if _zero_along(divisor, position):
+            call.inexact(dims[position], "divides by what a mask makes zero")
+    return Value(dims, (False,) * len(dims))
+
+
+@rule(*_variants("xlogy"))
+def product_with_log(call: Scope, first: Any, second: Any) -> Value:
+    """first * log(second), and 0 where first is 0."""
+    dims = call.broadcast(call.inputs)
+    zeros = [isinstance(first, Value) and _zero_along(first, p) for p in range(-len(dims), 0)]
+    for position, zero in zip(range(-len(dims), 0), zeros, strict=True):
+        if isinstance(second, Value) and _zero_along(second, position) and not zero:
+            call.inexact(dims[position], "the function is infinite where a mask makes zero")
+    return Value(dims, tuple(zeros))
 
 
 @rule(aten.prelu.default, aten._prelu_kernel.default)
