@@ -178,7 +178,10 @@ def finished(run):
     """Number -> recipe of the trials that are in the study."""
     if not (run / "study.db").is_file() or not (run / "job.toml").is_file():
         return {}
-    store = Store(Store.default_storage(run), None)
+    try:
+        store = Store(Store.default_storage(run), None)
+    except UsageError:  # its tables are just being made
+        return {}
     try:
         return {t.number: t.recipe.digest for t in store.trials(as_searched=True)}
     finally:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from hwprune.errors import UsageError
+from hwprune.errors import HwpruneError, UsageError
 from hwprune.searching import job
 from hwprune.searching.job import FILE, Job
 from hwprune.searching.progress import Progress
@@ -17,6 +17,8 @@ from hwprune.searching.resolved_job import ResolvedJob, resolve
 from hwprune.searching.result import Result
 from hwprune.searching.sampling import samplers
 from hwprune.searching.session import Session
+from hwprune.searching.study.attributes import STARTED
+from hwprune.searching.study.store import Store
 from hwprune.workload import loading
 from hwprune.workload.workload import Workload
 
@@ -150,7 +152,32 @@ def run_job(job: ResolvedJob, workload: Workload, run: Path, *, resume: bool, pr
     if resume and not held:
         raise UsageError(f"{run} holds no run to resume")
     with _writable(run), locked(run):
-        return Session(job, workload, run, progress).go(resume=resume)
+        begun = resume and _begun(job, run)
+        if resume and not begun:
+            progress.note("the run was interrupted before its first trial: it begins again, with what is kept of its preparation")
+        if not begun:
+            job.job.write(run)  # first of all: whoever interrupts the first minute can go on
+        try:
+            return Session(job, workload, run, progress).go(resume=begun)
+        except HwpruneError:
+            if not begun and not _begun(job, run):  # nothing can come of it: no half-made run is left behind
+                (run / FILE).unlink(missing_ok=True)
+            raise
+
+
+def _begun(job: ResolvedJob, run: Path) -> bool:
+    """Has the run a study? One that has results must have one."""
+    if (run / "record.json").exists():
+        return True
+    if not job.job.storage and not (run / "study.db").is_file():  # opening it would make one
+        return False
+    try:
+        store = Store(job.job.storage or Store.default_storage(run), None)
+    except UsageError:
+        return False
+    found = store.read(STARTED) is not None
+    store.close()
+    return found
 
 
 @contextlib.contextmanager

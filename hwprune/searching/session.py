@@ -97,8 +97,7 @@ class Session:
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 device = replace(device, isa=str(store.read("isa") or device.isa))
             space = self.setup.fit_space(pruner, pattern_speedups, device, store)
-            # Only now, so that a workload that can't be used leaves no half-made run behind; and the study before the job,
-            # because workers take the job's file for the word that they may open the study.
+            # The study only now, so that a workload that can't be used leaves no half-made run behind.
             savings = None if store is None else store.read("prices")
             if store is not None:
                 store.close()

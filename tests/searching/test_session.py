@@ -178,3 +178,32 @@ def test_which_masks_are_exact_is_decided_once_a_study(monkeypatch, started):
     assert {unit.unit: unit.methods[0] for unit in found.units}[expected] == "sparsegpt"
     assert setup.swept_masks == [expected]
     assert len(setup.notes) == (0 if started else 1)
+
+
+def test_a_search_that_is_interrupted_in_its_first_minute_can_be_resumed(tmp_path, monkeypatch):
+    """Before the first trial there is no study: the job is there, and the search begins again with it."""
+    from hwprune.searching.setup import Setup
+
+    run, words = tmp_path / "run", {"trials": 2, "seed": 3, "max_drop": 0.9}
+    stages = ("announce", "trace", "measure_dense", "fit_space", "build_model")
+    for stage in stages:
+
+        def interrupted(*_args, **_kwargs):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Setup, stage, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                hwprune.search(tiny_workload("top1"), out=run, resume=run.exists(), **words)
+        job = Job.read(run)
+        assert (job.trials, job.seed, job.max_drop) == (2, 3, 0.9), stage
+    result = hwprune.search(tiny_workload("top1"), out=run, resume=True, **words)
+    assert len([t for t in result.trials if t.searched]) == 2
+
+
+def test_a_study_that_was_lost_is_no_beginning(tmp_path):
+    run = tmp_path / "run"
+    hwprune.search(tiny_workload("top1"), out=run, trials=1)
+    (run / "study.db").unlink()
+    with pytest.raises(hwprune.HwpruneError):
+        hwprune.search(tiny_workload("top1"), out=run, trials=2, resume=True)

@@ -83,8 +83,18 @@ def _open(storage: str, *, create: bool) -> Any:
     return opened
 
 
+def _file_of(storage: str) -> Path | None:
+    """The file of a storage in SQLite; None: it is another, or has options that SQLAlchemy reads."""
+    if storage.startswith(SQLITE_FILE):
+        return Path(storage.removeprefix(SQLITE_FILE))
+    plain = storage.startswith("sqlite:///") and "?" not in storage and storage != "sqlite:///:memory:"
+    return Path(storage.removeprefix("sqlite:///")) if plain else None
+
+
 def load_study(storage: str) -> optuna.Study:
     """The study that another process has made. Raises `UsageError` if there is none yet."""
+    if (path := _file_of(storage)) is not None and not path.is_file():  # to open it would make an empty one
+        raise UsageError(f"{mask_password(storage)} holds no hwprune study (yet)")
     try:
         return optuna.load_study(storage=_open(storage, create=False), study_name=STUDY)
     except Exception as error:
