@@ -14,6 +14,7 @@ from hwprune.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from hwprune.searching.job import Job
+    from hwprune.workload.workload import Workload
 
 DEFAULT = "demo:digits"
 """The workload where neither the command line nor a job's file names one."""
@@ -106,13 +107,19 @@ def run(options: argparse.Namespace) -> int:
             f"the run in {options.out} was made from a live Python object: resume it with hwprune.search(..., resume=True)"
         )
     progress = make_progress(quiet=options.quiet or options.json)
-    workload = None
+    workload: Workload | None = None
     path = Path(options.out) if options.out else None
     try:
-        progress.stage(f"loading {job.workload}")
-        workload = loading.load(job.workload)
-        path = path or search.default_run(workload.name)
-        result = search.run_job(resolved, workload, path, resume=options.resume, progress=progress)
+        if path is None:  # its name is in that of the folder
+            progress.stage(f"loading {job.workload}")
+            workload = loading.load(job.workload)
+            path = search.default_run(workload.name)
+
+        def loaded() -> Workload:
+            progress.stage(f"loading {job.workload}")
+            return loading.load(job.workload)
+
+        result = search.run_job(resolved, workload or loaded, path, resume=options.resume, progress=progress)
     except KeyboardInterrupt:
         progress.close()
         if path is not None and (path / "job.toml").exists():

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hwprune.errors import HwpruneError, UsageError
@@ -144,8 +144,14 @@ def join(run: Path, progress: Progress | None = None, workload: Workload | None 
         return Session(resolve(job, available=False), workload, run, progress or Progress()).join()
 
 
-def run_job(job: ResolvedJob, workload: Workload, run: Path, *, resume: bool, progress: Progress) -> Result:
-    """The search itself, with everything resolved."""
+def run_job(
+    job: ResolvedJob, workload: Workload | Callable[[], Workload], run: Path, *, resume: bool, progress: Progress
+) -> Result:
+    """The search itself, with everything resolved.
+
+    Args:
+        workload: or what loads it, which may take long: the job is written before.
+    """
     held = (run / FILE).exists()
     if held and not resume:
         raise UsageError(f"{run} holds a run already: go on with it (--resume) or choose another --out")
@@ -158,7 +164,8 @@ def run_job(job: ResolvedJob, workload: Workload, run: Path, *, resume: bool, pr
         if not begun:
             job.job.write(run)  # first of all: whoever interrupts the first minute can go on
         try:
-            return Session(job, workload, run, progress).go(resume=begun)
+            loaded = workload if isinstance(workload, Workload) else workload()
+            return Session(job, loaded, run, progress).go(resume=begun)
         except HwpruneError:
             if not begun and not _begun(job, run):  # nothing can come of it: no half-made run is left behind
                 (run / FILE).unlink(missing_ok=True)
