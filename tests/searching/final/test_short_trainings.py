@@ -82,6 +82,16 @@ def test_milestones_train_a_few_and_tell_the_search(monkeypatch):
     assert short_trainings.SHORT_TRAINING + " distill:2" in fake.attributes
 
 
+def test_a_milestone_counts_once(monkeypatch):
+    """Trials that could teach something are left; they wait for the next one."""
+    trials = [trial(n, 0.1 * (n + 1), 0.03 * (n + 1), 1.2 + 0.1 * n) for n in range(MILESTONES[0])]
+    fake = Fake(monkeypatch, trials)
+    short = fake.make()
+    for _ in range(3):
+        short.after_trial(trials, LIMITS)
+        assert len(fake.trained) == AT_ONCE
+
+
 def test_a_gradual_plan_says_nothing_by_a_short_training(monkeypatch):
     fake = Fake(monkeypatch, front(), "gradual:2")
     fake.make().after_trial(front(), LIMITS)
