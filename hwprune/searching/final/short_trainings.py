@@ -67,6 +67,7 @@ class ShortTrainings:
         # Of another plan nothing is known: a run may be resumed with more epochs.
         self._short_key, self._rate_key = f"{SHORT_TRAINING} {plan.text()}", f"{RATE} {plan.text()}"
         self._failed_key, self._wasted_key = f"{FAILED} {plan.text()}", f"{WASTED} {plan.text()}"
+        self._taught_key = f"{TRAINED_DROPS} {plan.text()}"
         self.rated = plan
         self.failures: dict[str, str] = dict(store.read(self._failed_key) or {})
         self.passing: dict[str, str] = {}
@@ -78,11 +79,12 @@ class ShortTrainings:
         """Those of a search that begins or is resumed; None: it trains nobody. What another plan has taught is put aside."""
         if plan is not None:
             found = cls(evaluator, store, plan, progress)
-            found.publish(store.trials(as_searched=True))
-            return found
-        if store.read(TRAINED_DROPS):
-            store.write(TRAINED_DROPS, {})
-        return None
+            told = store.read(found._taught_key) or {}
+        else:
+            found, told = None, {}
+        if told != (store.read(TRAINED_DROPS) or {}):
+            store.write(TRAINED_DROPS, told)
+        return found
 
     def after_trial(self, trials: Sequence[Trial], limits: Limits) -> None:
         """Train a few trials for a while if there are enough new ones; from then on the search goes by what came of them.
@@ -95,7 +97,7 @@ class ShortTrainings:
         wanted = min(due - len(self._metrics) - len(self.failures), AT_ONCE)
         if self.plan.kind == "gradual" or wanted <= 0:  # a gradual plan prunes anew: a short one says nothing of a long one
             return
-        chosen = to_probe(trials, self.drops(trials), limits, wanted, {*self._metrics, *self.failures, *self.passing})
+        chosen = to_probe(trials, self.taught, limits, wanted, {*self._metrics, *self.failures, *self.passing})
         if not chosen:
             return
         self.choose_rate(chosen)
@@ -105,11 +107,20 @@ class ShortTrainings:
         self.publish(trials)
 
     def publish(self, trials: Sequence[Trial]) -> None:
-        """Let samplers know; with too few of them, or none of this plan, they go by what trials have without any training."""
+        """Let samplers know; with too few of them they go by what trials have without any training."""
         found = self.drops(trials)
-        told = {str(number): pair for number, pair in found.items()} if len(found) >= LEAST else {}
-        if told != (self.store.read(TRAINED_DROPS) or {}):
+        if len(found) >= LEAST:
+            told = {str(number): pair for number, pair in found.items()}
+            self.store.write(self._taught_key, told)
             self.store.write(TRAINED_DROPS, told)
+
+    @property
+    def taught(self) -> dict[int, tuple[float, float | None]]:
+        """What the search goes by: `drops` when it learned last.
+
+        What the final round trains for a while comes too late for it, and a finished search that is resumed must choose as it did.
+        """
+        return {int(number): (drop, error) for number, (drop, error) in (self.store.read(self._taught_key) or {}).items()}
 
     def drops(self, trials: Sequence[Trial]) -> dict[int, tuple[float, float | None]]:
         """Trial -> (drop after its short training, standard error). The error is that of its drop before."""

@@ -98,7 +98,7 @@ def _looked_at(
 ) -> list[Trial]:
     """The front and what is just behind it, as far as training may bring it back; by short trainings, if there were any."""
     free = replace(constraints, max_drop=None)
-    trained = short.drops(trials)
+    trained = short.taught
     if limits is not None and len(trained) >= LEAST:
         return finalists(trials, free, DropBelief(trials, limits, trained), LOOKED_AT, evaluator.dense.baseline.metric.value)
     dense = abs(evaluator.dense.baseline.metric.value)

@@ -92,6 +92,20 @@ def test_a_milestone_counts_once(monkeypatch):
         assert len(fake.trained) == AT_ONCE
 
 
+def test_what_the_final_round_trains_teaches_nothing_that_a_resumed_search_would_choose_by(monkeypatch):
+    trials = front()
+    fake = Fake(monkeypatch, trials)
+    short = fake.make()
+    short.after_trial(trials, LIMITS)
+    before, told = short.taught, fake.attributes[TRAINED_DROPS]
+    left = [t for t in trials if t.number not in before][:2]
+    for t in left:
+        assert short.metric(t, "choosing") is not None
+    again = ShortTrainings.of_search(fake.evaluator, fake.store, fake.plan, SimpleNamespace(stage=print))
+    assert again.taught == before and fake.attributes[TRAINED_DROPS] == told
+    assert len(again.drops(trials)) == len(before) + 2
+
+
 def test_a_gradual_plan_says_nothing_by_a_short_training(monkeypatch):
     fake = Fake(monkeypatch, front(), "gradual:2")
     fake.make().after_trial(front(), LIMITS)
