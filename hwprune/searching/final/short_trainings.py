@@ -118,7 +118,7 @@ class ShortTrainings:
     def taught(self) -> dict[int, tuple[float, float | None]]:
         """What the search goes by: `drops` when it learned last.
 
-        What the final round trains for a while comes too late for it, and a finished search that is resumed must choose as it did.
+        What the final round trains for a while comes too late for it: a finished search that is resumed must choose as it did.
         """
         return {int(number): (drop, error) for number, (drop, error) in (self.store.read(self._taught_key) or {}).items()}
 
