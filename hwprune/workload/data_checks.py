@@ -11,7 +11,7 @@ from torch import nn
 from hwprune.errors import WorkloadError
 from hwprune.records.measurement import Measurement
 from hwprune.workload.metrics import Metric
-from hwprune.workload.reading import CLASSES, DECISIONS, Reading, judged, readings
+from hwprune.workload.reading import CLASSES, DECISIONS, LABELS, Reading, judged, readings
 from hwprune.workload.workload import Workload, all_tensors
 
 SPLITS = ("calibration", "validation", "test")
@@ -88,13 +88,14 @@ def _check_batch_labels(
     metric, shape = workload.scoring, outputs[reading.place].shape
     where = f"{which} of workload {workload.name!r}"
     whole = not labels.is_floating_point() or bool((labels == labels.round()).all())
-    if reading.kind not in (CLASSES, DECISIONS) or not whole:
+    answers = reading.kind == LABELS and labels.numel() == outputs[reading.place].numel()
+    if (reading.kind not in (CLASSES, DECISIONS) and not answers) or not whole:
         raise WorkloadError(
             f"{where} has targets of {labels.dtype} and shape {_shapes([labels])}, outputs have shape {_shapes(outputs)}; "
             f"{metric.name} needs the whole numbers of classes (of one-hot rows take argmax; numbers are judged by metric mae, "
             "mse or r2)"
         )
-    if reading.kind == DECISIONS:
+    if reading.kind in (DECISIONS, LABELS):
         return
     assert reading.axis is not None
     classes = shape[reading.axis]

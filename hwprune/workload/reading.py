@@ -221,7 +221,8 @@ def judged(metric: Metric, found: Sequence[Reading], dense: Outputs, targets: Se
     for reading in found:
         if _fits(metric, reading, dense[0][reading.place], targets[0] if len(targets) else None):
             return (reading,)
-    return tuple(found[:1])
+    answers = [reading for reading in found if reading.kind == LABELS]  # of a model that ends in an argmax
+    return tuple((answers if metric.name == "top1" and answers else found)[:1])
 
 
 def _fits(metric: Metric, reading: Reading, output: torch.Tensor, target: Any) -> bool:

@@ -137,10 +137,10 @@ def _scored(
             if metric.agreement and not metric.whole:
                 target = target[place]
             more = (reading,) if metric.reads else ()
-            parts.append(_scores(metric, metric.scores, output, target, len(batch[place]), more))
+            parts.append(_scores(metric, metric.scores, output, target, _count(batch[place]), more))
         scores.append(torch.stack(parts).mean(dim=0))
         if metric.weights is not None:
-            weights.append(_scores(metric, metric.weights, output, target, len(batch[place]), more))
+            weights.append(_scores(metric, metric.weights, output, target, _count(batch[place]), more))
     whole = torch.cat(scores)
     if not bool(torch.isfinite(whole).all()):
         raise CandidateFailure("evaluate", f"metric {metric.name} gives NaN or infinity")
@@ -201,6 +201,10 @@ def _kl(outputs: torch.Tensor, wanted: torch.Tensor, reading: Reading, labels: A
         else:
             parts.append(each.mean(dim=1))
     return torch.cat(parts)
+
+
+def _count(output: torch.Tensor) -> int:
+    return len(output) if output.ndim else 1
 
 
 CHUNK = 8_000_000

@@ -83,6 +83,20 @@ def test_answers_in_whole_numbers():
     assert score("top1", (other, probabilities), labels, (labels, probabilities)) == 1.0  # labels fit the probabilities
 
 
+@pytest.mark.parametrize("kind", [torch.long, torch.int32])
+def test_a_model_that_ends_in_an_argmax(kind):
+    answers, labels = (torch.arange(90) % 4).to(kind), torch.arange(90) // 2 % 4
+    wanted = np.mean(answers.numpy() == labels.numpy())
+    assert 0 < wanted < 1 and score("top1", answers, labels, answers) == pytest.approx(wanted)
+    data_checks.check_labels(tiny_workload("top1"), "validation", [(answers,)], [labels])
+
+
+def test_a_single_number_for_all_examples_is_told():
+    own = metrics.Metric("own", lambda outputs, targets: torch.ones(len(targets)))
+    with pytest.raises(WorkloadError, match="one score an example"):
+        scoring.score(own, [(torch.tensor(0.7),)], [torch.zeros(5)])
+
+
 # -- the dim of the classes ------------------------------------------------------------------
 
 
