@@ -81,6 +81,10 @@ STEPS = 40
 """Concatenations that one unification may take apart, besides four for each of its parts."""
 
 
+ROWS = 64
+"""Rows of a product that are written out at most where a boundary lies inside one."""
+
+
 class Space:
     """The leaves of one graph and everything known about them."""
 
@@ -206,7 +210,7 @@ class Space:
         if isinstance(dim, Product):
             outer, inner = dim.factors[0], Product(dim.factors[1:])
             if at % inner.size:
-                raise MismatchError(f"a boundary at {at} inside rows of {inner.size}")
+                return self._split_at(self._rows_apart(outer, inner, at), at)
             head, tail = self._split_at(outer, at // inner.size)
             return self.resolve(Product((head, inner))), self.resolve(Product((tail, inner)))
         first: list[Dim] = []
@@ -219,6 +223,14 @@ class Space:
             first.append(head)
             rest[0] = tail
         return self._concat(first), self._concat(rest)
+
+    def _rows_apart(self, outer: Dim, inner: Dim, at: int) -> Dim:
+        """The product as its rows laid end to end: all rows stay, and what goes of one goes of each."""
+        reason = f"a boundary at {at} inside rows of {inner.size}"
+        if outer.size > ROWS:
+            raise MismatchError(reason)
+        self.freeze(outer, reason)
+        return self.resolve(Concat((inner,) * outer.size))
 
     def factor(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         """``dim`` as the row-major product of factors of the given sizes. Raises `MismatchError`."""

@@ -165,20 +165,39 @@ class _Walk:
         if isinstance(source, fx.Node):
             self._storage[node] = self._storage.get(source, source)  # it may be a view of its first input
             if node.target._schema.name.endswith("_"):
-                self._forget_zeros(node, source)
+                self._forget_zeros(node, source, result)
                 self.values[source] = result  # in place: the input has become the output
         return result
 
-    def _forget_zeros(self, node: fx.Node, source: fx.Node) -> None:
-        """Forget the zeros of whatever may share the storage that an in-place operator changed."""
+    def _forget_zeros(self, node: fx.Node, source: fx.Node, written: Any) -> None:
+        """Forget the zeros of whatever may share the storage that an in-place operator changed, but those that it wrote."""
         storage = self._storage.get(source, source)
+
+        def after(value: Value) -> Value:
+            zeros = tuple(zero and self._wrote_zeros(dim, written) for dim, zero in zip(value.dims, value.zeros, strict=True))
+            return Value(value.dims, zeros, value.parameter)
+
         for other, value in self.values.items():
             if self._storage.get(other, other) is not storage or other is node:
                 continue
             if isinstance(value, Value):
-                self.values[other] = Value(value.dims, (False,) * len(value), value.parameter)
+                self.values[other] = after(value)
             elif isinstance(value, list):
-                self.values[other] = [Value(v.dims, (False,) * len(v), v.parameter) if isinstance(v, Value) else v for v in value]
+                self.values[other] = [after(v) if isinstance(v, Value) else v for v in value]
+
+    def _wrote_zeros(self, dim: Dim, written: Any) -> bool:
+        """Is what was written zero where an index of ``dim`` is removed, or can none be?"""
+        mine = {leaf.number for leaf in self.space.leaves(dim)}
+        if all(self.space.frozen_number(number) for number in mine):
+            return True
+        if not isinstance(written, Value):
+            return False
+        carrying = [
+            zero
+            for part, zero in zip(written.dims, written.zeros, strict=True)
+            if mine & {leaf.number for leaf in self.space.leaves(part)}
+        ]
+        return bool(carrying) and all(carrying)
 
     @staticmethod
     def _check(result: Value | list[Value], shapes: list[tuple[int, ...]]) -> None:

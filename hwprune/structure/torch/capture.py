@@ -15,8 +15,9 @@ import torch
 from torch import fx, nn
 
 from hwprune.errors import TraceError
+from hwprune.structure.torch.known import rewrite_unknown
 from hwprune.structure.torch.rebuilding import assign
-from hwprune.structure.torch.rules import RULES
+from hwprune.structure.torch.unstacking import STATES, unstack
 
 _GLOBAL_POOLS = (
     torch.ops.aten.adaptive_avg_pool1d.default,
@@ -29,10 +30,9 @@ _TRAINING_FLAG: dict[Any, int] = {
     torch.ops.aten.dropout_.default: 2,
     torch.ops.aten.feature_dropout.default: 2,
     torch.ops.aten.feature_dropout_.default: 2,
+    **dict.fromkeys(STATES, 6),
 }
 """Position of the flag that ``train()`` and ``eval()`` switch."""
-DECOMPOSED = 4
-"""How often what comes of rewriting an operator is rewritten itself."""
 
 
 def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
@@ -98,35 +98,12 @@ def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphMo
 
 def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> fx.GraphModule:
     with _silent():
-        program = _with_known_operators(torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False))
+        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        if any(getattr(node.target, "__module__", "") == "torch._functorch.predispatch" for node in program.graph.nodes):
+            program = program.run_decompositions({})  # a vmap is recorded as it begins and ends, on tensors of a rank of its own
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     return module
-
-
-def _with_known_operators(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with operators that have no rule written in others: ``hstack`` as ``cat``, ``rot90`` as ``flip`` for instance.
-
-    What PyTorch can't rewrite stays, and so does all that has a rule.
-    """
-    for _ in range(DECOMPOSED):
-        unknown = {
-            node.target for node in program.graph.nodes
-            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target not in RULES
-        }  # fmt: skip
-        if not unknown:
-            break
-        usual = torch.export.default_decompositions()
-        table: dict[Any, Any] = {operator: usual[operator] for operator in unknown if operator in usual}
-        table |= torch._decomp.get_decompositions([operator for operator in unknown if operator not in table])
-        table = {operator: rewrite for operator, rewrite in table.items() if operator in unknown}
-        if not table:
-            break
-        try:
-            program = program.run_decompositions(table)
-        except Exception:  # PyTorch raises whatever its own rewriting raises; then the operators stay
-            break
-    return program
 
 
 def has_free_batch(module: fx.GraphModule) -> bool:
@@ -159,12 +136,20 @@ def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """A plain GraphModule with the model's state under its own names that obeys train() and eval()."""
     graph = exported.graph
     _inline(exported)
+    with _silent():
+        rewrite_unknown(exported)
+    unstack(graph)
     for node in list(graph.nodes):
         if (node.op == "call_module" and not node.users) or node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
         elif node.target is torch.ops.aten.view.default:
             # Strides may differ after a cut (another attention kernel): reshape copies where view would fail.
             node.target = torch.ops.aten.reshape.default
+        elif node.target is torch.ops.aten.view_as_complex.default:  # it asks for even strides, which a cut need not leave
+            with graph.inserting_before(node):
+                whole = graph.call_function(torch.ops.aten.contiguous.default, (node.args[0],))
+            whole.meta = dict(node.args[0].meta)
+            node.update_arg(0, whole)
         elif node.target is torch.ops.aten.squeeze.default:
             # An axis that is cut to a single index, or a batch of one, must not vanish.
             shape = node.args[0].meta["val"].shape

@@ -10,7 +10,10 @@ from hwprune.structure.torch.rules import (
     index,
     join,
     normalise,
+    recurrent,
     reduce,
+    scatter,
+    spectral,
     view,
 )
 from hwprune.structure.torch.rules.table import RULES, Call, Edit, Rule, rule
@@ -30,7 +33,10 @@ __all__ = [
     "index",
     "join",
     "normalise",
+    "recurrent",
     "reduce",
     "rule",
+    "scatter",
+    "spectral",
     "view",
 ]

@@ -51,7 +51,7 @@ def matmul(call: Scope, a: Value, b: Value) -> Value:
     call.contract(a, -1, b, k_of_b)
     if b.parameter is not None and len(b) == 2:
         _tag_roles(call, a[-1], b, 1, 0)
-    elif a.parameter is None and b.parameter is None:
+    elif a.parameter is None and b.parameter is None and len(a) > 1 and len(b) > 1:
         call.space.tag(a[-1], "attention_inner")
         call.space.tag(b[-1], "attention_inner")
     batches = [Value(v.dims[:-2], v.zeros[:-2]) for v in (a, b) if len(v) > 2]
@@ -70,7 +70,7 @@ def matmul(call: Scope, a: Value, b: Value) -> Value:
     return Value((*batch, *rows[0], *columns[0]), (*zero_batch, *rows[1], *columns[1]))
 
 
-@rule(aten.mv.default, aten.dot.default)
+@rule(aten.mv.default, aten.dot.default, aten.vdot.default)
 def vector(call: Call, a: Value, b: Value) -> Value | tuple[Dim, ...]:
     return matmul(call, a, b)
 
@@ -78,6 +78,18 @@ def vector(call: Call, a: Value, b: Value) -> Value | tuple[Dim, ...]:
 @rule(aten.outer.default)
 def outer(call: Call, a: Value, b: Value) -> Value:
     return Value((a[0], b[0]), (a.zeros[0], b.zeros[0]))
+
+
+@rule(aten._cdist_forward.default, aten.cdist.default, aten._euclidean_dist.default)
+def distances(call: Call, a: Value, b: Value, *_: Any) -> Value:
+    """(..., n, d) and (..., m, d) -> (..., n, m): equal coordinates, as two zeros are, add nothing."""
+    call.unify(a[-1], b[-1])
+    if not (a.zeros[-1] and b.zeros[-1]):
+        call.inexact(a[-1], "a distance runs over values that a mask does not make zero")
+    batches = [Value(v.dims[:-2], v.zeros[:-2]) for v in (a, b) if len(v) > 2]
+    batch = call.broadcast(batches) if batches else ()
+    dims = (*batch, a[-2], b[-2])
+    return Value(dims, (False,) * len(dims))
 
 
 @rule(aten.bilinear.default)
@@ -100,14 +112,30 @@ def baddbmm(call: Call, base: Value, a: Value, b: Value, beta: Any = 1, alpha: A
     return Value(result.dims, (False,) * len(result))
 
 
+def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """(the letters of each operand, those of the result), with ``...`` and an omitted result written out."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        alone = sorted(letter for letter in set(left) - {",", "."} if left.count(letter) == 1)
+        right = ("..." if "." in left else "") + "".join(alone)
+    spare = "".join(chr(0x391 + number) for number in range(8) if chr(0x391 + number) not in equation)
+    most = 0
+    for number, (term, rank) in enumerate(zip(terms, ranks, strict=True)):
+        if "..." in term:
+            count = rank - (len(term) - 3)
+            most = max(most, count)
+            terms[number] = term.replace("...", spare[len(spare) - count :])  # aligned from the right, as in broadcasting
+    return terms, right.replace("...", spare[len(spare) - most :] if most else "")
+
+
 @rule(aten.einsum.default)
 def einsum(  # noqa: PLR0912 - one branch for each thing a letter may mean
     call: Scope, equation: str, operands: list[Value], path: Any = None
 ) -> Value | tuple[Dim, ...]:
-    """Equal letters unify; a letter that is missing in the output is contracted. ``...`` freezes."""
-    left, _, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if "." in equation or "->" not in equation or any(len(set(t)) != len(t) for t in terms):
+    """Equal letters unify; a letter that is missing in the output is contracted; ``...`` stands for letters of its own."""
+    terms, right = _letters(equation, [len(operand) for operand in operands])
+    if any(len(set(t)) != len(t) for t in terms):
         for operand in operands:
             for dim in operand.dims:
                 call.freeze(dim, f"equation {equation!r} is not supported")

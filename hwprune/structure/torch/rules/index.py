@@ -96,6 +96,12 @@ def accumulate(call: Scope, x: Value, dim: int, *_: Any) -> Value:
     return Value(x.dims, (False,) * len(x))
 
 
+@rule(aten.cummax.default, aten.cummin.default)
+def extremes_so_far(call: Call, x: Value, dim: int) -> list[Value]:
+    plain = accumulate(call, x, dim)
+    return [plain, plain]
+
+
 @rule(aten.tril.default, aten.triu.default)
 def triangle(call: Scope, x: Value, *_: Any) -> Value:
     for dim in x.dims[-2:]:

@@ -36,6 +36,15 @@ def batch_norm(
     return Value(x.dims, tuple(position == 1 and gone for position in range(len(x))))
 
 
+@rule(aten._native_batch_norm_legit_no_training.default)
+def fixed_batch_norm(
+    call: Call, x: Value, weight: Value | None, bias: Value | None, mean: Value, var: Value, *_: Any
+) -> list[Value]:
+    """(result, statistics that are empty)."""
+    result = batch_norm(call, x, weight, bias, mean, var, training=False)
+    return [result, *(Value((call.space.leaf(0),), (False,)) for _ in range(2))]
+
+
 @rule(aten.layer_norm.default, aten.rms_norm.default)
 def layer_norm(call: Call, x: Value, shape: list[int], weight: Value | None, *rest: Any) -> Value:
     bias = rest[0] if rest and isinstance(rest[0], Value) else None

@@ -98,6 +98,12 @@ def pool1d(call: Call, x: Value, *_: Any) -> Value:
     aten.upsample_bilinear2d.vec,
     aten.upsample_bicubic2d.vec,
     aten.upsample_bicubic2d.default,
+    aten._upsample_bilinear2d_aa.default,
+    aten._upsample_bilinear2d_aa.vec,
+    aten._upsample_bicubic2d_aa.default,
+    aten._upsample_bicubic2d_aa.vec,
+    aten._upsample_nearest_exact2d.default,
+    aten._upsample_nearest_exact2d.vec,
 )
 def pool2d(call: Call, x: Value, *_: Any) -> Value:
     return pool(call, x, 2)
@@ -107,6 +113,15 @@ def pool2d(call: Call, x: Value, *_: Any) -> Value:
 def pool2d_with_indices(call: Call, x: Value, *_: Any) -> list[Value]:
     pooled = pool(call, x, 2)
     return [pooled, Value(pooled.dims, (False,) * len(pooled))]
+
+
+@rule(aten.max_unpool2d.default, aten.max_unpool3d.default)
+def unpool(call: Call, x: Value, places: Value, *_: Any) -> Value:
+    """Each channel's values go to the places that its pooling noted."""
+    spatial = 2 if call.node.target is aten.max_unpool2d.default else 3
+    for mine, theirs in zip(x.dims, places.dims, strict=True):
+        call.unify(mine, theirs)
+    return pool(call, x, spatial)
 
 
 @rule(aten.adaptive_max_pool1d.default, aten.max_pool1d_with_indices.default)

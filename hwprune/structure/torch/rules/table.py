@@ -21,6 +21,7 @@ from torch import fx
 
 from hwprune.structure.dims import Dim
 from hwprune.structure.scope import Kept, Scope, Value
+from hwprune.structure.symbols import PRIMES, factors
 
 __all__ = ["RULES", "Call", "Edit", "Kept", "Result", "Rule", "Value", "read_argument", "rule", "write_argument"]
 
@@ -43,11 +44,15 @@ class Call(Scope):
     def resize(self, argument: str, dims: Sequence[Dim]) -> None:
         """The list argument holds the sizes of ``dims``: rewrite those that a cut changes.
 
-        A size that the trace computes from the batch size is replaced by -1, which is possible once.
+        A size that the trace computes from the batch size is replaced by -1, which is possible once; a -1 that stands for a size
+        that is known is replaced by that size then.
         """
         entries = read_argument(self.node, argument)
         symbolic = [d for entry, d in zip(entries, dims, strict=True) if not isinstance(entry, int)]
-        inferred = sum(isinstance(entry, int) and entry == -1 for entry in entries)
+        inferred = sum(
+            isinstance(entry, int) and entry == -1 and bool(factors(dim.size, PRIMES)[1])
+            for entry, dim in zip(entries, dims, strict=True)
+        )
         changeable = [d for d in symbolic if not self.is_frozen(d)]
         if len(changeable) + inferred > 1:
             for dim in changeable:
@@ -55,13 +60,16 @@ class Call(Scope):
 
         def edit(node: fx.Node, kept: Kept) -> None:
             sizes = list(read_argument(node, argument))
+            computed = any(not isinstance(e, int) and kept(d) != d.size for e, d in zip(sizes, dims, strict=True))
             for position, (entry, dim) in enumerate(zip(sizes, dims, strict=True)):
+                if computed and isinstance(entry, int) and entry == -1:
+                    sizes[position] = kept(dim)
                 count = kept(dim)
                 if count == dim.size:
                     continue
                 if not isinstance(entry, int):
                     sizes[position] = -1
-                elif entry != -1:
+                elif entry != -1 or computed:
                     sizes[position] = count
             write_argument(node, argument, sizes)
 

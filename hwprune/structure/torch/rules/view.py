@@ -96,6 +96,12 @@ def repeat_interleave(call: Call, x: Value, repeats: int, dim: int | None = None
     dim %= len(x)
     copies = call.opaque(repeats, "counts copies")
     repeated = call.space.resolve(Product((x[dim], copies)))
+
+    def edit(node: fx.Node, kept: Kept) -> None:
+        if kept(repeated) != repeated.size:
+            write_argument(node, "output_size", None)
+
+    call.on_cut(edit)
     return Value((*x.dims[:dim], repeated, *x.dims[dim + 1 :]), x.zeros)
 
 
@@ -252,13 +258,13 @@ def reorder(call: Call, x: Value, *arguments: Any) -> Value:
 
 @rule(aten.repeat.default)
 def repeat(call: Call, x: Value, repeats: list[Any]) -> Value:
+    """Copies end to end: Product(copy, index)."""
     new = len(repeats) - len(x)
     dims: list[Dim] = []
+    zeros: list[bool] = []
     for position, wanted in enumerate(call.sizes):
         old = x[position - new] if position >= new else ONE
-        if old.size == wanted:
-            dims.append(old)
-        else:
-            call.freeze(old, "is repeated")
-            dims.append(call.opaque(wanted, "is repeated"))
-    return Value(tuple(dims), (False,) * len(dims))
+        zeros.append(position >= new and x.zeros[position - new])
+        copies = call.opaque(wanted // old.size, "is repeated") if old.size else call.opaque(wanted, "is repeated")
+        dims.append(call.space.resolve(Product((copies, old))))
+    return Value(tuple(dims), tuple(zeros))

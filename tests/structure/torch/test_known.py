@@ -151,3 +151,26 @@ def test_a_shifted_copy_ends():
     x = torch.randn(2, 500, 8)
     graph = hwprune.trace(Shifted().eval(), (x,))
     assert [axis.size for axis in graph.axes if not axis.frozen] == [16]
+
+
+@torch.no_grad()
+def test_what_has_a_rule_stays_as_it_is():
+    """A size that is read, or an operator that is rewritten, leaves batch norms alone: they still follow train()."""
+
+    class Classic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Linear(16 * 9, 4)
+
+        def forward(self, x):
+            y = torch.relu(self.norm(self.conv(x)))
+            return self.head(torch.hstack([y[:, :8], y[:, 8:]]).view(x.size(0), -1))
+
+    model, x = Classic().eval(), torch.randn(4, 3, 5, 5)
+    graph = hwprune.trace(model, (x,))
+    assert [axis.name for axis in graph.axes if not axis.frozen] == ["conv.weight:0/0", "conv.weight:0/1"]
+    before = graph.module(x)
+    graph.module.train()
+    assert not torch.allclose(graph.module(x), before)
+    model.train()
+    assert torch.allclose(graph.module(x), model(x), atol=1e-5)
