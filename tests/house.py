@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hwprune"
 MOST_LINES, EXPLAINED_LINES, MOST_CLASS_LINES, MOST_FIELDS, MOST_LOOSE = 400, 300, 250, 14, 8
-FAMILIES = frozenset({"__init__", "base", "table", "graph", "point", "contract", "elementwise", "normalise"})
+FAMILIES = frozenset({"__init__", "base", "table", "graph", "point", "contract", "elementwise", "normalise", "recurrent"})
 """Stems that several folders share, because the files are of one kind."""
 MANY_FIELDS = {
     "Job": "one field a word of job.toml",

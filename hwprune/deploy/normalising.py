@@ -87,7 +87,7 @@ class _Tensors:
             while free in self._taken:
                 free += "_"
             array = numpy_helper.to_array(self.stored[source])
-            tensor = numpy_helper.from_array(np.ascontiguousarray(change(array).astype(array.dtype)), free)
+            tensor = numpy_helper.from_array(np.asarray(change(array).astype(array.dtype), order="C"), free)
             self.graph.initializer.append(tensor)
             self.stored[free] = tensor
             self._taken.add(free)

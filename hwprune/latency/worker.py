@@ -135,7 +135,7 @@ class Worker:
             for number, inputs in itertools.islice(read_batches(samples), first, last):
                 for position, array in enumerate(_in_chunks(runner, inputs, chunk)):
                     with archive.open(f"{number}.{position:03d}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+                        np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
         return {}
 
     # -- numbers -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from hwprune.errors import WorkloadError
+from hwprune.onnx_files import as_it_is
 from hwprune.onnx_files.operators import OPERATORS, Node
 from hwprune.structure.onnx.graph import OnnxGraph
 from hwprune.structure.onnx.values import attributes
@@ -47,7 +48,7 @@ class OnnxModule(nn.Module):
         onnx_inputs: names of the graph's inputs, in order.
 
     Raises:
-        WorkloadError: operators that hwprune can't compute; every one is named, with how often it occurs.
+        WorkloadError: operators that can neither be computed nor kept as they are; every one is named, with how often it occurs.
     """
 
     def __init__(self, graph: OnnxGraph) -> None:
@@ -64,18 +65,45 @@ class OnnxModule(nn.Module):
             for number, node in enumerate(self.onnx_model.graph.node)
             if number not in self._onnx_walk.computes_sizes
         ]
+        self._kept: dict[int, tuple[str, as_it_is.Kept]] = {}
+        self._refuse()
+        self._store()
+
+    def _refuse(self) -> None:
+        """Raise for what can neither be computed nor kept as it is."""
         missing = Counter(
             f"{node.domain + '::' if node.domain else ''}{node.op_type}"
             for node, _ in self._onnx_nodes
-            if node.domain or node.op_type not in OPERATORS
+            if node.domain not in ("", "ai.onnx") or node.op_type in as_it_is.QUANTISED
         )
-        if missing:
-            text = ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in sorted(missing.items()))
+        if not missing:
+            return
+        text = ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in sorted(missing.items()))
+        if any(name.rpartition("::")[2] in as_it_is.QUANTISED for name in missing):
             raise WorkloadError(
-                f"the ONNX model uses operators that hwprune can't compute: {text}. "
-                "Export it without a runtime's own fused operators, or bring the PyTorch model"
+                f"the ONNX model is quantised in a form of which nothing can be cut: {text}. Bring the model in floating point "
+                "(hwprune quantises what it prunes: --quantize int8), or in QDQ form (QuantizeLinear and DequantizeLinear)"
             )
-        self._store()
+        raise WorkloadError(
+            f"the ONNX model uses operators that hwprune can't compute: {text}. "
+            "Export it without a runtime's own fused operators, or bring the PyTorch model"
+        )
+
+    @property
+    def kept_nodes(self) -> list[str]:
+        """Operators that are left to the runtime as they stand, in the order in which they were first computed."""
+        return [self._onnx_nodes[place][0].op_type for place in self._kept]
+
+    def learned_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Sizes of the results of kept nodes that the file does not tell, as runs have shown them."""
+        found = {}
+        for place, (_, kept) in self._kept.items():
+            results = [name for name in self._onnx_nodes[place][0].output if name]
+            for number, name in enumerate(results):
+                told, sizes = kept.told[number], as_it_is.learned(kept, number)
+                if (told is None or None in told) and sizes is not None:
+                    found[name] = tuple(size or 0 for size in sizes)
+        return found
 
     @property
     def onnx_initializers(self) -> dict[str, str]:
@@ -110,12 +138,41 @@ class OnnxModule(nn.Module):
             )
         values: dict[str, torch.Tensor] = dict(zip(self.onnx_inputs, inputs, strict=True))
         sizes = {prime: values[source].shape[dim] for prime, (source, dim) in self._onnx_walk.symbols.items()}
-        for node, options in self._onnx_nodes:
-            result = OPERATORS[node.op_type](self._node(node, options, values, sizes))
+        for place, (node, options) in enumerate(self._onnx_nodes):
+            result = self._compute(place, node, options, values, sizes)
             results = result if isinstance(result, tuple) else (result,)
             values.update((name, tensor) for name, tensor in zip(node.output, results, strict=False) if name)
         outputs = tuple(self._tensor(item.name, values, sizes) for item in self.onnx_model.graph.output)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _compute(
+        self,
+        place: int,
+        node: onnx.NodeProto,
+        options: Mapping[str, Any],
+        values: dict[str, torch.Tensor],
+        sizes: Mapping[int, Any],
+    ) -> Any:
+        """The node's results: by PyTorch where there is a function that has its form, else by the runtime as it stands."""
+        function = OPERATORS.get(node.op_type) if place not in self._kept else None
+        if function is not None:
+            try:
+                return function(self._node(node, options, values, sizes))
+            except ValueError:
+                pass
+        if place not in self._kept:
+            self._kept[place] = as_it_is.keep(node, self.onnx_model, self._onnx_walk.types)
+        key, kept = self._kept[place]
+        results = iter(as_it_is.compute(key, [self._whole(name, values, sizes) for name in kept.names]))
+        return tuple(next(results) if name else None for name in node.output)
+
+    def _whole(self, name: str, values: Mapping[str, torch.Tensor], sizes: Mapping[int, Any]) -> torch.Tensor:
+        """A tensor of the graph, also one of sizes that are known at run time only."""
+        found = self._tensor(name, values, sizes)
+        if found is not None:
+            return found
+        shape = self._onnx_walk.known[name].shape
+        return torch.tensor(self._numbers(name, sizes)).reshape(shape)
 
     def _node(
         self, node: onnx.NodeProto, options: Mapping[str, Any], values: dict[str, torch.Tensor], sizes: Mapping[int, Any]

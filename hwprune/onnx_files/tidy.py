@@ -120,7 +120,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.output.extend(model.graph.output)
     graph.initializer.extend(item for name, item in stored.items() if name in needed and name not in computed)
     graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(computed[name]), name) for name in computed if name in needed
+        numpy_helper.from_array(np.asarray(computed[name], order="C"), name) for name in computed if name in needed
     )
     return result
 

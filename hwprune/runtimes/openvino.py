@@ -64,7 +64,7 @@ class OpenVinoRunner(Runner):
         return {"kernels": kernels}
 
     def _request(self, inputs: Arrays, *, counting: bool = False) -> tuple[Any, list[np.ndarray[Any, Any]]]:
-        arrays = [np.ascontiguousarray(array) for array in named(self._names, inputs).values()]
+        arrays = [np.asarray(array, order="C") for array in named(self._names, inputs).values()]
         return self._compile(tuple(array.shape for array in arrays), counting=counting).create_infer_request(), arrays
 
     def _compile(self, shapes: tuple[tuple[int, ...], ...], *, counting: bool = False) -> Any:

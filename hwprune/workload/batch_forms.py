@@ -93,7 +93,7 @@ def targets_of(targets: Any, where: str) -> Any:
         if targets.dtype.kind in "SUO":
             raise WorkloadError(f"{where} has texts as targets: give the numbers of the classes that the model was trained with")
         signed = targets.astype(np.int64) if targets.dtype.kind == "u" else targets
-        targets = torch.from_numpy(np.ascontiguousarray(signed))
+        targets = torch.from_numpy(np.asarray(signed, order="C"))
     whole = isinstance(targets, torch.Tensor) and not targets.dtype.is_floating_point and not targets.dtype.is_complex
     return targets.long() if whole and targets.dtype != torch.bool else targets
 

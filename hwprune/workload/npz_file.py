@@ -148,7 +148,7 @@ def _batches(
     *,
     whole: bool,
 ) -> list[Batch]:
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in columns]
+    tensors = [torch.from_numpy(np.asarray(array, order="C")) for array in columns]
     if whole and len(tensors[0]) < size:
         raise UsageError(
             f"{path} gives {len(tensors[0])} examples to a split, and the model computes with {size} at a time: give more, or "
@@ -177,7 +177,7 @@ def _fitting(array: np.ndarray[Any, Any], declared: Declared, path: Path) -> np.
         return array
     try:
         made: np.ndarray[Any, Any] = batch_forms.converted(
-            torch.from_numpy(np.ascontiguousarray(array)), declared.dtype, what
+            torch.from_numpy(np.asarray(array, order="C")), declared.dtype, what
         ).numpy()
     except WorkloadError as error:
         pixels = "; pixels of 0 to 255 have to be scaled as in training" if declared.dtype.is_floating_point else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -122,9 +123,16 @@ def import_module(proto: onnx.ModelProto, example: tuple[torch.Tensor, ...]) -> 
     """The module; sizes that are free only in name are fixed to those of the example."""
     graph = OnnxGraph(proto)
     module = OnnxModule(graph).eval()
-    if not graph.unclear and _runs(module, example):
+    runs = _runs(module, example)
+    if runs and (learned := module.learned_sizes()):
+        graph = OnnxGraph(proto, learned=learned)
+        module = OnnxModule(graph).eval()
+        runs = _runs(module, example)
+    if runs and not graph.unclear:
         return module
     names = [item.name for item in graph.model.graph.input]
+    if runs and module.kept_nodes:  # what a detector finds has no size that could be fixed
+        return module
     fixed = OnnxGraph(proto, sizes={name: tuple(x.shape) for name, x in zip(names, example, strict=False)})
     again = OnnxModule(fixed).eval()
     return again if len(fixed.unclear) < len(graph.unclear) or _runs(again, example) else module
@@ -135,6 +143,9 @@ def _runs(module: OnnxModule, example: tuple[torch.Tensor, ...]) -> bool:
     """Sizes that are computed from free ones (half of them, one more) can't be followed while they are free."""
     try:
         module(*example)
+        if module.kept_nodes:  # what they give at another batch tells which sizes follow it
+            with contextlib.suppress(Exception):  # a fixed batch; the runtime raises its own types
+                module(*(torch.cat([x, x]) if x.ndim else x for x in example))
     except (RuntimeError, ValueError, IndexError, TypeError, WorkloadError):
         return False
     return True

@@ -207,11 +207,23 @@ def readings(metric: Metric, dense: Outputs, targets: Sequence[Any] = ()) -> tup
         WorkloadError: it can't be known which dim holds the classes, or which of two.
     """
     found = []
-    first = dense[0]
-    for place, output in enumerate(first):
-        if has_examples(output):
-            found.append(_reading(metric, [batch[place] for batch in dense], list(targets), place))
+    for place in _by_example(dense, targets):
+        found.append(_reading(metric, [batch[place] for batch in dense], list(targets), place))
     return tuple(found)
+
+
+def _by_example(dense: Outputs, targets: Sequence[Any]) -> list[int]:
+    """Places of the outputs with an entry for each example, by the targets or, without, by what most outputs have.
+
+    Boxes that a detector has found are as many as there are to find; anchors are the same for all examples.
+    """
+    rows = {place: tuple(len(batch[place]) for batch in dense) for place, output in enumerate(dense[0]) if has_examples(output)}
+    labelled = bool(targets) and all(isinstance(target, torch.Tensor) and target.ndim for target in targets)
+    wanted = tuple(len(target) for target in targets) if labelled else ()
+    if wanted not in rows.values() and rows:
+        several = list(rows.values())
+        wanted = max(several, key=lambda counts: (several.count(counts), sum(counts)))
+    return [place for place, counts in rows.items() if counts == wanted]
 
 
 def judged(metric: Metric, found: Sequence[Reading], dense: Outputs, targets: Sequence[Any]) -> tuple[Reading, ...]:

@@ -220,7 +220,7 @@ def _scores(
     except Exception as error:  # the user's metric may raise anything
         raise WorkloadError(f"metric {metric.name!r} raised {type(error).__name__}: {error}") from error
     if isinstance(scores, np.ndarray) and scores.dtype.kind in "biuf":
-        scores = torch.from_numpy(np.ascontiguousarray(scores))
+        scores = torch.from_numpy(np.asarray(scores, order="C"))
     if not isinstance(scores, torch.Tensor) or scores.ndim != 1 or len(scores) != examples:
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise WorkloadError(f"metric {metric.name!r} must return a 1-D tensor with one score an example ({examples}), got {got}")

@@ -3,7 +3,7 @@
 Begin with `table` (what a node is, and how a function is entered).
 """
 
-from hwprune.onnx_files.operators import common, indexing, shapes, weighted
+from hwprune.onnx_files.operators import common, indexing, recurrent, scattering, shapes, weighted
 from hwprune.onnx_files.operators.table import OPERATORS, Node, operator, torch_dtype
 
-__all__ = ["OPERATORS", "Node", "common", "indexing", "operator", "shapes", "torch_dtype", "weighted"]
+__all__ = ["OPERATORS", "Node", "common", "indexing", "operator", "recurrent", "scattering", "shapes", "torch_dtype", "weighted"]

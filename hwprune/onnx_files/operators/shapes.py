@@ -57,6 +57,8 @@ def expand(node: Node) -> Tensor:
     lead = len(shape) - x.ndim
     if lead < 0:
         shape, lead = [1] * -lead + list(shape), 0
+    if node.numbers[0] is not None and x.numel() == 1:  # a fill: as such it is known to be zero, or not
+        return torch.full(list(shape), node.numbers[0][0], dtype=x.dtype, device=x.device)
     sizes = [-1 if position >= lead and isinstance(size, int) and size == 1 else size for position, size in enumerate(shape)]
     return x.expand(sizes)
 

@@ -38,16 +38,21 @@ class OnnxGraph:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, named: Collection[str] = (), sizes: Mapping[str, Sequence[int]] | None = None
+        self,
+        model: onnx.ModelProto,
+        named: Collection[str] = (),
+        sizes: Mapping[str, Sequence[int]] | None = None,
+        learned: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Analyse a model.
 
         Args:
             named: initializers that stay one tensor even where all their entries are equal (see `flatten`).
             sizes: input name -> shape, for models whose free sizes are free only in name.
+            learned: tensor name -> its sizes, with primes for free ones, as runs have shown them where inference does not.
         """
         self.model = flatten(model, named)
-        walk = Walk(self.model, sizes or {})
+        walk = Walk(self.model, sizes or {}, learned)
         walk.run()
         self.walk = walk
         self._space = walk.space
@@ -108,14 +113,14 @@ class OnnxGraph:
         for item in self.model.graph.initializer:
             value = self.table.parameters.get(item.name)
             if item.name in given:
-                initializers.append(numpy_helper.from_array(np.ascontiguousarray(given[item.name]), item.name))
+                initializers.append(numpy_helper.from_array(np.asarray(given[item.name], order="C"), item.name))
             elif value is None or not (touched := self.table.touched(value, masks)):
                 initializers.append(item)
             else:
                 array = numpy_helper.to_array(item)
                 for position, keep in touched:
                     array = array.compress(keep, axis=position)
-                initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), item.name))
+                initializers.append(numpy_helper.from_array(np.asarray(array, order="C"), item.name))
         return self._assemble(nodes, [*initializers, *rewrite.constants])
 
     def mask(self, keeps: Mapping[str, torch.Tensor]) -> onnx.ModelProto:

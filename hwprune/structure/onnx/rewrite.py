@@ -101,7 +101,7 @@ class Rewrite:
 
     def _emit_constant(self, value: Array) -> str:
         name = self._name()
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def _emit(self, kind: str, inputs: Sequence[str], **options: Any) -> str:

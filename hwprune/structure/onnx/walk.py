@@ -42,9 +42,12 @@ class Edits:
 class Walk:
     """One pass in graph order: the dims of every tensor, and the numbers of the shape computations."""
 
-    def __init__(self, model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]], learned: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
         self.model = model
         self._sizes = sizes
+        self._learned = learned or {}
         self.space = Space()
         self.values: dict[str, Value | None] = {}
         self.stored: dict[str, Value] = {}
@@ -55,10 +58,12 @@ class Walk:
         self.symbols: dict[int, tuple[str, int]] = {}
         """Prime -> the graph input and dim whose run-time size it stands for."""
         self.opset = {item.domain: item.version for item in model.opset_import}
-        self._types: dict[str, onnx.TypeProto] = {}
+        self.types: dict[str, onnx.TypeProto] = {}
+        """Tensor -> its type and sizes, as far as they are known."""
         self._small: dict[str, TensorProto] = {}
         self._quantised: dict[str, tuple[str, tuple[bool, ...]]] = {}
         self._names: dict[str, int] = {}
+        self._inferred: dict[str, onnx.TypeProto] | None = None
 
     def run(self) -> None:
         for item in self.model.graph.input:
@@ -73,7 +78,7 @@ class Walk:
             self._freeze(output.name, "model output")
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        kind = self._types.get(name)
+        kind = self.types.get(name)
         if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
             return None
         sizes = []
@@ -100,11 +105,11 @@ class Walk:
                 self._names[key] = PRIMES[len(self._names)]
                 self.symbols[self._names[key]] = (item.name, position)
             dim.dim_value = self._names[key]
-        self._types[item.name] = kind
+        self.types[item.name] = kind
         self.values[item.name] = self._fresh(item.name, "model input")
 
     def _enter_initializer(self, tensor: TensorProto) -> None:
-        self._types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         if int(np.prod(tensor.dims)) <= LIMIT:
             self._small[tensor.name] = tensor
             array = numpy_helper.to_array(tensor)
@@ -140,7 +145,7 @@ class Walk:
         if result is not None:
             self.known[node.output[0]] = result
             if result.size == 1 or result.dtype.kind in "iub":
-                self._types.setdefault(
+                self.types.setdefault(
                     node.output[0], helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(result.dtype), result.shape)
                 )
                 self.computes_sizes.add(number)
@@ -220,37 +225,65 @@ class Walk:
                 self.values[name] = self._fresh(name, text)
 
     def _infer(self, node: onnx.NodeProto) -> None:
+        """Types of the node's results: by its operator, by the whole model with nested graphs, by what runs have shown."""
+        self._infer_alone(node)
+        for name in node.output:
+            inferred = self._whole_inference().get(name) if captured(node) else None
+            if inferred is not None:
+                self.types[name] = inferred
+            if name in self._learned and self.shape(name) is None:
+                elem_type = self.types[name].tensor_type.elem_type if name in self.types else TensorProto.FLOAT
+                self.types[name] = helper.make_tensor_type_proto(elem_type, list(self._learned[name]))
+
+    def _infer_alone(self, node: onnx.NodeProto) -> None:
         bounds = [self.known.get(name) for name in node.input]
         if node.op_type == "Range" and all(bound is not None for bound in bounds):
             # Shape inference writes the numbers out, and gives up on many.
             start, limit, step = (bound.item() for bound in bounds if bound is not None)
             count = max(0, ceil((limit - start) / step)) if isinstance(step, float) else max(0, -(-(limit - start) // step))
             kind = helper.np_dtype_to_tensor_dtype(bounds[0].dtype)  # type: ignore[union-attr]  # none is None
-            self._types[node.output[0]] = helper.make_tensor_type_proto(kind, [count])
+            self.types[node.output[0]] = helper.make_tensor_type_proto(kind, [count])
             return
         domain = "" if node.domain == "ai.onnx" else node.domain
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opset.get(domain, self.opset.get("", 1)), domain)
         except onnx.defs.SchemaError:
             return self._infer_simply(node)
-        kinds = {name: self._types[name] for name in node.input if name in self._types}
+        kinds = {name: self.types[name] for name in node.input if name in self.types}
         data = {}
         for name in node.input:
             if name in self._small:
                 data[name] = self._small[name]
             elif name in self.known:
-                data[name] = numpy_helper.from_array(np.ascontiguousarray(self.known[name]), name)
+                data[name] = numpy_helper.from_array(np.asarray(self.known[name], order="C"), name)
         try:
             types = onnx.shape_inference.infer_node_outputs(
                 schema, node, kinds, data, opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version
             )
         except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, TypeError, ValueError, KeyError):
             return self._infer_simply(node)
-        self._types.update(types)
+        self.types.update(types)
         if self.shape(node.output[0]) is None:
             self._infer_simply(node)
 
+    def _whole_inference(self) -> dict[str, onnx.TypeProto]:
+        """What inference over the whole model finds: it looks into nested graphs. Free sizes become their primes."""
+        if self._inferred is None:
+            try:
+                inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=True)
+            except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+                inferred = self.model
+            self._inferred = {}
+            for item in inferred.graph.value_info:
+                kind = onnx.TypeProto()
+                kind.CopyFrom(item.type)
+                for dim in kind.tensor_type.shape.dim:
+                    if dim.dim_param in self._names:
+                        dim.dim_value = self._names[dim.dim_param]
+                self._inferred[item.name] = kind
+        return self._inferred
+
     def _infer_simply(self, node: onnx.NodeProto) -> None:
         """Operators without an inference of their own whose result has the shape of the first input."""
-        if node.op_type in _SAME_SHAPE and node.input[0] in self._types:
-            self._types[node.output[0]] = self._types[node.input[0]]
+        if node.op_type in _SAME_SHAPE and node.input[0] in self.types:
+            self.types[node.output[0]] = self.types[node.input[0]]

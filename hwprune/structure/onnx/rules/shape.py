@@ -5,10 +5,13 @@ One file because the operators of one family stand together, each in a few lines
 
 from __future__ import annotations
 
+from onnx import numpy_helper
+
 from hwprune.structure.dims import ONE, Concat, Dim, MismatchError, Product
 from hwprune.structure.onnx.rules.table import OnnxCall, rule
 from hwprune.structure.scope import Value
 from hwprune.structure.torch.rules import index as picking
+from hwprune.structure.torch.rules import scatter as writing
 from hwprune.structure.torch.rules.join import join
 
 
@@ -67,7 +70,10 @@ def expand(call: OnnxCall) -> Value:
     for position, wanted in enumerate(call.sizes):
         old = x[position - new] if position >= new else ONE
         dims.append(old if old.size == wanted else call.space.leaf(wanted))
-    zeros = tuple(position >= new and x.zeros[position - new] and x[position - new].size != 1 for position in range(len(dims)))
+    nothing = call.known[0] is not None and not call.known[0].any()
+    zeros = tuple(
+        nothing or (position >= new and x.zeros[position - new] and x[position - new].size != 1) for position in range(len(dims))
+    )
     lead = len(call.sizes) - len(given)
     if call.known[1] is None:
         raise ValueError("the shape is computed at run time")
@@ -218,6 +224,25 @@ def gather_elements(call: OnnxCall) -> Value:
     return picking.gather(call, call.tensor(0), call.options.get("axis", 0), call.tensor(1))
 
 
+@rule("ScatterElements", "Scatter")
+def scatter_elements(call: OnnxCall) -> Value:
+    return writing.scattered(call, call.tensor(0), int(call.options.get("axis", 0)), call.tensor(1), call.tensor(2))
+
+
+@rule("ScatterND")
+def scatter_nd(call: OnnxCall) -> Value:
+    """The last dim of the indices numbers the first dims of x; the others of x go with the last ones of the updates."""
+    x, which, updates = call.tensor(0), call.tensor(1), call.tensor(2)
+    count = which[-1].size
+    for dim in (*x.dims[:count], *which.dims, *updates.dims[: len(which) - 1]):
+        call.freeze(dim, picking.PICKED)
+    zeros = [False] * count
+    for position, theirs in zip(range(count, len(x)), range(len(which) - 1, len(updates)), strict=True):
+        call.unify(x[position], updates[theirs])
+        zeros.append(x.zeros[position] and updates.zeros[theirs])
+    return Value(x.dims, tuple(zeros))
+
+
 @rule("GatherND")
 def gather_nd(call: OnnxCall) -> Value:
     """The last dim of the indices (k long) picks along k dims of x, after ``batch_dims`` that go together."""
@@ -277,7 +302,8 @@ def filled(call: OnnxCall) -> Value:
     else:
         for dim in dims:
             call.freeze(dim, "its size is computed at run time")
-    return Value(dims, (False,) * len(dims))
+    nothing = "value" not in call.options or not numpy_helper.to_array(call.options["value"]).any()
+    return Value(dims, (nothing,) * len(dims))
 
 
 @rule("Range")

@@ -36,7 +36,7 @@ def hidden_units(
     return hidden, all(tensor.zeros[0] for tensor in (first, second, *biases))
 
 
-def start_from(call: Scope, states: list[Value], batch: Dim, hidden: Dim, zero: bool) -> bool:
+def start_from(call: Scope, states: list[Value], batch: Dim, hidden: Dim, *, zero: bool) -> bool:
     """Unify the initial states (directions, batch, hidden) with what they meet; is a removed unit zero at every step?"""
     for state in states:
         call.freeze(state[0], "layers and directions are counted")
@@ -67,7 +67,7 @@ def _layer(
         call.macs(*lead, *first.dims)
         call.macs(*lead, *second.dims)
     assert hidden is not None
-    zero = start_from(call, states, x[0 if batch_first else 1], hidden, zero)
+    zero = start_from(call, states, x[0 if batch_first else 1], hidden, zero=zero)
     for dim in (x[1],) if batch_first else (x[0],):
         call.freeze(dim, "is walked along")
     out = call.space.resolve(Concat((hidden,) * directions))

@@ -39,14 +39,8 @@ def _zeros(x: Value, written: Value | None, dim: int) -> Value:
 
 @rule(aten.scatter.src, aten.scatter_.src, aten.scatter_add.default, aten.scatter_add_.default)
 @rule(aten.scatter.reduce, aten.scatter_.reduce)
-def scatter(call: Call, x: Value, dim: int, which: Value, source: Value, *_: Any) -> Value:
-    dim %= len(x)
-    _aligned(call, x, [which, source], dim)
-    return _zeros(x, source, dim)
-
-
 @rule(aten.scatter_reduce.two, aten.scatter_reduce_.two)
-def scatter_reduce(call: Call, x: Value, dim: int, which: Value, source: Value, *_: Any) -> Value:
+def scattered(call: Scope, x: Value, dim: int, which: Value, source: Value, *_: Any) -> Value:
     dim %= len(x)
     _aligned(call, x, [which, source], dim)
     return _zeros(x, source, dim)
