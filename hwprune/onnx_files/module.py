@@ -14,13 +14,14 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from hwprune.errors import WorkloadError
-from hwprune.onnx_files import as_it_is
+from hwprune.onnx_files import as_it_is, qdq
 from hwprune.onnx_files.operators import OPERATORS, Node
 from hwprune.structure.onnx.graph import OnnxGraph
 from hwprune.structure.onnx.values import attributes
 from hwprune.structure.symbols import PRIMES, factors
 from hwprune.structure.torch.rebuilding import assign
 
+_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -66,6 +67,7 @@ class OnnxModule(nn.Module):
             if number not in self._onnx_walk.computes_sizes
         ]
         self._kept: dict[int, tuple[str, as_it_is.Kept]] = {}
+        self._pairs = qdq.pairs([node for node, _ in self._onnx_nodes])
         self._refuse()
         self._store()
 
@@ -88,6 +90,11 @@ class OnnxModule(nn.Module):
             f"the ONNX model uses operators that hwprune can't compute: {text}. "
             "Export it without a runtime's own fused operators, or bring the PyTorch model"
         )
+
+    @property
+    def quantised(self) -> bool:
+        """Does the file compute in whole numbers (QDQ form)?"""
+        return bool(self._pairs)
 
     @property
     def kept_nodes(self) -> list[str]:
@@ -113,6 +120,7 @@ class OnnxModule(nn.Module):
     def _store(self) -> None:
         """Register the initializers that some node reads as data."""
         statistics = {name for node, _ in self._onnx_nodes if node.op_type == "BatchNormalization" for name in node.input[3:5]}
+        statistics |= {name for node, _ in self._onnx_nodes if node.op_type in _QUANTISERS for name in node.input[1:]}
         taken: set[str] = set()
         ways: set[str] = set()
         reserved = frozenset(dir(self))
@@ -154,6 +162,9 @@ class OnnxModule(nn.Module):
         sizes: Mapping[int, Any],
     ) -> Any:
         """The node's results: by PyTorch where there is a function that has its form, else by the runtime as it stands."""
+        before = self._pairs.get(node.output[0])
+        if before is not None:
+            return self._quantised(before, values, sizes)
         function = OPERATORS.get(node.op_type) if place not in self._kept else None
         if function is not None:
             try:
@@ -165,6 +176,15 @@ class OnnxModule(nn.Module):
         key, kept = self._kept[place]
         results = iter(as_it_is.compute(key, [self._whole(name, values, sizes) for name in kept.names]))
         return tuple(next(results) if name else None for name in node.output)
+
+    def _quantised(self, node: onnx.NodeProto, values: Mapping[str, torch.Tensor], sizes: Mapping[int, Any]) -> torch.Tensor:
+        """What a QuantizeLinear and the DequantizeLinear after it make of a tensor."""
+        x, scale, point = (self._whole(name, values, sizes) for name in node.input)
+        limits = torch.iinfo(point.dtype)
+        result: torch.Tensor = torch.ops.hwprune.fake_quantize(
+            x, scale, point, limits.min, limits.max, attributes(node).get("axis", 1)
+        )
+        return result
 
     def _whole(self, name: str, values: Mapping[str, torch.Tensor], sizes: Mapping[int, Any]) -> torch.Tensor:
         """A tensor of the graph, also one of sizes that are known at run time only."""

@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from hwprune.errors import CandidateFailure
+from hwprune.onnx_files import qdq
 from hwprune.structure.onnx.flatten import FLOATS, captured, without_graph
 from hwprune.structure.onnx.values import Array, attributes, compute
 
@@ -70,7 +71,10 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold batch norm into the convolution before it, and whatever rearranges an initializer into the initializer."""
+    """Fold batch norm into the convolution before it, and whatever rearranges an initializer into the initializer.
+
+    Weights that were whole numbers in the user's file are whole numbers again.
+    """
     stored = {item.name: item for item in model.graph.initializer}
     arrays: dict[str, Array] = {}
 
@@ -122,7 +126,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.initializer.extend(
         numpy_helper.from_array(np.asarray(computed[name], order="C"), name) for name in computed if name in needed
     )
-    return result
+    return qdq.folded(result)
 
 
 def _folded_names(node: onnx.NodeProto, uses: Counter[str]) -> list[str]:

@@ -39,8 +39,7 @@ def check_file(path: Path, module: torch.nn.Module, inputs: tuple[torch.Tensor, 
     module.eval()
     wanted = all_tensors(module(*inputs))
     off = closeness.largest(got, wanted)
-    tensors = [*module.parameters(), *module.buffers(), *inputs]
-    if not off <= closeness.TOLERANCES[closeness.precision(tensors)]:
+    if not off <= closeness.TOLERANCES[closeness.of_model(module, inputs)]:
         raise CandidateFailure(
             "parity", f"{path.name} computes something else than the pruned module (relative difference {off:.2g})"
         )

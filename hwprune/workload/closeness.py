@@ -41,6 +41,17 @@ def largest(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], floor: 
     return max((difference(a, b, floor) for a, b in zip(got, wanted, strict=True)), default=0.0)
 
 
+def of_model(module: torch.nn.Module, inputs: Sequence[torch.Tensor] = ()) -> str:
+    """The lowest precision in which a module computes: that of its tensors and inputs, or ``int8`` where it simulates that.
+
+    A runtime computes quantised layers in whole numbers, so that a step here and there comes out otherwise.
+    """
+    graph = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
+    if getattr(module, "quantised", False) is True or any("fake_quantize" in str(node.target) for node in graph):
+        return "int8"
+    return precision([*module.parameters(), *module.buffers(), *inputs])
+
+
 def precision(tensors: Sequence[torch.Tensor]) -> str:
     """The lowest precision among floating-point tensors: ``fp32``, ``fp16`` or ``bf16``."""
     found = [KINDS[tensor.dtype] for tensor in tensors if tensor.dtype in KINDS]

@@ -14,7 +14,7 @@ import onnx.version_converter
 import torch
 
 from hwprune.errors import HwpruneError, HwpruneWarning, UsageError, WorkloadError, described
-from hwprune.onnx_files import OnnxModule, read_onnx
+from hwprune.onnx_files import OnnxModule, qdq, read_onnx
 from hwprune.structure.onnx.flatten import MIN_OPSET, write_notes
 from hwprune.structure.onnx.graph import OnnxGraph
 from hwprune.workload import batch_forms, closeness, metrics
@@ -121,6 +121,7 @@ def _run(
 
 def import_module(proto: onnx.ModelProto, example: tuple[torch.Tensor, ...]) -> OnnxModule:
     """The module; sizes that are free only in name are fixed to those of the example."""
+    proto = qdq.unfolded(proto)
     graph = OnnxGraph(proto)
     module = OnnxModule(graph).eval()
     runs = _runs(module, example)
@@ -201,7 +202,7 @@ def _compare(module: OnnxModule, example: tuple[torch.Tensor, ...], expected: li
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise WorkloadError(f"{path} can't be computed by hwprune: {error}") from error
     ours = outputs if isinstance(outputs, tuple) else (outputs,)
-    allowed = closeness.TOLERANCES[closeness.precision([*module.parameters(), *module.buffers(), *example])]
+    allowed = closeness.TOLERANCES[closeness.of_model(module, example)]
     for place, (mine, theirs) in enumerate(zip(ours, expected, strict=True)):
         other = torch.from_numpy(np.asarray(theirs))
         if mine.shape != other.shape:

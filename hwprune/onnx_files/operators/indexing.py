@@ -117,9 +117,11 @@ def quantize(node: Node) -> Tensor:
 
 @operator("DequantizeLinear")
 def dequantize(node: Node) -> Tensor:
-    x, scale, point = node.tensor(0), _along(node, 1), _along(node, 2) if node.optional(2) is not None else None
+    x, scale = node.tensor(0), _along(node, 1)
+    numbers = node.numbers[2] if len(node.numbers) > 2 else None
+    nothing = node.optional(2) is None or (numbers is not None and not any(numbers))
     values = x.to(scale.dtype)
-    return (values if point is None else values - point.to(scale.dtype)) * scale
+    return (values if nothing else values - _along(node, 2).to(scale.dtype)) * scale
 
 
 def _along(node: Node, position: int) -> Tensor:

@@ -80,8 +80,7 @@ class FileScorer:
         on_this_cpu = runtime.device == "cpu" and runtime.file.endswith(".onnx") and bench.here
         self.threads = max(target.threads, len(os.sched_getaffinity(0))) if on_this_cpu else None
         self.chunk = 0
-        tensors = [*workload.model.parameters(), *workload.model.buffers()]
-        self.tolerance = max(closeness.TOLERANCES[kind] for kind in (target.precision, closeness.precision(tensors)))
+        self.tolerance = max(closeness.TOLERANCES[kind] for kind in (target.precision, closeness.of_model(workload.model)))
 
     def outputs(self, key: str, split: Split) -> Outputs:
         """Outputs of a loaded model on a split. Raises `CandidateFailure`."""

@@ -64,8 +64,10 @@ class Walk:
         self._quantised: dict[str, tuple[str, tuple[bool, ...]]] = {}
         self._names: dict[str, int] = {}
         self._inferred: dict[str, onnx.TypeProto] | None = None
+        self._scaled: set[str] = set()
 
     def run(self) -> None:
+        self._scaled = _only_scaled(self.model.graph)
         for item in self.model.graph.input:
             self._enter_input(item)
         for tensor in self.model.graph.initializer:
@@ -116,7 +118,7 @@ class Walk:
             if is_small(array):
                 self.known[tensor.name] = array
         whole = tensor.data_type not in FLOATS
-        numbers = tensor.name in self.known and whole and tensor.data_type not in (TensorProto.INT8, TensorProto.UINT8)
+        numbers = tensor.name in self.known and whole and tensor.name not in self._scaled
         value = self._fresh(
             tensor.name, "its numbers are part of the graph" if numbers else None, zero=True, parameter=tensor.name
         )
@@ -287,3 +289,12 @@ class Walk:
         """Operators without an inference of their own whose result has the shape of the first input."""
         if node.op_type in _SAME_SHAPE and node.input[0] in self.types:
             self.types[node.output[0]] = self.types[node.input[0]]
+
+
+def _only_scaled(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that are read as quantised numbers or zero points alone: they are data, and their dims are like any other's."""
+    scaled, otherwise = set[str](), set[str]()
+    for node in graph.node:
+        (scaled if node.op_type in ("QuantizeLinear", "DequantizeLinear") else otherwise).update(node.input)
+        otherwise |= captured(node)
+    return scaled - otherwise

@@ -33,6 +33,9 @@ WEIGHT_ARGUMENT: dict[Any, tuple[str, int]] = {
 """The kind of a layer by its operator, and the position of the weight among its arguments. A product's weight is (in, out)."""
 
 
+_CONVERSIONS = (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
+
+
 def trace(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> AxisGraph:
     """Trace ``model`` and find its axes.
 
@@ -114,11 +117,25 @@ class _Walk:
         if not isinstance(tensor, torch.Tensor):
             return tensor
         if id(tensor) not in self._tied:  # tied parameters are one tensor: one set of axes
-            whole = not (tensor.is_floating_point() or tensor.is_complex())
+            whole = not (tensor.is_floating_point() or tensor.is_complex()) and not self._is_scaled(node)
             reason = "its numbers are part of the graph" if whole else None
             self._tied[id(tensor)] = self._fresh(tensor, reason, zero=True, name=name)
         self.parameters[name] = self._tied[id(tensor)]
         return self._tied[id(tensor)]
+
+    def _is_scaled(self, node: fx.Node) -> bool:
+        """Are whole numbers read as quantised ones alone: turned into floating point, or as zero points?"""
+        readers = [
+            user
+            for other in self.module.graph.nodes
+            if other.op == "get_attr" and other.target == node.target
+            for user in other.users
+        ]
+        return all(
+            str(user.target) == "hwprune.fake_quantize.default"
+            or (user.target in _CONVERSIONS and user.meta["val"].is_floating_point())
+            for user in readers
+        )
 
     def _output(self, node: fx.Node) -> None:
         for value in self._collect(self._read(node.args)):
