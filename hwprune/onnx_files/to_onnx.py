@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from hwprune.structure.onnx.flatten import write_notes
 from hwprune.structure.torch.capture import free_batch
 from hwprune.structure.torch.opaque import opaque_model
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 OPSET = 20
 RECORDED_OPSET = 17
 """The opset of the exporter that records one run; it knows no newer ones."""
@@ -66,7 +68,14 @@ def exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) ->
             assert program is not None  # None only for the deprecated exporter
             return own_names.restored(program.model_proto)
     except Exception as error:  # the exporter raises what torch.export and onnxscript raise
-        raise CandidateFailure("export", described(error)) from error
+        raise CandidateFailure("export", _reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the exporter's own errors hide behind advice for PyTorch's developers: the error that began it."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return _COLOURS.sub("", described(error))
 
 
 def _recorded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
@@ -82,7 +91,7 @@ def _recorded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> onnx
                     do_constant_folding=False,
                 )  # fmt: skip
         except Exception as error:  # the exporter raises its own types
-            raise CandidateFailure("export", described(error)) from error
+            raise CandidateFailure("export", _reason(error)) from error
         return onnx.load(str(path))
 
 

@@ -55,7 +55,8 @@ def uniform_recipe(
     else:
         units = [u for u in pruner.units.values() if u.matrix is not None and not resolved_pattern.inadmissible(u.matrix.shape)]
     if not units:
-        raise UsageError(f"no unit of {name} takes pattern {pattern}")
+        why = f": {pruner.untraceable}" if pruner.untraceable and patterns.is_axis(resolved_pattern.name) else ""
+        raise UsageError(f"no unit of {name} takes pattern {pattern}{why}")
     reasons = _unavailable(pruner, units, resolved_method, resolved_pattern)
     if len(reasons) == len(units):
         raise UsageError(

@@ -13,6 +13,7 @@ from torch import nn
 
 from hwprune.common.contents import content
 from hwprune.errors import WorkloadError
+from hwprune.structure.torch.model_forms import settled
 from hwprune.workload import batch_forms, metrics
 from hwprune.workload.reading import first_answer, parse_axes
 
@@ -26,8 +27,8 @@ class Workload:
 
     Attributes:
         name: for reports and file names.
-        model: trained ``torch.nn.Module``; it is never changed.
-        example_inputs: positional inputs whose shapes are the ones measured (first dim = batch).
+        model: trained ``torch.nn.Module``, compiled or exported (``torch.export``) ones too; it is never changed.
+        example_inputs: positional inputs whose shapes are the ones measured (first dim = batch), or a mapping of names to inputs.
         calibration: re-iterable of (inputs, targets): statistics for criteria and compensation.
         validation: re-iterable of (inputs, targets): the search scores candidates on it.
         test: the same; optional; never seen by the search, the front is re-scored on it.
@@ -56,15 +57,14 @@ class Workload:
 
     def __post_init__(self) -> None:
         faults = []
+        model, examples = settled(self.model, self.example_inputs)  # whatever the user passed
+        object.__setattr__(self, "model", model)
         if not isinstance(self.name, str) or not self.name:
             faults.append(f"name must be a text, got {self.name!r}")
         if not isinstance(self.model, nn.Module):
             faults.append(f"model must be a torch.nn.Module, got {type(self.model).__name__}")
-        examples: Any = self.example_inputs  # whatever the user passed
-        if isinstance(examples, torch.Tensor):
-            examples = (examples,)
         if not isinstance(examples, (tuple, list)) or not examples or not all(isinstance(x, torch.Tensor) for x in examples):
-            faults.append("example_inputs must be a tuple of tensors (the model's positional arguments)")
+            faults.append("example_inputs must be a tuple of tensors (the model's positional arguments), or a mapping of names")
         else:
             object.__setattr__(self, "example_inputs", tuple(examples))
         for split in ("calibration", "validation", "test", "train"):

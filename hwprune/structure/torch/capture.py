@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules import transformer
 
 from hwprune.errors import TraceError
 from hwprune.structure.torch.known import rewrite_unknown
+from hwprune.structure.torch.model_forms import advice, quantisation_aware, settled
 from hwprune.structure.torch.rebuilding import assign
 from hwprune.structure.torch.unstacking import STATES, unstack
 
@@ -37,16 +39,21 @@ _TRAINING_FLAG: dict[Any, int] = {
 
 def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
     """The ATen graph of ``model`` as a module with the model's own tensors; arguments and errors as for `trace`."""
+    model, example_inputs = settled(model, example_inputs)
     inputs = tuple(example_inputs)
+    if (reason := quantisation_aware(model)) is not None:
+        raise TraceError(reason)
     was_training = {name: module.training for name, module in model.named_modules()}
     model.eval()
     try:
         module = _any_batch(model, inputs)
     except Exception as error:  # torch.export raises whatever the model's own code raises
-        raise TraceError(
-            f"torch.export can't trace {type(model).__name__}: {_plain_words(error)}. "
+        usual = (
             "Structural pruning needs a forward without Python branches on tensor values, and example_inputs that it accepts "
             "(first dimension = batch)."
+        )
+        raise TraceError(
+            f"torch.export can't trace {type(model).__name__}: {_plain_words(error)}. {advice(model, inputs, error) or usual}"
         ) from error
     finally:
         for name, part in model.named_modules():
@@ -97,13 +104,28 @@ def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphMo
 
 
 def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> fx.GraphModule:
-    with _silent():
+    with _silent(), _masks_as_they_are():
         program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         if any(getattr(node.target, "__module__", "") == "torch._functorch.predispatch" for node in program.graph.nodes):
             program = program.run_decompositions({})  # a vmap is recorded as it begins and ends, on tensors of a rank of its own
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     return module
+
+
+def _told(mask: torch.Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001, FBT001
+    return bool(is_causal)
+
+
+@contextlib.contextmanager
+def _masks_as_they_are() -> Iterator[None]:
+    """Keep ``nn.Transformer`` from comparing its mask's values with those of a causal one: that is a hint, the mask is used."""
+    held = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = _told
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = held
 
 
 def has_free_batch(module: fx.GraphModule) -> bool:
