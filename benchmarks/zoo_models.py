@@ -12,6 +12,7 @@ import torch
 from common import import_torchvision
 from torch import nn
 from torch.nn import functional as F
+from zoo_kinds import KINDS
 
 Built = tuple[nn.Module, tuple[torch.Tensor, ...]]
 MODELS: dict[str, Callable[[], Built]] = {}
@@ -469,6 +470,8 @@ MODELS |= {
     "own/super resolution": lambda: (SuperResolution(), _image(16)),
     "own/recommender": lambda: (Recommender(), (torch.randn(1, 8), torch.randint(0, 50, (1, 3)))),
 }  # fmt: skip
+
+MODELS |= {f"kind/{name}": build for name, build in KINDS.items()}
 
 # -- unseen: chosen when the rules were finished, run once before anything was changed for them ----------------------------
 

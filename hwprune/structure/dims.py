@@ -210,7 +210,7 @@ class Space:
         if isinstance(dim, Product):
             outer, inner = dim.factors[0], Product(dim.factors[1:])
             if at % inner.size:
-                return self._split_at(self._rows_apart(outer, inner, at), at)
+                return self._split_at(self._rows_apart(outer, inner, f"a boundary at {at} inside rows of {inner.size}"), at)
             head, tail = self._split_at(outer, at // inner.size)
             return self.resolve(Product((head, inner))), self.resolve(Product((tail, inner)))
         first: list[Dim] = []
@@ -224,9 +224,8 @@ class Space:
             rest[0] = tail
         return self._concat(first), self._concat(rest)
 
-    def _rows_apart(self, outer: Dim, inner: Dim, at: int) -> Dim:
-        """The product as its rows laid end to end: all rows stay, and what goes of one goes of each."""
-        reason = f"a boundary at {at} inside rows of {inner.size}"
+    def _rows_apart(self, outer: Dim, inner: Dim, reason: str) -> Dim:
+        """The product as its rows laid end to end: all rows stay, and what goes of one goes of each, wherever boundaries lie."""
         if outer.size > ROWS:
             raise MismatchError(reason)
         self.freeze(outer, reason)
@@ -268,9 +267,12 @@ class Space:
         inner = dim.size // outer
         heads: list[Dim] = []
         shared: Dim | None = None
+        across = [part.size for part in dim.parts if part.size % inner]
+        if across:
+            head, tail = self.leaf(outer), self.leaf(inner)
+            self._unify(self._rows_apart(head, tail, f"rows of {inner} across a part of size {across[0]}"), dim)
+            return head, self.resolve(tail)
         for part in dim.parts:
-            if part.size % inner:
-                raise MismatchError(f"rows of {inner} across a part of size {part.size}")
             head, tail = self._factor_at(part, part.size // inner)
             heads.append(head)
             if shared is None:

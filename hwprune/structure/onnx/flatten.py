@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
@@ -89,30 +89,48 @@ def _divide_constants(graph: onnx.GraphProto, named: Collection[str]) -> None:
                 node.input[position] = copy.name
 
 
+_OF_FILLS = frozenset(("Slice", "Unsqueeze", "Squeeze", "Transpose", "Identity", "Cast"))
+"""Operators that make one filled tensor of another."""
+
+
 def _divide_fills(graph: onnx.GraphProto) -> None:
     """Tensors filled with one number, one for each use: a state of zeros shared by two layers would tie their axes."""
+    stored = {item.name for item in graph.initializer}
     scalars = {item.name for item in graph.initializer if int(np.prod(item.dims)) == 1}
-    fills: dict[str, onnx.NodeProto] = {}
+    fills: dict[str, list[onnx.NodeProto]] = {}
     seen: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
+        derived = node.op_type in _OF_FILLS and node.input[0] in fills and all(name in stored for name in node.input[1:] if name)
         for position, name in enumerate(node.input):
-            if name not in fills:
+            if name not in fills or derived:
                 continue
             if name not in seen:
                 seen.add(name)
                 continue
-            copy = onnx.NodeProto()
-            copy.CopyFrom(fills[name])
-            copy.output[0] = f"{name}_{node.output[0]}"
-            copy.name = copy.output[0]
-            nodes.append(copy)
-            node.input[position] = copy.output[0]
+            copies = _renamed(fills[name], f"_{node.output[0]}_{position}")  # names of outputs are unique
+            nodes.extend(copies)
+            node.input[position] = copies[-1].output[0]
         if node.op_type == "ConstantOfShape" or (node.op_type == "Expand" and node.input[0] in scalars):
-            fills[node.output[0]] = node
+            fills[node.output[0]] = [node]
+        elif derived:
+            fills[node.output[0]] = [*fills[node.input[0]], node]
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _renamed(chain: Sequence[onnx.NodeProto], suffix: str) -> list[onnx.NodeProto]:
+    """Copies of nodes that follow one another, with names of their own."""
+    copies: list[onnx.NodeProto] = []
+    for node in chain:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        if copies:
+            copy.input[0] = copies[-1].output[0]
+        copy.output[0] = copy.name = node.output[0] + suffix
+        copies.append(copy)
+    return copies
 
 
 def _constant(node: onnx.NodeProto) -> TensorProto | None:

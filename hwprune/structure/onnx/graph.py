@@ -83,7 +83,7 @@ class OnnxGraph:
         for name, keeps in shapes.items():
             for dim, keep in zip(self.table.parameters[name].dims, keeps, strict=True):
                 self.table.project(dim, keep, masks)
-        if any(self._space.frozen_number(number) for number in masks):
+        if any(self._space.frozen_number(number) and not mask.all() for number, mask in masks.items()):
             return None
         for name, keeps in shapes.items():
             for dim, keep in zip(self.table.parameters[name].dims, keeps, strict=True):

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import logging
+import operator
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -160,6 +161,7 @@ def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     _inline(exported)
     with _silent():
         rewrite_unknown(exported)
+    _out_of_place(graph)
     unstack(graph)
     for node in list(graph.nodes):
         if (node.op == "call_module" and not node.users) or node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -202,6 +204,34 @@ def _own(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
             assign(module, name, tensor, persistent=False)
     module.eval()
     return module
+
+
+_SPLITS = frozenset(
+    (
+        torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default, torch.ops.aten.chunk.default,
+        torch.ops.aten.unsafe_chunk.default, torch.ops.aten.unbind.int,
+    )
+)  # fmt: skip
+
+
+def _out_of_place(graph: fx.Graph) -> None:
+    """Write into no part of a split tensor, as LSTM cells do with their gates: autograd forbids it."""
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.name.endswith("_")):
+            continue
+        origin = source.args[0] if isinstance(source, fx.Node) and source.target is operator.getitem else None
+        whole = origin.args[0] if isinstance(origin, fx.Node) and origin.target in _SPLITS else None
+        packet = getattr(torch.ops.aten, node.target._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        function = getattr(packet, node.target._overloadname, None)
+        if isinstance(whole, fx.Node) and len(whole.users) == 1 and function is not None:  # nobody reads the whole
+            assert isinstance(source, fx.Node)
+            node.target = function
+            earlier = True
+            for other in graph.nodes:
+                earlier = earlier and other is not node
+                if not earlier and other is not node:
+                    other.replace_input_with(source, node)
 
 
 def _inline(module: fx.GraphModule) -> None:

@@ -94,6 +94,9 @@ def advice(model: nn.Module, inputs: Sequence[torch.Tensor], error: Exception) -
     """What to do about a model that can't be traced, where its form says it; else None."""
     if isinstance(model, torch.jit.ScriptModule):
         return "A TorchScript module has no Python code left to trace: bring the nn.Module it was made from, or its ONNX file."
+    reserved = sorted(name for name in model._modules if hasattr(torch.fx.GraphModule, name) and not hasattr(nn.Module, name))
+    if reserved:
+        return f"torch.export can't take a model with a layer called {' or '.join(reserved)}: give it another name."
     if isinstance(error, TypeError) and "argument" in str(error):
         try:
             wanted = str(inspect.signature(model.forward))

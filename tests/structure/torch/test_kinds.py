@@ -294,3 +294,12 @@ def test_parts_of_a_concatenation_under_a_group_norm_go_together():
     small = graph.cut({axis.name: torch.arange(axis.size) < 1})
     assert small.get_parameter("norm.weight").shape[0] == 96 - 8 * 3
     assert small(torch.randn(1, 3, 12, 12)).shape == (1, 3, 12, 12)
+
+
+def test_cells_in_a_loop_train():
+    """PyTorch's own cells write into parts of a split tensor, which autograd forbids when they are traced."""
+    model, shape = KINDS["lstm cells in a loop"]()
+    module = hwprune.trace(model, (torch.randn(shape),)).module
+    module.train()
+    module(torch.randn(shape)).square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())

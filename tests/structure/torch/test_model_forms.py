@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -110,9 +112,10 @@ def quantisation_aware():
     [
         (lambda: torch.jit.trace(plain(), X), (X,), "bring the nn.Module it was made from"),
         (quantisation_aware, (X,), "before that"),
+        (lambda: nn.Sequential(OrderedDict(code=nn.Linear(8, 16), last=nn.Linear(16, 2))), (X,), "a layer called code"),
         (plain, (X, X), r"Its forward takes \(input\), and example_inputs has 2 tensors"),
     ],
-    ids=["TorchScript", "quantisation-aware", "too many inputs"],
+    ids=["TorchScript", "quantisation-aware", "a reserved name", "too many inputs"],
 )
 def test_advice_that_fits(make, inputs, says):
     with pytest.raises(TraceError, match=says):
