@@ -102,6 +102,7 @@ docs: .venv-docs/installed
 fuzz: setup
 	$(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/fuzz_files.py
+	$(BIN)/python benchmarks/fuzz_workloads.py
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python benchmarks/fuzz_atheris.py
 

@@ -10,14 +10,12 @@ from torch import nn
 
 from hwprune.errors import WorkloadError
 from hwprune.records.measurement import Measurement
-from hwprune.workload.metrics import Metric
-from hwprune.workload.reading import CLASSES, DECISIONS, LABELS, Reading, judged, readings
+from hwprune.workload.metrics import IGNORED, Metric
+from hwprune.workload.reading import CLASSES, DECISIONS, LABELS, NONE, Reading, judged, readings
 from hwprune.workload.workload import Workload, all_tensors
 
 SPLITS = ("calibration", "validation", "test")
 """Those that every search reads."""
-IGNORED = -100
-"""The label that PyTorch's losses leave out."""
 FAR = 0.1
 """Validation and test scores of the dense model that differ by more, beyond their intervals, are worth a word."""
 FLATTERING = 0.03
@@ -99,7 +97,7 @@ def _check_batch_labels(
         return
     assert reading.axis is not None
     classes = shape[reading.axis]
-    counted = labels[labels != IGNORED] if metric.name == "perplexity" else labels
+    counted = labels[labels != IGNORED] if metric.name == "perplexity" or labels.ndim > 1 else labels
     if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= classes):
         raise WorkloadError(
             f"{where} has labels from {int(counted.min())} to {int(counted.max())}; the model's outputs have {classes} "
@@ -131,19 +129,23 @@ def doubt(metric: Metric, dense: Measurement, outputs: Sequence[tuple[torch.Tens
 
 
 def how_read(metric: Metric, outputs: Sequence[tuple[torch.Tensor, ...]], targets: Sequence[Any]) -> str | None:
-    """A sentence on how outputs are read, where that is not plain: one output with scores of classes in dim 1; else None."""
+    """A sentence on how outputs are read, where that is not plain: one output with scores of classes in dim 1; else None.
+
+    Without labels nothing says that (examples, n) are scores of n classes, though they mostly are: that is told too.
+    """
     if not metric.reads:
         return None
     found = readings(metric, outputs, () if metric.agreement else targets)
     looked_at = judged(metric, found, outputs, targets)
-    if len(outputs[0]) == 1 and all(
-        reading.kind == CLASSES and reading.axis == 1 and not reading.probabilities for reading in looked_at
-    ):
+    plain = [reading.kind == CLASSES and reading.axis == 1 and not reading.probabilities for reading in looked_at]
+    assumed = metric.agreement and not metric.class_axis and any(plain)
+    if len(outputs[0]) == 1 and all(plain) and not assumed:
         return None
     parts = "; ".join(reading.text(outputs[0][reading.place].shape) for reading in looked_at)
     left = len(outputs[0]) - len(looked_at)
     rest = f" {left} other output{'s' if left > 1 else ''} not judged by it." if left else ""
-    return f"{metric.name}: {parts}.{rest}"
+    guess = f" That is a guess: if the output holds numbers, say class_axis={NONE}." if assumed else ""
+    return f"{metric.name}: {parts}.{rest}{guess}"
 
 
 def apart(metric: Metric, validation: Measurement, test: Measurement) -> str | None:

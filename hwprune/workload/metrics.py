@@ -120,12 +120,23 @@ def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
-def _per_example(values: torch.Tensor) -> torch.Tensor:
-    return values.float().reshape(len(values), -1).mean(dim=1)
+IGNORED = -100
+"""The label of positions that don't count, as in PyTorch's losses."""
+
+
+def _per_example(values: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean over the positions of each example; positions whose label is `IGNORED` don't count."""
+    flat = values.float().reshape(len(values), -1)
+    if labels is None or labels.ndim < 2 or not bool((labels == IGNORED).any()):
+        return flat.mean(dim=1)
+    counted = (labels != IGNORED).reshape(len(values), -1)
+    if not bool(counted.any(dim=1).all()):
+        raise ValueError(f"an example has no label but {IGNORED}: leave such examples out")
+    return (flat * counted).sum(dim=1) / counted.sum(dim=1)
 
 
 def top1(outputs: torch.Tensor, targets: torch.Tensor, reading: Reading | None = None) -> torch.Tensor:
-    """1 where the answer is the target; averaged over positions if there are any.
+    """1 where the answer is the target; averaged over positions if there are any, without those whose target is -100.
 
     The answer is the class of the largest output, or of single numbers yes (1) and no (0).
 
@@ -141,7 +152,8 @@ def top1(outputs: torch.Tensor, targets: torch.Tensor, reading: Reading | None =
             f"targets of shape {tuple(targets.shape)} are no classes of outputs of shape {tuple(outputs.shape)}; numbers are "
             "judged by mae, mse or r2"
         )
-    return _per_example(how.answers(outputs) == how.labels(targets, outputs))
+    labels = how.labels(targets, outputs)
+    return _per_example(how.answers(outputs) == labels, labels)
 
 
 def top5(outputs: torch.Tensor, targets: torch.Tensor, reading: Reading | None = None) -> torch.Tensor:
@@ -158,7 +170,8 @@ def top5(outputs: torch.Tensor, targets: torch.Tensor, reading: Reading | None =
         raise ValueError(f"outputs of shape {tuple(outputs.shape)} are no scores of classes")
     assert how.axis is not None
     best = outputs.topk(min(5, outputs.shape[how.axis]), dim=how.axis).indices
-    return _per_example((best == how.labels(targets, outputs).unsqueeze(how.axis)).any(dim=how.axis))
+    labels = how.labels(targets, outputs)
+    return _per_example((best == labels.unsqueeze(how.axis)).any(dim=how.axis), labels)
 
 
 def negative_log_likelihood(outputs: torch.Tensor, targets: torch.Tensor, reading: Reading | None = None) -> torch.Tensor:

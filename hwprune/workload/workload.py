@@ -13,7 +13,7 @@ from torch import nn
 
 from hwprune.common.contents import content
 from hwprune.errors import WorkloadError
-from hwprune.structure.torch.model_forms import settled
+from hwprune.structure.torch.model_forms import ByKeyword, settled
 from hwprune.workload import batch_forms, metrics
 from hwprune.workload.reading import first_answer, parse_axes
 
@@ -147,7 +147,9 @@ class Workload:
         return inputs, batch_forms.targets_of(targets, where)
 
     def _arguments(self) -> list[str]:
-        """Names of the model's positional arguments."""
+        """Names of the model's arguments, in the order of the inputs."""
+        if isinstance(self.model, ByKeyword):
+            return list(self.model.names)
         try:
             given = inspect.signature(self.model.forward).parameters.values()
         except (TypeError, ValueError):

@@ -76,3 +76,16 @@ def test_paired_intervals_hold_the_true_drop(kind):
         found = metric.paired_drop(dense[picked], other[picked], None if weights is None else weights[picked])
         held += found.ci_low <= truth <= found.ci_high
     assert 0.91 <= held / 300 <= 0.99
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_positions_that_do_not_count_are_left_out(axis):
+    """Labels of -100, as token taggers' data have them for padding: (examples, positions) with 2 of 3, 1 of 1 and 1 of 2 right."""
+    answers = torch.tensor([[0, 1, 2, 0], [3, 0, 0, 0], [1, 1, 0, 0]])
+    labels = torch.tensor([[0, 1, 0, -100], [3, -100, -100, -100], [1, 0, -100, -100]])
+    outputs = torch.nn.functional.one_hot(answers, 5).float()
+    outputs = outputs if axis == 2 else outputs.movedim(2, 1)
+    assert metrics.top1(outputs, labels).tolist() == pytest.approx([2 / 3, 1.0, 0.5])
+    assert metrics.top5(outputs, labels).tolist() == pytest.approx([1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="no label but -100"):
+        metrics.top1(outputs, torch.full_like(labels, -100))

@@ -22,7 +22,7 @@ class ByKeyword(nn.Module):
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self.training = model.training
-        self._whole, self._names = [model], tuple(names)  # in a list, so that it is no child of its own
+        self._whole, self.names = [model], tuple(names)  # in a list, so that it is no child of its own
 
     def train(self, mode: bool = True) -> ByKeyword:  # noqa: FBT001, FBT002 - PyTorch's signature
         super().train(mode)
@@ -30,7 +30,7 @@ class ByKeyword(nn.Module):
         return self
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        return self._whole[0](**dict(zip(self._names, inputs, strict=True)))
+        return self._whole[0](**dict(zip(self.names, inputs, strict=True)))
 
 
 def settled(model: Any, example_inputs: Any) -> tuple[Any, Any]:

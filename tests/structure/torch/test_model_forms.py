@@ -137,3 +137,11 @@ def test_a_uniform_recipe_says_why_nothing_can_be_cut():
         UsageError, match="takes pattern neuron: torch.export can't trace Branching: its forward takes a Python branch"
     ):
         hwprune.uniform_recipe(pruner, "neuron", 0.5)
+
+
+def test_batches_by_name_reach_a_model_by_keyword_in_any_order():
+    batches = [{"scale": SCALE, "x": X}] * 2
+    workload = hwprune.Workload("w", ByName(), {"x": X, "scale": SCALE}, batches, batches, metric="agreement")
+    inputs, _ = next(workload.batches("validation"))
+    assert inputs[0] is X
+    assert inputs[1] is SCALE
