@@ -88,6 +88,11 @@ def add_workload(parser: argparse.ArgumentParser, default: str | None = None) ->
     parser.add_argument(
         "--data", metavar="FILE", help="data of a model that has none: file.npz with an array for each input, or file.py:function"
     )
+    parser.add_argument(
+        "--shape",
+        metavar="SIZES",
+        help="sizes of the inputs of a model.onnx without data, e.g. 1x3x224x224; of several joined by commas",
+    )
 
 
 def source(options: argparse.Namespace, default: str = "") -> str:
@@ -95,7 +100,8 @@ def source(options: argparse.Namespace, default: str = "") -> str:
     from hwprune.workload import source_words
 
     workload = default if options.workload is None else options.workload
-    return source_words.join([workload, *options.words, *([f"data={options.data}"] if options.data else [])])
+    more = [f"{word}={value}" for word, value in (("data", options.data), ("shape", options.shape)) if value]
+    return source_words.join([workload, *options.words, *more])
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hwprune.errors import HwpruneError, HwpruneWarning, UsageError
 from hwprune.version import VERSION
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+ALMOST_NOTHING = 10_000_000
+"""Bytes free on a disk below which it is taken for the one that is full."""
 
 COMMANDS = {
     "init": "write a commented workload file and job.toml to begin with",
@@ -91,6 +97,9 @@ def _module(command: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII alone gets ? for what it can't show, and no traceback
+        if hasattr(stream, "reconfigure") and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     options = build_parser().parse_args(arguments)
     with warnings.catch_warnings():
         _filter_warnings()
@@ -113,6 +122,23 @@ def _filter_warnings() -> None:
         warnings.simplefilter("default", HwpruneWarning)
 
 
+def _full(path: str | None) -> str:
+    """Which disk is full, and the way out. Not every error says where it was writing."""
+    here = [Path(path)] if path else [Path.cwd(), Path(tempfile.gettempdir()), Path.home()]
+    full = []
+    for place in here:
+        while not place.exists() and place != place.parent:
+            place = place.parent  # noqa: PLW2901 - the nearest folder that is there
+        free = shutil.disk_usage(place).free
+        if path or free < ALMOST_NOTHING:
+            full.append(f"{place} ({free / 1e6:.0f} MB free)")
+    where = f" that holds {' and '.join(full)}" if full else ""
+    return (
+        f"the disk{where} is full. Free some space and resume the search (--resume), or put the run elsewhere (--out), "
+        "temporary files too (TMPDIR)"
+    )
+
+
 def _run(options: argparse.Namespace) -> int:
     """Run a command whose options are parsed; errors become exit codes."""
     try:
@@ -129,7 +155,12 @@ def _run(options: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing more to tell
         return DONE
     except OSError as error:  # a folder that is read-only, a full disk: nothing of ours is wrong
-        if "HWPRUNE_DEBUG" in os.environ or error.filename is None:
+        if "HWPRUNE_DEBUG" in os.environ:
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"hwprune: {_full(error.filename)}", file=sys.stderr)
+            return FAILED
+        if error.filename is None:
             raise
         print(f"hwprune: can't use {error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
         return FAILED

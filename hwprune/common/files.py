@@ -211,6 +211,9 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # of a full disk the system names no file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

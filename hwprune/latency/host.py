@@ -181,7 +181,8 @@ class Ssh(Host):
         return True
 
     def get(self, remote: str, path: Path) -> None:
-        self._copy([f"{self._login}:{remote}", str(path)])
+        # scp takes a relative path with a colon for another machine's, and one with a leading dash for an option.
+        self._copy([f"{self._login}:{remote}", str(path.absolute())])
 
     def _copy(self, arguments: list[str]) -> None:
         port = ["-P", self._port] if self._port else []

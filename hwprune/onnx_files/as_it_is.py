@@ -20,6 +20,8 @@ from hwprune.onnx_files.operators import torch_dtype
 from hwprune.structure.onnx.flatten import captured
 from hwprune.structure.symbols import PRIMES, factors
 
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+"""Operators of which every runtime of ONNX files knows."""
 QUANTISED = frozenset(
     (
         "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QLinearAdd", "QLinearMul",

@@ -76,7 +76,7 @@ class OnnxModule(nn.Module):
         missing = Counter(
             f"{node.domain + '::' if node.domain else ''}{node.op_type}"
             for node, _ in self._onnx_nodes
-            if node.domain not in ("", "ai.onnx") or node.op_type in as_it_is.QUANTISED
+            if node.domain not in as_it_is.DOMAINS or node.op_type in as_it_is.QUANTISED
         )
         if not missing:
             return
@@ -165,7 +165,7 @@ class OnnxModule(nn.Module):
         before = self._pairs.get(node.output[0])
         if before is not None:
             return self._quantised(before, values, sizes)
-        function = OPERATORS.get(node.op_type) if place not in self._kept else None
+        function = OPERATORS.get(node.op_type) if place not in self._kept and node.domain != "ai.onnx.ml" else None
         if function is not None:
             try:
                 return function(self._node(node, options, values, sizes))

@@ -16,7 +16,7 @@ import torch
 from hwprune import runtimes
 from hwprune.errors import HwpruneError, UsageError, WorkloadError
 from hwprune.onnx_files import read_onnx
-from hwprune.workload import demos, libraries, neighbours, npz_file, onnx_file, source_words
+from hwprune.workload import demos, libraries, neighbours, npz_file, onnx_file, onnx_signature, source_words
 from hwprune.workload.workload import Workload
 
 FORMS = (
@@ -83,7 +83,7 @@ def _onnx(path: Path, arguments: dict[str, Any], *, structure_only: bool) -> Wor
     where = str(arguments.pop("data", ""))
     if where.endswith((".npz", ".npy")):
         proto = read_onnx(path)
-        data = npz_file.read_npz(Path(where), onnx_file.inputs_of(proto), declared=onnx_file.declared(proto))
+        data = npz_file.read_npz(Path(where), onnx_signature.inputs_of(proto), declared=onnx_signature.declared(proto))
     elif ":" in where:
         data = _fields(where)
     elif where:

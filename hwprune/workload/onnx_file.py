@@ -17,7 +17,7 @@ from hwprune.errors import HwpruneError, HwpruneWarning, UsageError, WorkloadErr
 from hwprune.onnx_files import OnnxModule, qdq, read_onnx
 from hwprune.structure.onnx.flatten import MIN_OPSET, write_notes
 from hwprune.structure.onnx.graph import OnnxGraph
-from hwprune.workload import batch_forms, closeness, metrics
+from hwprune.workload import batch_forms, closeness, metrics, onnx_signature
 from hwprune.workload.npz_file import SPLITS, Declared
 from hwprune.workload.workload import Workload
 
@@ -36,7 +36,9 @@ def load(
     Args:
         data: fields of `Workload` (calibration, validation, test, example_inputs, metric, ...); None: the model alone, with
             made-up example inputs, for looking at its structure.
-        arguments: ``metric`` and ``batch`` (examples in one batch of the example inputs).
+        arguments: ``metric``, ``class_axis``, ``batch`` (examples in one batch of example inputs), ``shape`` (sizes of made-up
+            inputs, ``1x3x224x224``; of several inputs joined by commas) and ``output`` (names of the outputs that stay, joined by
+            commas).
         check: runs the file on the example inputs with a runtime, to compare; None: don't.
 
     Raises:
@@ -45,26 +47,38 @@ def load(
     """
     proto = modern(read_onnx(path), path)
     fields = dict(data or {})
-    known = ("batch", "metric", "class_axis")
+    known = ("batch", "metric", "class_axis", "shape", "output")
     faults = [f"{key} (known: {', '.join(known)})" for key in arguments if key not in known]
     if faults:
         raise UsageError("an ONNX workload takes no argument", faults)
+    proto, places = onnx_signature.with_outputs(proto, str(arguments.get("output", "")), path)
     if "metric" in arguments:
         fields["metric"] = metrics.get(str(arguments["metric"])).name
     if "class_axis" in arguments:
         fields["class_axis"] = arguments["class_axis"]
     example = fields.pop("example_inputs", None)
     if example is None:
-        example = _first(fields["validation"], int(arguments.get("batch", 1))) if "validation" in fields else made_up(proto)
+        example = (
+            _first(fields["validation"], int(arguments.get("batch", 1)))
+            if "validation" in fields
+            else onnx_signature.made_up(proto, onnx_signature.sizes_of(str(arguments.get("shape", ""))))
+        )
+    made = data is None and "shape" not in arguments
     example = (example,) if isinstance(example, torch.Tensor) else tuple(example)
-    inputs = declared(proto)
+    inputs = onnx_signature.declared(proto)
     if len(inputs) == len(example):
         example = tuple(
             batch_forms.converted(x, one.dtype, f"{path}: the data's inputs") for x, one in zip(example, inputs, strict=True)
         )
     module = import_module(proto, example)
     if check is not None:
-        _compare(module, example, _run(check, path, example, inputs), path)
+        try:
+            everything = _run(check, path, example, inputs)
+            _compare(module, example, [everything[place] for place in places], path)
+        except WorkloadError as error:
+            raise (
+                WorkloadError(onnx_signature.ask_for_sizes(error, inputs)) if made and onnx_signature.has_free(inputs) else error
+            ) from error
     if data is None:
         fields = {"calibration": [(example, None)], "validation": [(example, None)]}
     fields.setdefault("metric", "agreement")
@@ -150,43 +164,6 @@ def _runs(module: OnnxModule, example: tuple[torch.Tensor, ...]) -> bool:
     except (RuntimeError, ValueError, IndexError, TypeError, WorkloadError):
         return False
     return True
-
-
-def made_up(proto: onnx.ModelProto) -> tuple[torch.Tensor, ...]:
-    """Example inputs of the declared shapes: a free first size is 1, any other 16; whole numbers are zeros."""
-    stored = {item.name for item in proto.graph.initializer}
-    tensors = []
-    for item in proto.graph.input:
-        if item.name in stored:
-            continue
-        kind = item.type.tensor_type
-        sizes = [
-            dim.dim_value if dim.dim_value > 0 else 1 if position == 0 else 16 for position, dim in enumerate(kind.shape.dim)
-        ]
-        dtype = torch.from_numpy(np.zeros(0, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))).dtype
-        generator = torch.Generator().manual_seed(0)
-        tensors.append(
-            torch.randn(sizes, generator=generator).to(dtype) if dtype.is_floating_point else torch.zeros(sizes, dtype=dtype)
-        )
-    return tuple(tensors)
-
-
-def inputs_of(proto: onnx.ModelProto) -> list[str]:
-    """Names of the inputs that are no weights."""
-    return [item.name for item in proto.graph.input if item.name not in {t.name for t in proto.graph.initializer}]
-
-
-def declared(proto: onnx.ModelProto) -> list[Declared]:
-    """What the file says of its inputs that are no weights."""
-    names = set(inputs_of(proto))
-    found = []
-    for item in proto.graph.input:
-        if item.name in names:
-            kind = item.type.tensor_type
-            dtype = torch.from_numpy(np.zeros(0, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))).dtype
-            sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
-            found.append(Declared(item.name, dtype, sizes if kind.HasField("shape") else None))
-    return found
 
 
 def _first(loader: Any, count: int) -> tuple[torch.Tensor, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -200,3 +202,30 @@ def test_a_search_without_a_result_fails_with_the_reason(tmp_path, capsys):
     assert (out / "report.html").is_file() and json.loads((out / "record.json").read_text())["finished"]
     code, _, err = run(capsys, "report", str(out))
     assert code == 0
+
+
+def test_a_full_disk_is_named(capsys, monkeypatch, tmp_path):
+    from hwprune.cli import doctor_command
+
+    def full(_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run" / "record.json"))
+
+    monkeypatch.setattr(doctor_command, "run", full)
+    code, _, told = run(capsys, "doctor")
+    assert code == 1
+    assert f"the disk that holds {tmp_path} (" in told
+    assert "--resume" in told
+    monkeypatch.setattr(doctor_command, "run", lambda _options: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    code, _, told = run(capsys, "doctor")
+    assert code == 1
+    assert "is full" in told
+    assert "TMPDIR" in told
+
+
+def test_a_terminal_that_knows_ascii_alone():
+    done = subprocess.run(
+        [sys.executable, "-m", "hwprune.cli.main", "inspect", "demo:digits"], capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"axes can be cut" in done.stdout

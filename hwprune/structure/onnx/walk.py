@@ -85,7 +85,7 @@ class Walk:
             return None
         sizes = []
         for dim in kind.tensor_type.shape.dim:
-            if not dim.HasField("dim_value"):
+            if not dim.HasField("dim_value") or dim.dim_value < 0:  # below 0: the input is too small for a kernel
                 return None
             sizes.append(dim.dim_value)
         return tuple(sizes)
