@@ -1,8 +1,8 @@
-# make setup | demo | test | test-slow | check | docs | bench | zoo | fuzz; nothing but Python 3.11+ and make is needed before.
+# make setup | demo | test | test-slow | check | docs | bench | zoo | cases | fuzz; nothing but Python 3.11+ and make is needed before.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy zoo fuzz docs clean
+.PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy zoo cases fuzz docs clean
 
 setup: .venv/installed
 
@@ -98,6 +98,10 @@ zoo: .venv-zoo/installed
 
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --site-dir build/site
+
+# Inputs with traits that people report, and the value that is right.
+cases: setup
+	$(BIN)/python benchmarks/cases.py
 
 fuzz: setup
 	$(BIN)/python benchmarks/fuzz.py

@@ -59,7 +59,7 @@ def load(
     example = fields.pop("example_inputs", None)
     if example is None:
         example = (
-            _first(fields["validation"], int(arguments.get("batch", 1)))
+            _first(fields["validation"], int(arguments.get("batch", onnx_signature.batch_of(proto) or 1)))
             if "validation" in fields
             else onnx_signature.made_up(proto, onnx_signature.sizes_of(str(arguments.get("shape", ""))))
         )

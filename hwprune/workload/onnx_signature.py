@@ -14,6 +14,12 @@ from hwprune.structure.onnx.flatten import captured
 from hwprune.workload.npz_file import Declared
 
 
+def batch_of(proto: onnx.ModelProto) -> int | None:
+    """The batch that the file is fixed to; None where it is free, or inputs have different first sizes."""
+    first = {one.sizes[0] for one in declared(proto) if one.sizes}
+    return first.pop() if len(first) == 1 else None
+
+
 def with_outputs(proto: onnx.ModelProto, text: str, path: Path) -> tuple[onnx.ModelProto, list[int]]:
     """(the model with the named outputs only, their places in the file); all of them where none is named.
 

@@ -107,3 +107,28 @@ def test_chosen_outputs_stay(classifier, output):
 def test_declared_inputs_leave_weights_out(classifier):
     (one,) = onnx_signature.declared(onnx.load(str(classifier)))
     assert (one.name, one.dtype, one.sizes) == ("x", torch.float32, (None, 6))
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@torch.no_grad()
+def test_a_fixed_batch_is_the_one_that_is_measured(tmp_path, batch):
+    """A Reshape to [batch, -1] takes no other, so example inputs have as many examples."""
+    nodes = [
+        N("MatMul", ["x", "w1"], ["a"]),
+        N("Relu", ["a"], ["r"]),
+        N("Reshape", ["r", "shape"], ["f"]),
+        N("MatMul", ["f", "w2"], ["y"]),
+    ]
+    shape = numpy_helper.from_array(np.array([batch, -1], np.int64), "shape")
+    path = stored(
+        tmp_path / "m.onnx", nodes, [VALUE("x", TensorProto.FLOAT, [batch, 6])], [VALUE("y", TensorProto.FLOAT, [batch, 3])],
+        [weight("w1", 6, 32), weight("w2", 32, 3), shape],
+    )  # fmt: skip
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).random((40, 6)).astype(np.float32))
+    workload = loading.load(f"{path} data={tmp_path / 'd.npz'}")
+    assert workload.example_inputs[0].shape == (batch, 6)
+    pruner = Pruner(workload)
+    keep = {axis.name: torch.arange(32) < 8 for axis in pruner.graph.axes if axis.frozen is None}
+    assert len(keep) == 1
+    small = pruner.graph.cut(keep)
+    assert small(workload.example_inputs[0]).shape == (batch, 3)
