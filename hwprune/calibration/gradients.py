@@ -16,7 +16,7 @@ from hwprune.layers import layer as layer_table
 from hwprune.layers.layer import Layer
 from hwprune.layers.statistics import LayerStatistics
 from hwprune.structure.model_graph import ModelGraph
-from hwprune.workload.reading import class_axis
+from hwprune.workload.reading import class_axis, given_axis, has_examples
 from hwprune.workload.task_loss import task_loss
 from hwprune.workload.workload import Workload, first_tensor
 
@@ -234,7 +234,8 @@ class GradientPass:
                     failure: Exception | None = error
                     continue
                 if isinstance(value, torch.Tensor) and value.numel() == 1:
-                    return value.reshape(()) * count
+                    loss = value.reshape(()) * count
+                    return loss + self._of_others(output, answer, generator) if answer is first and single else loss
                 failure = TypeError(f"it gave {type(value).__name__} instead of one number")
             if not self.data.workload.scoring.agreement:
                 raise WorkloadError(
@@ -248,13 +249,30 @@ class GradientPass:
             raise UsageError(
                 f"no output of {self.data.workload.name} has a gradient: criteria that need gradients are not available"
             )
-        logits = next((leaf for leaf in floating if leaf.ndim), floating[0])
+        leaves = [leaf for leaf in floating if leaf.ndim] or floating[:1]
+        return torch.stack([self._drawn(leaf, targets, generator, place) for place, leaf in enumerate(leaves)]).sum()
+
+    def _of_others(self, output: Any, answer: torch.Tensor, generator: torch.Generator) -> torch.Tensor | float:
+        """Outputs that a loss of the answer says nothing of: without them, what only they read would count for nothing."""
+        leaves = [
+            leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf is not answer
+        ]
+        others = [leaf for leaf in leaves if leaf.requires_grad and has_examples(leaf, len(answer))]
+        return sum((self._drawn(leaf, None, generator, 1 + place) for place, leaf in enumerate(others)), start=0.0)
+
+    def _drawn(self, logits: torch.Tensor, targets: Any, generator: torch.Generator, place: int) -> torch.Tensor:
+        """The scalar of one output; labels and their dim are the first one's. Numbers of the others count by their own spread."""
+        scoring = self.data.workload.scoring
+        told = class_axis(scoring, logits.shape, targets if place == 0 else None, place)
+        if place > 0 and not scoring.agreement and not isinstance(given_axis(scoring, place, logits.shape), int):
+            told = None  # labels say nothing of it
+        if place > 0 and told is None:
+            logits = logits / logits.detach().std(correction=0).clamp(min=1e-12)
         if self.softened:
-            axis = class_axis(self.data.workload.scoring, logits.shape, targets)
-            return self._softened(logits, axis, generator)
-        told = class_axis(self.data.workload.scoring, logits.shape, targets)
+            return self._softened(logits, told, generator)
         classes = told if told is not None else 1 if logits.ndim in (2, 4, 5) else -1
-        if self.data.workload.scoring.name in ("psnr",) or logits.ndim < 2 or logits.shape[classes] < 2:
+        plain = place > 0 and told is None
+        if plain or scoring.name in ("psnr",) or logits.ndim < 2 or logits.shape[classes] < 2:
             noise = torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
             return (logits * noise).sum()
         scores = logits.movedim(classes, -1).reshape(-1, logits.shape[classes]).log_softmax(dim=-1)

@@ -80,3 +80,33 @@ def test_outputs_without_a_gradient():
     assert collect_statistics(graph, workload).layers["fc.weight"].rows == 64
     with pytest.raises(UsageError, match="has a gradient"):
         collect_statistics(graph, workload, ["fisher"])
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.score, self.box = (
+            nn.Linear(5, 16),
+            nn.Linear(16, 4),
+            nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 6)),
+        )
+
+    def forward(self, x):
+        y = torch.relu(self.body(x))
+        return self.score(y), 100 * self.box(y)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_what_only_another_output_reads_has_gradients(labelled):
+    """A detector's boxes: without them the layers before them would be the cheapest to remove."""
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    model = TwoHeads().eval()
+    batches = [(x[:32], torch.arange(32) % 4 if labelled else None), (x[32:], torch.arange(32) % 4 if labelled else None)]
+    more = {"metric": "top1"} if labelled else {"metric": "agreement", "class_axis": (1, "none")}
+    workload = hwprune.Workload("two", model, (x[:1],), batches, batches, **more)
+    graph = trace(model, workload.example_inputs)
+    found = collect_statistics(graph, workload, ["fisher"], labels="data" if labelled else "model").layers
+    assert (found["box.0.weight"].fisher > 0).any()
+    share = float(found["box.2.weight"].fisher.mean() / found["score.weight"].fisher.mean())
+    assert 0.01 < share < 100  # by its own spread, not by its size of 100

@@ -16,9 +16,9 @@ from hwprune.recovery.loop import batch_norms, distillation
 from hwprune.recovery.loop.validation import device_of
 from hwprune.recovery.plan import Plan
 from hwprune.recovery.sparsifiers.base import Sparsifier
-from hwprune.workload.reading import class_axis
+from hwprune.workload.reading import class_axis, first_answer, has_examples
 from hwprune.workload.task_loss import Loss, task_loss
-from hwprune.workload.workload import Workload, first_tensor
+from hwprune.workload.workload import Workload, all_tensors, first_tensor
 
 STAGE = "recover"
 """Stage of a `CandidateFailure` in training."""
@@ -51,10 +51,8 @@ class Losses:
     """The trained module with batch norms that keep their statistics; for small batches, or all of them."""
     _loss: Loss | None = field(init=False, default=None)
     """The task's loss, where it counts."""
-    _axis: int | None = field(init=False, default=None)
-    """Axis of the classes in the teacher's outputs."""
-    _variance: float = field(init=False, default=1.0)
-    """Variance of the teacher's outputs, where they have no axis of classes."""
+    _heads: list[tuple[int, int | None, float]] = field(init=False, default_factory=list)
+    """(place, axis of the classes, variance) of each of the teacher's outputs; numbers have a variance, no axis."""
 
     def __post_init__(self) -> None:
         self._loss = task_loss(self.workload, (self.teacher or self.module).eval()) if self.plan.task_weight > 0 else None
@@ -71,11 +69,20 @@ class Losses:
     def _know(self, teacher: fx.GraphModule) -> None:
         """Find out the axis of classes, from a split that has targets, or else how far the teacher's outputs spread."""
         inputs, targets = next(self.workload.batches("validation"))
-        self._axis = class_axis(self.workload.scoring, first_tensor(teacher(*self._moved(inputs))).shape, targets)
-        if self._axis is None:
+        found = all_tensors(teacher(*self._moved(inputs)))
+        first = first_answer(found)
+        axis = class_axis(self.workload.scoring, found[first].shape, targets)
+        others = [
+            place for place, output in enumerate(found)
+            if place != first and output.is_floating_point() and has_examples(output, len(inputs[0]))
+        ]  # fmt: skip
+        spread = {first: 1.0}
+        if axis is None or others:
             some = itertools.islice(self.workload.batches("train"), VARIANCE_BATCHES)
-            answers = torch.cat([first_tensor(teacher(*self._moved(inputs))).float().reshape(-1) for inputs, _ in some])
-            self._variance = float(answers.var(unbiased=False))
+            answers = [all_tensors(teacher(*self._moved(inputs))) for inputs, _ in some]
+            for place in (first, *others):
+                spread[place] = float(torch.cat([each[place].float().reshape(-1) for each in answers]).var(unbiased=False))
+        self._heads = [(first, axis, spread[first]), *((place, None, spread[place]) for place in others)]
 
     def train(self, *, mode: bool = True) -> None:
         """Put everything that batches are run through into train mode, or eval mode."""
@@ -108,12 +115,20 @@ class Losses:
                     answer, inner = answer
                     parts.append(plan.features * distillation.features(mine, inner))
                 if plan.task_weight < 1:
-                    loss = distillation.logits(output, first_tensor(answer), self._axis, plan.temperature, self._variance)
-                    parts.append((1 - plan.task_weight) * loss)
+                    parts.append((1 - plan.task_weight) * self._taught(result, answer))
             penalty = self.sparsifier.penalty(self.module) if self.sparsifier is not None else None
             if penalty is not None:
                 parts.append(penalty)
         return torch.stack([part.float() for part in parts]).sum()
+
+    def _taught(self, result: Any, answer: Any) -> torch.Tensor:
+        """The distance to the teacher, a mean over all outputs: none may be ruined unseen."""
+        mine, wanted = all_tensors(result), all_tensors(answer)
+        losses = [
+            distillation.logits(mine[place], wanted[place], axis, self.plan.temperature, variance)
+            for place, axis, variance in self._heads
+        ]
+        return torch.stack(losses).mean()
 
     def _task(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
         assert self._loss is not None

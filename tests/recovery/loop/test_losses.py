@@ -103,3 +103,38 @@ def test_the_temperature_does_not_weaken_what_the_teacher_says():
         soft = [(x / temperature).log_softmax(dim=1) for x in (found, wanted)]
         kl = torch.nn.functional.kl_div(soft[0], soft[1], reduction="batchmean", log_target=True)
         assert distillation.logits(found, wanted, 1, temperature) == pytest.approx(float(temperature**2 * kl), rel=1e-4)
+
+
+class TwoHeads(nn.Module):
+    """A body with an answer and boxes; each head has a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU())
+        self.a1, self.a2, self.b1, self.b2 = nn.Linear(32, 32), nn.Linear(32, 4), nn.Linear(32, 32), nn.Linear(32, 6)
+
+    def forward(self, x):
+        y = self.body(x)
+        return self.a2(torch.relu(self.a1(y))), 50 * self.b2(torch.relu(self.b1(y)))
+
+
+def test_every_output_is_taught():
+    """Without that the boxes of a detector are ruined while its scores come nearer to the teacher's."""
+    x = torch.randn(256, 8, generator=torch.Generator().manual_seed(1))
+    loader = [((part,), None) for part in x.split(32)]
+    workload = hwprune.Workload(
+        "two", TwoHeads(), (x[:1],), loader[:4], loader[4:], train=loader[:4], metric="agreement", class_axis=(1, "none")
+    )
+    pruner = Pruner(workload)
+    candidate = pruner.prune(uniform_recipe(pruner, "neuron", 0.5, criterion="l2", compensation="none"))
+    made = recover(pruner, candidate, Plan("distill", 30, rate=0.01))
+    held = torch.cat([part for (part,), _ in loader[4:]])
+
+    def off(module):
+        with torch.no_grad():
+            return [float((a - b).square().mean() / b.var()) for a, b in zip(module(held), workload.model(held), strict=True)]
+
+    before, after = off(candidate.module), off(made.candidate.module)
+    assert after[0] < 0.7 * before[0]
+    assert after[1] < 0.7 * before[1]
