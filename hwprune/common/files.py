@@ -213,6 +213,8 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        if error.errno is None:
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # of a full disk the system names no file
     except BaseException:
         temporary.unlink(missing_ok=True)
