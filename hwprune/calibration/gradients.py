@@ -18,7 +18,7 @@ from hwprune.layers.statistics import LayerStatistics
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.workload.reading import class_axis, given_axis, has_examples
 from hwprune.workload.task_loss import task_loss
-from hwprune.workload.workload import Workload, first_tensor
+from hwprune.workload.workload import Workload, all_tensors, first_tensor
 
 TEMPERATURE = 3.0
 """Temperature of the logits whose divergence is predicted (see `backward`). A network knows its calibration data better than the
@@ -249,29 +249,39 @@ class GradientPass:
             raise UsageError(
                 f"no output of {self.data.workload.name} has a gradient: criteria that need gradients are not available"
             )
-        leaves = [leaf for leaf in floating if leaf.ndim] or floating[:1]
-        return torch.stack([self._drawn(leaf, targets, generator, place) for place, leaf in enumerate(leaves)]).sum()
+        places = {id(leaf): place for place, leaf in enumerate(all_tensors(output))}
+        first, *others = [leaf for leaf in floating if leaf.ndim] or floating[:1]
+        drawn = [self._drawn(first, targets, generator, places[id(first)], answers=True)]
+        drawn += [self._drawn(leaf, None, generator, places[id(leaf)], answers=False) for leaf in others]
+        return torch.stack(drawn).sum()
 
     def _of_others(self, output: Any, answer: torch.Tensor, generator: torch.Generator) -> torch.Tensor | float:
         """Outputs that a loss of the answer says nothing of: without them, what only they read would count for nothing."""
-        leaves = [
-            leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf is not answer
+        drawn = [
+            self._drawn(leaf, None, generator, place, answers=False)
+            for place, leaf in enumerate(all_tensors(output))
+            if leaf is not answer and leaf.requires_grad and has_examples(leaf, len(answer))
         ]
-        others = [leaf for leaf in leaves if leaf.requires_grad and has_examples(leaf, len(answer))]
-        return sum((self._drawn(leaf, None, generator, 1 + place) for place, leaf in enumerate(others)), start=0.0)
+        return sum(drawn, start=0.0)
 
-    def _drawn(self, logits: torch.Tensor, targets: Any, generator: torch.Generator, place: int) -> torch.Tensor:
-        """The scalar of one output; labels and their dim are the first one's. Numbers of the others count by their own spread."""
+    def _drawn(
+        self, logits: torch.Tensor, targets: Any, generator: torch.Generator, place: int, *, answers: bool
+    ) -> torch.Tensor:
+        """The scalar of one output, at its place among all.
+
+        Args:
+            answers: it is the one that labels are of; numbers of the others count by their own spread.
+        """
         scoring = self.data.workload.scoring
-        told = class_axis(scoring, logits.shape, targets if place == 0 else None, place)
-        if place > 0 and not scoring.agreement and not isinstance(given_axis(scoring, place, logits.shape), int):
+        told = class_axis(scoring, logits.shape, targets, place)
+        if not answers and not scoring.agreement and not isinstance(given_axis(scoring, place, logits.shape), int):
             told = None  # labels say nothing of it
-        if place > 0 and told is None:
+        if not answers and told is None:
             logits = logits / logits.detach().std(correction=0).clamp(min=1e-12)
         if self.softened:
             return self._softened(logits, told, generator)
         classes = told if told is not None else 1 if logits.ndim in (2, 4, 5) else -1
-        plain = place > 0 and told is None
+        plain = not answers and told is None
         if plain or scoring.name in ("psnr",) or logits.ndim < 2 or logits.shape[classes] < 2:
             noise = torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
             return (logits * noise).sum()

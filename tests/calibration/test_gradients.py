@@ -110,3 +110,21 @@ def test_what_only_another_output_reads_has_gradients(labelled):
     assert (found["box.0.weight"].fisher > 0).any()
     share = float(found["box.2.weight"].fisher.mean() / found["score.weight"].fisher.mean())
     assert 0.01 < share < 100  # by its own spread, not by its size of 100
+
+
+class LossFirst(TwoHeads):
+    def forward(self, x):
+        score, box = super().forward(x)
+        return score.square().mean(), score, box
+
+
+def test_words_on_outputs_count_a_loss_among_them_too():
+    """``class_axis`` is one word for each output: with a loss in front the same outputs are read alike."""
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    found = []
+    for model, words in ((TwoHeads(), (1, "none")), (LossFirst(), ("none", 1, "none"))):
+        batches = [(x[:32], None), (x[32:], None)]
+        workload = hwprune.Workload("two", model.eval(), (x[:1],), batches, batches, metric="agreement", class_axis=words)
+        found.append(collect_statistics(trace(model, workload.example_inputs), workload, ["fisher"], labels="model").layers)
+    for name in ("score.weight", "box.2.weight"):
+        assert torch.allclose(found[0][name].fisher, found[1][name].fisher)

@@ -183,3 +183,12 @@ def test_command_line_tells_in_one_line(server, capsys):
     assert "has no hwprune" in error
     assert "Traceback" not in error
     assert main(["search", "demo:digits", "--remote", "nonsense"]) == 2
+
+
+def test_files_come_back_to_paths_that_scp_would_take_for_something_else(monkeypatch):
+    machine, given = object.__new__(Ssh), []
+    machine._login = "me@there"
+    monkeypatch.setattr(machine, "_copy", given.extend)
+    for name in ("a:b/out.npz", "-dash/out.npz"):
+        machine.get("/there/out", Path(name))
+    assert given == [word for name in ("a:b", "-dash") for word in ("me@there:/there/out", str(Path.cwd() / name / "out.npz"))]

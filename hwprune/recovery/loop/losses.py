@@ -71,7 +71,7 @@ class Losses:
         inputs, targets = next(self.workload.batches("validation"))
         found = all_tensors(teacher(*self._moved(inputs)))
         first = first_answer(found)
-        axis = class_axis(self.workload.scoring, found[first].shape, targets)
+        axis = class_axis(self.workload.scoring, found[first].shape, targets, first)
         others = [
             place for place, output in enumerate(found)
             if place != first and output.is_floating_point() and has_examples(output, len(inputs[0]))

@@ -76,11 +76,14 @@ def _layer(
     return [Value((*lead, out), (False, False, zero)), *[last] * len(states)]
 
 
-@rule(aten.lstm.input)
-def lstm(
+GATES = {aten.lstm.input: 4, aten.gru.input: 3, aten.rnn_tanh.input: 1, aten.rnn_relu.input: 1}
+
+
+@rule(*GATES)
+def recurrent(
     call: Call,
     x: Value,
-    states: list[Value],
+    states: Value | list[Value],
     tensors: list[Value],
     biases: bool,
     _layers: int,
@@ -89,21 +92,5 @@ def lstm(
     both: bool,
     batch_first: bool,
 ) -> list[Value]:
-    return _layer(call, x, states, tensors, 4, biases, 2 if both else 1, batch_first)
-
-
-@rule(aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
-def one_state(
-    call: Call,
-    x: Value,
-    state: Value,
-    tensors: list[Value],
-    biases: bool,
-    _layers: int,
-    _dropout: Any,
-    _train: Any,
-    both: bool,
-    batch_first: bool,
-) -> list[Value]:
-    gates = 3 if call.node.target is aten.gru.input else 1
-    return _layer(call, x, [state], tensors, gates, biases, 2 if both else 1, batch_first)
+    given = states if isinstance(states, list) else [states]
+    return _layer(call, x, given, tensors, GATES[call.node.target], biases, 2 if both else 1, batch_first)  # type: ignore[index]
