@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import fx
 
-from hwprune.errors import RunError
+from hwprune.errors import CandidateFailure, RunError, described
 from hwprune.pruning.candidate import Candidate
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.workload.workload import all_tensors
@@ -62,6 +62,26 @@ def check_cut(graph: ModelGraph, candidate: Candidate) -> float:
                 f"hwprune.structure.torch.rules; please report it. Axes: {', '.join(keeps)}"
             )
     return difference
+
+
+@torch.no_grad()
+def check_runs(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...], cuts: Collection[str]) -> None:
+    """Run a cut model once, so that nobody is given one that crashes.
+
+    Args:
+        cuts: what was cut, for the message.
+
+    Raises:
+        CandidateFailure: it does not run.
+    """
+    try:
+        module(*inputs)
+    except Exception as error:  # whatever its operators raise
+        raise CandidateFailure(
+            "prune",
+            f"the model does not run with a cut of {', '.join(cuts)}: {described(error)}. This is a bug in a rule of "
+            "hwprune.structure.torch.rules; please report it. Leave the unit out meanwhile",
+        ) from error
 
 
 def reorder_checked(

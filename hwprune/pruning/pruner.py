@@ -25,6 +25,7 @@ from hwprune.onnx_files.template import Template
 from hwprune.pruning.candidate import Candidate
 from hwprune.pruning.cut_check import (
     check_cut,
+    check_runs,
     reorder_checked,
 )
 from hwprune.pruning.recipe_check import divide
@@ -71,6 +72,8 @@ class Pruner:
     _options: UnitOptions = field(init=False)
     _cache: dict[str, Any] = field(init=False, default_factory=dict)
     _template: Template | None = field(init=False, default=None)
+    _ran: set[str] = field(init=False, default_factory=set)
+    """Units of which a cut was run once."""
 
     def __post_init__(self) -> None:
         self.fingerprint = self.workload.fingerprint
@@ -180,7 +183,7 @@ class Pruner:
 
         Raises:
             UsageError: the recipe names a unit, pattern or method that isn't there or doesn't fit.
-            CandidateFailure: the result is not finite, or an N:M pattern doesn't fit what the cut left.
+            CandidateFailure: a cut does not run, the result is not finite, or an N:M pattern doesn't fit what the cut left.
         """
         steps = compensation.parse(recipe.compensation)
         inside = compensation.local_part(recipe.compensation)
@@ -190,6 +193,9 @@ class Pruner:
             solved = {c.unit: self.options(c.unit, c.pattern, c.method, [c.sparsity], inside)[0] for c in cuts}
             keeps = {unit: option.keep for unit, option in solved.items()}
         module = self.graph.cut(keeps, drop)
+        if fresh := {*keeps, *drop} - self._ran:
+            check_runs(module, self.workload.example_inputs, sorted(fresh))
+            self._ran |= fresh
 
         def option(choice: UnitChoice) -> Option:
             return self.options(choice.unit, choice.pattern, choice.method, [choice.sparsity], inside)[0]

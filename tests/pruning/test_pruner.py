@@ -194,3 +194,21 @@ def test_samples_hold_what_the_loader_gave(tiny, tmp_path):
     for (inputs, target), array, kept in zip(tiny.validation, stored, targets, strict=True):
         np.testing.assert_array_equal(array, inputs.numpy())
         assert torch.equal(kept, target)
+
+
+def test_a_cut_that_does_not_run_is_no_candidate(tiny, monkeypatch):
+    """Whatever rule is wrong: nobody is given a model that crashes."""
+    pruner = Pruner(tiny)
+    right = pruner.graph.cut
+
+    def wrong(keeps, drop=()):
+        module = right(keeps, drop)
+        module.conv2.weight = torch.nn.Parameter(module.conv2.weight[:, 1:])
+        return module
+
+    recipe = hwprune.Recipe((hwprune.UnitChoice("conv1.weight:0", "channel", 0.75, "l2"),))
+    monkeypatch.setattr(type(pruner.graph), "cut", lambda _graph, keeps, drop=(): wrong(keeps, drop))
+    with pytest.raises(CandidateFailure, match=r"does not run with a cut of conv1\.weight:0: RuntimeError"):
+        pruner.prune(recipe)
+    monkeypatch.undo()
+    assert pruner.prune(recipe).module.conv1.weight.shape == (16, 8, 3, 3)
