@@ -1,6 +1,8 @@
 # make setup | demo | test | test-slow | check | docs | bench | zoo | cases | fuzz; nothing but Python 3.11+ and make is needed before.
 PYTHON ?= python3
 BIN := .venv/bin
+# Threads that wait for each other sleep: spinning, they take the cores from those that they wait for when several tests run.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy zoo cases fuzz docs clean
 

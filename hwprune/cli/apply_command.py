@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", choices=["unit", "global"], help="global: one threshold for the single weights of all layers")
     parser.add_argument("--score", action="store_true", help="metric on the validation data before and after, in PyTorch")
     parser.add_argument("--database", metavar="DIR", help="keep and reuse options and statistics in this folder")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for model.onnx, model.safetensors and recipe.json")
     args.add_output(parser)
 

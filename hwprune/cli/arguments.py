@@ -32,6 +32,15 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number: write 0.01") from None
 
 
+def drop(text: str) -> float:
+    """0.01, or 1% of a metric that is a share, which is the same."""
+    value, percent = (text[:-1], 0.01) if text.endswith("%") else (text, 1.0)
+    try:
+        return percent * float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a drop: write 0.01, or 1% of a share such as an accuracy") from None
+
+
 def require_writable(name: str | Path) -> Path:
     """The folder, which need not exist yet; raises `UsageError` if nothing could be written there.
 

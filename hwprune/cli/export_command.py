@@ -20,7 +20,7 @@ EPILOG = """examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run directory")
     parser.add_argument("--trial", type=int, metavar="N", help="this point of the front")
-    parser.add_argument("--max-drop", type=args.number, metavar="X", help="the fastest point with at most this drop")
+    parser.add_argument("--max-drop", type=args.drop, metavar="X", help="the fastest point with at most this drop")
     parser.add_argument("--min-speedup", type=args.number, metavar="X", help="the most accurate point with at least this speedup")
     parser.add_argument(
         "--format", default="onnx", metavar="F",

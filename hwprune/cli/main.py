@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hwprune.cli.parser import Parser
+from hwprune.common import environment
 from hwprune.errors import HwpruneError, HwpruneWarning, UsageError
 from hwprune.version import VERSION
 
@@ -58,7 +60,7 @@ exit codes: 0 done; 2 wrong usage or configuration; 1 the run failed, or a searc
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hwprune",
         description="Hardware-aware pruning search: accuracy against measured speedup.",
         epilog=EPILOG,
@@ -100,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII alone gets ? for what it can't show, and no traceback
         if hasattr(stream, "reconfigure") and stream.errors == "strict":
             stream.reconfigure(errors="replace")
+    environment.prepare()
     options = build_parser().parse_args(arguments)
     with warnings.catch_warnings():
         _filter_warnings()

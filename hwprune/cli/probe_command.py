@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", metavar="DIR", help="write the latency table (CSV and fingerprint) for use on another machine")
     parser.add_argument("--remote", metavar="URL", help="measure on another machine: ssh://[user@]host[:port][/path/to/hwprune]")
     parser.add_argument("--estimate", action="store_true", help="from the profile's data sheet; measures nothing")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     args.add_output(parser)
 
 

@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remote", metavar="URL", default="", help="measure on another machine: ssh://[user@]host[:port]")
     parser.add_argument("--workload", metavar="W", help="where the metric comes from, if it is a function of yours")
     parser.add_argument("--out", metavar="DIR", help="folder of rerank.csv and rerank.json (default: RUN/rerank-TARGET)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     args.add_output(parser)
 
 

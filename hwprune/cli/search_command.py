@@ -14,7 +14,6 @@ from hwprune.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from hwprune.searching.job import Job
-    from hwprune.workload.workload import Workload
 
 DEFAULT = "demo:digits"
 """The workload where neither the command line nor a job's file names one."""
@@ -39,11 +38,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--time",
         type=args.seconds,
         metavar="30m",
-        help="start no trial later than this, but for the first three; the final round comes after",
+        help="time of the whole search, with preparation and the final measurement; training comes on top",
     )
     parser.add_argument("--sampler", metavar="NAME", help="a name of `hwprune samplers` (default: knapsack)")
     parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
-    parser.add_argument("--max-drop", type=args.number, metavar="0.01", help="largest drop, in the metric's own unit")
+    parser.add_argument("--max-drop", type=args.drop, metavar="0.01", help="largest drop, in the metric's own unit; 1%% is 0.01")
     parser.add_argument("--min-speedup", type=args.number, metavar="1.5", help="smallest speedup")
     parser.add_argument("--max-latency", type=args.latency, metavar="2ms", help="longest latency of one batch: 2ms, 150us, 0.01s")
     parser.add_argument("--max-size", type=args.size, metavar="20MB", help="largest file of the model")
@@ -85,7 +84,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME-TIME)")
     parser.add_argument("--storage", metavar="URL", help="Optuna storage (default: SQLite in the run directory)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell every stage, and whole reasons")
     args.add_output(parser)
 
 
@@ -106,20 +106,18 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"the run in {options.out} was made from a live Python object: resume it with hwprune.search(..., resume=True)"
         )
-    progress = make_progress(quiet=options.quiet or options.json)
-    workload: Workload | None = None
-    path = Path(options.out) if options.out else None
+    progress = make_progress(quiet=options.quiet or options.json, verbose=options.verbose)
+    path: Path | None = None
+
+    def began(run: Path) -> None:
+        nonlocal path
+        path = run
+
+    out = Path(options.out) if options.out else None
     try:
-        if path is None:  # its name is in that of the folder
-            progress.stage(f"loading {job.workload}")
-            workload = loading.load(job.workload)
-            path = search.default_run(workload.name)
-
-        def loaded() -> Workload:
-            progress.stage(f"loading {job.workload}")
-            return loading.load(job.workload)
-
-        result = search.run_job(resolved, workload or loaded, path, resume=options.resume, progress=progress)
+        result = search.run_job(
+            resolved, lambda: loading.load(job.workload), out, resume=options.resume, progress=progress, began=began
+        )
     except KeyboardInterrupt:
         progress.close()
         if path is not None and (path / "job.toml").exists():

@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=args.number, metavar="E", default=6.0, help="of each training (default: 6)")
     parser.add_argument("--rate", type=args.number, metavar="0.004", default=4e-3, help="highest learning rate (default: 0.004)")
     parser.add_argument("--transfer", metavar="WORKLOAD2", help="try the tickets on this workload too")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.add_argument("--resume", action="store_true", help="go on in --out after a kill or Ctrl-C, with the same options")
     parser.add_argument("--out", metavar="DIR", help="write ticket.csv, ticket.json, ticket.png and ticket.safetensors")
     args.add_output(parser)

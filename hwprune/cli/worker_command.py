@@ -17,7 +17,7 @@ Only workers on the study's own device time candidates; the others prune and sco
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="run directory of a search that is under way")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
 def run(options: argparse.Namespace) -> int:

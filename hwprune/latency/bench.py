@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,10 @@ Limits = BenchLimits
 """The name of earlier versions."""
 SLOT_S = 3600.0
 """Seconds to wait until others have finished timing on the device."""
+PATIENT_S = 2.0
+"""Seconds of waiting after which it is told, and how often it is looked at again."""
+Waiting = Callable[[str], None]
+"""Told why a measurement has to wait; told nothing (an empty text) when it goes on."""
 
 
 class Bench:
@@ -28,14 +33,21 @@ class Bench:
     """
 
     def __init__(
-        self, target: Target, limits: BenchLimits | None = None, host: Host | None = None, shapes: Sequence[Sequence[int]] = ()
+        self,
+        target: Target,
+        limits: BenchLimits | None = None,
+        host: Host | None = None,
+        shapes: Sequence[Sequence[int]] = (),
+        waiting: Waiting = lambda _text: None,
     ) -> None:
         """Nothing is started before the first command.
 
         Args:
             host: where the process runs; default: here.
             shapes: of the inputs that are timed, for runtimes that compile for shapes.
+            waiting: told when another process is timing on the device.
         """
+        self._waiting = waiting
         self._target = target
         self._limits = limits or BenchLimits()
         self._host = (host or LocalHost()).place()
@@ -180,7 +192,7 @@ class Bench:
     def _exclusive(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """One command while nobody else times on the device; waiting does not count as the candidate's time."""
         device = {"device": self._target.device}
-        self._ask("measure", "acquire", device, SLOT_S)
+        self._acquire()
         try:
             answer = self._ask("measure", operation, arguments)
         except CandidateFailure:
@@ -192,6 +204,23 @@ class Bench:
             raise
         self._ask("measure", "release", device)
         return answer
+
+    def _acquire(self) -> None:
+        """Get the device's timing slot. Raises `CandidateFailure`: others have kept it for an hour."""
+        deadline, told = time.monotonic() + SLOT_S, False
+        while True:
+            arguments = {"device": self._target.device, "limit_s": PATIENT_S, "again": told}
+            answer = self._ask("measure", "acquire", arguments)
+            if answer["held"]:
+                break
+            holder = f"process {answer['holder']}" if answer["holder"] else "another process"
+            self._waiting(f"waiting for {holder}, which is timing on {self._target.device}")
+            told = True
+            if time.monotonic() > deadline:
+                self.close()
+                raise CandidateFailure("measure", f"{holder} has been timing on {self._target.device} for an hour")
+        if told:
+            self._waiting("")
 
     def close(self) -> None:
         """End the process."""

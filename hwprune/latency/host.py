@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
+from hwprune.common.environment import as_the_user_has_it
 from hwprune.errors import RunError, UsageError
 
 _URL = re.compile(
@@ -86,6 +87,7 @@ class LocalHost(Host):
             "OPENBLAS_NUM_THREADS": str(threads),
             "HWPRUNE_MEMORY_LIMIT": str(memory),
         }
+        as_the_user_has_it(environment)
         return [sys.executable, "-P", "-m", "hwprune.latency.worker"], environment
 
     def put(self, path: Path) -> str:

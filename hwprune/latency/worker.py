@@ -93,13 +93,16 @@ class Worker:
             self._folder = Path(tempfile.mkdtemp(prefix="hwprune-bench-"))
         return {"folder": str(self._folder)}
 
-    def do_acquire(self, device: str) -> dict[str, Any]:
-        """Wait for the device's timing slot."""
-        start = time.monotonic()
+    def do_acquire(self, device: str, limit_s: float | None = None, *, again: bool = False) -> dict[str, Any]:
+        """Wait for the device's timing slot; ``held``: is it there now? ``holder``: the process that has it.
+
+        ``again``: the last call has not got it, and this one goes on waiting.
+        """
         slot = self._slots.setdefault(device, Slot(device))
-        slot.release()
-        slot.acquire()
-        return {"waited_s": time.monotonic() - start}
+        if not again:
+            slot.release()
+        held = slot.acquire(limit_s)
+        return {"held": held, "holder": None if held else slot.holder()}
 
     def do_release(self, device: str) -> dict[str, Any]:
         if device in self._slots:

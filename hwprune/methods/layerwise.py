@@ -315,7 +315,7 @@ def exact_seconds(part: Part, pattern: Pattern, levels: Sequence[float | None]) 
     out, d = part.tensor.shape[0], part.tensor.shape[1] * part.kernel
     rows, width = pattern.block
     removed = _steps(d // width, pattern, levels) * width
-    # Step t multiplies t columns of the downdates' factor, d rows each.
+    # Tell t multiplies t columns of the downdates' factor, d rows each.
     return out / rows * d * removed**2 / 2 / EXACT_SPEED
 
 

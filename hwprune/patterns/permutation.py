@@ -9,7 +9,6 @@ section 4.2); there it is done once after a greedy deal, here it is repeated unt
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from hwprune.errors import UsageError
 
@@ -31,6 +30,8 @@ def search(scores: torch.Tensor, n: int, m: int, rounds: int = 100, seed: int = 
     Raises:
         UsageError: the number of channels is no multiple of m.
     """
+    from scipy.optimize import linear_sum_assignment  # a second of imports that no other part needs
+
     channels = scores.shape[1]
     if channels % m:
         raise UsageError(f"{channels} channels can't be put into groups of {m}")

@@ -12,6 +12,7 @@ import torch
 from hwprune import compensation, patterns
 from hwprune.calibration import passes, relevance, sufficient
 from hwprune.calibration.gram import Calibration
+from hwprune.common.telling import Tell, silent
 from hwprune.compensation import Context
 from hwprune.errors import CandidateFailure, TraceError
 from hwprune.layers import layer as layer_table
@@ -151,7 +152,7 @@ class Pruner:
         wanted: Mapping[OptionKey, Sequence[float]],
         branches: Sequence[str],
         local_compensation: str,
-        step: Callable[[str], None] = lambda _text: None,
+        step: Tell = silent,
     ) -> dict[OptionKey, torch.Tensor]:
         """What each option, and each branch that goes, does to the outputs; see `UnitOptions.responses`."""
         return self._options.responses(wanted, branches, local_compensation, step, self.late)

@@ -10,6 +10,7 @@ import torch
 from hwprune import patterns
 from hwprune.calibration import collect, passes, sensitivity
 from hwprune.calibration.gram import Calibration
+from hwprune.common.telling import Tell
 from hwprune.errors import UsageError
 from hwprune.layers import units as unit_table
 from hwprune.layers.layer import Layer
@@ -129,7 +130,7 @@ class UnitOptions:
         wanted: Mapping[OptionKey, Sequence[float]],
         branches: Sequence[str],
         local_compensation: str,
-        step: Callable[[str], None],
+        step: Tell,
         late: Callable[[], bool] = lambda: False,
     ) -> dict[OptionKey, torch.Tensor]:
         """What each option does to the outputs, see `hwprune.calibration.sensitivity.responses`: (examples, levels).
@@ -150,7 +151,7 @@ class UnitOptions:
         def options(name: str) -> Sequence[Option]:
             unit, pattern, method_name = keys[name]
             if name in new:
-                step(f"pruning {unit} in every way ({new.index(name) + 1} of {len(new)})")
+                step(f"pruning {unit} in every way", new.index(name), len(new))
             return self.options(unit, pattern, method_name, wanted[keys[name]], local_compensation)
 
         told = 0
@@ -159,7 +160,7 @@ class UnitOptions:
             nonlocal told
             if 4 * done // total > told:  # in quarters: where there is no terminal each is a line
                 told = 4 * done // total
-                step(f"{text} ({done} of {total} examples)")
+                step(text, done, total)
 
         shortened = False
 

@@ -30,7 +30,8 @@ class Job:
     Attributes:
         workload: its source; empty for a live Python object.
         trials: how many different recipes are evaluated; 0: no limit but the time.
-        time_s: no trial starts later than this after the search began, but for the first three; 0: no limit.
+        time_s: seconds of the whole search; three trials are evaluated in any case, training and quantising come on top; 0: no
+            limit.
         max_drop, min_speedup, max_latency_s, max_size: constraints, None: none; seconds of one batch, bytes of the file.
         recover: ``none``, compensations joined by ``+``, ``auto`` (what the model has use for), or a training of the finalists:
             ``finetune:EPOCHS``, ``distill:EPOCHS``, ``gradual:EPOCHS``.

@@ -15,51 +15,20 @@ from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating.evaluator import Evaluator
 from hwprune.searching.evaluating.scored import ScoredCandidate
 from hwprune.searching.job import Job
-from hwprune.searching.progress import Progress
+from hwprune.searching.progress import BEST_WITHIN, Progress
 from hwprune.searching.sampling.samplers import UNIFORM
 from hwprune.searching.sampling.search_model import SearchModel
 from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.study.attributes import CLOSED, PROPOSAL
 from hwprune.searching.study.lease import own
 from hwprune.searching.study.store import Store
+from hwprune.searching.time_plan import LEAST_TRIALS, TimePlan
 
 REPEATS = 10
 """Proposals in a row that were evaluated before, after which something random is proposed."""
 PATIENCE, LEAST_TO_CONVERGE = 3, 12
 """Proposals in a row from which nothing is expected, and trials, after which a search has converged."""
-LEAST_TRIALS = 3
-"""Trials that a search evaluates although its time is over: one that was all spent on preparing would have nothing to deliver."""
 WAIT_S = 0.5
-
-
-class Countdown:
-    """When the search is over, and how long that may take from now."""
-
-    def __init__(self, trials: int, time_s: float, started: float) -> None:
-        self._trials, self._time_s, self._started = trials, time_s, started
-        self._first_trial = time.monotonic()
-
-    def start_trials(self) -> None:
-        """What came before the first trial took its own time, and so will the final round."""
-        self._first_trial = time.monotonic()
-
-    @property
-    def over(self) -> bool:
-        """Is the time that was given up?"""
-        return bool(self._time_s) and time.monotonic() - self._started >= self._time_s
-
-    def seconds_left(self, done: int, evaluated: int) -> float | None:
-        """Seconds until the last trial; None: nothing tells.
-
-        Args:
-            done: finished trials of all processes.
-            evaluated: those of this one since `start_trials`.
-        """
-        now = time.monotonic()
-        by_trials = (now - self._first_trial) / max(1, evaluated) * (self._trials - done) if self._trials else None
-        by_time = self._time_s - (now - self._started) if self._time_s else None
-        known = [max(0.0, value) for value in (by_trials, by_time) if value is not None]
-        return min(known) if known else None
 
 
 @dataclass(slots=True)
@@ -92,7 +61,7 @@ class Work:
     model: SearchModel
     sampler: optuna.samplers.BaseSampler
     progress: Progress
-    countdown: Countdown
+    plan: TimePlan
     is_main: bool = True
     can_time: bool = True
     after: Callable[[list[Trial]], None] = lambda _trials: None
@@ -106,7 +75,7 @@ class Work:
 
     def run(self) -> list[Trial]:
         """Work until there is nothing left to do; all finished trials."""
-        self.countdown.start_trials()
+        self.plan.start_trials()
         if self.is_main and (known := len(self.store.trials(as_searched=True))):
             self.progress.note(f"going on: {known}{f' of {self.job.trials}' if self.job.trials else ''} trials are done")
         while True:
@@ -163,7 +132,7 @@ class Work:
         if self.job.trials and len(trials) >= self.job.trials:
             return True
         # The search keeps the time; workers go by its word that it is over.
-        return self.is_main and self.countdown.over and len(trials) >= LEAST_TRIALS
+        return self.is_main and len(trials) >= LEAST_TRIALS and self.plan.over(len(trials))
 
     def _next(self, trials: list[Trial]) -> bool:
         """One proposal; False if nothing new can be proposed."""
@@ -189,6 +158,7 @@ class Work:
         self._row.repeats = 0
         why = self.store.study._storage.get_trial_system_attrs(asked._trial_id).get(PROPOSAL, {})
         self._row.stale = self._row.stale + 1 if why.get("converged") else 0
+        self.progress.stale(self._row.stale, PATIENCE)
         expected = self.model.expectation(self.store.study, asked, trials, self.job.max_size)
         origin = self.store.origin(asked, self.job.sampler)
         try:
@@ -231,7 +201,7 @@ class Work:
         self.evaluated += 1
         done = [*trials, trial]
         self.progress.trial(
-            trial, self._best(done), len(done), self.job.trials, self.countdown.seconds_left(len(done), self.evaluated)
+            trial, self._best(done), len(done), self.job.trials, self.plan.seconds_left(len(done), self.evaluated)
         )
         self.after(done)
 
@@ -262,7 +232,7 @@ class Work:
         return False
 
     def _best(self, done: list[Trial]) -> Trial | None:
-        """The fastest trial within ``max_drop`` (or one point), for the progress line."""
-        limit = self.job.max_drop if self.job.max_drop is not None else 0.01
+        """The fastest trial within ``max_drop`` (or `BEST_WITHIN`), for those who watch."""
+        limit = self.job.max_drop if self.job.max_drop is not None else BEST_WITHIN
         good = [t for t in done if t.measured and t.drop is not None and t.drop <= limit]
         return max(good, key=lambda t: t.speedup.value if t.speedup else 0.0, default=None)

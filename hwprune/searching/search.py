@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hwprune.errors import HwpruneError, UsageError
-from hwprune.searching import job
+from hwprune.searching import job, time_plan
 from hwprune.searching.job import FILE, Job
 from hwprune.searching.progress import Progress
 from hwprune.searching.resolved_job import ResolvedJob, resolve
@@ -19,6 +19,7 @@ from hwprune.searching.sampling import samplers
 from hwprune.searching.session import Session
 from hwprune.searching.study.attributes import STARTED
 from hwprune.searching.study.store import Store
+from hwprune.searching.time_plan import Times
 from hwprune.workload import loading
 from hwprune.workload.workload import Workload
 
@@ -57,7 +58,8 @@ def search(
         target, space, sampler: names, or paths of .toml files for target and space.
         trials: number of different recipes to evaluate; 0 with ``time_s``: as many as fit.
         out: run directory; default ``runs/NAME-TIME``. One that holds a run is refused without ``resume``.
-        time_s: no trial starts later than this, but that at least three are evaluated; the final round comes after. 0: no limit.
+        time_s: seconds of the whole search: preparation, trials and measuring the front again are fitted into it, but at least
+            three trials and three finalists are evaluated. Training and quantising finalists come on top. 0: no limit.
         max_drop, min_speedup, max_latency_s, max_size: constraints in the metric's own unit, in times dense, in seconds of one
             batch, and in bytes of the model's file.
         recover: ``none``, compensations joined by ``+`` (see `hwprune.compensation`), ``auto``: what the model has use for, or a
@@ -91,9 +93,7 @@ def search(
         trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage, database=str(database),
         remote=remote, table=str(table), estimate=estimate, quantize=quantize,
     )  # fmt: skip
-    return run_job(
-        check_job(job), workload, Path(out) if out else default_run(workload.name), resume=resume, progress=progress or Progress()
-    )
+    return run_job(check_job(job), workload, Path(out) if out else None, resume=resume, progress=progress or Progress())
 
 
 def default_run(name: str) -> Path:
@@ -145,13 +145,30 @@ def join(run: Path, progress: Progress | None = None, workload: Workload | None 
 
 
 def run_job(
-    job: ResolvedJob, workload: Workload | Callable[[], Workload], run: Path, *, resume: bool, progress: Progress
+    job: ResolvedJob,
+    workload: Workload | Callable[[], Workload],
+    run: Path | None,
+    *,
+    resume: bool,
+    progress: Progress,
+    began: Callable[[Path], None] = lambda _run: None,
 ) -> Result:
     """The search itself, with everything resolved.
 
     Args:
         workload: or what loads it, which may take long: the job is written before.
+        run: the run directory; None: one with the workload's name.
+        began: told the run directory as soon as it is known.
     """
+    times = Times(job.job, progress)
+    progress.begin(times.heading(job.job, run))
+    times.phase(time_plan.LOAD)
+    if run is None:
+        progress.stage(f"loading {job.job.workload}")
+        workload = workload if isinstance(workload, Workload) else workload()
+        run = default_run(workload.name)
+    began(run)
+    progress.begin(times.heading(job.job, run))
     held = (run / FILE).exists()
     if held and not resume:
         raise UsageError(f"{run} holds a run already: go on with it (--resume) or choose another --out")
@@ -163,9 +180,13 @@ def run_job(
             progress.note("the run was interrupted before its first trial: it begins again, with what is kept of its preparation")
         if not begun:
             job.job.write(run)  # first of all: whoever interrupts the first minute can go on
+        else:
+            times.resumed()
         try:
-            loaded = workload if isinstance(workload, Workload) else workload()
-            return Session(job, loaded, run, progress).go(resume=begun)
+            if not isinstance(workload, Workload):
+                progress.stage(f"loading {job.job.workload}")
+                workload = workload()
+            return Session(job, workload, run, progress, times).go(resume=begun)
         except HwpruneError:
             if not begun and not _begun(job, run):  # nothing can come of it: no half-made run is left behind
                 (run / FILE).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from hwprune.records import pareto
 from hwprune.records.measurement import Measurement
 from hwprune.records.trial import Trial
 from hwprune.report.writing import write_report
-from hwprune.searching import preflight
+from hwprune.searching import preflight, time_plan
 from hwprune.searching.evaluating.candidate_files import clear_candidates
 from hwprune.searching.evaluating.dense import EXAMPLE, Baseline
 from hwprune.searching.evaluating.evaluator import Evaluator
@@ -25,7 +25,7 @@ from hwprune.searching.final.confirm import Confirmer
 from hwprune.searching.final.final_round import run_final_round
 from hwprune.searching.final.point import point_of
 from hwprune.searching.final.short_trainings import ShortTrainings
-from hwprune.searching.loop import Countdown, Work
+from hwprune.searching.loop import Work
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import Fingerprint, RecordWriter
 from hwprune.searching.resolved_job import ResolvedJob
@@ -37,6 +37,7 @@ from hwprune.searching.setup import Setup
 from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.study.attributes import CLOSED, COMPENSATION, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
+from hwprune.searching.time_plan import TimePlan, Times
 from hwprune.workload import data_checks
 from hwprune.workload.workload import Workload
 
@@ -44,7 +45,10 @@ from hwprune.workload.workload import Workload
 class Session:
     """One search from start or resume to the confirmed front, or one worker that joins it. Used once."""
 
-    def __init__(self, resolved: ResolvedJob, workload: Workload, run: Path, progress: Progress) -> None:
+    def __init__(
+        self, resolved: ResolvedJob, workload: Workload, run: Path, progress: Progress, times: Times | None = None
+    ) -> None:
+        self.times = times or Times(resolved.job, progress)
         self.resolved, self.job = resolved, resolved.job
         self.workload, self.run, self.progress = workload, run, progress
         self.setup = Setup(resolved, workload, run, progress)
@@ -82,9 +86,10 @@ class Session:
     def _go(self, *, resume: bool, machine: Host) -> Result:
         quantise_finalists.check_precisions(self.job, self.resolved.target)
         self.setup.announce()
-        device = self.setup.identify(machine)
         store = Store(self.storage, None) if resume else None
         pruner = self.setup.trace()
+        self.times.phase(time_plan.DENSE)
+        device = self.setup.identify(machine)
         preflight.check_training(self.resolved.training, pruner)
         if store is not None:
             preflight.check_same_model(self.run, store.read("model_fingerprint"), pruner.fingerprint)
@@ -96,7 +101,9 @@ class Session:
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 device = replace(device, isa=str(store.read("isa") or device.isa))
+            self.times.phase(time_plan.CHOICES)
             space = self.setup.fit_space(pruner, pattern_speedups, device, store)
+            self.times.phase(time_plan.PRICES)
             # The study only now, so that a workload that can't be used leaves no half-made run behind.
             savings = None if store is None else store.read("prices")
             if store is not None:
@@ -133,21 +140,22 @@ class Session:
             record.snapshot(dense, [*self.notes, *checks.notes], checks.results)
 
         sampler = samplers.make(self.job.sampler, self.job.seed, model.context(self.job.trials, store.distributions()))
-        countdown = Countdown(self.job.trials, self.job.time_s, self.setup.started)
-        work = Work(
-            self.job, store, space, evaluator, model, sampler, self.progress, countdown, after=after_trial, notes=self.notes
-        )
+        finalist_s = time_plan.finalist_seconds(dense.latency.value) if self.resolved.measured else 0.0
+        plan = TimePlan(self.job.trials, self.job.time_s, self.setup.started, self.times.finalist_s(finalist_s))
+        work = Work(self.job, store, space, evaluator, model, sampler, self.progress, plan, after=after_trial, notes=self.notes)
         final = None
         try:
             self._clear(store.trials())
             self.setup.prepared()
+            self.times.phase(time_plan.TRIALS)
             work.run()
-            if countdown.over:
-                self.progress.note("The time for trials is over; the final round takes its own.")
+            self.times.phase(time_plan.FINAL)
             confirmer = Confirmer(
-                evaluator, store, self.job, lambda: self.setup.bench(machine), self.progress, model.posterior.problem.limits
-            )
-            final = run_final_round(confirmer, self.resolved)
+                evaluator, store, self.job, lambda: self.setup.bench(machine), self.progress, model.posterior.problem.limits,
+                plan.most_finalists,
+            )  # fmt: skip
+            final = run_final_round(confirmer, self.resolved, self.times.phase)
+            self.times.finish(confirmer.measured)
             if any(data_checks.NOT_ALIKE in note for note in final.notes):  # the whole test split knows better than a sample
                 self.notes[:] = [note for note in self.notes if data_checks.NOT_ALIKE not in note]
             self.notes += final.notes
@@ -191,10 +199,8 @@ class Session:
                 pruner, space, bench, device, replace(baseline, latency=latency), pattern_speedups, savings
             )
             sampler = samplers.make(self.job.sampler, self.job.seed, model.context(self.job.trials, store.distributions()))
-            countdown = Countdown(self.job.trials, self.job.time_s, self.setup.started)
-            work = Work(
-                self.job, store, space, evaluator, model, sampler, self.progress, countdown, is_main=False, can_time=can_time
-            )
+            plan = TimePlan(self.job.trials, self.job.time_s, self.setup.started)
+            work = Work(self.job, store, space, evaluator, model, sampler, self.progress, plan, is_main=False, can_time=can_time)
             try:
                 work.run()
             finally:

@@ -26,7 +26,6 @@ from hwprune.records.measurement import Measurement
 from hwprune.searching.evaluating import pattern_filter
 from hwprune.searching.evaluating.dense import EXAMPLE, Baseline
 from hwprune.searching.evaluating.evaluator import Evaluator
-from hwprune.searching.loop import LEAST_TRIALS
 from hwprune.searching.progress import Progress
 from hwprune.searching.recording import Fingerprint
 from hwprune.searching.resolved_job import ResolvedJob
@@ -37,11 +36,9 @@ from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.space.thorough import calibration_note, with_thorough_compensation
 from hwprune.searching.study.attributes import COMPENSATION, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
+from hwprune.searching.time_plan import LEAST_TRIALS, PREPARATION
 from hwprune.workload import data_checks
 from hwprune.workload.workload import Workload
-
-PREPARATION = 0.5
-"""Share of a limit of time after which what can be shortened of the preparation is."""
 
 
 class Setup:
@@ -73,19 +70,15 @@ class Setup:
         """Has preparing taken its share of the time that was given?"""
         return bool(self.job.time_s) and self.used_s > PREPARATION * self.job.time_s
 
-    def stage(self, text: str) -> None:
-        """Something of the preparation begins; with a limit of time, tell how much of it is used."""
-        limit = self.job.time_s
-        used = f" ({formatting.duration(self.used_s)} of {formatting.duration(limit)} used)" if limit else ""
-        self.progress.stage(text + used)
-
     def announce(self) -> None:
         """Before anything takes long: what a limit of time limits."""
         if self.job.time_s:
+            limit, prepared = (formatting.duration(seconds) for seconds in (self.job.time_s, PREPARATION * self.job.time_s))
+            training = " Training and quantising the finalists come on top." if self.job.training or self.job.precisions else ""
             self.progress.note(
-                f"Preparing is to take at most {formatting.duration(PREPARATION * self.job.time_s)} of the "
-                f"{formatting.duration(self.job.time_s)} given: what can be shortened is from then on. At least "
-                f"{formatting.some(self.least_trials, 'trial')} follow in any case; the final round comes after, in its own time."
+                f"The whole search is planned for {limit}: preparation takes at most {prepared} where it can be shortened, "
+                f"and the last part is for measuring the front again. At least {formatting.some(self.least_trials, 'trial')} "
+                f"follow in any case.{training}"
             )
 
     def prepared(self) -> None:
@@ -94,10 +87,10 @@ class Setup:
         if not limit:
             return
         if used < limit:
-            word = f"Prepared in {formatting.duration(used)}; {formatting.duration(limit - used)} are left for trials."
+            word = f"Prepared in {formatting.duration(used)}; {formatting.duration(limit - used)} are left."
         else:
             word = (
-                f"Preparing took {formatting.duration(used)}, all of the {formatting.duration(limit)} given: only "
+                f"Preparation took {formatting.duration(used)}, all of the {formatting.duration(limit)} given: only "
                 f"{formatting.some(self.least_trials, 'trial')} follow. Most of what was prepared is kept: with the same time, "
                 "--resume has all of it for trials."
             )
@@ -110,7 +103,7 @@ class Setup:
         return min(LEAST_TRIALS, self.job.trials) if self.job.trials else LEAST_TRIALS
 
     def bench(self, machine: Host) -> Bench:
-        return Bench(self.resolved.runs_on, self.limits, machine, self.shapes)
+        return Bench(self.resolved.runs_on, self.limits, machine, self.shapes, self.progress.waiting)
 
     def source(self, bench: Bench, pruner: Pruner, example: Path | None = None) -> Source:
         place = example or self.run / "baseline" / EXAMPLE
@@ -137,7 +130,7 @@ class Setup:
             return Fingerprint(bench.identity(), bench.conditions(), bench.check()["isa"])
 
     def trace(self) -> Pruner:
-        self.stage("tracing the model")
+        self.progress.stage("tracing the model")
         root = Path(self.job.database) if self.job.database else default_root()
         pruner = Pruner(self.workload, root, self.progress.calibrated, self.late)
         if pruner.untraceable:
@@ -145,7 +138,7 @@ class Setup:
         return pruner
 
     def measure_dense(self, evaluator: Evaluator) -> Baseline:
-        self.stage("measuring the dense model")
+        self.progress.stage("measuring the dense model")
         baseline = evaluator.dense.prepare(evaluator.source)
         split = evaluator.dense.validation
         if word := data_checks.how_read(evaluator.metric, split.dense, split.targets):
@@ -174,7 +167,7 @@ class Setup:
         space = self.resolved.space_file
         if not space.patterns or not runtimes.get(self.resolved.runs_on.runtime).file.endswith(".onnx"):
             return {}
-        self.stage("measuring what the mask patterns gain at most")
+        self.progress.stage("measuring what the mask patterns gain at most")
         return pattern_filter.pattern_speedups(evaluator, space.patterns, max(space.mask_sparsities, default=0.5))
 
     def fit_space(
@@ -197,11 +190,11 @@ class Setup:
         )  # fmt: skip
         self.notes += notes
         space = self._affordable(space, pruner, store)
-        fitting.solve_options(pruner, space, self.stage)
+        fitting.solve_options(pruner, space, self.progress.stage)
         if store is not None and store.read(STARTED):  # a study of an earlier version has the quick one in every trial
             return replace(space, compensation=store.read(COMPENSATION) or space.compensation)
         if self.job.repaired:
-            space, note = with_thorough_compensation(space, pruner, self.stage)
+            space, note = with_thorough_compensation(space, pruner, self.progress.stage)
             self.notes += [word for word in (note, calibration_note(pruner)) if word]
         return space
 
@@ -228,7 +221,9 @@ class Setup:
         known: dict[str, Any] | None,
     ) -> SearchModel:
         savings = None if known is None else Savings.from_json(known)
-        model = build_model(self.resolved, pruner, space, bench, device.identity, baseline, pattern_speedups, self.stage, savings)
+        model = build_model(
+            self.resolved, pruner, space, bench, device.identity, baseline, pattern_speedups, self.progress.stage, savings
+        )
         self.notes += [note for note in (model.note, note_on_unsearched(model.savings)) if note]
         return model
 

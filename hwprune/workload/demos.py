@@ -6,15 +6,20 @@ cache that can't be written or read is not an error, the network is trained agai
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hwprune.common.files import cache_folder, write_atomic
 from hwprune.errors import UnknownNameError
 from hwprune.workload.workload import Workload
+
+Array = np.ndarray[Any, Any]
 
 CACHE_VERSION = 1
 """Raise it when a network or its training changes."""
@@ -116,15 +121,30 @@ def get(name: str) -> Workload:
     return DEMOS[name]()
 
 
-def _data() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Split of the 1,797 digits by a fixed permutation: 797 train, 500 validation, 500 test."""
+def _table() -> tuple[Array, Array]:
+    """The pixels, (1797, 64) from 0 to 16, and the digits that they show, as scikit-learn has them.
+
+    Its file is read without importing scikit-learn, which takes longer than all else that the demos need.
+    """
+    found = importlib.util.find_spec("sklearn")
+    for folder in found.submodule_search_locations or () if found else ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            table = np.loadtxt(path, delimiter=",")
+            return table[:, :-1], table[:, -1]
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
+    pixels, digits = load_digits(return_X_y=True)
+    return pixels, digits
+
+
+def _data() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Split of the 1,797 digits by a fixed permutation: 797 train, 500 validation, 500 test."""
+    pixels, digits = _table()
+    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     images = nn.functional.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
     images = (images - 0.305) / 0.34
-    labels = torch.tensor(bunch.target, dtype=torch.int64)
+    labels = torch.tensor(digits, dtype=torch.int64)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     cuts = {"train": order[:797], "validation": order[797:1297], "test": order[1297:]}
     return {split: (images[index].contiguous(), labels[index]) for split, index in cuts.items()}

@@ -110,7 +110,7 @@ def test_the_same_data_said_again_are_fine(asked, tmp_path, words):
 def test_no_option_of_a_search_has_a_default_of_its_own():
     """Whatever a job holds is None in the parser unless it was given."""
     options = vars(build_parser().parse_args(["search"]))
-    switches = {"resume", "quiet", "json"}  # a job holds none of these
+    switches = {"resume", "quiet", "verbose", "json"}  # a job holds none of these
     given = {name for name, value in options.items() if value is not None and name not in {*switches, "command", "run", "words"}}
     assert given == set()
 

@@ -16,6 +16,23 @@ slot = Slot("cpu", [Path(sys.argv[1])]); slot.acquire(); print("held", flush=Tru
 """
 
 
+def test_who_waits_learns_who_is_timing_and_keeps_its_place(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    slot = Slot("cpu", [tmp_path])
+    assert not slot.acquire(0.1)
+    assert slot.holder() == holder.pid
+    assert not slot.acquire(0.1)  # the same place in the queue
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    assert slot.acquire(60)
+    slot.release()
+    assert slot.holder() is None
+    assert slot.acquire(0.1)  # nobody has it any more
+    slot.release()
+
+
 def test_timing_slot_is_exclusive_and_freed_by_a_kill(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"

@@ -11,6 +11,7 @@ from hwprune.records import target as targets
 from hwprune.searching import loop
 from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
+from hwprune.searching.time_plan import LEAST_TRIALS, TimePlan
 from tests.conftest import tiny_workload
 from tests.records.test_trial import measured
 
@@ -57,9 +58,6 @@ class Told(Progress):
     def __init__(self):
         self.words = []
 
-    def stage(self, text):
-        self.words.append(text)
-
     def note(self, text):
         self.words.append(text)
 
@@ -67,11 +65,9 @@ class Told(Progress):
 def test_time_that_preparing_has_used_up_still_gives_a_few_trials(tmp_path):
     told = Told()
     result = hwprune.search(tiny_workload(), trials=0, time_s=1e-6, out=tmp_path / "run", progress=told)
-    assert len(result.trials) == loop.LEAST_TRIALS
+    assert len(result.trials) == LEAST_TRIALS
     assert any("only 3 trials follow" in note for note in result.notes)
-    assert told.words[0].startswith("Preparing is to take at most 0:00 of the 0:00 given")
-    assert any(text.startswith("tracing the model (") and text.endswith("of 0:00 used)") for text in told.words)
-    assert "The time for trials is over; the final round takes its own." in told.words
+    assert told.words[0].startswith("The whole search is planned for 0:00: preparation takes at most 0:00")
 
 
 def test_fewer_trials_than_that_are_all_there_are(tmp_path):
@@ -81,12 +77,12 @@ def test_fewer_trials_than_that_are_all_there_are(tmp_path):
 
 def test_time_ends_the_trials():
     """Of the search; a worker goes by its word."""
-    countdown = loop.Countdown(0, 1e-9, 0.0)
-    work = loop.Work(Job("demo:digits", trials=0, time_s=1.0), None, None, None, None, None, Progress(), countdown)
+    plan = TimePlan(0, 1e-9, 0.0)
+    work = loop.Work(Job("demo:digits", trials=0, time_s=1.0), None, None, None, None, None, Progress(), plan)
     trials = [measured(number, 0.1, 2.0) for number in range(4)]
-    assert not work._finished(trials[: loop.LEAST_TRIALS - 1])
-    assert work._finished(trials[: loop.LEAST_TRIALS]) and work._finished(trials)
+    assert not work._finished(trials[: LEAST_TRIALS - 1])
+    assert work._finished(trials[:LEAST_TRIALS]) and work._finished(trials)
     work.is_main = False
     assert not work._finished(trials)
-    work.is_main, work.countdown = True, loop.Countdown(0, 1e9, 0.0)
+    work.is_main, work.plan = True, TimePlan(0, 1e9, 0.0)
     assert not work._finished(trials)

@@ -29,7 +29,7 @@ from hwprune.recovery.tickets.ticket_plan import TicketPlan
 from hwprune.recovery.tickets.ticket_result import Tickets, points_of
 from hwprune.workload.workload import Workload
 
-Step = Callable[[int, int, str], None]
+Tell = Callable[[int, int, str], None]
 """(trainings done, all trainings, what is trained next)."""
 
 
@@ -37,7 +37,7 @@ def draw(
     workload: Workload | Pruner,
     plan: TicketPlan,
     transfer: Workload | None = None,
-    step: Step | None = None,
+    step: Tell | None = None,
     folder: Path | None = None,
 ) -> Tickets:
     """Find tickets and compare them with random ones; on ``transfer`` too, where one is given.
@@ -77,7 +77,7 @@ class _Drawing:
     other: Pruner | None
     plan: TicketPlan
     names: Sequence[str]
-    step: Step | None
+    step: Tell | None
     folder: Path | None
     course: Course = field(init=False)
     _origin: str = field(init=False, default="")

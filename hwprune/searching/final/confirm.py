@@ -17,7 +17,7 @@ from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating.dense import Baseline
 from hwprune.searching.evaluating.evaluator import Evaluator
 from hwprune.searching.final.belief import SURE, DropBelief
-from hwprune.searching.final.finalists import finalists, objectives, promoted
+from hwprune.searching.final.finalists import MOST_FINALISTS, finalists, objectives, promoted
 from hwprune.searching.final.point import Confirmed, final_front
 from hwprune.searching.final.refining import Refiner, repairs
 from hwprune.searching.final.remeasuring import FreshNumbers, remeasure
@@ -53,6 +53,8 @@ class Confirmer:
     Attributes:
         make: a bench with a process of its own.
         limits: of the search.
+        most: how many finalists there is time for.
+        measured: how many were measured again.
     """
 
     evaluator: Evaluator
@@ -61,6 +63,8 @@ class Confirmer:
     make: Callable[[], Bench]
     progress: Progress
     limits: Limits = field(default_factory=Limits)
+    most: Callable[[], int] = lambda: MOST_FINALISTS
+    measured: int = field(init=False, default=0)
 
     def confirm_front(self) -> Confirmation:
         """Measure and score the finalists again; ``points`` is the final front.
@@ -81,13 +85,16 @@ class Confirmer:
         done: dict[int, Confirmed] = {}
         tried: set[int] = set()
         notes: list[str] = []
-        chosen = finalists(trials, constraints, belief, dense=dense.metric.value, repaired=repaired)
+        most = self.most()
+        chosen = finalists(trials, constraints, belief, most, dense=dense.metric.value, repaired=repaired)
+        if most < MOST_FINALISTS and len(chosen) == most:
+            notes.append(f"Only {most} finalists were measured again, because no time was left for more.")
         if chosen and self.evaluator.workload.test is None:
             notes.append(
                 "The workload has no test split: the front keeps validation scores, which selection has made optimistic."
             )
-        for _ in range(ROUNDS):
-            if not chosen:
+        for number in range(ROUNDS):
+            if not chosen or (number and self.most() < MOST_FINALISTS):
                 break
             tried |= {t.number for t in chosen}
             ready = refiner.refine(chosen)
@@ -121,6 +128,7 @@ class Confirmer:
         """
         if not chosen:
             return Confirmation((), dense)
+        self.measured += len(chosen)
         fresh = remeasure(self.evaluator, chosen, dense, self.make, self.progress)
         self.progress.stage("scoring the finalists")
         belief = belief or DropBelief(self.store.trials(), self.limits)

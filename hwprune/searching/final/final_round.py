@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hwprune.searching.evaluating.dense import Baseline
@@ -32,8 +32,15 @@ class FinalFront:
     notes: tuple[str, ...]
 
 
-def run_final_round(confirmer: Confirmer, job: ResolvedJob) -> FinalFront:
+TRAINING, QUANTISING = "train the finalists", "quantise the front"
+"""Phases that are only there where they are asked for."""
+
+
+def run_final_round(confirmer: Confirmer, job: ResolvedJob, phase: Callable[[str], None] = lambda _name: None) -> FinalFront:
     """Confirm the front, then train and quantise as the job says.
+
+    Args:
+        phase: told when one of the two begins.
 
     Raises:
         RunError: the dense model can't be measured again, or a cut is wrong.
@@ -45,12 +52,14 @@ def run_final_round(confirmer: Confirmer, job: ResolvedJob) -> FinalFront:
     trained: tuple[Confirmed, ...] = ()
     quantised: tuple[Confirmed, ...] = ()
     if job.training is not None:
+        phase(TRAINING)
         made = train_finalists.train_finalists(evaluator, store, job.training, job.constraints, progress, confirmer.limits)
         confirmation = confirmer.confirm(made.trials, dense)
         trained, dense = confirmation.points, confirmation.dense
         notes += [*made.notes, *(note for note in confirmation.notes if note not in notes)]
         points = join_front(points, trained, job.constraints) if trained else points
     if job.precisions:
+        phase(QUANTISING)
         made = quantise_finalists.quantise_points(evaluator, store, job.precisions, points, progress)
         confirmation = confirmer.confirm(made.trials, dense)
         quantised, dense = confirmation.points, confirmation.dense

@@ -14,6 +14,8 @@ MOST_FINALISTS = 12
 FARTHEST, FEW = 2.0, 3
 """Believed drop over the worst one that matters beyond which a candidate is ruined; only where there are fewer others than that
 is it worth a measurement."""
+GENTLE = 2
+"""Places kept for candidates whose drop is below what the split can tell: without them nothing may be left for a small limit."""
 MOST_PROMOTED = 4
 """Candidates that are measured in a later round."""
 STEP = 0.1
@@ -56,7 +58,10 @@ def finalists(
     floor = belief.floor
     front = pareto.non_dominated(good, lambda t: (belief.drop(t), objectives(t)[1]))
     told = pareto.non_dominated(front, lambda t: (max(belief.drop(t), floor), objectives(t)[1]))
-    chosen = spread([], told, most, FINE, _in_drops(belief))
+    steps = _in_drops(belief)
+    chosen = spread([], told, most - GENTLE, FINE, steps)
+    chosen = spread(chosen, [t for t in front if belief.drop(t) < floor], len(chosen) + GENTLE, COARSE)
+    chosen = spread(chosen, told, most, FINE, steps)
     chosen = spread(chosen, front, most, COARSE)
     if len(chosen) < most:  # who is just behind the front may come to lie on it when all are measured again
         behind = pareto.layers(good, lambda t: (belief.drop(t), objectives(t)[1]), most=3)[1:]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hwprune import compensation, patterns
+from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
 from hwprune.methods.method import Option
 from hwprune.pruning.pruner import Pruner
@@ -61,7 +62,7 @@ def build(
     space: SearchSpace,
     savings: Savings,
     pattern_speedups: Mapping[str, float] | None = None,
-    step: Callable[[str], None] = lambda _text: None,
+    step: Tell = silent,
 ) -> list[Item]:
     """The items of a space.
 
@@ -115,7 +116,7 @@ def canonical(space: SearchSpace, items: Sequence[Item]) -> Callable[[Mapping[st
     return turn
 
 
-def _responses(pruner: Pruner, space: SearchSpace, inside: str, step: Callable[[str], None]) -> dict[tuple[str, str, str], Array]:
+def _responses(pruner: Pruner, space: SearchSpace, inside: str, step: Tell) -> dict[tuple[str, str, str], Array]:
     """(unit, pattern, method) -> (examples, levels); empty if the outputs have no gradient."""
     wanted: dict[tuple[str, str, str], tuple[float, ...]] = {}
     branches: list[str] = []

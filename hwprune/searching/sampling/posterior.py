@@ -27,6 +27,11 @@ UNKNOWN_ERROR = 0.02
 """Standard error of a drop as a share of the reference, where the study does not tell it."""
 UNTOLD = 1000.0
 """The same of a drop that nothing tells: the curve alone does."""
+SMALL = 0.2
+"""Share of the reference above which a drop counts by its logarithm rather than by its size: users ask for half a point
+more often than for four, and by size alone all between 1.0x and a first point at 0.7 points is worth a twentieth of the area."""
+GENTLER = 0.25
+"""Share of the floor down to which proposals still tell drops apart: by the curve, where scores can't."""
 
 
 def drop_model_for(limits: Limits, scatters: Mapping[float, float] = SCATTERS) -> DropModel:
@@ -114,11 +119,10 @@ class Posterior:
         ratio, sd = self.ratio.predict(pool, self.problem.coupling(pool), measured=False)
         ratios = np.maximum(ratio[None] + sd[None] * draw.standard_normal((SAMPLES, len(pool))), 0.01)
         curves = self.drop.draw(draw, SAMPLES)
-        floor = self.floor
-        drops = np.maximum(self.drop.sampled(np.exp(logs), curves, draw), floor)
+        drops = self.worth(self.drop.sampled(np.exp(logs), curves, draw))
         known_drops, known_ratios = self._known(seen, curves, draw)
-        known_drops = np.maximum(known_drops, floor)
-        reference = self.problem.limits.reference
+        known_drops = self.worth(known_drops)
+        reference = float(self.worth(np.array(self.problem.limits.reference[0]))), self.problem.limits.reference[1]
         gain, beaten = np.zeros(len(pool)), np.zeros(len(pool))
         for row in range(SAMPLES):
             front = np.stack([known_drops[row], np.log(known_ratios)], axis=1)
@@ -126,6 +130,18 @@ class Posterior:
             better = (front[None, :, 0] <= drops[row][:, None]) & (front[None, :, 1] <= np.log(ratios[row])[:, None])
             beaten += better.any(axis=1)
         return Expected(gain / SAMPLES, beaten / SAMPLES, ratio, sd, logs[0])
+
+    def worth(self, drops: Array) -> Array:
+        """Drops on the scale on which the area of a front is measured.
+
+        With a limit on the drop it is the drop itself: only what lies near the limit is asked for. Without one nobody knows which
+        limit the user has, and the scale is finer for small drops.
+        """
+        if self.problem.limits.max_drop is not None:
+            return np.maximum(drops, self.floor)
+        unit = SMALL * self.problem.limits.reference[0]
+        found: Array = np.log1p(np.maximum(drops, GENTLER * self.floor) / unit)
+        return found
 
     @property
     def floor(self) -> float:

@@ -77,7 +77,8 @@ class Proposer:
             excess = self._excess(self.posterior.drop(np.exp(expected.log_divergence)), expected.ratio)
             best = int(np.lexsort((expected.beaten, excess))[0])
         low, high = self._range()
-        area = self.problem.limits.reference[0] * max(math.log(high / low), 1e-9)
+        widest = float(self.posterior.worth(np.array(self.problem.limits.reference[0])))
+        area = widest * max(math.log(high / low), 1e-9)
         return pool[best].tolist(), {
             "kind": kinds[best], "gain": float(gain[best]), "share": float(gain[best]) / area,
             "ratio": float(expected.ratio[best]),

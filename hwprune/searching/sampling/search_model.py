@@ -7,7 +7,7 @@ measured latency is too good to be believed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from hwprune import compensation, runtimes
 from hwprune.common import formatting
 from hwprune.common.files import cache_folder
+from hwprune.common.telling import Tell
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency.bench import Bench
 from hwprune.latency.latency_table import LatencyTable
@@ -133,7 +134,7 @@ def build_model(
     identity: Mapping[str, Any],
     baseline: Baseline,
     pattern_speedups: Mapping[str, Measurement],
-    step: Callable[[str], None],
+    step: Tell,
     savings: Savings | None = None,
 ) -> SearchModel:
     """Find the savings of every choice. Segments that were never measured on this device are measured now, and kept for others.
@@ -172,7 +173,7 @@ def _estimate_savings(
     space: SearchSpace,
     bench: Bench,
     identity: Mapping[str, Any],
-    step: Callable[[str], None],
+    step: Tell,
 ) -> Savings:
     runtime = runtimes.get(job.target.runtime)
     if not runtime.file.endswith(".onnx"):
@@ -188,8 +189,9 @@ def _estimate_savings(
     def times(segments: Sequence[Segment]) -> dict[str, float]:
         missing = [] if job.table else table.missing(segments)
         if missing:
-            step(f"timing {len(missing)} layers of candidates")
-            table.fill(bench, segments)
+            text = f"timing {len(missing)} layers of candidates"
+            step(text, 0, len(missing))
+            table.fill(bench, segments, lambda done, total: step(text, done, total))
         return {segment.signature: model.segment(segment)[0] for segment in segments}
 
     precision = runtime.precision_of_file(job.target.precision)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from hwprune import compensation, patterns
 from hwprune.calibration.collect import GRADIENT
+from hwprune.common.telling import Tell
 from hwprune.errors import UsageError
 from hwprune.layers import units
 from hwprune.layers.units import Unit
@@ -144,7 +145,7 @@ def _axis_levels(unit: Unit, space: SpaceFile, multiple: int) -> dict[str, tuple
 
 
 def quantum(size: int, multiple: int) -> int:
-    """Step of the keep counts: the target's multiple, halved for axes so small that it would leave fewer than `ENOUGH_LEVELS`.
+    """Tell of the keep counts: the target's multiple, halved for axes so small that it would leave fewer than `ENOUGH_LEVELS`.
 
     Sizes beside the multiple may well be slower than it says; what each really saves is measured before it is proposed.
     """
@@ -209,14 +210,14 @@ def fit(
     return replace(fitted, compensation="+".join(useful) or compensation.NONE), notes
 
 
-def solve_options(pruner: Pruner, space: SearchSpace, stage: Callable[[str], None]) -> None:
+def solve_options(pruner: Pruner, space: SearchSpace, stage: Tell) -> None:
     """Compute every option of the axes before the first trial: a trace gives all levels at once."""
     inside = compensation.local_part(space.compensation)
     wanted = [(name, unit) for unit in space.units for name in (unit.unit, *unit.tied) if pruner.units[name].axis is not None]
     if inside == compensation.NONE and not any(method.get(name).needs for _, unit in wanted for name in unit.methods):
         return  # scores alone are quick
     for number, (name, unit) in enumerate(wanted):
-        stage(f"pruning {name} in every way ({number + 1} of {len(wanted)})")
+        stage(f"pruning {name} in every way", number, len(wanted))
         for pattern, levels in unit.levels.items():
             for chosen in unit.methods:
                 pruner.options(name, pattern, chosen, levels, inside)

@@ -6,11 +6,11 @@ A search that ranks its trials with a quick compensation and delivers them with 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from hwprune import compensation
 from hwprune.calibration import sufficient
+from hwprune.common.telling import Tell
 from hwprune.errors import CandidateFailure
 from hwprune.pruning.pruner import Pruner
 from hwprune.searching.space.space import SearchSpace
@@ -22,7 +22,7 @@ SURELY_TOO_LONG = 4
 """The first candidate takes this many times as long at most, because of what is found out about the dense model."""
 
 
-def with_thorough_compensation(space: SearchSpace, pruner: Pruner, stage: Callable[[str], None]) -> tuple[SearchSpace, str]:
+def with_thorough_compensation(space: SearchSpace, pruner: Pruner, stage: Tell) -> tuple[SearchSpace, str]:
     """The space whose trials are compensated as finalists are; and why it is not, or nothing.
 
     CPU time decides, so that other work on the machine does not change what is searched.
