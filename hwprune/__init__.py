@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hwprune.searching.sampling.knapsack import KnapsackSampler
     from hwprune.searching.sampling.problem import Choice, Item
     from hwprune.searching.search import join, search
+    from hwprune.searching.stored_run import load
     from hwprune.structure.axes import Axis
     from hwprune.structure.torch.analyse import trace
     from hwprune.structure.torch.graph import AxisGraph
@@ -64,6 +65,7 @@ _HOMES = {
     "Workload": "workload.workload",
     "apply_to_module": "pruning.own_class",
     "join": "searching.search",
+    "load": "searching.stored_run",
     "prune": "pruning.pruner",
     "prune_gradually": "recovery.recover",
     "recover": "recovery.recover",
@@ -99,6 +101,7 @@ __all__ = [
     "apply_to_module",
     "criteria",
     "join",
+    "load",
     "patterns",
     "prune",
     "prune_gradually",

@@ -75,6 +75,7 @@ def describe(pruner: Pruner) -> dict[str, Any]:
 
 def text(name: str, data: Mapping[str, Any], *, members: bool, every: bool) -> str:
     """The same for people: what can be cut, then what can't and why."""
+    from hwprune.layers.labels import common_module
     from hwprune.report.text import table
 
     free = [axis for axis in data["axes"] if axis["frozen"] is None]
@@ -106,7 +107,7 @@ def text(name: str, data: Mapping[str, Any], *, members: bool, every: bool) -> s
                 group[0]["name"],
                 str(len(group)),
                 f"{group[0]['parameters'] / data['parameters']:.1%}",
-                _prefix(group[0]["members"]),
+                common_module(group[0]["members"]),
             ]
             for group in _grouped(data["branches"], every=every)
         ]
@@ -122,17 +123,6 @@ def _grouped(items: Sequence[dict[str, Any]], *, every: bool) -> list[list[dict[
     for item in items:
         groups.setdefault(item["name"] if every else item["like"] or item["name"], []).append(item)
     return list(groups.values())
-
-
-def _prefix(names: Sequence[str]) -> str:
-    """What the names have in common, up to a dot; otherwise the first and the last."""
-    split = [name.split(".") for name in names]
-    common = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return ".".join(common) or f"{names[0]} ... {names[-1]}"
 
 
 def _reasons(frozen: Sequence[dict[str, Any]], *, every: bool) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -121,7 +122,9 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         progress.close()
         if path is not None and (path / "job.toml").exists():
-            print(f"\nhwprune: interrupted; go on with: hwprune search --resume --out {path}", file=sys.stderr)
+            print(
+                f"\nhwprune: interrupted; go on with:\n  hwprune search --resume --out {shlex.quote(str(path))}", file=sys.stderr
+            )
             return 130
         raise
     finally:
@@ -143,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"\nReport: {result.run / 'report.html'}\nFiles:  {result.run / 'candidates'}")
         if record.front:
             trial = record.front[recommended(record)].trial
-            print(f"Next:   hwprune export {result.run} --trial {trial} --out deploy")
+            print(f"\nNext:\n  hwprune export {shlex.quote(str(result.run))} --trial {trial} --out deploy")
     if not record.front:
         raise RunError(f"the front is empty: {emptiness(record)}. {advice(record)} The run is kept: {result.run / 'report.html'}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
+from hwprune.common import formatting, html_table
 from hwprune.onnx_files import recipe_files, to_onnx
 from hwprune.onnx_files.template import Template
 from hwprune.pruning import file_check
@@ -55,6 +56,15 @@ class Candidate:
         to_onnx.to_safetensors(self.module, folder / "model.safetensors")
         self.write_recipe(folder)
         return folder
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what is kept of each axis, what is masked, what is gone."""
+        rows = [[name, f"{int(keep.sum())} of {keep.numel()}"] for name, keep in self.keeps.items()]
+        rows += [[name, f"{int(mask.sum())} of {mask.numel()} weights"] for name, mask in self.masks.items()]
+        rows += [[name, "dropped"] for name in self.drop]
+        parameters = sum(p.numel() for p in self.module.parameters())
+        note = f"{formatting.count(parameters)} parameters, {formatting.count(self.macs)} multiply-accumulates"
+        return html_table.table("Candidate", ["what", "kept"], rows, note)
 
     def write_recipe(self, folder: Path) -> Path:
         """Write recipe.json, and keep.safetensors if there are masks."""

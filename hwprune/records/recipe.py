@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hwprune.common import html_table
 from hwprune.common.files import Table
 from hwprune.errors import UsageError
 
@@ -55,6 +56,12 @@ class Recipe:
         if twice:
             raise UsageError(f"a recipe chooses twice for {', '.join(twice)}")
         object.__setattr__(self, "choices", ordered)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: one line a choice."""
+        rows = [[c.unit, c.pattern, f"{c.sparsity:.1%}", c.method] for c in self.choices]
+        title = f"Recipe {self.digest}" if rows else "Recipe: everything stays dense"
+        return html_table.table(title, ["unit", "pattern", "removed", "criterion"], rows, f"Compensation: {self.compensation}")
 
     @property
     def digest(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hwprune.common import formatting
 from hwprune.records.record import MEASURED, Record
-from hwprune.report.page import precision_rows
+from hwprune.report.details import precision_rows
 from hwprune.report.text import number, recommended, speedup_text, trained, verdict
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwprune.common import formatting
 from hwprune.records.choosing import within
 from hwprune.records.record import Record
+
+READABLE = 110
+"""Characters of a line of prose at most."""
+FINE = 0.3
+"""Half-width of a drop's interval, in points, below which a second digit says something."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
@@ -28,27 +34,37 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> s
 
 def summary(record: Record, width: int = 100) -> str:
     """The front, the dense model first, and the notes."""
-    base, metric = record.data["baseline"], record.data["workload"]["metric"]
-    dense = record.dense_metric
-    rows = [["dense", formatting.speedup(1.0), "", number(dense["value"]), formatting.seconds(base["latency"]["value"]),
-             formatting.count(base["params"]), formatting.size(base["size_bytes"])]]  # fmt: skip
+    metric = record.data["workload"]["metric"]
+    parts = [wrapped(verdict(record), width)]
+    if record.data["front"]:
+        parts.append(table(["", "speedup", "drop", metric, "latency", "params", "file"], front_rows(record), width))
+    parts += [wrapped(f"Note: {note}", width) for note in record.data["notes"]]
+    return "\n\n".join(parts)
+
+
+def front_rows(record: Record) -> list[list[str]]:
+    """The dense model and each point of the front: name, speedup, drop, metric, latency, parameters, file."""
+    base, dense = record.data["baseline"], score(record, record.dense_metric["value"])
+    size, latency = formatting.size(base["size_bytes"]), formatting.seconds(base["latency"]["value"])
+    rows = [["dense", formatting.speedup(1.0), "", dense, latency, formatting.count(base["params"]), size]]
     for point in record.data["front"]:
         rows.append(
             [
                 f"trial {point['trial']}{trained(record, point['trial'])}",
                 speedup_text(point["speedup"]),
-                f"{point['drop']:+.4f}",
-                number(point["metric"]["value"]),
+                points_text(record, point),
+                score(record, point["metric"]["value"]),
                 formatting.seconds(point["latency"]["value"]),
                 formatting.count(point["params"]),
                 formatting.size(point["size_bytes"]),
             ]
         )
-    parts = [verdict(record)]
-    if record.data["front"]:
-        parts.append(table(["", "speedup", "drop", metric, "latency", "params", "file"], rows, width))
-    parts += [f"Note: {note}" for note in record.data["notes"]]
-    return "\n\n".join(parts)
+    return rows
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most ``width`` characters (and never more than a hundred or so, which nobody reads); words stay whole."""
+    return textwrap.fill(text, min(width, READABLE), break_long_words=False, break_on_hyphens=False)
 
 
 def trained(record: Record, number: int) -> str:
@@ -84,13 +100,13 @@ def chain(record: Record, which: int) -> list[list[str]]:
             steps.append(("pruned", row["number"]))
             break
     points = {p["trial"]: p for key in ("untrained", "trained", "quantised", "front") for p in record.data.get(key, ())}
-    rows = [["dense", "", formatting.speedup(1.0), number(dense["value"]), formatting.size(base["size_bytes"])]]
+    rows = [["dense", "", formatting.speedup(1.0), score(record, dense["value"]), formatting.size(base["size_bytes"])]]
     for name, step in reversed(steps):
         point = points.get(step) or record.trial(step)
         mark = "" if step in points else " (search)"
         rows.append(
             [
-                name + mark, f"trial {step}", speedup_text(point["speedup"]), number(point["metric"]["value"]),
+                name + mark, f"trial {step}", speedup_text(point["speedup"]), score(record, point["metric"]["value"]),
                 formatting.size(point["size_bytes"]),
             ]
         )  # fmt: skip
@@ -127,14 +143,19 @@ def advice(record: Record) -> str:
 
 
 def verdict(record: Record) -> str:
-    """One sentence on what the search found."""
+    """What the search found, in a few sentences."""
+    start = f"{record.data['workload']['name']} on {record.data['target']['name']}: {counts(record)}"
+    return f"{start} {_recommendation(record)}" if record.data["finished"] and record.data["front"] else start
+
+
+def counts(record: Record) -> str:
+    """How many candidates there were, and how the front was scored and measured."""
     rows = [row for row in record.data["trials"] if not row.get("recovery") and not row.get("quantised")]
-    counts = {state: sum(1 for row in rows if row["state"] == state) for state in ("failed", "stopped")}
+    states = {state: sum(1 for row in rows if row["state"] == state) for state in ("failed", "stopped")}
     words = {"failed": "failed", "stopped": "stopped early"}
-    ends = " and ".join(f"{count} {words[state]}" for state, count in counts.items() if count)
+    ends = " and ".join(f"{count} {words[state]}" for state, count in states.items() if count)
     start = (
-        f"{record.data['workload']['name']} on {record.data['target']['name']}: {len(rows)} candidates of "
-        f"{recipes(record.data['space']['size_log10'])} possible recipes{f' ({ends})' if ends else ''}"
+        f"{len(rows)} candidates of {recipes(record.data['space']['size_log10'])} possible recipes{f' ({ends})' if ends else ''}"
     )
     if not record.data["finished"]:
         return f"{start}; the search is not finished."
@@ -147,9 +168,17 @@ def verdict(record: Record) -> str:
         "table": "PREDICTED from a latency table, not measured",
         "estimated": "ESTIMATED from a data sheet, not measured",
     }[record.latency_source]
-    return (
-        f"{start}; a front of {_extent(record.data['front'])}, scored on the {split} split and {how}. {_recommendation(record)}"
-    )
+    return f"{start}. The front has {_extent(record.data['front'])}, scored on the {split} split and {how}."
+
+
+def why_recommended(record: Record) -> str:
+    """Why the recommended point is it, in a few words."""
+    if not record.data["front"]:
+        return ""
+    limit = _limit(record)
+    if within(record.front, limit):
+        return f"the fastest with a drop of at most {limit:g}{_how_sure(record.data['front'][recommended(record)], limit)}"
+    return f"the most accurate; none has a drop of at most {limit:g}"
 
 
 def _extent(points: Sequence[dict[str, Any]]) -> str:
@@ -176,7 +205,7 @@ def _limit(record: Record) -> float:
 
 def _recommendation(record: Record) -> str:
     point = record.data["front"][recommended(record)]
-    speedup = f"{speedup_text(point['speedup'])} at drop {point['drop']:+.4f} (trial {point['trial']})"
+    speedup = f"{speedup_text(point['speedup'])}, {change(record, point)} on {point['split']} (trial {point['trial']})"
     if within(record.front, _limit(record)):
         return f"Fastest with a drop of at most {_limit(record):g}{_how_sure(point, _limit(record))}: {speedup}."
     return f"None has a drop of at most {_limit(record):g}; the most accurate: {speedup}."
@@ -196,3 +225,34 @@ def speedup_text(speedup: dict[str, Any]) -> str:
 def number(value: float) -> str:
     """Four significant digits."""
     return f"{value:.4g}"
+
+
+def is_share(record: Record) -> bool:
+    """Is the metric a share of right answers, or the like, which is read in per cent?"""
+    return bool(record.data["workload"].get("higher_is_better", True)) and 0 <= record.dense_metric["value"] <= 1
+
+
+def score(record: Record, value: float) -> str:
+    """A value of the metric: ``97.0 %`` of a share, else four digits."""
+    return formatting.percent(value) if is_share(record) else number(value)
+
+
+def points_text(record: Record, point: Mapping[str, Any]) -> str:
+    """A drop with as many digits as its interval allows: ``2.2 points``, or in the metric's own unit."""
+    if not is_share(record):
+        return f"{point['drop']:+.4f}"
+    paired = point.get("paired_drop") or {}
+    half = 50 * (paired["ci_high"] - paired["ci_low"]) if paired else 0.0
+    return f"{100 * point['drop']:.{2 if half < FINE else 1}f} points"
+
+
+def change(record: Record, point: Mapping[str, Any]) -> str:
+    """The drop in words, with its interval where there is one."""
+    word = "drop" if point["drop"] >= 0 else "gain"
+    text = points_text(record, {**point, "drop": abs(point["drop"])}).removeprefix("+")
+    paired = point.get("paired_drop")
+    if not paired:
+        return f"{word} {text}"
+    unit = 100 if is_share(record) else 1
+    low, high = sorted(unit * (paired[key] if word == "drop" else -paired[key]) for key in ("ci_low", "ci_high"))
+    return f"{word} {text} (95 %: {low:.2g} to {high:.2g})"

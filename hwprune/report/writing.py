@@ -33,14 +33,14 @@ def write_formats(run: Path, form: str, out: Path | None = None) -> tuple[Record
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for kind in FORMATS[form]:
-            written += _write(record, kind, folder)
+            written += _write(record, kind, folder, run)
     except OSError as error:
         other = "" if out else "; --out writes elsewhere"
         raise UsageError(f"can't write into {folder}: {(error.strerror or str(error)).lower()}{other}") from error
     return record, written
 
 
-def _write(record: Record, kind: str, folder: Path) -> list[Path]:
+def _write(record: Record, kind: str, folder: Path, run: Path) -> list[Path]:
     if kind == "csv":
         write_tables(record, folder)
         return [folder / record.front_file, folder / "trials.csv"]
@@ -50,7 +50,7 @@ def _write(record: Record, kind: str, folder: Path) -> list[Path]:
     if kind == "md":
         write_atomic(folder / "report.md", markdown(record))
         return [folder / "report.md"]
-    write_page(record, folder / "report.html")
+    write_page(record, folder / "report.html", run)
     return [folder / "report.html"]
 
 

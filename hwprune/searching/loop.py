@@ -132,7 +132,7 @@ class Work:
         if self.job.trials and len(trials) >= self.job.trials:
             return True
         # The search keeps the time; workers go by its word that it is over.
-        return self.is_main and len(trials) >= LEAST_TRIALS and self.plan.over(len(trials))
+        return self.is_main and (self.plan.stopped or (len(trials) >= LEAST_TRIALS and self.plan.over(len(trials))))
 
     def _next(self, trials: list[Trial]) -> bool:
         """One proposal; False if nothing new can be proposed."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from hwprune import runtimes
 from hwprune.common.files import dump_json, write_atomic
+from hwprune.layers.labels import labels
+from hwprune.layers.units import Unit
 from hwprune.records.trial import Trial
 from hwprune.searching.evaluating.dense import Baseline
 from hwprune.searching.final.final_round import FinalFront
@@ -73,6 +75,7 @@ def build_record(
     fingerprint: Fingerprint,
     space: SearchSpace,
     graph: ModelGraph,
+    units: Mapping[str, Unit],
     calibration_sha256: str = "",
     savings_by_size: Mapping[str, tuple[list[int], list[float]]] | None = None,
     baseline: Baseline,
@@ -84,6 +87,7 @@ def build_record(
 ) -> dict[str, Any]:
     """The record as JSON values; its schema is in docs/files.md."""
     metric, target = workload.scoring, job.target
+    names = labels(units.values())
     derived = job.training is not None or bool(job.precisions)
     return {
         "schema": SCHEMA,
@@ -118,6 +122,7 @@ def build_record(
             "units": [
                 {
                     "name": k.unit,
+                    "label": names.get(k.unit, k.unit),
                     "role": k.role,
                     "size": k.size,
                     "levels": {p: list(v) for p, v in k.levels.items()},

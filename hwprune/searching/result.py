@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from hwprune.common import html_table
 from hwprune.deploy import exporting
 from hwprune.errors import UsageError
 from hwprune.records.choosing import within
 from hwprune.records.measurement import Measurement
+from hwprune.records.record import read_record
 from hwprune.records.trial import Trial
+from hwprune.report.picture import draw
+from hwprune.report.tables import write_tables
+from hwprune.report.text import front_rows, summary, verdict
 
 if TYPE_CHECKING:
     import pandas
@@ -50,19 +55,28 @@ class FrontPoint:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished search.
+    """A search: what was tried, and what can be deployed.
+
+    `hwprune.search` returns one; `hwprune.load` makes one from any run directory.
+
+        >>> result = hwprune.load(RUN)
+        >>> point = result.best(max_drop=0.05)
+        >>> point.speedup.value > 1
+        True
 
     Attributes:
         run: the run directory.
         trials: every evaluated recipe, failed ones included.
-        points: the confirmed front, fastest last.
+        points: the confirmed front, fastest last; empty while the search is not finished.
         notes: what the user should know, in whole sentences.
+        finished: has the front been confirmed?
     """
 
     run: Path
     trials: tuple[Trial, ...]
     points: tuple[FrontPoint, ...]
     notes: tuple[str, ...] = ()
+    finished: bool = True
 
     @property
     def front(self) -> tuple[Trial, ...]:
@@ -82,7 +96,46 @@ class Result:
         """One row a trial, as trials.csv."""
         import pandas
 
-        return pandas.read_csv(self.run / "trials.csv")
+        path = self.run / "trials.csv"
+        if not path.is_file():  # the search is not finished
+            write_tables(read_record(self.run), self.run)
+        return pandas.read_csv(path)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the front: the metric, upwards, against speedup; of an unfinished search its candidates.
+
+        Args:
+            axes: of matplotlib; default: those of a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            UsageError: no trial has finished yet.
+        """
+        if axes is None:
+            from matplotlib.figure import Figure
+
+            axes = Figure(figsize=(8, 5), layout="constrained").add_subplot()
+        draw(read_record(self.run), axes)
+        return axes
+
+    def __str__(self) -> str:
+        if not (self.run / "record.json").is_file():
+            return f"{self.run}: no trial has finished yet"
+        return summary(read_record(self.run))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the front, dense first."""
+        if not (self.run / "record.json").is_file():
+            return html_table.table(f"{self.run}: no trial has finished yet", (), ())
+        record = read_record(self.run)
+        return html_table.table(
+            f"{record.data['workload']['name']} on {record.data['target']['name']}",
+            ["", "speedup", "drop", record.data["workload"]["metric"], "latency", "parameters", "file"],
+            front_rows(record),
+            verdict(record),
+        )
 
 
 class Chosen(Protocol):

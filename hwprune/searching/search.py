@@ -6,17 +6,20 @@ import contextlib
 import datetime
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hwprune.errors import HwpruneError, UsageError
+from hwprune.records.record import read_record
 from hwprune.searching import job, time_plan
+from hwprune.searching.callbacks import Callback
 from hwprune.searching.job import FILE, Job
 from hwprune.searching.progress import Progress
 from hwprune.searching.resolved_job import ResolvedJob, resolve
 from hwprune.searching.result import Result
 from hwprune.searching.sampling import samplers
 from hwprune.searching.session import Session
+from hwprune.searching.stored_run import is_complete, load
 from hwprune.searching.study.attributes import STARTED
 from hwprune.searching.study.store import Store
 from hwprune.searching.time_plan import Times
@@ -50,6 +53,7 @@ def search(
     trial_timeout_s: float = 120.0,
     memory_limit: int = 0,
     progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Search for recipes, measure them on the target, confirm the front.
 
@@ -76,6 +80,8 @@ def search(
             each, measured and scored like any other candidate.
         resume: go on with the run in ``out``.
         trial_timeout_s, memory_limit: limits of one candidate in the measuring process.
+        callbacks: each called as ``callback(study, trial)`` after every trial of this process, as in `optuna.Study.optimize`;
+            ``study.stop()`` ends the trials, and the front is confirmed. Optuna's own callbacks fit.
 
     Returns:
         The finished search. Its front may be empty, and then its notes say why: that is no exception here, because the trials
@@ -93,7 +99,14 @@ def search(
         trial_timeout_s=trial_timeout_s, memory_limit=memory_limit, storage=storage, database=str(database),
         remote=remote, table=str(table), estimate=estimate, quantize=quantize,
     )  # fmt: skip
-    return run_job(check_job(job), workload, Path(out) if out else None, resume=resume, progress=progress or Progress())
+    return run_job(
+        check_job(job),
+        workload,
+        Path(out) if out else None,
+        resume=resume,
+        progress=progress or Progress(),
+        callbacks=callbacks,
+    )
 
 
 def default_run(name: str) -> Path:
@@ -152,6 +165,7 @@ def run_job(
     resume: bool,
     progress: Progress,
     began: Callable[[Path], None] = lambda _run: None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """The search itself, with everything resolved.
 
@@ -176,6 +190,10 @@ def run_job(
         raise UsageError(f"{run} holds no run to resume")
     with _writable(run), locked(run):
         begun = resume and _begun(job, run)
+        if begun and (run / "record.json").is_file() and Job.read(run) == job.job and is_complete(read_record(run)):
+            progress.note("this run is finished: nothing is left to do (--trials or --recover give it more)")
+            progress.close()
+            return load(run)
         if resume and not begun:
             progress.note("the run was interrupted before its first trial: it begins again, with what is kept of its preparation")
         if not begun:
@@ -186,7 +204,7 @@ def run_job(
             if not isinstance(workload, Workload):
                 progress.stage(f"loading {job.job.workload}")
                 workload = workload()
-            return Session(job, workload, run, progress, times).go(resume=begun)
+            return Session(job, workload, run, progress, times, callbacks).go(resume=begun)
         except HwpruneError:
             if not begun and not _begun(job, run):  # nothing can come of it: no half-made run is left behind
                 (run / FILE).unlink(missing_ok=True)

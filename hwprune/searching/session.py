@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from hwprune.records.measurement import Measurement
 from hwprune.records.trial import Trial
 from hwprune.report.writing import write_report
 from hwprune.searching import preflight, time_plan
+from hwprune.searching.callbacks import Callback, call
 from hwprune.searching.evaluating.candidate_files import clear_candidates
 from hwprune.searching.evaluating.dense import EXAMPLE, Baseline
 from hwprune.searching.evaluating.evaluator import Evaluator
@@ -46,8 +47,15 @@ class Session:
     """One search from start or resume to the confirmed front, or one worker that joins it. Used once."""
 
     def __init__(
-        self, resolved: ResolvedJob, workload: Workload, run: Path, progress: Progress, times: Times | None = None
+        self,
+        resolved: ResolvedJob,
+        workload: Workload,
+        run: Path,
+        progress: Progress,
+        times: Times | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
+        self.callbacks = callbacks
         self.times = times or Times(resolved.job, progress)
         self.resolved, self.job = resolved, resolved.job
         self.workload, self.run, self.progress = workload, run, progress
@@ -126,7 +134,8 @@ class Session:
             self.notes.append(_banner(self.resolved))
         record = RecordWriter(self.run, store, {
             "job": self.resolved, "workload": self.workload, "fingerprint": device, "space": space,
-            "graph": evaluator.pruner.graph, "calibration_sha256": evaluator.dense.calibration_sha256,
+            "graph": evaluator.pruner.graph, "units": evaluator.pruner.units,
+            "calibration_sha256": evaluator.dense.calibration_sha256,
             "savings_by_size": model.savings.for_record(space),
         })  # fmt: skip
 
@@ -138,11 +147,25 @@ class Session:
             if short is not None:
                 short.after_trial(store.trials(as_searched=True), model.posterior.problem.limits)
             record.snapshot(dense, [*self.notes, *checks.notes], checks.results)
+            if call(self.callbacks, store.study, done[-1].number):
+                plan.stop()
+                self.notes.append(f"A callback stopped the search after trial {done[-1].number}.")
 
         sampler = samplers.make(self.job.sampler, self.job.seed, model.context(self.job.trials, store.distributions()))
         finalist_s = time_plan.finalist_seconds(dense.latency.value) if self.resolved.measured else 0.0
         plan = TimePlan(self.job.trials, self.job.time_s, self.setup.started, self.times.finalist_s(finalist_s))
-        work = Work(self.job, store, space, evaluator, model, sampler, self.progress, plan, after=after_trial, notes=self.notes)
+        work = Work(
+            self.job,
+            store,
+            space,
+            evaluator,
+            model,
+            sampler,
+            self.progress,
+            plan,
+            after=after_trial,
+            notes=self.notes,
+        )
         final = None
         try:
             self._clear(store.trials())

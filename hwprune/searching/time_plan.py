@@ -49,6 +49,9 @@ class TimePlan:
 
     Args:
         finalist_s: seconds that one finalist takes in the final round.
+
+    Attributes:
+        stopped: nobody wants another trial, whatever the time.
     """
 
     def __init__(self, trials: int, time_s: float, started: float, finalist_s: float = 0.0) -> None:
@@ -56,6 +59,11 @@ class TimePlan:
         self._first_trial = time.monotonic()
         self._finalist_s = finalist_s
         self._trial_s = 0.0
+        self.stopped = False
+
+    def stop(self) -> None:
+        """The trial that has just finished was the last."""
+        self.stopped = True
 
     def start_trials(self) -> None:
         """What came before the first trial took its own time, and so will the final round."""

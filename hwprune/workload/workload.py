@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hwprune.common import formatting, html_table
 from hwprune.common.contents import content
 from hwprune.errors import WorkloadError
 from hwprune.structure.torch.model_forms import ByKeyword, settled
@@ -82,6 +83,18 @@ class Workload:
         metrics.get(self.metric)
         if self.class_axis is not None:
             parse_axes(self.class_axis)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        shapes = ", ".join("x".join(map(str, x.shape)) for x in self.example_inputs)
+        splits = [split for split in ("calibration", "validation", "test", "train") if getattr(self, split) is not None]
+        rows = [
+            ["model", type(self.model).__name__],
+            ["parameters", formatting.count(sum(p.numel() for p in self.model.parameters()))],
+            ["example inputs", shapes], ["metric", self.scoring.name], ["data", ", ".join(splits)],
+            ["source", self.source or "a live Python object"],
+        ]  # fmt: skip
+        return html_table.table(f"Workload {self.name}", (), rows)
 
     @property
     def scoring(self) -> metrics.Metric:

@@ -82,10 +82,10 @@ def test_choosing_a_point_by_mouse_and_by_key(browser, record, tmp_path):
         assert browser.find_element("id", "recipe-title").text.startswith(f"Trial {record['front'][index]['trial']}")
         pressed = [b.get_attribute("aria-pressed") for b in browser.find_elements("css selector", "#front button")]
         assert pressed == ["true" if i == index else "false" for i in range(len(buttons))]
-    assert "gone" in browser.find_element("id", "times").text  # conv2 has no time any more
+    assert "gone" in browser.find_element("id", "times").get_attribute("textContent")  # conv2 has no time any more
     units = browser.find_elements("css selector", "#recipe tbody tr")
     assert len(units) == len(record["space"]["units"])
-    point = browser.find_elements("css selector", "#chart .scatterlayer .trace")[1].find_elements("css selector", "path.point")[0]
+    point = browser.find_elements("css selector", "#chart g.point[tabindex]")[0]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
     ActionChains(browser).move_to_element(point).click().perform()
     numbers = {str(p["trial"]) for p in record["front"]}  # points may lie upon each other
@@ -93,23 +93,78 @@ def test_choosing_a_point_by_mouse_and_by_key(browser, record, tmp_path):
     assert clean(browser)
 
 
+AT = "return [...document.querySelectorAll('#chart g.point[tabindex] circle')].map(dot => Number(dot.getAttribute('cx')))"
+NAMES = "return [...document.querySelectorAll('#chart text.name')].map(text => text.textContent)"
+
+
 def test_axes_and_splits_are_switched(browser, record, tmp_path):
     show(browser, record, tmp_path)
-    title = "return document.querySelector('#chart').layout.xaxis.title.text"
-    xs = "return document.querySelector('#chart').data[1].x"
-    assert "speedup" in browser.execute_script(title)
-    final = browser.execute_script(xs)
+    metric = record["workload"]["metric"]
+    split = record["front"][0]["split"]
+    assert browser.execute_script(NAMES) == ["measured speedup over dense", f"{metric} on {split}"]
+    final = browser.execute_script(AT)
+    assert not browser.find_elements("css selector", "#chart .candidate")  # they have no score on this split
     browser.find_element("css selector", "input[value=searched]").click()
-    rows = {t["number"]: t for t in record["trials"]}
-    assert browser.execute_script(xs) == pytest.approx([rows[p["trial"]]["speedup"]["value"] for p in record["front"]])
-    browser.find_element("css selector", "input[value=mb]").click()
-    assert "MB" in browser.execute_script(title)
-    assert browser.execute_script(xs) == pytest.approx([p["size_bytes"] / 1e6 for p in record["front"]])
-    browser.find_element("css selector", "input[value=ms]").click()
+    assert browser.execute_script(NAMES)[1] == f"{metric} on validation"
+    shown = len(browser.find_elements("css selector", "#chart .candidate"))
+    assert shown <= sum(t["state"] == "measured" for t in record["trials"])
     browser.find_element("css selector", "input[value=final]").click()
-    assert browser.execute_script(xs) == pytest.approx([1000 * p["latency"]["value"] for p in record["front"]])
+    for value, name in (("mb", "file, MB"), ("ms", "latency of a batch, ms")):
+        browser.find_element("css selector", f"input[value={value}]").click()
+        assert browser.execute_script(NAMES)[0] == name
+    sizes = [p["latency"]["value"] for p in record["front"]]
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    assert sorted(range(len(sizes)), key=lambda i: browser.execute_script(AT)[i]) == order  # what takes longer is farther right
     browser.find_element("css selector", "input[value=x]").click()
-    assert browser.execute_script(xs) == final and clean(browser)
+    assert browser.execute_script(AT) == final and clean(browser)
+
+
+def test_a_point_is_told_where_the_mouse_is_and_chosen_by_key(browser, record, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, record, tmp_path)
+    points = browser.find_elements("css selector", "#chart g.point[tabindex]")
+    last = len(points) - 1
+    browser.execute_script("arguments[0].focus()", points[last])
+    tip = browser.find_element("id", "tip")
+    assert tip.is_displayed() and f"trial {record['front'][last]['trial']}" in tip.text and "on test" in tip.text
+    points[last].send_keys(Keys.ENTER)
+    assert browser.find_element("id", "recipe-title").text.startswith(f"Trial {record['front'][last]['trial']}")
+    assert f"--trial {record['front'][last]['trial']} --out deploy" in browser.find_element("id", "command").text
+    assert browser.find_element("id", "hero-speedup").text == f"{record['front'][last]['speedup']['value']:.2f}x"
+    assert clean(browser)
+
+
+def test_layers_two_points_and_sorting(browser, record, tmp_path):
+    show(browser, record, tmp_path)
+    boxes = browser.find_elements("css selector", "#network .row:first-of-type button, #network .row button")
+    boxes[0].click()
+    assert "conv1.weight" in browser.find_element("id", "layer-title").text
+    assert len(browser.find_elements("css selector", "#layer tbody tr")) == len(record["front"])
+    before = len(browser.find_elements("css selector", "#network .row"))
+    browser.execute_script(
+        "const s = document.getElementById('compare'); s.selectedIndex = 1; s.dispatchEvent(new Event('change'))"
+    )
+    assert len(browser.find_elements("css selector", "#network .row")) == before + 1
+    browser.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    column = "return [...document.querySelectorAll('#candidates tbody tr')].map(row => parseFloat(row.cells[3].textContent) || 0)"
+    speedup = browser.find_elements("css selector", "#candidates th button")[3]
+    speedup.click()
+    up = [value for value in browser.execute_script(column) if value]
+    assert up == sorted(up)
+    speedup.click()
+    down = browser.execute_script(column)
+    assert [value for value in down if value] == sorted(up, reverse=True) and down[-1] == min(down)
+    assert clean(browser)
+
+
+def test_a_limit_is_shaded_and_notes_are_folded(browser, record, tmp_path):
+    record["job"]["max_drop"] = 0.0
+    record["notes"] = ["one", "two"]
+    show(browser, record, tmp_path)
+    assert len(browser.find_elements("css selector", "#chart .shade")) == 1
+    assert browser.find_element("id", "notes-title").text == "2 notes"
+    assert not browser.find_element("id", "notes").is_displayed() and clean(browser)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -147,10 +202,8 @@ def test_two_thousand_trials_are_drawn(browser, record, tmp_path):
         more["drop"] = number % 89 / 1000
         record["trials"].append(more)
     show(browser, record, tmp_path)
-    shown = browser.execute_script(
-        "return document.querySelectorAll('#chart .scatterlayer .trace')[0].querySelectorAll('path.point').length"
-    )
-    assert shown == sum(t["state"] == "measured" for t in record["trials"])
+    browser.find_element("css selector", "input[value=searched]").click()
+    assert len(browser.find_elements("css selector", "#chart .candidate")) > 500
     took = browser.execute_script("const t = performance.timing; return t.domContentLoadedEventEnd - t.navigationStart")
     print(f"2,000 trials: ready after {took} ms")  # never asserted: machines are busy
     assert clean(browser)

@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 from hwprune.records.record import read_record
-from hwprune.report.page import write_page
+from hwprune.report.page import page_data, write_page
 from hwprune.report.text import summary
 from hwprune.report.writing import write_report
 from tests.report.helpers import EVIL
@@ -75,40 +75,55 @@ def test_unfinished_and_empty_runs_have_a_report(run):
     assert "none was evaluated" in summary(write_report(run))
 
 
-def test_why_a_unit_was_left_alone(run):
-    from hwprune.report.page import unit_rows
+def test_the_page_is_small_and_has_the_command_with_the_real_path(run):
+    write_report(run)
+    text = (run / "report.html").read_text()
+    assert len(text) < 500_000
+    data = page_data(read_record(run), run)
+    point = data["front"][data["chosen"]]
+    assert point["command"] == f"hwprune export {run} --trial {point['trial']} --out deploy"
+    assert page_data(read_record(run), run.with_name("my run"))["front"][0]["command"].startswith("hwprune export '")
 
+
+def test_the_heroes_are_the_points_own_numbers(run):
     record = read_record(run)
     point = record.data["front"][0]
-    row = next(t for t in record.data["trials"] if t["number"] == point["trial"])
-    unit = {"role": "channel", "levels": {}, "methods": []}
-    record.data["space"].update(
-        channel_multiple=16,
-        units=[
-            {**unit, "name": "a.weight:0", "size": 64, "saves": [[16, 0.123], [64, 0.0]]},
-            {**unit, "name": "b.weight:0", "size": 64, "saves": [[16, 0.0001], [64, 0.0]]},
-            {**unit, "name": "c.weight:0", "size": 74, "saves": []},
-            {**unit, "name": "d.weight:0", "size": 64, "saves": [[16, 0.3], [64, 0.0]]},
-            {**unit, "name": "add", "role": "branch", "size": 10, "saves": [[0, 0.2], [10, 0.0]]},
-        ],
-    )
-    row["recipe"]["choices"] = [
-        {"unit": "c.weight:0", "pattern": "channel", "sparsity": 0.5, "method": "l2"},
-        {"unit": "add", "pattern": "branch", "sparsity": 1.0, "method": "drop"},
-    ]
-    record.data["baseline"]["footprint"] = {"layers": {"a.weight": 1e-6, "d.weight": 2e-6}}
-    point["footprint"] = {"layers": {"a.weight": 1e-6}}
-    rows = {entry["unit"]: entry for entry in unit_rows(record, point)}
-    assert rows["a.weight:0"]["why"] == "would save at most 12.3 % of the time by itself"
-    assert rows["b.weight:0"]["why"] == "none of its sizes saves time here"
-    assert rows["c.weight:0"]["why"] == "37 pad to 48: the kernels work in steps of 16"
-    assert (rows["d.weight:0"]["pattern"], rows["d.weight:0"]["kept"]) == ("gone", "0 of 64")
-    assert rows["add"]["kept"] == "dropped"
+    point["speedup"].update(value=1.942, ci_low=1.9, ci_high=2.05)
+    point["metric"]["value"], point["drop"], point["size_bytes"] = 0.948, 0.022, 120_800
+    point["paired_drop"] = {"value": 0.022, "unit": "top1", "ci_low": 0.01, "ci_high": 0.034}
+    record.dense_metric["value"] = 0.97
+    record.data["baseline"]["size_bytes"] = 621_000
+    hero = page_data(record, run)["front"][0]["hero"]
+    assert hero["speedup"] == "1.94x" and "between 1.90x and 2.05x" in hero["speedup_note"]
+    assert hero["metric"] == "97.0 % → 94.8 %" and hero["metric_note"] == "drop 2.2 points (95 %: 1 to 3.4)"
+    assert hero["size"] == "621 kB → 121 kB" and hero["size_note"].startswith("5.1x smaller")
 
 
-def test_the_history_ends_at_one_and_never_falls(run):
-    from hwprune.report.page import history
+def test_a_gain_is_called_one_and_other_metrics_keep_their_unit(run):
+    record = read_record(run)
+    point = record.data["front"][0]
+    point["drop"] = -0.004
+    point["paired_drop"] = {"value": -0.004, "unit": "top1", "ci_low": -0.01, "ci_high": 0.002}
+    assert page_data(record, run)["front"][0]["hero"]["metric_note"] == "gain 0.4 points (95 %: -0.2 to 1)"
+    record.dense_metric["value"] = 12.5  # a perplexity, or the like
+    record.data["workload"]["higher_is_better"] = False
+    data = page_data(record, run)
+    assert not data["percent"] and not data["higher"]
+    assert data["front"][0]["hero"]["metric"].startswith("12.5 → ")
 
-    found = history(read_record(run))
-    assert found["volumes"] == sorted(found["volumes"]) and found["volumes"][-1] in (0.0, 1.0)
-    assert sum(int(row[1]) for row in found["kinds"]) == len(found["numbers"])
+
+def test_only_what_must_be_read_first_stands_out(run):
+    record = read_record(run)
+    record.data["notes"] = ["1 of 9 finalists left the front.", "PREDICTED, NOT MEASURED: latencies come from a table."]
+    data = page_data(record, run)
+    assert data["wrong"] == ["PREDICTED, NOT MEASURED: latencies come from a table."]
+    assert data["notes"] == ["1 of 9 finalists left the front."]
+
+
+def test_tips_tell_the_split_that_the_picture_shows(run):
+    data = page_data(read_record(run), run)
+    for point in data["front"]:
+        assert f"on {point['split']}" in point["tip"] and "on validation" in point["searched"]["tip"]
+    assert all("on validation" in trial["tip"] for trial in data["trials"])
+    numbers = {point["trial"] for point in data["front"]}
+    assert len(data["trials"]) + len(numbers) == sum(row[2]["key"] == "measured" for row in data["candidates"])
