@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hwprune.layers.units import Unit
     from hwprune.methods.method import Method, Option, solve
     from hwprune.pruning.candidate import Candidate
+    from hwprune.pruning.inspection import Inspection, inspect
     from hwprune.pruning.own_class import apply_to_module
     from hwprune.pruning.pruner import Pruner, prune
     from hwprune.pruning.uniform import uniform_recipe
@@ -47,6 +48,7 @@ _HOMES = {
     "Choice": "searching.sampling.problem",
     "FrontPoint": "searching.result",
     "HwpruneError": "errors",
+    "Inspection": "pruning.inspection",
     "Item": "searching.sampling.problem",
     "KnapsackSampler": "searching.sampling.knapsack",
     "LayerStatistics": "layers.statistics",
@@ -64,6 +66,7 @@ _HOMES = {
     "UnitChoice": "records.recipe",
     "Workload": "workload.workload",
     "apply_to_module": "pruning.own_class",
+    "inspect": "pruning.inspection",
     "join": "searching.search",
     "load": "searching.stored_run",
     "prune": "pruning.pruner",
@@ -82,6 +85,7 @@ __all__ = [
     "Choice",
     "FrontPoint",
     "HwpruneError",
+    "Inspection",
     "Item",
     "KnapsackSampler",
     "LayerStatistics",
@@ -100,6 +104,7 @@ __all__ = [
     "Workload",
     "apply_to_module",
     "criteria",
+    "inspect",
     "join",
     "load",
     "patterns",

@@ -51,6 +51,8 @@ class Verified:
     checks: list[Check] = field(default_factory=list)
     speedup: Measurement | None = None
     recorded_speedup: float | None = None
+    drop: float | None = None
+    """Of the metric against the dense model, as scored now."""
 
     @property
     def passed(self) -> bool:
@@ -63,7 +65,33 @@ class Verified:
             "checks": [{"name": c.name, "passed": c.passed, "text": c.text} for c in self.checks],
             "speedup": None if self.speedup is None else self.speedup.to_json(),
             "recorded_speedup": self.recorded_speedup,
+            "drop": self.drop,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a model must reach to pass, whatever was recorded; None: nothing. For builds that are to fail otherwise.
+
+    Attributes:
+        min_speedup: over dense, as measured now, on this machine.
+        max_drop: of the metric against dense, in its own unit, as scored now.
+    """
+
+    min_speedup: float | None = None
+    max_drop: float | None = None
+
+    def judge(self, verified: Verified) -> None:
+        """Add a check for each limit that is set."""
+        if self.min_speedup is not None:
+            speedup = verified.speedup
+            text = f"at least {self.min_speedup:g}x is asked for: "
+            text += "no speedup could be measured" if speedup is None else f"{speedup.value:.2f}x"
+            verified.checks.append(Check("speedup", speedup is not None and speedup.value >= self.min_speedup, text))
+        if self.max_drop is not None:
+            drop = verified.drop
+            text = f"at most {self.max_drop:g} is allowed: " + ("it could not be scored" if drop is None else f"{drop:+.4f}")
+            verified.checks.append(Check("drop", drop is not None and drop <= self.max_drop + 1e-12, text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +106,25 @@ class _Subject:
     tolerance: float = PARITY_TOLERANCE
 
 
-def verify(folder: Path, metric: Metric | None = None, step: Callable[[], None] = lambda: None) -> list[Verified]:
+def verify(
+    folder: Path, metric: Metric | None = None, step: Callable[[], None] = lambda: None, gate: Gate | None = None
+) -> list[Verified]:
     """Check every model in ``folder``.
 
     Args:
         metric: for runs whose metric is a function of the user's; default: by the recorded name.
+        gate: what every model must reach besides.
 
     Raises:
         UsageError: the folder is neither an export nor a run nor a candidate of one, or a file has faults.
     """
+    found = _verify(folder, metric, step)
+    for verified in found:
+        (gate or Gate()).judge(verified)
+    return found
+
+
+def _verify(folder: Path, metric: Metric | None, step: Callable[[], None]) -> list[Verified]:
     if (folder / "manifest.json").is_file():
         return _verify_export(folder, metric, step)
     if (folder / "record.json").is_file():
@@ -243,6 +281,7 @@ def _outputs(
     except CandidateFailure as failure:
         verified.checks.append(Check("metric", False, failure.reason))
         return
+    verified.drop = metric.drop(scoring.score(metric, dense, targets_, dense).value, value.value)
     recorded = subject.recorded_metric
     if recorded is None:
         verified.checks.append(Check("metric", None, f"{metric.name} {value.value:.4g} (none recorded)"))

@@ -11,7 +11,7 @@ import torch
 
 import hwprune
 from hwprune.deploy.exporting import export_run
-from hwprune.deploy.verify import verify
+from hwprune.deploy.verify import Gate, Verified, verify
 from hwprune.errors import UsageError
 from hwprune.records import record
 from tests.conftest import tiny_workload
@@ -129,3 +129,28 @@ def test_best_says_what_is_nearest(finished_run):
     with pytest.raises(UsageError, match=r"trial 0 with drop 0\.0100 at 1\.20x"):
         choose(points, 0.001, None)
     assert isinstance(hwprune.__version__, str)
+
+
+def test_a_build_fails_below_a_speedup_or_above_a_drop(exported, capsys):
+    from hwprune.cli.main import main
+
+    (easy,) = verify(exported, gate=Gate(min_speedup=0.01, max_drop=1.0))
+    found = {check.name: check for check in easy.checks}
+    assert found["speedup"].passed and found["drop"].passed
+    assert easy.drop is not None and f"{easy.drop:+.4f}" in found["drop"].text
+    (hard,) = verify(exported, gate=Gate(min_speedup=1e6, max_drop=-1.0))
+    found = {check.name: check for check in hard.checks}
+    assert found["speedup"].passed is False and found["drop"].passed is False and not hard.passed
+    assert "at least 1e+06x is asked for" in found["speedup"].text
+    assert main(["verify", str(exported), "--min-speedup", "1000000"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_gate_is_not_passed_by_what_could_not_be_measured():
+    nothing = Verified("x")
+    Gate(min_speedup=1.5, max_drop=0.01).judge(nothing)
+    assert [check.passed for check in nothing.checks] == [False, False]
+    assert all("could" in check.text for check in nothing.checks)
+    free = Verified("x")
+    Gate().judge(free)
+    assert free.checks == []
