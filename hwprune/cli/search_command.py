@@ -31,7 +31,7 @@ EPILOG = """examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     args.add_workload(parser, DEFAULT)
-    parser.add_argument("--job", metavar="FILE", help="a job.toml (see `hwprune init`); what else is said here counts more")
+    parser.add_argument("--job", metavar="FILE", help="a job.toml (see `hwprune init`); command-line options override it")
     parser.add_argument("--target", metavar="T", help="a name of `hwprune targets`, or the path of a profile (default: cpu)")
     parser.add_argument("--space", metavar="S", help="a name of `hwprune spaces`, or the path of one (default: default)")
     parser.add_argument("--trials", type=int, metavar="N", help="different recipes to evaluate (default: 60)")

@@ -108,7 +108,7 @@ def describe(pruner: Pruner) -> dict[str, Any]:
 
 
 def text(name: str, data: Mapping[str, Any], *, members: bool, every: bool) -> str:
-    """The same for people: what can be cut, then what can't and why."""
+    """Axes, matrices and branches as text: what can be cut, then what can't and why."""
     free = [axis for axis in data["axes"] if axis["frozen"] is None]
     frozen = [axis for axis in data["axes"] if axis["frozen"] is not None]
     parts = [_head(name, data)]

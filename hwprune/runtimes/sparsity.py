@@ -37,7 +37,7 @@ def layouts(path: Path, n: int, m: int) -> list[Layout]:
 
 
 def of_model(model: Any, n: int, m: int) -> list[Layout]:
-    """The same as `layouts`, of a loaded ``onnx.ModelProto``."""
+    """Like `layouts`, for a loaded ``onnx.ModelProto``."""
     stored = {item.name: item for item in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     layouts_of_weights = []

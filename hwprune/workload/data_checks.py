@@ -19,7 +19,7 @@ SPLITS = ("calibration", "validation", "test")
 FAR = 0.1
 """Validation and test scores of the dense model that differ by more, beyond their intervals, are worth a word."""
 FLATTERING = 0.03
-"""The same where validation is the better one: a model that was trained on these data has learned its answers there."""
+"""Difference that is told where validation is the better split: a model that was trained on these data knows the answers."""
 NOT_ALIKE = "the splits are not alike"
 COMPARED = ("top1", "top5")
 """Metrics whose scores on two splits can be compared."""

@@ -26,7 +26,7 @@ lost at some 0.2 nats. Only the first proposals depend on it."""
 UNKNOWN_ERROR = 0.02
 """Standard error of a drop as a share of the reference, where the study does not tell it."""
 UNTOLD = 1000.0
-"""The same of a drop that nothing tells: the curve alone does."""
+"""Standard error, as a share of the reference, of a drop that was not scored: only the curve tells it."""
 SMALL = 0.2
 """Share of the reference above which a drop counts by its logarithm rather than by its size: users ask for half a point
 more often than for four, and by size alone all between 1.0x and a first point at 0.7 points is worth a twentieth of the area."""

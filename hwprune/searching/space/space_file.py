@@ -71,7 +71,7 @@ def load(name: str) -> SpaceFile:
     for pattern in masks:
         try:
             if patterns.is_axis(patterns.get(pattern).name):
-                table.fault("patterns", f"{pattern!r} belongs into roles")
+                table.fault("patterns", f"{pattern!r} is chosen by roles, not by patterns")
         except UsageError as error:
             table.fault("patterns", str(error))
     chosen = table.texts("criteria", choices=method.METHODS)

@@ -79,10 +79,15 @@ def test_what_is_being_done_is_told(fitted):
     """Each unit that is still to be pruned, and how far the examples are."""
     pruner, space = fitted
     told = []
-    items.build(pruner, space, Savings(), step=told.append)
-    pruned = [text for text in told if text.startswith("pruning ")]
-    assert pruned and pruned[-1].endswith(f"({len(pruned)} of {len(pruned)})")
-    assert told[-1] == "predicting what each choice does to the outputs (20 of 20 examples)"
+
+    def tell(text, done=0, total=0):
+        told.append((text, done, total))
+
+    items.build(pruner, space, Savings(), step=tell)
+    pruned = [told_of for told_of in told if told_of[0].startswith("pruning ")]
+    assert pruned and [done for _, done, _ in pruned] == list(range(len(pruned)))
+    assert {total for _, _, total in pruned} == {len(pruned)}
+    assert told[-1] == ("predicting what each choice does to the outputs", 20, 20)
     told.clear()
-    items.build(pruner, space, Savings(), step=told.append)
-    assert not any(text.startswith("pruning ") for text in told)  # they are known by now
+    items.build(pruner, space, Savings(), step=tell)
+    assert not any(text.startswith("pruning ") for text, _, _ in told)  # they are known by now

@@ -109,7 +109,7 @@ def test_space_faults_are_told_at_once(tmp_path):
     with pytest.raises(UsageError) as caught:
         space_file.load(str(path))
     text = str(caught.value)
-    for part in ("'chanel'", "did you mean 'channel'", "2:2", "'head' belongs into roles", "at least one", "levels", "levles"):
+    for part in ("'chanel'", "did you mean 'channel'", "2:2", "'head' is chosen by roles", "at least one", "levels", "levles"):
         assert part in text
 
 
