@@ -145,12 +145,16 @@ class Table:
             if key not in self._asked:
                 self.fault(key, f"is not known here{_nearest(key, sorted(self._asked))}")
 
-    def finish(self) -> None:
-        """Raise a `UsageError` with every fault of this file, if there are any."""
+    def finish(self, more: Sequence[str] = ()) -> None:
+        """Raise a `UsageError` with every fault of this file, if there are any.
+
+        Args:
+            more: what is wrong with the values together.
+        """
         self.close()
-        if self._faults:
-            count = len(self._faults)
-            raise UsageError(f"{self._where}: {count} problem{'s' if count > 1 else ''}", self._faults)
+        faults = [*self._faults, *more]
+        if faults:
+            raise UsageError(f"{self._where}: {len(faults)} problem{'s' if len(faults) > 1 else ''}", faults)
 
 
 def _nearest(value: object, choices: Sequence[str]) -> str:

@@ -189,8 +189,13 @@ class Job:
             estimate=table.boolean("estimate", False),
             quantize=table.text("quantize", ""),
         )
+        try:
+            job = make()
+        except UsageError as error:
+            table.finish(error.faults)
+            raise
         table.finish()
-        return make()
+        return job
 
 
 def _whole(value: float | None) -> int | None:

@@ -21,6 +21,7 @@ from hwprune.searching.sampling import samplers
 from hwprune.searching.session import Session
 from hwprune.searching.stored_run import is_complete, load
 from hwprune.searching.study.attributes import STARTED
+from hwprune.searching.study.storage import check_reachable
 from hwprune.searching.study.store import Store
 from hwprune.searching.time_plan import Times
 from hwprune.workload import loading
@@ -188,6 +189,7 @@ def run_job(
         raise UsageError(f"{run} holds a run already: go on with it (--resume) or choose another --out")
     if resume and not held:
         raise UsageError(f"{run} holds no run to resume")
+    check_reachable(job.job.storage)
     with _writable(run), locked(run):
         begun = resume and _begun(job, run)
         if begun and (run / "record.json").is_file() and Job.read(run) == job.job and is_complete(read_record(run)):

@@ -66,3 +66,12 @@ def test_jobs_survive_toml(tmp_path):
     job = Job('file.py:f key=wörd "x"', max_drop=0.01, time_s=30.0, memory_limit=10**9)
     job.write(tmp_path)
     assert Job.read(tmp_path) == job
+
+
+def test_unknown_keys_and_wrong_values_are_told_together(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text("schema = 1\ntrials = -3\nsamplr = 'x'\nmax_drop = -0.1\n")
+    with pytest.raises(UsageError) as error:
+        Job.read_file(path)
+    text = str(error.value)
+    assert "3 problems" in text and all(word in text for word in ("samplr", "trials must be", "max_drop must be"))

@@ -24,6 +24,28 @@ _NO_TABLES = ("no such table", "does not exist", "UndefinedTable", "NoneType", "
 """What databases say where another process has not made the tables, or is just making them."""
 
 
+def check_reachable(storage: str) -> None:
+    """Connect to a database and leave it as it is, so that nobody waits for a search that can't keep its trials.
+
+    Args:
+        storage: Optuna's URL; files are not looked at.
+
+    Raises:
+        UsageError: its driver is not installed.
+        RunError: it can't be reached.
+    """
+    from sqlalchemy import create_engine
+
+    if "://" not in storage or storage.startswith("sqlite"):
+        return
+    with storage_errors(storage):
+        engine = create_engine(storage)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+
+
 @contextlib.contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
     """What a storage raises meanwhile, as errors of hwprune; passwords are masked in their texts."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import optuna
 import pytest
 
+import hwprune
 from hwprune.errors import HwpruneError
+from hwprune.searching.progress import Progress
 from hwprune.searching.study.storage import create_study, load_study, storage_errors
 from hwprune.searching.study.store import Store
 
@@ -42,3 +44,19 @@ def test_two_runs_that_share_the_part_before_a_question_mark(tmp_path):
         create_study(Store.default_storage(tmp_path / name)).set_user_attr("name", name)
     for name in ("a?b", "a?c"):
         assert load_study(Store.default_storage(tmp_path / name)).user_attrs["name"] == name
+
+
+def test_a_database_that_is_not_there_is_told_before_anything_takes_long(tmp_path):
+    from tests.conftest import tiny_workload
+
+    for storage, word in (("postgresql://me:geheim@127.0.0.1:1/db", "failed"), ("nodriver://me@127.0.0.1/db", "driver")):
+        told = []
+
+        class Told(Progress):
+            def stage(self, text, done=0, total=0):
+                told.append(text)  # noqa: B023 - called within the loop
+
+        with pytest.raises(HwpruneError, match=word) as error:
+            hwprune.search(tiny_workload(), trials=1, out=tmp_path / "run", storage=storage, progress=Told())
+        assert not told and "geheim" not in str(error.value)
+    assert not (tmp_path / "run").exists()
