@@ -100,6 +100,7 @@ zoo: .venv-zoo/installed
 
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --site-dir build/site
+	@echo "The site is in build/site: open build/site/index.html"
 
 # Inputs with traits that people report, and the value that is right.
 cases: setup
