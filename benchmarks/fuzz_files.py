@@ -153,8 +153,9 @@ class Readers:
             read_onnx(path)
         else:
             record = read_record(self.folder)
-            for show in (summary, front_csv, trials_csv, markdown, page_data):
+            for show in (summary, front_csv, trials_csv, markdown):
                 show(record)
+            page_data(record, self.folder)
             if not record.front:
                 rerank(self.folder, target.load("cpu"))
 

@@ -75,8 +75,10 @@ def test_the_wheel_searches_without_the_repository(built, tmp_path):
     found = subprocess.run(where, cwd=home, env=environment, capture_output=True, text=True, check=True).stdout
     assert Path(found.strip()).is_relative_to(target)
     assert "a100" in hwprune("targets") and "structured" in hwprune("spaces")
-    hwprune("search", "demo:digits", "--trials", "2", "--seed", "0", "--out", "run", "--quiet")
+    hwprune("search", "demo:digits", "--trials", "2", "--seed", "0", "--out", "run")
     record = json.loads((home / "run" / "record.json").read_text())
     assert record["finished"] and record["front"]
     assert (home / "run" / "report.html").is_file()
+    log = (home / "run" / "search.log").read_text()
+    assert "step 1/6: load and trace the model" in log and "step 6/6: measure the front again" in log and "[2/2] trial 1" in log
     assert (home / "run" / "candidates" / str(record["front"][0]["trial"]) / "model.onnx").is_file()

@@ -183,7 +183,6 @@ def run_job(
         workload = workload if isinstance(workload, Workload) else workload()
         run = default_run(workload.name)
     began(run)
-    progress.begin(times.heading(job.job, run))
     held = (run / FILE).exists()
     if held and not resume:
         raise UsageError(f"{run} holds a run already: go on with it (--resume) or choose another --out")
@@ -191,6 +190,7 @@ def run_job(
         raise UsageError(f"{run} holds no run to resume")
     check_reachable(job.job.storage)
     with _writable(run), locked(run):
+        progress.begin(times.heading(job.job, run))  # the log can be written from now on
         begun = resume and _begun(job, run)
         if begun and (run / "record.json").is_file() and Job.read(run) == job.job and is_complete(read_record(run)):
             progress.note("this run is finished: nothing is left to do (--trials or --recover give it more)")

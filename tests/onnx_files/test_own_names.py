@@ -55,8 +55,17 @@ def written(net, folder):
     return got, all_tensors(candidate.module(x[:3])), onnx.load(str(path)), candidate
 
 
-@pytest.mark.parametrize("kind", ["buffer", "parameter"])
-@pytest.mark.parametrize("name", NAMES)
+QUICK = ("mean", "relu", "x_1", "val_0", "addmm", "weight", "main_graph")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=() if name in QUICK and place else pytest.mark.slow)
+        for name in NAMES
+        for place, kind in enumerate(("parameter", "buffer"))
+    ],
+)
 def test_a_tensor_called_like_an_operator(tmp_path, name, kind):
     got, wanted, proto, candidate = written(Net(name, kind), tmp_path)
     assert torch.allclose(torch.from_numpy(got[0]), wanted[0], atol=1e-5)
