@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ WORD = {"measured": "measured", "table": "PREDICTED (not measured)", "estimated"
 HOW = {"measured": "measured again", "table": "predicted from a table", "estimated": "estimated from a data sheet"}
 
 
+LABEL = (60.0, 24.0)
+"""Pixels that a label takes, across and up."""
 LOG_FROM = 3.0
 """Range of speedups from which their axis is logarithmic."""
 
@@ -45,8 +48,9 @@ def draw(record: Record, axes: Any) -> None:
     points = record.data["front"]
     dense = record.dense_metric["value"] if points else record.data["baseline"]["metric"]["value"]
     split = points[0]["split"] if points else "validation"
+    best: Sequence[tuple[float, float]] = ()
     if points:
-        _draw_front(axes, record, scale, dense)
+        best = _draw_front(axes, record, scale, dense)
     else:
         measured = [row for row in record.data["trials"] if row["state"] == "measured" and searched(row)]
         axes.scatter(
@@ -59,6 +63,7 @@ def draw(record: Record, axes: Any) -> None:
     speedups = [point["speedup"]["value"] for point in points] or [1.0]
     if max(speedups) / min(1.0, *speedups) > LOG_FROM:
         _logarithmic(axes)
+    _label(axes, best)
     axes.set_xlabel(f"{WORD[record.latency_source]} speedup over dense")
     axes.set_ylabel(f"{record.data['workload']['metric']}{', %' if percent else ''} on {split}")
     axes.set_title(f"{record.data['workload']['name']} on {record.data['target']['description']}", fontsize=10, loc="left")
@@ -80,7 +85,8 @@ def _shade_limit(axes: Any, record: Record, scale: float, dense: float) -> None:
         axes.invert_yaxis()
 
 
-def _draw_front(axes: Any, record: Record, scale: float, dense: float) -> None:
+def _draw_front(axes: Any, record: Record, scale: float, dense: float) -> list[tuple[float, float]]:
+    """Draw all points, and the line through those that no other beats, which are returned."""
     points = record.data["front"]
     xs, ys = [p["speedup"]["value"] for p in points], [scale * p["metric"]["value"] for p in points]
     axes.errorbar(
@@ -91,8 +97,17 @@ def _draw_front(axes: Any, record: Record, scale: float, dense: float) -> None:
     best = pareto.non_dominated(list(zip(xs, ys, strict=True)), lambda pair: (-sign * pair[1], pair[0]))
     steps = [(1.0, scale * dense), *best]
     axes.step([x for x, _ in steps], [y for _, y in steps], where="pre", color="#1768ac", linewidth=1.5, zorder=2)
-    for x, y in zip(xs, ys, strict=True):
-        axes.annotate(f"{x:.2f}x", (x, y), xytext=(0, 7), textcoords="offset points", fontsize=7, ha="center")
+    return best
+
+
+def _label(axes: Any, points: Sequence[tuple[float, float]]) -> None:
+    """Write the speedup above each point, but where another one stands already."""
+    taken: list[tuple[float, float]] = []
+    for x, y in points:
+        across, up = axes.transData.transform((x, y))
+        if all(abs(across - other) > LABEL[0] or abs(up - height) > LABEL[1] for other, height in taken):
+            taken.append((across, up))
+            axes.annotate(f"{x:.2f}x", (x, y), xytext=(0, 7), textcoords="offset points", fontsize=7, ha="center")
 
 
 def _logarithmic(axes: Any) -> None:
