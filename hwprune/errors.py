@@ -15,11 +15,35 @@ HwpruneWarning               something that ends nothing, and that the user shou
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 
 
 class HwpruneError(Exception):
-    """Base class: catch this to catch everything hwprune raises on purpose."""
+    """Base class: catch this to catch everything hwprune raises on purpose.
+
+    Ctrl-C while PyTorch exports a model comes out as another error (``TypeError: ... KeyboardInterrupt``). Whoever makes one of
+    ours of it would tell the user that the model can't be exported, so it becomes the interrupt again.
+
+    Raises:
+        KeyboardInterrupt: the error that is being handled was one.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        if was_interrupted(sys.exception()):
+            raise KeyboardInterrupt
+        super().__init__(*arguments)
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Does an error come from Ctrl-C, by its causes or by what its text says?"""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt:" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class HwpruneWarning(UserWarning):

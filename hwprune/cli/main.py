@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import logging
 import os
 import shutil
 import sys
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure") and stream.errors == "strict":
             stream.reconfigure(errors="replace")
     environment.prepare()
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # Ctrl-C makes it print where it was
     options = build_parser().parse_args(arguments)
     with warnings.catch_warnings():
         _filter_warnings()
