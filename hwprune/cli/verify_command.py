@@ -23,7 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hwprune.deploy.verify import Gate, verify
+    from hwprune.deploy.checks import Gate
+    from hwprune.deploy.verify import verify
     from hwprune.workload import loading
 
     metric = loading.load(options.workload).scoring if options.workload else None

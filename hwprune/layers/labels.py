@@ -16,12 +16,19 @@ NOUNS = {
 
 def labels(units: Iterable[Unit]) -> dict[str, str]:
     """Unit -> its label; each label once."""
-    found = {unit.name: _label(unit) for unit in units}
+    table = {unit.name: unit for unit in units}
+    found = {name: _label(unit) for name, unit in table.items()}
     counts = Counter(found.values())
-    return {
-        name: f"{label} ({name.partition(':')[2]})" if counts[label] > 1 and ":" in name else label
-        for name, label in found.items()
-    }
+    return {name: label if counts[label] == 1 else _longer(table[name], label) for name, label in found.items()}
+
+
+def _longer(unit: Unit, label: str) -> str:
+    """The label with what tells it from others: the modules in a branch, or the part of a dim."""
+    if unit.branch is None:
+        return f"{label} ({unit.name.partition(':')[2]})"
+    inside = common_module(list(unit.weights))
+    parts = list(dict.fromkeys(name.removeprefix(f"{inside}.").partition(".")[0] for name in unit.weights))
+    return f"{inside} (residual branch of {', '.join(parts)})"
 
 
 def common_module(parameters: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 
+from hwprune.pruning.recipe_words import described
 from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating.evaluator import Evaluator
@@ -161,6 +162,7 @@ class Work:
         self.progress.stale(self._row.stale, PATIENCE)
         expected = self.model.expectation(self.store.study, asked, trials, self.job.max_size)
         origin = self.store.origin(asked, self.job.sampler)
+        asked.set_user_attr("cut", described(recipe.choices, self.evaluator.pruner.units))  # for whoever looks at the study
         try:
             with self.store.holding(asked):
                 scored = self.evaluator.score(asked.number, recipe, origin, expected)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import hwprune
+from hwprune.deploy.checks import Gate, Verified
 from hwprune.deploy.exporting import export_run
-from hwprune.deploy.verify import Gate, Verified, verify
+from hwprune.deploy.verify import verify
 from hwprune.errors import UsageError
 from hwprune.records import record
 from tests.conftest import tiny_workload

@@ -140,6 +140,7 @@ def _readable(trial: Trial) -> dict[str, Any]:
         found["latency_ms"] = 1000 * trial.latency.value
     if trial.speedup is not None:
         half = (trial.speedup.ci_high - trial.speedup.ci_low) / 2
+        found["speedup"] = trial.speedup.value
         found["ratio_sd"] = half / 1.96 / trial.speedup.value**2
     if trial.size_bytes is not None:
         found["size_mb"] = trial.size_bytes / 1e6
