@@ -30,7 +30,9 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), "tour.ipynb", "exec"), names)
     out = capsys.readouterr().out
-    assert "can be cut" in out and "integrity  True" in out
+    assert "largest difference: 0.0" in out and "integrity  True" in out
+    assert "can be cut" in names["hwprune"].inspect(names["workload"])._repr_html_()
+    assert "trial" in names["result"]._repr_html_()
 
 
 @pytest.mark.slow
