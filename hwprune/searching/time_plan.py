@@ -107,16 +107,17 @@ class TimePlan:
 
 
 class Times:
-    """Seconds of each phase of one search; remembered for the next one like it.
+    """Seconds of each phase of one search; remembered for the next one like it: the same workload by name, and the same job.
 
     Args:
-        name: what makes two searches alike.
+        clock: seconds.
     """
 
     def __init__(self, job: Job, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
-        self._name = json.dumps([
+        known = [
             job.workload, job.target, job.space, job.trials, job.time_s, job.recover, job.quantize, job.all_patterns, job.remote,
-        ])  # fmt: skip
+        ]  # fmt: skip
+        self._name = json.dumps(known) if job.workload else ""  # of a live object nobody knows whether it is the same
         self._progress, self._clock = progress, clock
         self._spent: dict[str, float] = {}
         self._phase, self._began = "", clock()
@@ -155,7 +156,7 @@ class Times:
         self._phase = ""
         if finalists:
             self._spent[FINALIST] = self._spent.get(FINAL, 0.0) / (1 + finalists)
-        if not self._whole:
+        if not self._whole or not self._name:
             return
         known = _remembered()
         known.pop(self._name, None)

@@ -63,6 +63,14 @@ def test_what_a_search_took_is_expected_of_the_next_like_it():
     assert Times(job, Progress()).last() == known
 
 
+def test_of_live_objects_nothing_is_remembered():
+    job = Job("", trials=40)
+    times = Times(job, Progress())
+    times.phase(time_plan.FINAL)
+    times.finish(finalists=4)
+    assert not Times(job, Progress()).last() and not time_plan._place().exists()
+
+
 def test_a_broken_memory_is_no_error():
     place = time_plan._place()
     place.parent.mkdir(parents=True)
