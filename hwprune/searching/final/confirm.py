@@ -87,8 +87,11 @@ class Confirmer:
         notes: list[str] = []
         most = self.most()
         chosen = finalists(trials, constraints, belief, most, dense=dense.metric.value, repaired=repaired)
-        if most < MOST_FINALISTS and len(chosen) == most:
-            notes.append(f"Only {most} finalists were measured again, because no time was left for more.")
+        wanted = (
+            finalists(trials, constraints, belief, dense=dense.metric.value, repaired=repaired) if most < MOST_FINALISTS else ()
+        )
+        if len(wanted) > len(chosen):
+            notes.append(f"Only {len(chosen)} of {len(wanted)} finalists were measured again, because no time was left for more.")
         if chosen and self.evaluator.workload.test is None:
             notes.append(
                 "The workload has no test split: the front keeps validation scores, which selection has made optimistic."
