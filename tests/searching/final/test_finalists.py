@@ -115,3 +115,11 @@ def test_the_test_split_chooses_nothing():
     points = [confirmed(0, 0.001, 0.03, 1.5), confirmed(1, 0.01, 0.0, 2.0)]
     assert [p.trial.number for p in point.final_front(points, Constraints())] == [0, 1]
     assert [p.trial.number for p in point.final_front(points, Constraints(max_drop=0.02))] == [0, 1]
+
+
+def test_the_gentlest_have_a_place_however_many_there_are_beyond_them():
+    """A user with a small limit is not left with nothing between dense and the first point that the split can tell from it."""
+    gentle, fastest_untold = trial(0, 0.0, 1.3, 1e-5), trial(1, 0.0, 2.0, 4e-5)
+    others = [trial(2 + i, 0.004 + 0.003 * i, 2.3 * math.exp(0.12 * i), 0.02 + 0.02 * i) for i in range(15)]
+    found = chosen([gentle, fastest_untold, *others])
+    assert len(found) == finalists.MOST_FINALISTS and {0, 1, 16} <= set(found)
