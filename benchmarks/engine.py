@@ -124,10 +124,9 @@ def recipes(pruner: Pruner, space: Any, made: Any, rows: Any, count: int) -> tup
         level, dropped = draw.random() * 0.6, (draw.random() * 0.25 if seed % 2 else 0.0)
         parameters: dict[str, Any] = {}
         for unit_space in space.units:
-            branch = patterns.BRANCH in unit_space.levels
-            parameters[f"level:{unit_space.unit}"] = (
+            parameters |= unit_space.parameters(
                 int(draw.random() < dropped)
-                if branch
+                if unit_space.is_branch
                 else min(unit_space.depth, max(0, round(draw.gauss(level, 0.25) * unit_space.depth)))
             )
         recipe = space.recipe(parameters)
@@ -271,7 +270,8 @@ def reestimate(module: torch.fx.GraphModule, workload: Any) -> None:
 
 def overhead() -> None:
     """5,000 finished trials of 12 items with 10 choices each, in SQLite."""
-    from hwprune.searching.space.space import SearchSpace, UnitSpace
+    from hwprune.searching.space.space import SearchSpace
+    from hwprune.searching.space.unit_space import UnitSpace
     from hwprune.searching.study.store import Store
 
     draw = np.random.default_rng(0)
@@ -286,8 +286,7 @@ def overhead() -> None:
             Item(
                 unit_space.unit,
                 tuple(
-                    Choice({f"level:{unit_space.unit}": i}, float(np.square(r).mean()) / 2, 0.01 * i, {}, r)
-                    for i, r in enumerate(rows)
+                    Choice(unit_space.parameters(i), float(np.square(r).mean()) / 2, 0.01 * i, {}, r) for i, r in enumerate(rows)
                 ),
             )
         )
@@ -295,12 +294,13 @@ def overhead() -> None:
         store = Store(f"sqlite:///{folder}/a.db", space, create=True)
         frozen = []
         for number in range(5000):
-            levels = {f"level:u{u}": int(draw.integers(0, 10)) for u in range(12)}
-            kl = 0.001 * sum(levels.values()) ** 2 / 10
-            trial = measured(number, space.recipe(levels), kl, 1 + sum(levels.values()) / 60)
+            levels = [int(draw.integers(0, 10)) for _ in unit_spaces]
+            chosen = {k: v for one, i in zip(unit_spaces, levels, strict=True) for k, v in one.parameters(i).items()}
+            kl = 0.001 * sum(levels) ** 2 / 10
+            trial = measured(number, space.recipe(chosen), kl, 1 + sum(levels) / 60)
             frozen.append(
                 optuna.trial.create_trial(
-                    params=levels, distributions=store.distributions(), values=[trial.drop, trial.speedup.value],
+                    params=chosen, distributions=store.distributions(), values=[trial.drop, trial.speedup.value],
                     user_attrs={"divergence": kl}, system_attrs={"hwprune:trial": trial.to_json()},
                 )
             )  # fmt: skip

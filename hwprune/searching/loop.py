@@ -219,14 +219,8 @@ class Work:
         """Propose a random recipe that was not evaluated yet; False if none was found in 1,000 draws."""
         self._row.repeats = 0
         draw = random.Random(f"{self.job.seed} {len(known)}")
-        distributions = self.store.distributions()
         for _ in range(1000):
-            parameters: dict[str, Any] = {}
-            for name, distribution in distributions.items():
-                if isinstance(distribution, optuna.distributions.IntDistribution):
-                    parameters[name] = draw.randint(distribution.low, distribution.high)
-                elif isinstance(distribution, optuna.distributions.CategoricalDistribution):
-                    parameters[name] = draw.choice(distribution.choices)
+            parameters = self.space.draw(draw)
             recipe = self.space.recipe(parameters)
             if recipe.choices and recipe.digest not in known:
                 self.store.enqueue(parameters, "random")

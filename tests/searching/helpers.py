@@ -23,4 +23,12 @@ def random_sampler():
 
 def recipe_of(evaluator, level):
     space = fitting.build(space_file.load("structured"), evaluator.pruner, evaluator.target, "avx512")
-    return space.recipe({"level:conv1.weight:0": level, "method:conv1.weight:0": "l2"})
+    return space.recipe(parameters(space, {"conv1.weight:0": (level, "channel", "l2")}))
+
+
+def parameters(space, chosen):
+    """Optuna's parameters of a choice: unit -> (level, pattern, method); all others stay dense."""
+    found = {}
+    for unit_space in space.units:
+        found |= unit_space.parameters(*chosen.get(unit_space.unit, (0,)))
+    return found

@@ -18,7 +18,8 @@ from hwprune.searching.job import Job
 from hwprune.searching.progress import Progress
 from hwprune.searching.setup import Setup
 from hwprune.searching.space import exactness, space_file
-from hwprune.searching.space.space import SearchSpace, UnitSpace
+from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.space.unit_space import UnitSpace
 from hwprune.searching.study.store import Store
 from tests.conftest import tiny_workload
 from tests.searching.helpers import read_csv

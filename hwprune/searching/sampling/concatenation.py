@@ -16,7 +16,7 @@ from hwprune.latency.segments import Segment
 from hwprune.pruning.pruner import Pruner
 from hwprune.searching.sampling.couplings import Cut
 from hwprune.searching.sampling.savings import axis_level
-from hwprune.searching.space.space import UnitSpace
+from hwprune.searching.space.unit_space import UnitSpace
 
 Levels = tuple[tuple[str, int], ...]
 """(unit, level) of every member of a group."""

@@ -18,7 +18,7 @@ import numpy as np
 from hwprune import patterns
 from hwprune.latency.segments import Segment
 from hwprune.searching.sampling.savings import axis_level
-from hwprune.searching.space.space import UnitSpace
+from hwprune.searching.space.unit_space import UnitSpace
 
 Array = np.ndarray[Any, Any]
 Cut = Callable[[Mapping[str, int], Sequence[str]], Sequence[Segment] | None]

@@ -23,7 +23,8 @@ from hwprune.pruning.pruner import Pruner
 from hwprune.searching.sampling.dominance import undominated
 from hwprune.searching.sampling.problem import Choice, Item
 from hwprune.searching.sampling.savings import Savings
-from hwprune.searching.space.space import SearchSpace, UnitSpace
+from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.space.unit_space import UnitSpace
 from hwprune.searching.study.attributes import FILE
 
 Array = np.ndarray[Any, Any]
@@ -49,12 +50,7 @@ class _Way:
     response: Array | None
 
     def parameters(self) -> dict[str, Any]:
-        found: dict[str, Any] = {f"level:{self.unit_space.unit}": self.level}
-        if len(self.unit_space.levels) > 1:
-            found[f"pattern:{self.unit_space.unit}"] = self.pattern
-        if len(self.unit_space.methods) > 1:
-            found[f"method:{self.unit_space.unit}"] = self.method
-        return found
+        return self.unit_space.parameters(self.level, self.pattern, self.method)
 
 
 def build(
@@ -82,35 +78,35 @@ def build(
 
 def canonical(space: SearchSpace, items: Sequence[Item]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Turns any parameters of the space into those of the choice that stands for them: its method, dense spelled one way."""
-    methods: dict[tuple[str, Any, Any], Any] = {}
+    methods: dict[tuple[str, str, int], str] = {}
+    table = {unit_space.unit: unit_space for unit_space in space.units}
     for item in items:
         for choice in item.choices:
-            for knob_unit, level in choice.levels:
-                pattern = choice.parameters.get(f"pattern:{knob_unit}")
-                methods[knob_unit, pattern, level] = choice.parameters.get(f"method:{knob_unit}")
+            for unit, level in choice.levels:
+                if unit in table and (read := table[unit].read(choice.parameters)) is not None:
+                    methods[unit, read[1], level] = read[2]
 
     def turn(parameters: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(parameters)
+        chosen = {unit_space.unit: unit_space.read(parameters) for unit_space in space.units}
         dropped = [
             unit
             for unit_space in space.units
-            if patterns.BRANCH in unit_space.levels and parameters.get(f"level:{unit_space.unit}")
+            if unit_space.is_branch and (read := chosen[unit_space.unit]) is not None and read[0]
             for unit in (unit_space.unit, *unit_space.tied)
         ]
         gone = space.dead(dropped) if dropped else frozenset()
+        found: dict[str, Any] = {}
         for unit_space in space.units:
-            unit, name = unit_space.unit, f"level:{unit_space.unit}"
-            if name not in found:
+            unit = unit_space.unit
+            read = chosen[unit]
+            if read is None:
                 continue
-            if not gone.isdisjoint((unit, *unit_space.tied)) and patterns.BRANCH not in unit_space.levels:
-                found[name] = 0
-            pattern = found.get(f"pattern:{unit}")
-            if found[name] and pattern is not None:
-                found[name] = min(found[name], len(unit_space.levels[pattern]))
-            if not found[name] and pattern is not None:
-                found[f"pattern:{unit}"] = pattern = next(iter(unit_space.levels))
-            if f"method:{unit}" in found:
-                found[f"method:{unit}"] = methods.get((unit, pattern, found[name]), found[f"method:{unit}"])
+            level, pattern, method = read
+            if not unit_space.is_branch and not gone.isdisjoint((unit, *unit_space.tied)):
+                level = 0
+            if not level:
+                pattern = next(iter(unit_space.levels))
+            found |= unit_space.parameters(level, pattern, methods.get((unit, pattern, level), method))
         return found
 
     return turn

@@ -11,7 +11,8 @@ import numpy as np
 from hwprune import patterns
 from hwprune.pruning.pruner import Pruner
 from hwprune.searching.space import space_file
-from hwprune.searching.space.space import SearchSpace, UnitSpace
+from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.space.unit_space import UnitSpace
 
 Array = np.ndarray[Any, Any]
 BYTES = 4

@@ -18,7 +18,8 @@ from hwprune.probe.cut_segments import CutSegments
 from hwprune.pruning.pruner import Pruner
 from hwprune.searching.sampling import concatenation, couplings
 from hwprune.searching.sampling.savings import BYTES, Savings, axis_level, structural
-from hwprune.searching.space.space import SearchSpace, UnitSpace
+from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.space.unit_space import UnitSpace
 
 Times = Callable[[Sequence[Segment]], Mapping[str, float]]
 """Segments -> seconds by signature."""

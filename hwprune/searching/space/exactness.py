@@ -9,7 +9,8 @@ from hwprune import compensation, patterns
 from hwprune.common import formatting
 from hwprune.methods import layerwise, method
 from hwprune.pruning.pruner import Pruner
-from hwprune.searching.space.space import SearchSpace, UnitSpace
+from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.space.unit_space import UnitSpace
 
 EXACT, SWEPT = "obs", "sparsegpt"
 SHARE = 0.2

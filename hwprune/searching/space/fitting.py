@@ -12,12 +12,14 @@ from hwprune.calibration.collect import GRADIENT
 from hwprune.common.telling import Tell
 from hwprune.errors import UsageError
 from hwprune.layers import units
+from hwprune.layers.labels import labels
 from hwprune.layers.units import Unit
 from hwprune.methods import method
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.target import Target
-from hwprune.searching.space.space import SearchSpace, UnitSpace
+from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.space.space_file import SpaceFile
+from hwprune.searching.space.unit_space import UnitSpace
 
 ENOUGH_LEVELS = 3
 """Smaller sizes that an axis has at least, where it is large enough."""
@@ -51,6 +53,7 @@ def build(
     for axis in pruner.graph.axes:
         if axis.frozen and axis.role in space.roles:
             left_out.append((axis.name, axis.frozen))
+    names = labels(pruner.units.values())
     unit_spaces = []
     for unit in pruner.units.values():
         if any(fnmatchcase(unit.name, glob) for glob in space.exclude):
@@ -64,7 +67,7 @@ def build(
         if levels:
             fitting = _methods(unit, methods, levels, pruner, left_out)
             if fitting:
-                unit_spaces.append(UnitSpace(unit.name, unit.role, unit.size, levels, fitting))
+                unit_spaces.append(UnitSpace(unit.name, unit.role, unit.size, levels, fitting, label=names[unit.name]))
         elif unit.axis is not None:
             left_out.append((unit.name, f"an axis of {unit.size} has no smaller size that the space allows"))
     if not unit_spaces:
@@ -95,7 +98,12 @@ def _tied(unit_spaces: Sequence[UnitSpace], ties: Mapping[str, str]) -> list[Uni
     groups: dict[tuple[str, tuple[str, ...]], list[UnitSpace]] = {}
     for unit_space in unit_spaces:
         groups.setdefault((ties[unit_space.unit], tuple(unit_space.levels)), []).append(unit_space)
-    return [replace(first, tied=tuple(unit_space.unit for unit_space in rest)) for first, *rest in groups.values()]
+    return [
+        replace(first, tied=tuple(other.unit for other in rest), label=f"{first.label} and {len(rest)} like it")
+        if rest
+        else first
+        for first, *rest in groups.values()
+    ]
 
 
 def _payable(

@@ -5,41 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import log10
+from random import Random
 from typing import Any
+
+from optuna.distributions import BaseDistribution
 
 from hwprune import patterns
 from hwprune.methods import method
 from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.searching.space.space_file import SpaceFile
-
-
-@dataclass(frozen=True, slots=True)
-class UnitSpace:
-    """What may be chosen for one unit.
-
-    ``levels[pattern]``: sparsities in rising order. Level 0 is dense, level i is ``levels[pattern][i - 1]``; a
-    pattern with fewer levels than another repeats its last one. ``tied``: units that follow its decision.
-    """
-
-    unit: str
-    role: str
-    size: int
-    levels: Mapping[str, tuple[float, ...]]
-    methods: tuple[str, ...]
-    tied: tuple[str, ...] = ()
-
-    @property
-    def depth(self) -> int:
-        return max(len(levels) for levels in self.levels.values())
-
-    def sparsity(self, pattern: str, level: int) -> float:
-        levels = self.levels[pattern]
-        return levels[min(level, len(levels)) - 1]
-
-    def nearest(self, pattern: str, sparsity: float) -> int:
-        """The level whose sparsity is nearest; 0 (dense) counts."""
-        choices = [0.0, *self.levels[pattern]]
-        return min(range(len(choices)), key=lambda i: (abs(choices[i] - sparsity), i))
+from hwprune.searching.space.unit_space import UnitSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +42,13 @@ class SearchSpace:
         """Canonical recipe of a sampler's choice: equal prunings give equal recipes."""
         choices = []
         for unit_space in self.units:
-            level = int(parameters[f"level:{unit_space.unit}"])
+            read = unit_space.read(parameters)
+            if read is None:
+                raise KeyError(unit_space.parameter)
+            level, pattern, chosen = read
             if level == 0:
                 continue
-            pattern = str(parameters.get(f"pattern:{unit_space.unit}", next(iter(unit_space.levels))))
-            chosen = _canonical(unit_space, pattern, str(parameters.get(f"method:{unit_space.unit}", unit_space.methods[0])))
+            chosen = _canonical(unit_space, pattern, chosen)
             for unit in (unit_space.unit, *unit_space.tied):
                 choices.append(UnitChoice(unit, pattern, unit_space.sparsity(pattern, level), chosen))
         if drop := [choice.unit for choice in choices if choice.pattern == patterns.BRANCH]:
@@ -79,17 +56,29 @@ class SearchSpace:
             choices = [choice for choice in choices if choice.unit not in dead]
         return Recipe(tuple(choices), self.compensation if choices else "none")
 
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distribution of every parameter."""
+        return {name: found for unit_space in self.units for name, found in unit_space.distributions().items()}
+
+    def complete(self, parameters: Mapping[str, Any]) -> bool:
+        """Do they say something of every unit?"""
+        return all(unit_space.read(parameters) is not None for unit_space in self.units)
+
+    def draw(self, draw: Random) -> dict[str, Any]:
+        """Parameters drawn at random, each level as likely as another."""
+        parameters: dict[str, Any] = {}
+        for unit_space in self.units:
+            level = draw.randint(0, unit_space.depth)
+            parameters |= unit_space.parameters(level, draw.choice(tuple(unit_space.levels)), draw.choice(unit_space.methods))
+        return parameters
+
     def uniform(self, sparsity: float, method: str) -> dict[str, Any]:
         """Parameters that give every unit the level nearest to ``sparsity`` (its first pattern)."""
         parameters: dict[str, Any] = {}
         for unit_space in self.units:
             pattern = next(iter(unit_space.levels))
-            branch = pattern == patterns.BRANCH  # there is no half of it
-            parameters[f"level:{unit_space.unit}"] = 0 if branch else unit_space.nearest(pattern, sparsity)
-            if len(unit_space.levels) > 1:
-                parameters[f"pattern:{unit_space.unit}"] = pattern
-            if len(unit_space.methods) > 1:
-                parameters[f"method:{unit_space.unit}"] = method if method in unit_space.methods else unit_space.methods[0]
+            level = 0 if unit_space.is_branch else unit_space.nearest(pattern, sparsity)  # there is no half of a branch
+            parameters |= unit_space.parameters(level, pattern, method if method in unit_space.methods else None)
         return parameters
 
 

@@ -154,16 +154,9 @@ class Store:
         )
 
     def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        """Per unit an ordered whole number; a category only where there is more than one."""
+        """Optuna's distribution of every parameter of the space."""
         assert self._space is not None
-        found: dict[str, optuna.distributions.BaseDistribution] = {}
-        for unit_space in self._space.units:
-            found[f"level:{unit_space.unit}"] = optuna.distributions.IntDistribution(0, unit_space.depth)
-            if len(unit_space.levels) > 1:
-                found[f"pattern:{unit_space.unit}"] = optuna.distributions.CategoricalDistribution(tuple(unit_space.levels))
-            if len(unit_space.methods) > 1:
-                found[f"method:{unit_space.unit}"] = optuna.distributions.CategoricalDistribution(unit_space.methods)
-        return found
+        return self._space.distributions()
 
     def ask(self, sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
         """The next trial, leased by this process."""
@@ -175,7 +168,9 @@ class Store:
             # Suggested one by one only after the lease is there: a kill in between leaves a trial that anybody may take over.
             for name, distribution in distributions.items():
                 if isinstance(distribution, optuna.distributions.IntDistribution):
-                    asked.suggest_int(name, distribution.low, distribution.high)
+                    asked.suggest_int(name, distribution.low, distribution.high, step=distribution.step)
+                elif isinstance(distribution, optuna.distributions.FloatDistribution):
+                    asked.suggest_float(name, distribution.low, distribution.high)
                 elif isinstance(distribution, optuna.distributions.CategoricalDistribution):
                     asked.suggest_categorical(name, distribution.choices)
             return asked
@@ -224,7 +219,7 @@ class Store:
         return found
 
     def _complete(self, frozen: FrozenTrial) -> bool:
-        return len(frozen.params) >= len(self.distributions())
+        return self._space is not None and self._space.complete(frozen.params)
 
 
 def _overlaid(trial: Trial, newer: Mapping[str, Any]) -> Trial:

@@ -13,7 +13,7 @@ from hwprune.searching.sampling import couplings
 from hwprune.searching.sampling.savings import axis_level
 from hwprune.searching.sampling.savings_estimator import SavingsEstimator
 from hwprune.searching.space import fitting, space_file
-from hwprune.searching.space.space import UnitSpace
+from hwprune.searching.space.unit_space import UnitSpace
 from hwprune.workload import demos
 from tests.searching.networks import CifarResNet, SeparableNet, image_workload
 

@@ -10,7 +10,7 @@ import pytest
 from hwprune.searching.sampling import items
 from hwprune.searching.sampling.items import _choice, _thinned, _Way
 from hwprune.searching.sampling.savings import Savings
-from hwprune.searching.space.space import UnitSpace
+from hwprune.searching.space.unit_space import UnitSpace
 
 LEVELS = 4
 

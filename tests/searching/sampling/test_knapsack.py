@@ -20,9 +20,10 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 def items_for(store):
     """Items over a store's own parameters, with made-up savings."""
     names = store.distributions()
-    (level,) = [name for name in names if name.startswith("level:")]
+    (level,) = [name for name in names if name.endswith(" kept")]
     rest = {name: d.choices[0] for name, d in names.items() if name != level}
-    choices = [Choice({level: i, **rest}, 0.01 * i**2, 0.1 * i) for i in range(names[level].high + 1)]
+    kept = range(names[level].high, names[level].low - 1, -names[level].step)
+    choices = [Choice({level: k, **rest}, 0.01 * i**2, 0.1 * i) for i, k in enumerate(kept)]
     return (Item("only", tuple(choices)),)
 
 

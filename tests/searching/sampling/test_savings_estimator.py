@@ -137,8 +137,8 @@ def test_a_branch_and_what_is_inside_it_are_one_item():
     space = fitting.build(INSIDE, pruner, targets.load("cpu"), "avx512")
     savings = SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings()
     (item,) = items.build(pruner, space, savings)
-    axis, branch = "level:conv1.weight:0", next(f"level:{k.unit}" for k in space.units if k.role == "branch")
-    combos = [(c.parameters[axis], c.parameters[branch]) for c in item.choices]
+    axis, branch = (next(k for k in space.units if k.role == role) for role in ("channel", "branch"))
+    combos = [(axis.read(c.parameters)[0], branch.read(c.parameters)[0]) for c in item.choices]
     assert combos[0] == (0, 0)
     assert sorted(combos) == [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
     dropped = item.choices[combos.index((0, 1))]
@@ -213,15 +213,16 @@ def test_any_spelling_of_a_choice_is_recognised():
     made = items.build(pruner, space, SavingsEstimator(pruner, space, CutSegments(pruner), by_macs).savings())
     turn = items.canonical(space, made)
     names = {tuple(sorted(c.parameters.items())) for c in made[0].choices}
-    axis = "conv1.weight:0"
-    branch = next(k.unit for k in space.units if k.role == "branch")
+    axis, branch = (next(k for k in space.units if k.role == role) for role in ("channel", "branch"))
     for method in ("obs", "l2"):
         for level in range(4):
             for gone in (0, 1):
-                spelled = {f"level:{axis}": level, f"method:{axis}": method, f"level:{branch}": gone}
-                found = turn(spelled)
-                assert tuple(sorted(found.items())) in names
-                assert found[f"level:{axis}"] == (0 if gone else level)
+                now = {**axis.parameters(level, "channel", method), **branch.parameters(gone)}
+                before = {f"level:{axis.unit}": level, f"method:{axis.unit}": method, f"level:{branch.unit}": gone}
+                for spelled in (now, before):
+                    found = turn(spelled)
+                    assert tuple(sorted(found.items())) in names
+                    assert axis.read(found)[0] == (0 if gone else level)
 
 
 def test_a_tied_mask_saves_the_time_of_all_its_units():

@@ -13,6 +13,7 @@ from hwprune.records import target as targets
 from hwprune.searching.space import fitting, space_file
 from hwprune.workload.workload import Workload
 from tests.conftest import tiny_workload
+from tests.searching.helpers import parameters
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +67,24 @@ def test_equal_prunings_are_equal_recipes(pruner, cpu):
     dense = space.uniform(0.0, "l2")
     assert space.recipe(dense).choices == ()
     assert space.recipe(dense).compensation == "none"
-    one = {**dense, "level:conv2.weight": 1, "pattern:conv2.weight": "2:4", "method:conv2.weight": "l1"}
+    one = {**dense, "conv2: weights kept (%)": 50, "conv2: weights, pattern": "2:4", "conv2: weights, criterion": "l1"}
     recipe = space.recipe(one)
+    assert [(choice.unit, choice.pattern, choice.sparsity) for choice in recipe.choices] == [("conv2.weight", "2:4", 0.5)]
     for change in (
-        {"method:conv2.weight": "l2"},
-        {"level:conv2.weight": 4},
-        {"method:fc.weight": "l1"},
-        {"pattern:fc.weight": "unstructured"},
+        {"conv2: weights, criterion": "l2"},
+        {"conv2: weights kept (%)": 10},
+        {"fc: weights, criterion": "l1"},
+        {"fc: weights, pattern": "unstructured"},
     ):
-        assert space.recipe({**one, **change}) == recipe
-    block = {**one, "pattern:conv2.weight": "block:4x4"}
-    assert space.recipe(block) != space.recipe({**block, "method:conv2.weight": "l2"})  # sums of |w| and of w^2 differ
+        assert set(change) <= set(one) and space.recipe({**one, **change}) == recipe
+    block = {**one, "conv2: weights, pattern": "block:4x4"}
+    assert space.recipe(block) != space.recipe({**block, "conv2: weights, criterion": "l2"})  # sums of |w| and of w^2 differ
 
 
 def test_uniform_takes_the_nearest_level(pruner, cpu):
     space = fitting.build(space_file.load("structured"), pruner, cpu, "avx512")
     for sparsity, level in ((0.0, 0), (0.1, 0), (0.2, 1), (0.5, 2), (0.9, 3)):
-        assert space.uniform(sparsity, "l2") == {"level:conv1.weight:0": level, "method:conv1.weight:0": "l2"}
+        assert space.uniform(sparsity, "l2") == {"conv1: channels kept": 64 - 16 * level, "conv1: channels, criterion": "l2"}
 
 
 def test_nothing_to_search_says_why(pruner, cpu):
@@ -122,9 +124,11 @@ def test_branches_are_dropped_or_not_and_leave_nothing_to_choose_inside(pruner, 
     space = fitting.build(space_file.load("depth"), pruner, cpu, "avx512")
     (branch,) = [unit_space for unit_space in space.units if unit_space.role == "branch"]
     assert branch.levels == {"branch": (1.0,)} and branch.methods == ("drop",)
-    assert space.uniform(0.9, "l2")[f"level:{branch.unit}"] == 0  # the warm start keeps every branch
-    chosen = {f"level:{unit_space.unit}": 1 for unit_space in space.units}
-    (choice,) = space.recipe(chosen).choices  # the channels inside the branch are gone with it
+    assert space.uniform(0.9, "l2")[branch.parameter] == "kept"  # the warm start keeps every branch
+    chosen = [unit_space.parameters(1) for unit_space in space.units]
+    (choice,) = space.recipe(
+        {name: value for one in chosen for name, value in one.items()}
+    ).choices  # the channels inside the branch are gone with it
     assert (choice.unit, choice.pattern, choice.sparsity) == (branch.unit, "branch", 1.0)
 
 
@@ -139,5 +143,5 @@ def test_tied_units_share_a_knob(cpu, tmp_path):
     space = fitting.build(space_file.load(str(file)), repeated, cpu, "avx512")
     (unit_space,) = [unit_space for unit_space in space.units if unit_space.unit == "body.0.a.weight:0"]
     assert unit_space.tied == ("body.1.a.weight:0",)
-    recipe = space.recipe({f"level:{k.unit}": int(k is unit_space) for k in space.units})
+    recipe = space.recipe(parameters(space, {unit_space.unit: (1,)}))
     assert {choice.unit for choice in recipe.choices} == {"body.0.a.weight:0", "body.1.a.weight:0"}
