@@ -57,8 +57,8 @@ def test_all_faults_of_a_record_are_told_at_once(finished_run, tmp_path):
     with pytest.raises(UsageError) as told:
         read_record(tmp_path)
     text = str(told.value)
-    assert "record.workload.metric: must be a text, got 3" in text and "record.baseline: lacks latency" in text
-    assert "recipe.choices: must be a list" in text
+    assert "workload.metric must be a text, got 3" in text and "baseline.latency is missing" in text
+    assert "recipe.choices must be a list" in text
     data = json.loads((finished_run / "record.json").read_text())
     data["front"][0]["trial"] = 999
     (tmp_path / "record.json").write_text(json.dumps(data))

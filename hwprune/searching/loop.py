@@ -20,6 +20,7 @@ from hwprune.searching.progress import BEST_WITHIN, Progress
 from hwprune.searching.sampling.samplers import UNIFORM
 from hwprune.searching.sampling.search_model import SearchModel
 from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.study import dashboard
 from hwprune.searching.study.attributes import CLOSED, PROPOSAL
 from hwprune.searching.study.lease import own
 from hwprune.searching.study.store import Store
@@ -162,7 +163,9 @@ class Work:
         self.progress.stale(self._row.stale, PATIENCE)
         expected = self.model.expectation(self.store.study, asked, trials, self.job.max_size)
         origin = self.store.origin(asked, self.job.sampler)
-        asked.set_user_attr("cut", described(recipe.choices, self.evaluator.pruner.units))  # for whoever looks at the study
+        asked.set_user_attr(
+            dashboard.CUT, described(recipe.choices, self.evaluator.pruner.units)
+        )  # for whoever looks at the study
         try:
             with self.store.holding(asked):
                 scored = self.evaluator.score(asked.number, recipe, origin, expected)

@@ -36,6 +36,7 @@ from hwprune.searching.sampling.search_model import SearchModel
 from hwprune.searching.self_check import SelfCheck
 from hwprune.searching.setup import Setup
 from hwprune.searching.space.space import SearchSpace
+from hwprune.searching.study import dashboard
 from hwprune.searching.study.attributes import CLOSED, COMPENSATION, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
 from hwprune.searching.time_plan import TimePlan, Times
@@ -186,6 +187,7 @@ class Session:
             record.write(final.dense if final else dense, [*self.notes, *checks.notes], checks.results, final)
             self.progress.close()
         write_report(self.run)
+        dashboard.show_run(store.study, self.run)
         clear_candidates(self.run, {point.trial.number for point in final.points})
         trials = tuple(store.trials())
         store.close()

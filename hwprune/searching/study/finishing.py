@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 
 from hwprune.records.trial import STOPPED, Trial
-from hwprune.searching.study import lease
+from hwprune.searching.study import dashboard, lease
 from hwprune.searching.study.attributes import (
     DIVERGENCE,
     DIVERGENCE_WEIGHT,
@@ -57,6 +57,7 @@ class TrialFinisher:
                     asked.set_user_attr(DIVERGENCE_WEIGHT, share)
                 if dense_bytes is not None and trial.size_bytes is not None:
                     asked.set_user_attr(SAVED + FILE, dense_bytes - trial.size_bytes)
+                dashboard.write_note(asked, dashboard.trial_note(trial, str(asked.user_attrs.get(dashboard.CUT, ""))))
                 if trial.measured:
                     assert trial.drop is not None and trial.speedup is not None
                     for key, value in constraints.items():
@@ -122,6 +123,7 @@ class TrialFinisher:
             self._backend.set_attribute(asked._trial_id, RESULT, trial.to_json())
             for key, value in _readable(trial).items():
                 asked.set_user_attr(key, value)
+            dashboard.write_note(asked, dashboard.trial_note(trial, ""))
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                 self._backend.end(asked, TrialState.FAIL)
 
