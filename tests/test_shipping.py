@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import hwprune
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = shutil.ignore_patterns(".*", "runs", "build", "site", "dist", "*.egg-info", "__pycache__", "node_modules")
@@ -82,3 +86,14 @@ def test_the_wheel_searches_without_the_repository(built, tmp_path):
     log = (home / "run" / "search.log").read_text()
     assert "step 1/6: load and trace the model" in log and "step 6/6: measure the front again" in log and "[2/2] trial 1" in log
     assert (home / "run" / "candidates" / str(record["front"][0]["trial"]) / "model.onnx").is_file()
+
+
+def test_the_conda_recipe_asks_for_what_the_package_asks_for():
+    names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    pairs = [re.fullmatch(r"([a-z-]+)(.*)", line).groups() for line in wanted]
+    recipe = (ROOT / "conda" / "recipe.yaml").read_text()
+    listed = re.findall(r"^    - ([a-z-]+) (\S+)$", recipe.partition("  run:\n")[2].partition("\ntests:")[0], re.MULTILINE)
+    assert sorted(listed) == sorted((names.get(name, name), limits) for name, limits in pairs)
+    assert f'version: "{hwprune.__version__}"' in recipe
