@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwprune.cli import apply_language
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
@@ -21,6 +23,8 @@ EPILOG = """RECIPE is a recipe.json, or the same choice for every unit that fits
   hwprune apply channel=0.25,2:4 model.py:workload --out out            first cut, then 2:4 on what is left
   hwprune apply unstructured=0.8 model.py:workload --scope global --criterion lamp --out out
   hwprune apply branch=0.2 model.py:workload --out out --score          the fifth of the branches that change least
+  hwprune apply neuron=0.25 hf:FOLDER --text valid.txt --format huggingface --out out --score
+      a language model block by block: one block in memory at a time; layer=0.2 drops whole blocks
 """
 
 
@@ -36,6 +40,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", choices=["unit", "global"], help="global: one threshold for the single weights of all layers")
     parser.add_argument("--score", action="store_true", help="metric on the validation data before and after, in PyTorch")
     parser.add_argument("--database", metavar="DIR", help="keep and reuse options and statistics in this folder")
+    parser.add_argument(
+        "--exclude", metavar="GLOB", action="append", default=[], help="units that stay as they are, such as '*.self_attn.*'"
+    )
+    parser.add_argument(
+        "--format",
+        choices=["onnx", "huggingface"],
+        default="onnx",
+        help="huggingface: a folder that transformers loads, of a causal language model with --text (default: onnx)",
+    )
+    parser.add_argument("--windows", metavar="N", type=int, help="windows of --text that calibrate (default: 64)")
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=args.size, help="with --format huggingface: refuse what needs more, as 6GB"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for model.onnx, model.safetensors and recipe.json")
     args.add_output(parser)
@@ -47,6 +64,12 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.pruning.pruner import Pruner
     from hwprune.workload import data_checks, loading
 
+    if options.format == "huggingface":
+        if options.recipe.endswith(".json") or options.scope:
+            raise UsageError("--format huggingface takes PATTERN=SPARSITY, the same for every block")
+        return apply_language.run(options, _parse(options.recipe, extra=apply_language.LAYER))
+    if options.memory is not None:
+        raise UsageError("--memory is for --format huggingface, which takes a model block by block")
     out = args.require_new(options.out)
     wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
     if wanted is None and (options.criterion or options.scope):
@@ -93,14 +116,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parse(text: str) -> list[tuple[str, float | None]]:
-    """channel=0.5,2:4 -> [(channel, 0.5), (2:4, None)]."""
+def _parse(text: str, extra: str | None = None) -> list[tuple[str, float | None]]:
+    """channel=0.5,2:4 -> [(channel, 0.5), (2:4, None)].
+
+    Args:
+        extra: a pattern that only this road knows.
+    """
     from hwprune import patterns
 
     choices: list[tuple[str, float | None]] = []
     for word in text.split(","):
         name, _, level = word.partition("=")
-        if name != patterns.BRANCH:
+        if name not in (patterns.BRANCH, extra):
             patterns.get(name)
         try:
             choices.append((name, float(level) if level else None))
@@ -128,6 +155,10 @@ def _uniform(pruner: Pruner, wanted: list[tuple[str, float | None]], options: ar
         if name == patterns.BRANCH and options.criterion not in (None, criteria.BLOCK_INFLUENCE):
             raise UsageError(f"branches are ranked by {criteria.BLOCK_INFLUENCE}, got --criterion {options.criterion}")
         choices += uniform_recipe(pruner, name, level or 0.0, options.criterion or "obs", steps, options.scope or "unit").choices
+    left = [choice for choice in choices if not any(fnmatchcase(choice.unit, glob) for glob in options.exclude)]
+    if choices and not left:
+        raise UsageError(f"--exclude {' '.join(options.exclude)} leaves nothing to prune")
+    choices = left
     masked = [choice.unit for choice in choices]
     if len(masked) != len(set(masked)):
         raise UsageError(f"{options.recipe}: two patterns choose for the same units; give one mask pattern, and each axis once")

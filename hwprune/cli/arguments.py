@@ -102,6 +102,13 @@ def add_workload(parser: argparse.ArgumentParser, default: str | None = None) ->
         metavar="SIZES",
         help="sizes of the inputs of a model.onnx without data, e.g. 1x3x224x224; of several joined by commas",
     )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="for hf:FOLDER of a language model: a text that calibrates and judges, or calibration.txt,test.txt",
+    )
+    parser.add_argument("--length", metavar="N", type=int, help="tokens of a window of --text (default: 512)")
+    parser.add_argument("--gguf", metavar="NAME", help="file in hf:FOLDER that holds the weights")
 
 
 def source(options: argparse.Namespace, default: str = "") -> str:
@@ -109,8 +116,12 @@ def source(options: argparse.Namespace, default: str = "") -> str:
     from hwprune.workload import source_words
 
     workload = default if options.workload is None else options.workload
-    more = [f"{word}={value}" for word, value in (("data", options.data), ("shape", options.shape)) if value]
+    more = [f"{word}={value}" for word, value in _options_as_words(options) if value]
     return source_words.join([workload, *options.words, *more])
+
+
+def _options_as_words(options: argparse.Namespace) -> list[tuple[str, object]]:
+    return [(name, getattr(options, name)) for name in ("data", "shape", "text", "length", "gguf")]
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from hwprune.errors import UsageError, WorkloadError, described
+from hwprune.workload import language
 from hwprune.workload.workload import Workload
 
 KINDS = ("hf", "timm", "torchvision")
@@ -57,7 +59,7 @@ def model_of(kind: str, name: str, weights: str | None = None) -> nn.Module:
             config = library.AutoConfig.from_pretrained(name)
             kind_of = getattr(library, (config.architectures or ["AutoModel"])[0])
             from_config = getattr(kind_of, "_from_config", kind_of)
-            model: nn.Module = from_config(config) if bare else kind_of.from_pretrained(name)
+            model: nn.Module = from_config(config) if bare else kind_of.from_pretrained(name, dtype=torch.float32)
         elif kind == "timm":
             model = library.create_model(name, pretrained=not bare)
         else:
@@ -103,13 +105,15 @@ def load(kind: str, name: str, arguments: Mapping[str, Any], data_of: DataOf | N
     Raises:
         UsageError, WorkloadError: as `model_of`; or there are no data.
     """
+    if kind == "hf" and "text" in arguments:
+        return language.load(name, partial(model_of, kind), arguments)
     if faults := [f"{key} (known: {', '.join(ARGUMENTS)})" for key in arguments if key not in ARGUMENTS]:
         raise UsageError(f"{kind}:{name} takes no argument", faults)
     if data_of is None:
         raise UsageError(
             f"{kind}:{name} comes without data: give --data file.npz (an array for each input, and targets) or --data "
             "file.py:function that returns a dict of Workload fields (validation, calibration, test, train, metric, loss, "
-            "example_inputs)"
+            "example_inputs)" + ("; a language model takes --text file.txt" if kind == "hf" else "")
         )
     model = model_of(kind, name, None if "weights" not in arguments else str(arguments["weights"]))
     signature = inputs_of(model)

@@ -39,7 +39,7 @@ def libraries(monkeypatch):
         return Encoder()
 
     config = SimpleNamespace(architectures=["Encoder"])
-    Encoder.from_pretrained = classmethod(lambda cls, name: cls())
+    Encoder.from_pretrained = classmethod(lambda cls, name, dtype: cls())
     Encoder._from_config = classmethod(lambda cls, config: cls())
     transformers = SimpleNamespace(AutoConfig=SimpleNamespace(from_pretrained=lambda name: config), Encoder=Encoder)
     models = SimpleNamespace(get_model=lambda name, weights: create(name, weights is not None))

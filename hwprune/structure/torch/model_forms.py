@@ -14,23 +14,49 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
-class ByKeyword(nn.Module):
-    """A model whose forward takes its inputs by name; its tensors keep their names."""
+class Around(nn.Module):
+    """A model that is called in another way; its tensors keep their names.
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    Attributes:
+        whole: the model itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self.training = model.training
-        self._whole, self.names = [model], tuple(names)  # in a list, so that it is no child of its own
+        self._whole = [model]  # in a list, so that it is no child of its own
 
-    def train(self, mode: bool = True) -> ByKeyword:  # noqa: FBT001, FBT002 - PyTorch's signature
+    @property
+    def whole(self) -> nn.Module:
+        return self._whole[0]
+
+    def train(self, mode: bool = True) -> Around:  # noqa: FBT001, FBT002 - PyTorch's signature
         super().train(mode)
         self._whole[0].training = mode
         return self
 
+
+class ByKeyword(Around):
+    """A model whose forward takes its inputs by name."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__(model)
+        self.names = tuple(names)
+
     def forward(self, *inputs: torch.Tensor) -> Any:
-        return self._whole[0](**dict(zip(self.names, inputs, strict=True)))
+        return self.whole(**dict(zip(self.names, inputs, strict=True)))
+
+
+class WithoutCache(Around):
+    """A language model that does not hand back its keys and values of earlier tokens.
+
+    With them every head would be an output of the model, and nothing of attention could be cut.
+    """
+
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
+        return self.whole(*inputs, **named, use_cache=False)
 
 
 def settled(model: Any, example_inputs: Any) -> tuple[Any, Any]:
@@ -48,14 +74,26 @@ def settled(model: Any, example_inputs: Any) -> tuple[Any, Any]:
         _let_switch(model)
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
-    if not isinstance(model, nn.Module) or isinstance(model, ByKeyword):
+    if not isinstance(model, nn.Module) or isinstance(model, Around):
         return model, example_inputs
+    names = _names_alone(model)
+    if _caches(model):
+        model = WithoutCache(model)
     if isinstance(example_inputs, Mapping):
         return ByKeyword(model, list(example_inputs)), tuple(example_inputs.values())
-    names = _names_alone(model)
     if names and isinstance(example_inputs, (tuple, list)) and len(example_inputs) == len(names):
         return ByKeyword(model, names), tuple(example_inputs)
     return model, example_inputs
+
+
+def _caches(model: nn.Module) -> bool:
+    """Would it hand back keys and values, as its configuration says?"""
+    if not getattr(getattr(model, "config", None), "use_cache", False):
+        return False
+    try:
+        return "use_cache" in inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # a TorchScript method
+        return False
 
 
 def _let_switch(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 import hwprune
 from hwprune.errors import TraceError, UsageError
+from hwprune.structure.torch.analyse import trace
+from hwprune.structure.torch.model_forms import settled
 
 
 def plain():
@@ -145,3 +148,26 @@ def test_batches_by_name_reach_a_model_by_keyword_in_any_order():
     inputs, _ = next(workload.batches("validation"))
     assert inputs[0] is X
     assert inputs[1] is SCALE
+
+
+class Caching(nn.Module):
+    """Hands back its keys unless it is told not to, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(use_cache=True)
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x, mask=None, use_cache=None):
+        hidden = torch.relu(self.first(x))
+        hidden = hidden if mask is None else hidden * mask
+        out = self.last(hidden)
+        return (out, hidden) if self.config.use_cache and use_cache is not False else out
+
+
+@pytest.mark.parametrize("inputs", [(torch.randn(2, 6),), {"x": torch.randn(2, 6)}], ids=["by position", "by name"])
+def test_a_cache_is_no_output(inputs):
+    model = Caching().eval()
+    found = trace(*settled(model, inputs))
+    assert [(axis.role, axis.size) for axis in found.axes if axis.frozen is None] == [("neuron", 16)]
+    assert model.config.use_cache and isinstance(model(torch.randn(2, 6)), tuple)  # the user's model is as it was

@@ -1,0 +1,72 @@
+"""hwprune apply ... --format huggingface: a language model, block by block."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from hwprune.cli import arguments as args
+from hwprune.errors import UsageError
+
+LAYER = "layer"
+"""Pattern of whole blocks."""
+
+
+def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) -> int:
+    """Prune a language model block by block, and tell what came of it."""
+    from hwprune.cli.progress_bar import make_progress
+    from hwprune.common import formatting
+    from hwprune.streaming import road
+    from hwprune.streaming.sweep import SweepPlan
+    from hwprune.workload.language import text_data
+
+    if not options.workload.startswith("hf:") or not options.text:
+        raise UsageError("--format huggingface is for hf:FOLDER of a causal language model with --text file.txt")
+    out = args.require_writable(options.out)
+    if out.exists() and any(path.name != road.WORK for path in out.iterdir()):
+        raise UsageError(f"{out} is not an empty folder: choose another --out")
+    wanted = [(name, level if level is not None else 0.0) for name, level in choices]
+    criterion = options.criterion or ("obs" if _cuts(wanted) else "sparsegpt")
+    plan = SweepPlan(wanted, criterion, options.compensation or "obs", tuple(options.exclude))
+    numbers = {"text": options.text, "length": options.length, "windows": options.windows}
+    data = text_data({key: value for key, value in numbers.items() if value is not None})
+    progress = make_progress(quiet=options.quiet)
+    try:
+        facts = road.prune_folder(
+            Path(options.workload.removeprefix("hf:")), data, plan, out, gguf=options.gguf, memory=options.memory,
+            score=options.score, step=progress.stage,
+        )  # fmt: skip
+    finally:
+        progress.close()
+    if options.json:
+        print(json.dumps(facts))
+        return 0
+    gone = facts["blocks"] - len(facts["kept"])
+    sizes = f"{formatting.count(facts['dense_params'])} -> {formatting.count(facts['params'])} parameters"
+    dropped = f", {gone} of {facts['blocks']} blocks dropped" if gone else ""
+    spent = f"{formatting.duration(facts['seconds'])}, at most {formatting.size(facts['peak_bytes'])} of memory"
+    print(f"Pruned block by block: {sizes}{dropped}; {spent}.")
+    loads = (
+        "loads in transformers and generates" if facts["generates"] else "was run block by block (too large to load as a whole)"
+    )
+    print(f"What was written computes what was pruned, and {loads}.")
+    if facts["plain"]:
+        blocks = formatting.some(len(facts["plain"]), "block")
+        print(f"In {blocks} the refit did not help windows that it had not seen, and was left out.")
+    if facts["params"] == facts["dense_params"]:
+        print("Zeros alone make nothing faster: the folder is as large as before, for runtimes that know the pattern.")
+    if options.score:
+        print(
+            f"Perplexity on {facts['windows']} windows of {facts['length']} tokens that calibrated nothing: "
+            f"{facts['dense_perplexity']:.2f} -> {facts['perplexity']:.2f}"
+        )
+    print(f"Files: {out}")
+    return 0
+
+
+def _cuts(wanted: list[tuple[str, float]]) -> bool:
+    """Is anything cut, or are weights masked only?"""
+    from hwprune import patterns
+
+    return not any(name in patterns.WEIGHT_PATTERNS or ":" in name for name, _ in wanted)

@@ -1,0 +1,134 @@
+"""The configuration of a class that has given shapes, found by trying what each of its numbers changes.
+
+No names of layers are needed: the class is made without weights once for each number of its configuration, with that number
+doubled. The dims that double with it are proportional to it, and so tell its new value.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from hwprune.errors import UsageError, described
+from hwprune.streaming import folder
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+SIZES = (
+    "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size",
+    "num_attention_heads", "n_head", "num_heads", "n_heads", "num_key_value_heads", "n_kv_heads", "head_dim", "kv_channels",
+)  # fmt: skip
+"""Numbers of configurations that are sizes of layers."""
+WIDTHS_OF_HEADS = ("head_dim", "kv_channels")
+COUNTS_OF_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "num_key_value_heads", "n_kv_heads")
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""Names for the number of blocks."""
+
+
+def with_depth(config: Any, kept: list[int]) -> Any:
+    """The configuration of a model that has kept these blocks.
+
+    Raises:
+        UsageError: the configuration does not say how many blocks there are.
+    """
+    found = copy.deepcopy(config)
+    name = next((name for name in DEPTHS if getattr(config, name, None)), None)
+    if name is None:
+        raise UsageError(f"{type(config).__name__} does not say how many blocks there are: its blocks can't be dropped")
+    kinds = getattr(config, "layer_types", None)
+    setattr(found, name, len(kept))
+    if kinds:
+        found.layer_types = [kinds[index] for index in kept]
+    return found
+
+
+def fitted(kind: Any, config: Any, wanted: Shapes) -> Any:
+    """The configuration with which ``kind`` has the wanted shapes.
+
+    Args:
+        config: the one of before the cut, with the number of blocks of after it.
+        wanted: name of each parameter -> its shape.
+
+    Raises:
+        UsageError: there is none: layers of one kind keep different sizes, or the class derives a size from another.
+    """
+    config = _explicit_heads(kind, copy.deepcopy(config))
+    before = _shapes(kind, config)
+    doubled = {name: after for name in SIZES if (after := _doubled(kind, config, name)) is not None}
+    first: UsageError | None = None
+    # The rows of a query projection are heads times their size: fewer of the one or of the other look alike.
+    for fixed in (WIDTHS_OF_HEADS, COUNTS_OF_HEADS):
+        try:
+            return _solved(kind, config, before, {k: after for k, after in doubled.items() if k not in fixed}, wanted)
+        except UsageError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _doubled(kind: Any, config: Any, name: str) -> Shapes | None:
+    """The shapes with one number doubled; None: the class has no such number, or does not allow that."""
+    old = getattr(config, name, None)
+    if not isinstance(old, int) or isinstance(old, bool):
+        return None
+    changed = copy.deepcopy(config)
+    try:
+        setattr(changed, name, 2 * old)
+        return _shapes(kind, changed)
+    except Exception:  # classes raise what they like about sizes
+        return None
+
+
+def _solved(kind: Any, config: Any, before: Shapes, doubled: Mapping[str, Shapes], wanted: Shapes) -> Any:
+    new: dict[str, int] = {}
+    for name, after in doubled.items():
+        values = _values(before, after, wanted, getattr(config, name))
+        if len(values) > 1:
+            raise UsageError(
+                f"{name} would have to be {' and '.join(map(str, sorted(values)))}: the layers keep different sizes, and "
+                f"{kind.__name__} has one for all"
+            )
+        if values:
+            new[name] = values.pop()
+    found = copy.deepcopy(config)
+    try:
+        for name, value in new.items():
+            setattr(found, name, value)
+        made = _shapes(kind, found)
+        type(found).from_dict(found.to_dict())  # classes check what they read, and not what is set
+    except Exception as error:  # the class may raise anything about sizes that don't fit
+        raise UsageError(f"{kind.__name__} has no configuration with the new sizes ({new}): {described(error)}") from error
+    if wrong := [name for name in wanted if made.get(name) != tuple(wanted[name])]:
+        name = wrong[0]
+        raise UsageError(
+            f"{kind.__name__} has no configuration with the new sizes: {name} would be {made.get(name)}, not "
+            f"{tuple(wanted[name])}"
+        )
+    return found
+
+
+def _values(before: Shapes, after: Shapes, wanted: Shapes, old: int) -> set[int]:
+    """What the number must be, by every dim that follows it alone; where it must not be whole, the shapes will not fit."""
+    found: set[int] = set()
+    for name, shape in before.items():
+        if name not in wanted:
+            continue
+        for size, double, now in zip(shape, after[name], wanted[name], strict=True):
+            if double == 2 * size:
+                found.add(round(now * old / size))
+    return found
+
+
+def _explicit_heads(kind: Any, config: Any) -> Any:
+    """With head_dim written down, so that it stays what it is when heads or hidden width change."""
+    if getattr(config, "head_dim", None) is None and hasattr(config, "num_attention_heads"):
+        explicit = copy.deepcopy(config)
+        explicit.head_dim = config.hidden_size // config.num_attention_heads
+        if _shapes(kind, explicit) == _shapes(kind, config):
+            return explicit
+    return config
+
+
+def _shapes(kind: Any, config: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in folder.bare(kind, config).named_parameters(remove_duplicate=False)}

@@ -1,0 +1,150 @@
+"""The pruned model as a Hugging Face folder that loads, computes what the sweep has made, and generates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from hwprune.errors import RunError, described
+from hwprune.streaming.blocks import block_of, entering, leaving
+from hwprune.streaming.config_sizes import fitted, with_depth
+from hwprune.streaming.folder import INDEX, LanguageFolder
+from hwprune.streaming.hidden_states import HiddenStates
+from hwprune.streaming.sweep import Sweep, Swept
+
+OTHERS = (
+    "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "generation_config.json",
+    "LICENSE*",
+)  # fmt: skip
+"""Files of the dense folder that a model needs besides."""
+WHOLE = 8_000_000_000
+"""Where nothing is said of memory, a model that needs at most so many bytes is loaded as a whole, too."""
+CHECKED = 2
+"""Windows on which what was written is run again."""
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference of hidden states after the last block, over their largest, by the type that was written."""
+
+
+LOADED = 1e-3
+"""Largest difference of logits between the loaded model and its blocks one by one, over the largest logit."""
+
+
+def write_folder(sweep: Sweep, done: Swept, out: Path, memory: int | None = None) -> bool:
+    """Write config, weights and tokenizer, and run the result: block by block, and, where it fits, as a whole that generates.
+
+    Args:
+        memory: bytes that may be used; default: `WHOLE`.
+
+    Returns:
+        Was it loaded as a whole, and did it generate?
+
+    Raises:
+        UsageError: the model's class can't have the new sizes; nothing of use is in ``out``.
+        RunError: what was written computes something else than what was pruned.
+    """
+    folder = sweep.folder
+    dtype = folder.dtype
+    shapes = {name: tuple(x.shape) for name, x in folder.skeleton.named_parameters(remove_duplicate=False)}
+    wanted = {name: shape for name, shape in shapes.items() if not name.startswith(f"{folder.blocks}.")}
+    for place in range(len(done.kept)):
+        wanted |= {f"{folder.blocks}.{place}.{name}": shape for name, shape in _shapes(sweep.block_file(place)).items()}
+    config = fitted(folder.kind, with_depth(folder.config, done.kept), wanted)
+    config.use_cache = True
+    config.architectures = [folder.kind.__name__]
+    out.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(out))
+    _write_weights(sweep, done, out, dtype)
+    for pattern in OTHERS:
+        for path in folder.path.glob(pattern):
+            shutil.copy2(path, out / path.name)
+    _check(sweep, done, out, dtype)
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors")) * (4 // dtype.itemsize)
+    if 2 * size > (WHOLE if memory is None else memory):
+        return False
+    _check_whole(sweep, done, out)
+    return True
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
+
+
+def _parts(sweep: Sweep, done: Swept) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors, a file's worth at a time."""
+    from safetensors.torch import load_file
+
+    folder = sweep.folder
+    yield folder.load(folder.other_tensors())
+    for place in range(len(done.kept)):
+        start = f"{folder.blocks}.{place}."
+        yield {f"{start}{name}": x for name, x in load_file(str(sweep.block_file(place))).items()}
+
+
+def _write_weights(sweep: Sweep, done: Swept, out: Path, dtype: torch.dtype) -> None:
+    from safetensors.torch import save_file
+
+    count = len(done.kept) + 1
+    places: dict[str, str] = {}
+    total = 0
+    for number, tensors in enumerate(_parts(sweep, done), start=1):
+        name = f"model-{number:05d}-of-{count:05d}.safetensors"
+        made = {key: x.to(dtype).contiguous() if x.is_floating_point() else x for key, x in tensors.items()}
+        save_file(made, str(out / name), metadata={"format": "pt"})
+        places |= dict.fromkeys(made, name)
+        total += sum(x.numel() * x.element_size() for x in made.values())
+    (out / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=1) + "\n")
+
+
+@torch.no_grad()
+def _check(sweep: Sweep, done: Swept, out: Path, dtype: torch.dtype) -> None:
+    """Run the folder block by block, from its own configuration, on windows of the calibration text."""
+    written = LanguageFolder(out)
+    ends = written.ends()
+    last = HiddenStates(sweep.work / f"pruned-{len(done.kept):04d}", _shape(sweep, ends), sweep.dtype)
+    for window in range(min(CHECKED, len(sweep.ids))):
+        hidden, given = entering(ends, written.blocks, sweep.ids[window : window + 1])
+        for index in range(written.depth):
+            hidden = block_of(written, index, given[index])(hidden)
+        expected = last.read(window)
+        difference = float((hidden - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        loosest = max(TOLERANCES.get(dtype, 1e-3), TOLERANCES.get(sweep.dtype, 1e-3))
+        if not difference <= loosest:
+            raise RunError(
+                f"what was written into {out} computes something else than what was pruned (difference {difference:.2g} of the "
+                f"largest hidden state): {written.kind.__name__} derives something from its sizes that the cut has changed, as "
+                "rotary embeddings do from head_dim"
+            )
+
+
+@torch.no_grad()
+def _check_whole(sweep: Sweep, done: Swept, out: Path) -> None:
+    """Load the folder as its user will: it gives the same logits as block by block, and generates."""
+    written = LanguageFolder(out)
+    one = sweep.ids[:1]
+    hidden, given = entering(ends := written.ends(), written.blocks, one)
+    for index in range(len(done.kept)):
+        hidden = block_of(written, index, given[index])(hidden)
+    expected = leaving(ends, written.blocks, one, hidden)
+    try:
+        model = written.kind.from_pretrained(str(out), dtype=torch.float32).eval()
+        found = model(one, use_cache=False).logits
+        made = model.generate(one[:, :8], max_new_tokens=4, do_sample=False)
+    except Exception as error:  # the library raises what it meets
+        raise RunError(f"{written.kind.__name__} does not load or generate from {out}: {described(error)}") from error
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if found.shape != expected.shape or not difference <= LOADED:
+        raise RunError(f"{out}, loaded as a whole, computes something else than block by block (difference {difference:.2g})")
+    if made.shape[1] <= 8:
+        raise RunError(f"{written.kind.__name__} generates nothing from {out}")
+
+
+def _shape(sweep: Sweep, ends: torch.nn.Module) -> tuple[int, int, int]:
+    hidden, _ = entering(ends, sweep.folder.blocks, sweep.ids[:1])
+    return (len(sweep.ids), hidden.shape[1], hidden.shape[2])

@@ -1,0 +1,86 @@
+"""``hf:FOLDER`` of a causal language model with a text -> a `Workload` of (tokens -> logits), judged by perplexity."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hwprune.errors import UsageError
+from hwprune.workload import gguf_file
+from hwprune.workload.text_windows import TextData, next_tokens
+from hwprune.workload.workload import Workload
+
+ARGUMENTS = ("text", "length", "windows", "gguf", "batch")
+
+
+def is_causal(architecture: str) -> bool:
+    """Does a class of this name predict the next token?"""
+    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def text_data(arguments: Mapping[str, Any]) -> TextData:
+    """The texts that ``text=calibration.txt`` or ``text=calibration.txt,test.txt`` names, with ``length`` and ``windows``.
+
+    Raises:
+        UsageError: more than two texts, or a number that is none.
+    """
+    names = str(arguments["text"]).split(",")
+    if len(names) > 2 or not all(names):
+        raise UsageError(f"--text takes calibration.txt or calibration.txt,test.txt, got {arguments['text']!r}")
+    numbers: dict[str, int] = {}
+    for key, name in (("length", "length"), ("windows", "most")):
+        value = arguments.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+            raise UsageError(f"{key} must be a whole number, at least 2, got {value!r}")
+        numbers[name] = value
+    return TextData(Path(names[0]), Path(names[1]) if len(names) == 2 else None, **numbers)
+
+
+def load(folder: str, model_of: Any, arguments: Mapping[str, Any]) -> Workload:
+    """The whole model in memory, in 32 bits.
+
+    Args:
+        model_of: (folder) -> the model in eval mode.
+        arguments: ``text`` (see `text_data`), ``length`` (tokens of a window), ``windows`` (that calibrate), ``gguf`` (a file in
+            the folder that holds the weights), ``batch`` (windows in the batch whose latency counts; default 1).
+
+    Raises:
+        UsageError: an argument is unknown or wrong, or a file is not there.
+        WorkloadError: the library can't read the model or its tokenizer.
+    """
+    if unknown := [key for key in arguments if key not in ARGUMENTS]:
+        raise UsageError(f"a language model with --text takes no argument {', '.join(unknown)} (known: {', '.join(ARGUMENTS)})")
+    batch = arguments.get("batch", 1)
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise UsageError(f"batch must be a whole number of windows, at least 1, got {batch!r}")
+    data = text_data(arguments)
+    if "gguf" in arguments:
+        with tempfile.TemporaryDirectory() as scratch:
+            place = gguf_file.unpacked(Path(folder), str(arguments["gguf"]), Path(scratch) / "dense")
+            model: nn.Module = model_of(str(place))
+            calibration, judged = data.read(place)
+    else:
+        model = model_of(folder)
+        calibration, judged = data.read(Path(folder))
+    half = max(1, len(judged) // 2)
+    return Workload(
+        name=Path(folder).name,
+        model=model.float(),
+        example_inputs=(calibration[:1].repeat(batch, 1),),
+        calibration=_batches(calibration),
+        validation=_batches(judged[:half]),
+        test=_batches(judged[half:]) if len(judged) > 1 else None,
+        train=_batches(calibration),
+        metric="perplexity",
+    )
+
+
+def _batches(ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(one, next_tokens(one)) for one in torch.split(ids, 1)]

@@ -1,0 +1,56 @@
+"""A small language model with a tokenizer, in a folder."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+WORDS = [f"w{i}" for i in range(60)]
+
+
+def llama(folder, *, depth=3, heads=4, kv=2, hidden=32, neurons=48, tied=True, dtype=torch.float32, seed=0, kind="Llama", **more):
+    """A model whose weights are random, but not so small that nothing matters."""
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(WORDS) + 2, hidden_size=hidden, intermediate_size=neurons, num_hidden_layers=depth, num_attention_heads=heads,
+        num_key_value_heads=kv, tie_word_embeddings=tied, max_position_embeddings=64, pad_token_id=None, bos_token_id=None,
+        eos_token_id=None, **more,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(torch.randn_like(parameter) * (1.0 if "embed" in name else 0.25))
+    model.to(dtype).save_pretrained(str(folder))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", "[PAD]", *WORDS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(str(folder))
+    return folder
+
+
+def text(path, words=2000, seed=0):
+    """A text in which some words follow others."""
+    draw = random.Random(seed)
+    found = [0]
+    while len(found) < words:
+        found.append((3 * found[-1] + draw.choice([1, 1, 1, 7, 20])) % len(WORDS))
+    path.write_text(" ".join(WORDS[i] for i in found))
+    return path
+
+
+def whole(folder):
+    """The model as its user loads it."""
+    return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def losses(model, ids):
+    """Mean negative log-likelihood of each window, by the plain formula."""
+    found = []
+    for window in ids:
+        logits = model(window[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+        found.append(-float(logits.gather(1, window[1:, None]).mean()))
+    return torch.tensor(found, dtype=torch.float64)
