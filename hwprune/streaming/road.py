@@ -17,10 +17,11 @@ from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.folder_writing import write_folder
+from hwprune.streaming.likelihood import accuracy, read_questions
 from hwprune.streaming.perplexity import perplexity, window_losses
 from hwprune.streaming.sweep import Sweep, SweepPlan
 from hwprune.workload import gguf_file
-from hwprune.workload.text_windows import TextData
+from hwprune.workload.text_windows import TextData, tokenizer_of
 
 WORK = "unfinished"
 """Folder in ``out`` for what a killed run goes on with; it is gone when the model is there."""
@@ -39,6 +40,7 @@ def prune_folder(
     gguf: str | None = None,
     memory: int | None = None,
     score: bool = False,
+    choices: Path | None = None,
     step: Tell = silent,
 ) -> dict[str, Any]:
     """Prune a causal language model block by block and write a folder that transformers loads.
@@ -48,10 +50,11 @@ def prune_folder(
         gguf: a file in it that holds the weights; they are unpacked to 32 bits first, in memory.
         memory: bytes that may be used; what surely needs more is refused.
         score: perplexity before and after.
+        choices: questions (see `read_questions`); the share of right answers before and after.
 
     Returns:
         ``out params dense_params generates kept blocks errors plain seconds peak_bytes``, with ``score`` also ``perplexity
-        dense_perplexity windows length``.
+        dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``.
 
     Raises:
         UsageError, WorkloadError: see `LanguageFolder`, `TextData`, `Sweep`, `write_folder`.
@@ -67,10 +70,16 @@ def prune_folder(
             f"one block of {folder.kind.__name__} needs about {formatting.size(needed)} while it is pruned, more than --memory "
             f"{formatting.size(memory)}"
         )
+    questions = None if choices is None else read_questions(choices)
     calibration, judged = data.read(source)
     dtype = torch.bfloat16 if folder.dtype == torch.bfloat16 else torch.float32
     sweep = Sweep(folder, calibration, plan, work / "sweep", dtype, step)
-    done = sweep.run()
+    try:
+        done = sweep.run()
+    except BaseException:
+        if not sweep.block_file(0).is_file():  # there is nothing to go on with
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     generates = write_folder(sweep, done, out, memory)
     facts: dict[str, Any] = {
         "out": str(out), "dense_params": parameters(folder), "params": parameters(LanguageFolder(out)),
@@ -80,6 +89,11 @@ def prune_folder(
         facts["dense_perplexity"] = perplexity(window_losses(folder, judged, step, work))
         facts["perplexity"] = perplexity(window_losses(LanguageFolder(out), judged, step, work))
         facts |= {"windows": len(judged), "length": data.length}
+    if questions is not None:
+        tokenizer = tokenizer_of(source)
+        facts["dense_accuracy"] = accuracy(folder, tokenizer, questions, step)
+        facts["accuracy"] = accuracy(LanguageFolder(out), tokenizer, questions, step)
+        facts["questions"] = len(questions)
     shutil.rmtree(work)
     facts["seconds"] = time.monotonic() - started
     facts["peak_bytes"] = peak_bytes()

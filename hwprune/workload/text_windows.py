@@ -45,8 +45,6 @@ def windows(folder: str | Path, text: str | Path, length: int) -> torch.Tensor:
         UsageError: the file can't be read, or holds less than one window.
         WorkloadError: the folder's tokenizer can't be loaded.
     """
-    from transformers import AutoTokenizer
-
     path = Path(text)
     if not path.is_file():
         raise UsageError(f"there is no file {path} (--text, looked in {Path.cwd()})")
@@ -54,15 +52,21 @@ def windows(folder: str | Path, text: str | Path, length: int) -> torch.Tensor:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is no text in UTF-8: {error}") from error
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-    except Exception as error:  # the library raises what it meets
-        raise WorkloadError(f"the tokenizer of {folder} can't be loaded: {described(error)}") from error
-    ids = torch.tensor(tokenizer(content, verbose=False)["input_ids"], dtype=torch.int64)
+    ids = torch.tensor(tokenizer_of(folder)(content, verbose=False)["input_ids"], dtype=torch.int64)
     count = len(ids) // length
     if count == 0:
         raise UsageError(f"{path} has {len(ids)} tokens, fewer than one window of {length}: --length takes a smaller number")
     return ids[: count * length].view(count, length)
+
+
+def tokenizer_of(folder: str | Path) -> Any:
+    """The tokenizer of a Hugging Face folder. Raises `WorkloadError`."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # the library raises what it meets
+        raise WorkloadError(f"the tokenizer of {folder} can't be loaded: {described(error)}") from error
 
 
 def next_tokens(ids: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,56 @@
+"""hwprune apply ... --format huggingface, from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hwprune.cli import main
+from tests.streaming.helpers import llama, text, whole
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("language model")  # with a space
+    llama(place / "model", depth=2)
+    text(place / "a.txt", words=600)
+    return place
+
+
+def test_one_command_is_the_whole_road(place, tmp_path, capsys):
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "w1 w2", "choices": [" w3", " w4"], "answer": 0}))
+    words = [
+        "apply", "neuron=0.25", f"hf:{place / 'model'}", "--text", str(place / "a.txt"), "--length", "16", "--windows", "8",
+        "--format", "huggingface", "--score", "--choices", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert main.main([*words, "--json", "--quiet"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["params"] == sum(p.numel() for p in whole(tmp_path / "out").parameters())
+    assert facts["perplexity"] != facts["dense_perplexity"] and facts["questions"] == 1
+    assert main.main(words) == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+    words[-1] = str(tmp_path / "again")
+    assert main.main(words) == 0
+    told = capsys.readouterr().out
+    assert "loads in transformers and generates" in told and "Right answers to 1 question" in told and "Perplexity on" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["neuron=0.25", "demo:digits"], "is for hf:FOLDER of a causal language model"),
+        (["neuron=0.25", "hf:{model}"], "is for hf:FOLDER of a causal language model"),
+        (["recipe.json", "hf:{model}", "--text", "{text}"], "takes PATTERN=SPARSITY"),
+        (["layer=1.5", "hf:{model}", "--text", "{text}"], "must be between 0 and 1"),
+        (["neurons=0.25", "hf:{model}", "--text", "{text}"], "neuron"),
+        (["neuron=0.25", "hf:{model}", "--text", "{text}", "--memory", "10kB"], "one block of LlamaForCausalLM needs about"),
+        (["hidden=0.25", "hf:{model}", "--text", "{text}", "--length", "16"], "takes pattern hidden"),
+    ],
+)
+def test_what_can_not_be_done_is_one_message(place, tmp_path, capsys, words, message):
+    words = [word.format(model=place / "model", text=place / "a.txt") for word in words]
+    assert main.main(["apply", *words, "--format", "huggingface", "--out", str(tmp_path / "out"), "-q"]) == 2
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told
+    assert not any((tmp_path / "out").glob("*"))  # what begins anew there is not kept from it
