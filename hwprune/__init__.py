@@ -6,10 +6,15 @@ The public names are loaded when they are first used, so that the command line i
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from hwprune.common import old_paths
 from hwprune.version import VERSION
+
+# ONNX Runtime sends usage data to Microsoft unless it is told not to before it is imported, from a thread that also runs while
+# something is timed. Who wants it sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from hwprune import criteria, patterns

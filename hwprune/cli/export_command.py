@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from hwprune.records.record import Record
 
 EPILOG = """examples:
   hwprune export runs/demo --max-drop 0.01 --out deploy
@@ -19,7 +24,7 @@ EPILOG = """examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run directory")
-    parser.add_argument("--trial", type=int, metavar="N", help="this point of the front")
+    parser.add_argument("--trial", type=int, metavar="N", help="this point of the front (default: what the report recommends)")
     parser.add_argument("--max-drop", type=args.drop, metavar="X", help="the fastest point with at most this drop")
     parser.add_argument("--min-speedup", type=args.number, metavar="X", help="the most accurate point with at least this speedup")
     parser.add_argument(
@@ -39,7 +44,6 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.deploy import exporting
     from hwprune.deploy.point import Options
     from hwprune.records.record import read_record
-    from hwprune.searching.result import choose
     from hwprune.workload import loading
 
     folder = Path(options.run_directory)
@@ -50,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     record = read_record(folder)
     number = options.trial
     if number is None:
-        number = choose(record.front, options.max_drop, options.min_speedup).trial
+        number = _chosen(record, options)
     workload = loading.load(options.workload) if options.workload else None
     out = exporting.export_run(folder, number, options.format, Path(options.out), workload, form)
     point = next(point for point in record.front if point.trial == number)
@@ -63,5 +67,15 @@ def run(options: argparse.Namespace) -> int:
     for path in sorted(out.iterdir()):
         print(f"  {path.name}  {formatting.size(path.stat().st_size)}")
     if (out / "expected.npz").exists():
-        print(f"Next, on the device: hwprune verify {out}")
+        print(f"Next, on the device: hwprune verify {shlex.quote(str(out))}")
     return 0
+
+
+def _chosen(record: Record, options: argparse.Namespace) -> int:
+    """The trial that the limits choose; without limits the one that the summary and the report recommend."""
+    from hwprune.report.text import recommended
+    from hwprune.searching.result import choose
+
+    if options.max_drop is None and options.min_speedup is None and record.front:
+        return record.front[recommended(record)].trial
+    return choose(record.front, options.max_drop, options.min_speedup).trial

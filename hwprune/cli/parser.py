@@ -58,6 +58,7 @@ class Parser(argparse.ArgumentParser):
             return f"unknown: {match['got']}{hints}"
         if "the following arguments are required: COMMAND" in message:
             return "name a command, for instance: hwprune search"
+        message = message.replace("required: WORKLOAD, key=value", "required: WORKLOAD")  # the words may be left out
         options = [name for action in self._actions for name in action.option_strings]
         strange = [
             word for word in self._words if word.startswith("--") and word.partition("=")[0] not in options and word != "--"

@@ -5,6 +5,7 @@ Takes an export folder (manifest.json), one candidate of a run, or a whole run d
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,16 +169,13 @@ def _run_checks(
     for needed in (dense, samples, example):
         if not needed.is_file():
             raise UsageError(f"{needed} is missing")
-    scratch = samples.parent / ".verify.npz"
-    try:
-        with Bench(target, shapes=example_shapes(example)) as bench:
-            bench.load("model", dense)
-            bench.run("model", samples, scratch)
-            dense_outputs = scoring.read_outputs(scratch)
-            for verified, subject in pairs:
-                _outputs(bench, verified, subject, samples, scratch, metric, dense_outputs)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder, Bench(target, shapes=example_shapes(example)) as bench:
+        scratch = Path(folder) / "outputs.npz"  # the export may lie where nothing can be written
+        bench.load("model", dense)
+        bench.run("model", samples, scratch)
+        dense_outputs = scoring.read_outputs(scratch)
+        for verified, subject in pairs:
+            _outputs(bench, verified, subject, samples, scratch, metric, dense_outputs)
     models = {subject.name: subject.model for verified, subject in pairs if verified.passed}
     if not measured_run:
         for verified, _ in pairs:

@@ -208,7 +208,7 @@ fill("left", ["what", "why"], data.left_out, [0, 1]);
 fill("failures", ["trial", "stage", "reason"], data.failures, [2]);
 fill("quality", [], data.quality, [0, 1]);
 fill("environment", [], data.environment, [0, 1]);
-if (data.front.length) find("final-name").textContent = data.split + " split, " + data.how;
+find("final-name").textContent = data.split + " split, " + data.how;
 document.querySelectorAll("fieldset input").forEach(input => input.addEventListener("change", draw));
 if (chosen >= 0) choose(chosen); else {
   ["recipe-title", "recipe-part", "hero-part"].forEach(id => find(id).remove());

@@ -43,10 +43,14 @@ from hwprune.report.text import (
 )
 
 LEGEND = {
-    "measured": "Scored on examples that the search never saw, and measured again in fresh processes; bars are intervals of the "
-    "speedup. The line shows the best that a wish for speed gets.",
-    "table": "Scored on examples that the search never saw; latencies are PREDICTED from a table, not measured.",
-    "estimated": "Scored on examples that the search never saw; latencies are ESTIMATED from a data sheet, not measured.",
+    "measured": "Scored on {split}, and measured again in fresh processes; bars are intervals of the speedup. The line shows the "
+    "best that a wish for speed gets.",
+    "table": "Scored on {split}; latencies are PREDICTED from a table, not measured.",
+    "estimated": "Scored on {split}; latencies are ESTIMATED from a data sheet, not measured.",
+}
+SPLITS = {
+    "test": "examples that the search never saw",
+    "validation": "the validation examples, which the search chose by, so that true drops are larger",
 }
 WRONG = ("PREDICTED", "ESTIMATED", "No candidate surely", "No finalist held up", "The workload has no test split")
 """Beginnings of notes that must be read before any number."""
@@ -71,12 +75,18 @@ def write_page(record: Record, path: Path, run: Path | None = None) -> None:
     write_atomic(path, re.sub(r"\{\{(title|css|chart|page|data)\}\}", lambda match: parts[match[1]], template))
 
 
+def _split(record: Record) -> str:
+    """The split that a front would be scored on."""
+    return "test" if record.data["baseline"].get("test_metric") else "validation"
+
+
 def page_data(record: Record, run: Path) -> dict[str, Any]:
     """The data that the page shows; numbers are text already where they are only read."""
     base, dense = record.data["baseline"], record.dense_metric
     on_front = {point["trial"] for point in record.data["front"]}
     worst = drop_range(record)[1]
     notes = record.data["notes"]
+    split = record.data["front"][0]["split"] if record.data["front"] else _split(record)
     return {
         "verdict": counts(record),
         "wrong": [note for note in notes if note.startswith(WRONG)],
@@ -84,10 +94,10 @@ def page_data(record: Record, run: Path) -> dict[str, Any]:
         "metric": record.data["workload"]["metric"],
         "higher": record.data["workload"].get("higher_is_better", True),
         "percent": is_share(record),
-        "split": record.data["front"][0]["split"] if record.data["front"] else "test",
+        "split": split,
         "how": HOW[record.latency_source],
         "word": WORD[record.latency_source],
-        "legend": LEGEND[record.latency_source],
+        "legend": LEGEND[record.latency_source].format(split=SPLITS[split]),
         "max_drop": record.data["job"]["max_drop"],
         "chosen": recommended(record),
         "why": why_recommended(record),

@@ -155,7 +155,8 @@ def counts(record: Record) -> str:
     words = {"failed": "failed", "stopped": "stopped early"}
     ends = " and ".join(f"{count} {words[state]}" for state, count in states.items() if count)
     start = (
-        f"{len(rows)} candidates of {recipes(record.data['space']['size_log10'])} possible recipes{f' ({ends})' if ends else ''}"
+        f"{formatting.some(len(rows), 'candidate')} of {recipes(record.data['space']['size_log10'])} possible recipes"
+        f"{f' ({ends})' if ends else ''}"
     )
     if not record.data["finished"]:
         return f"{start}; the search is not finished."

@@ -15,6 +15,10 @@ REPAIR = 2.5
 """A drop that the quick compensation leaves, over what the thorough one may leave of it."""
 
 
+WORDS = {"drop": "the drop", "speedup": "the speedup", "latency_s": "the latency", "size_bytes": "the size"}
+"""Limits as people call them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Constraints:
     """Limits; None: no limit.
@@ -106,8 +110,12 @@ class Constraints:
             return f"No candidate is faster than the dense model. Fastest: {describe(fastest)}."
         if self.miss(best) == 0:
             return f"Nearest: {describe(best)}."
-        missed = ", ".join(name for name, value in self.of(best).items() if value > 0)
+        missed = ", ".join(WORDS[name] for name, value in self.of(best).items() if value > 0)
+        way = (
+            "the search more trials, or recover accuracy by training"
+            if self.of(best).get("drop", 0) > 0
+            else "the search more trials"
+        )
         return (
-            f"No candidate meets {self.text()}. Nearest: {describe(best)}; it misses {missed}. "
-            "Loosen that limit, give the search more trials, or recover accuracy by training."
+            f"No candidate meets {self.text()}. Nearest: {describe(best)}; it misses {missed}. Loosen that limit, or give {way}."
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 
+from hwprune.common import formatting
 from hwprune.pruning.recipe_words import described
 from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
@@ -79,7 +80,8 @@ class Work:
         """Work until there is nothing left to do; all finished trials."""
         self.plan.start_trials()
         if self.is_main and (known := len(self.store.trials(as_searched=True))):
-            self.progress.note(f"going on: {known}{f' of {self.job.trials}' if self.job.trials else ''} trials are done")
+            wanted = f", {self.job.trials} wanted" if self.job.trials else ""
+            self.progress.note(f"going on: {formatting.some(known, 'trial')} done{wanted}")
         while True:
             while self._once():
                 pass
@@ -105,7 +107,7 @@ class Work:
         """Do the next thing; False: there is none left."""
         while True:
             if again := self.store.rescue.recover(self.constraints.of):
-                self.progress.note(f"{again} trial(s) were interrupted and are evaluated again")
+                self.progress.note(f"interrupted and evaluated again: {formatting.some(again, 'trial')}")
             if self.can_time and (handed_over := self.store.handover.claim()) is not None:
                 self._time(*handed_over, self.store.trials(as_searched=True))
                 return True

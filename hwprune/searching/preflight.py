@@ -11,6 +11,19 @@ from hwprune.pruning.pruner import Pruner
 from hwprune.recovery.loop.losses import loss_fault
 from hwprune.recovery.plan import Plan
 from hwprune.workload import data_checks
+from hwprune.workload.workload import Workload
+
+SHARES = ("top1", "top5", "agreement")
+"""Metrics that lie between 0 and 1."""
+
+
+def check_limit(max_drop: float | None, workload: Workload) -> None:
+    """A share can't drop by more than 1: who writes 5 means 5 %."""
+    if max_drop is not None and max_drop > 1 and workload.scoring.name in SHARES:
+        raise UsageError(
+            f"--max-drop {max_drop:g} is more than all of {workload.scoring.name}, which lies between 0 and 1: did you mean "
+            f"{max_drop:g}%?"
+        )
 
 
 def check_training(plan: Plan | None, pruner: Pruner) -> None:

@@ -99,6 +99,7 @@ class Session:
         pruner = self.setup.trace()
         self.times.phase(time_plan.DENSE)
         device = self.setup.identify(machine)
+        preflight.check_limit(self.job.max_drop, self.workload)
         preflight.check_training(self.resolved.training, pruner)
         if store is not None:
             preflight.check_same_model(self.run, store.read("model_fingerprint"), pruner.fingerprint)

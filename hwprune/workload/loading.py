@@ -41,6 +41,8 @@ def load(source: str, *, structure_only: bool = False) -> Workload:
         return dataclasses.replace(_onnx(Path(word), arguments, structure_only=structure_only), source=source)
     kind, _, name = word.rpartition(":")
     if not kind:
+        if Path(word).is_dir():
+            raise UsageError(f"{word} is a folder. Did you mean hf:{word}? Forms: {FORMS}")
         raise UsageError(f"workload {word!r} has no ':'. Forms: {FORMS}")
     if kind == "demo":
         if arguments:
@@ -175,6 +177,10 @@ def _call(function: Callable[..., Any], arguments: Mapping[str, Any], word: str)
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
+        if "data" in arguments:
+            raise UsageError(
+                f"--data is for model.onnx, hf:, timm: and torchvision:; the function of {word} brings its own data"
+            ) from error
         raise UsageError(f"{word} can't be called with {dict(arguments)}: {error}") from error
     try:
         result = function(**arguments)

@@ -42,6 +42,7 @@ def named_inputs(path: Path, known: Sequence[str]) -> list[str]:
 
     Raises `UsageError` if the file can't be read, or has arrays that are none of them.
     """
+    _must_be_there(path)
     try:
         with np.load(path, allow_pickle=False) as stored:
             names = {name.partition(".")[2] if name.partition(".")[0] in SPLITS else name for name in stored.files}
@@ -128,6 +129,7 @@ def _columns(
 
 def _read(path: Path, inputs: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of an .npz file, or the one of an .npy file, in this machine's byte order."""
+    _must_be_there(path)
     try:
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):
@@ -138,6 +140,11 @@ def _read(path: Path, inputs: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} can't be read as an .npz file: {error}") from error
     return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
+
+
+def _must_be_there(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path} (--data, looked in {Path.cwd()})")
 
 
 def _batches(

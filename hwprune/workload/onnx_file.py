@@ -56,10 +56,13 @@ def load(
         fields["metric"] = metrics.get(str(arguments["metric"])).name
     if "class_axis" in arguments:
         fields["class_axis"] = arguments["class_axis"]
+    batch = arguments.get("batch", onnx_signature.batch_of(proto) or 1)
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise UsageError(f"batch must be a whole number of examples, at least 1, got {batch!r}")
     example = fields.pop("example_inputs", None)
     if example is None:
         example = (
-            _first(fields["validation"], int(arguments.get("batch", onnx_signature.batch_of(proto) or 1)))
+            _first(fields["validation"], batch)
             if "validation" in fields
             else onnx_signature.made_up(proto, onnx_signature.sizes_of(str(arguments.get("shape", ""))))
         )
@@ -81,7 +84,7 @@ def load(
             ) from error
     if data is None:
         fields = {"calibration": [(example, None)], "validation": [(example, None)]}
-    fields.setdefault("metric", "agreement")
+    fields.setdefault("metric", "top1" if data is not None and _has_classes(fields.get("validation")) else "agreement")
     unknown = sorted(set(fields) - {*SPLITS, "metric", "loss", "class_axis"})
     if unknown or "validation" not in fields:
         raise UsageError(
@@ -90,6 +93,12 @@ def load(
         )
     fields.setdefault("calibration", fields["validation"])
     return Workload(name=path.stem, model=module, example_inputs=example, **fields)
+
+
+def _has_classes(loader: Any) -> bool:
+    """Are there labels, and whole numbers at that? Of others nobody knows how they are to be judged."""
+    targets = next((targets for _, targets in loader or ()), None)
+    return isinstance(targets, torch.Tensor) and not targets.is_floating_point()
 
 
 def modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:

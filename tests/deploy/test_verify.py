@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import hwprune
+from hwprune.cli.main import main
 from hwprune.deploy.checks import Gate, Verified
 from hwprune.deploy.exporting import export_run
 from hwprune.deploy.verify import verify
@@ -155,3 +157,33 @@ def test_a_gate_is_not_passed_by_what_could_not_be_measured():
     free = Verified("x")
     Gate().judge(free)
     assert free.checks == []
+
+
+def test_an_export_that_can_not_be_written_into_is_verified(exported, tmp_path):
+    """A build may mount it read-only."""
+    shutil.copytree(exported, tmp_path / "deploy")
+    before = {path.name for path in (tmp_path / "deploy").iterdir()}
+    (tmp_path / "deploy").chmod(0o555)
+    try:
+        found = checks(verify(tmp_path / "deploy"))
+    finally:
+        (tmp_path / "deploy").chmod(0o755)
+    assert found["parity"].passed
+    assert {path.name for path in (tmp_path / "deploy").iterdir()} == before
+
+
+def test_without_a_choice_the_recommended_point_is_exported(finished_run, tmp_path, capsys):
+    """Not the fastest of any drop: what the summary and the report recommend."""
+    told = record.read_record(finished_run)
+    data = copy.deepcopy(told.data)
+    slow = data["front"][0]
+    other = next(row["number"] for row in data["trials"] if row["state"] == "measured" and row["number"] != slow["trial"])
+    fast = {**slow, "trial": other}
+    data["front"] = [slow, fast]
+    slow |= {"drop": 0.0, "told_drop": 0.0, "told_high": 0.001}
+    fast |= {"drop": 0.3, "told_drop": 0.3, "told_high": 0.4, "speedup": {**fast["speedup"], "value": 99.0}}
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "record.json").write_text(json.dumps(data))
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "a folder")]) == 0
+    out = capsys.readouterr().out
+    assert f"trial {slow['trial']}: " in out and f"verify '{tmp_path / 'a folder'}'" in out

@@ -127,3 +127,14 @@ def test_tips_tell_the_split_that_the_picture_shows(run):
     assert all("on validation" in trial["tip"] for trial in data["trials"])
     numbers = {point["trial"] for point in data["front"]}
     assert len(data["trials"]) + len(numbers) == sum(row[2]["key"] == "measured" for row in data["candidates"])
+
+
+def test_what_was_scored_on_validation_is_not_called_unseen(run):
+    record = read_record(run)
+    assert "the search never saw" in page_data(record, run)["legend"]
+    record.data["front"][0]["split"] = "validation"
+    assert "which the search chose by" in page_data(record, run)["legend"]
+    record.data["front"].clear()
+    record.data["baseline"]["test_metric"] = None
+    empty = page_data(record, run)
+    assert empty["split"] == "validation" and "never saw" not in empty["legend"]

@@ -23,7 +23,7 @@ def test_constraints_in_numbers_and_words():
 def test_the_nearest_is_named_with_what_it_misses():
     trials = [measured(0, 0.05, 3.0), measured(1, 0.02, 1.5), measured(2, 0.3, 4.0)]
     text = Constraints(max_drop=0.01, min_speedup=1.4).nearest(trials, lambda t: f"trial {t.number}")
-    assert "Nearest: trial 1; it misses drop" in text
+    assert "Nearest: trial 1; it misses the drop" in text
     slow = Constraints(max_drop=0.5).nearest([measured(0, 0.0, 0.9)], lambda t: f"trial {t.number}")
     assert "No candidate is faster than the dense model" in slow
     assert "could be measured" in Constraints().nearest([], lambda t: "")

@@ -105,7 +105,7 @@ def test_stored_splits_keep_their_order(tmp_path):
         ("tiny.onnx", UsageError, "comes without data"),
         ("none.onnx", UsageError, "there is no file"),
         ("tiny.onnx data=labelled.txt", UsageError, "--data takes"),
-        ("tiny.onnx data=none.npz", UsageError, "can't be read"),
+        ("tiny.onnx data=none.npz", UsageError, "there is no file"),
         ("tiny.onnx speed=1 data=data.npz", UsageError, "known: batch, metric"),
         ("tiny.onnx metric=topp data=data.npz", UsageError, "topp"),
         ("tiny.onnx data=adapter.py:wrong", WorkloadError, "must return a dict"),
@@ -197,3 +197,29 @@ def test_untraceable_models_keep_their_mask_patterns(tmp_path):
     result = hwprune.search(branching(), space="two-four", trials=2, out=tmp_path / "run", all_patterns=True)
     assert [trial.state for trial in result.trials] == ["measured"] * 2
     assert any("Only mask patterns were searched" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("batch", ["abc", "-1", "2.5", "0", "true"])
+def test_a_batch_that_is_none_is_told(files, batch):
+    with pytest.raises(UsageError, match="batch must be a whole number of examples, at least 1"):
+        loading.load(f"tiny.onnx batch={batch} data=data.npz")
+
+
+def test_labels_are_used(files):
+    """Whole numbers are classes, as they are for models of libraries; without labels, or with numbers, agreement counts."""
+    with np.load("data.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files if name != "targets"}
+    count = len(next(iter(arrays.values())))
+    np.savez("labelled.npz", **arrays, targets=np.arange(count) % 3)
+    np.savez("numbers.npz", **arrays, targets=np.linspace(0, 1, count, dtype=np.float32))
+    np.savez("bare.npz", **arrays)
+    found = [loading.load(f"tiny.onnx data={name}.npz").metric for name in ("labelled", "numbers", "bare")]
+    assert found == ["top1", "agreement", "agreement"]
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_told(files):
+    with pytest.raises(UsageError, match=r"there is no file nothing\.npz \(--data"):
+        loading.load("tiny.onnx data=nothing.npz")
+    (files / "bert").mkdir()
+    with pytest.raises(UsageError, match=r"bert is a folder\. Did you mean hf:bert\?"):
+        loading.load("bert")

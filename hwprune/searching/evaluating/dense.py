@@ -104,7 +104,10 @@ class DenseModel:
         except CandidateFailure as failure:
             if failure.stage == "evaluate":
                 raise WorkloadError(f"the dense model can't be scored: {failure.reason}") from failure
-            raise RunError(f"the dense model can't be measured ({failure.stage}): {failure.reason}") from failure
+            untraced = (
+                f". It can't be traced either, which may be why: {self._pruner.untraceable}" if self._pruner.untraceable else ""
+            )
+            raise RunError(f"the dense model can't be measured ({failure.stage}): {failure.reason}{untraced}") from failure
         self._baseline = Baseline(
             metric=metric,
             latency=paired.latency,
