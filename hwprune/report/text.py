@@ -208,8 +208,28 @@ def _recommendation(record: Record) -> str:
     point = record.data["front"][recommended(record)]
     speedup = f"{speedup_text(point['speedup'])}, {change(record, point)} on {point['split']} (trial {point['trial']})"
     if within(record.front, _limit(record)):
-        return f"Fastest with a drop of at most {_limit(record):g}{_how_sure(point, _limit(record))}: {speedup}."
+        sure, others = _how_sure(point, _limit(record)), _passed_over(record)
+        return f"Fastest with a drop of at most {_limit(record):g}{sure}: {speedup}.{others}"
     return f"None has a drop of at most {_limit(record):g}; the most accurate: {speedup}."
+
+
+def _passed_over(record: Record) -> str:
+    """The fastest point that scores within the limit and is not taken, and why: people see it in the table."""
+    limit, chosen = _limit(record), record.front[recommended(record)]
+    others = [
+        point for point in record.front
+        if point.drop <= limit and point.told_high is not None and point.told_high > limit
+        and point.speedup.value > chosen.speedup.value
+    ]  # fmt: skip
+    if not others:
+        return ""
+    fastest = max(others, key=lambda point: point.speedup.value)
+    high = f"{100 * (fastest.told_high or 0):.1f} points" if is_share(record) else f"{fastest.told_high:+.4f}"
+    speed = formatting.speedup(fastest.speedup.value)
+    return (
+        f" Trial {fastest.trial} is faster ({speed}) and scores within it here, but validation was not 90 % sure of that (up to "
+        f"{high}); more validation examples would decide."
+    )
 
 
 def _how_sure(point: dict[str, Any], limit: float) -> str:

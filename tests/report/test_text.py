@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hwprune.records.record import read_record
+from hwprune.records.record import Record, read_record
 from hwprune.report.text import advice, emptiness, summary, table
 
 
@@ -61,3 +61,20 @@ def test_why_a_front_is_empty_and_what_to_do(trials, why, what):
     record = SimpleNamespace(data={"trials": trials})
     assert why in emptiness(record)
     assert what in advice(record)
+
+
+def test_a_faster_point_that_is_not_taken_is_explained(run):
+    """Its score is within the limit, and people see that; what validation said of it is not."""
+    record = read_record(run)
+    slow, fast = (
+        {**record.data["front"][0], "trial": trial, "drop": drop, "told_drop": drop, "told_high": high,
+         "speedup": {**record.data["front"][0]["speedup"], "value": speedup}}
+        for trial, drop, high, speedup in ((0, 0.001, 0.004, 2.0), (1, 0.005, 0.012, 3.0))
+    )  # fmt: skip
+    record.data["job"]["max_drop"] = 0.01
+    told = " ".join(summary(Record.from_json({**record.data, "front": [slow, fast]}), 500).split())
+    assert (
+        "Trial 1 is faster (3.00x) and scores within it here, but validation was not 90 % sure of that (up to 1.2 points)" in told
+    )
+    fast["told_high"] = 0.009
+    assert "not 90 % sure" not in summary(Record.from_json({**record.data, "front": [slow, fast]}), 500)
