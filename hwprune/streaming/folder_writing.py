@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from hwprune.errors import RunError, described
-from hwprune.streaming.blocks import block_of, entering, leaving
+from hwprune.errors import RunError, UsageError, described
+from hwprune.streaming.blocks import DecoderBlock, block_of, entering, leaving
 from hwprune.streaming.config_sizes import fitted, with_depth
-from hwprune.streaming.folder import INDEX, LanguageFolder
+from hwprune.streaming.folder import INDEX, LanguageFolder, fill, skeleton
 from hwprune.streaming.hidden_states import HiddenStates
 from hwprune.streaming.sweep import Sweep, Swept
 
@@ -67,6 +67,37 @@ def write_folder(sweep: Sweep, done: Swept, out: Path, memory: int | None = None
         return False
     _check_whole(sweep, done, out)
     return True
+
+
+@torch.no_grad()
+def check_first(sweep: Sweep, done: Swept) -> None:
+    """Can the class hold blocks like the first one, and do they compute the same in it?
+
+    Raises:
+        UsageError: it has no such sizes, or derives something from them that the cut has changed.
+    """
+    from safetensors.torch import load_file
+
+    folder = sweep.folder
+    wanted = {name: tuple(x.shape) for name, x in folder.skeleton.named_parameters(remove_duplicate=False)}
+    wanted = {name: shape for name, shape in wanted.items() if not name.startswith(f"{folder.blocks}.")}
+    for place in range(len(done.kept)):
+        wanted |= {f"{folder.blocks}.{place}.{name}": shape for name, shape in _shapes(sweep.block_file(0)).items()}
+    config = fitted(folder.kind, with_depth(folder.config, done.kept), wanted)
+    made = skeleton(folder.kind, config)
+    fill(made, {name: x.float() for name, x in folder.load(folder.other_tensors()).items()})
+    layer = made.get_submodule(f"{folder.blocks}.0")
+    fill(layer, load_file(str(sweep.block_file(0))))
+    hidden, given = entering(made, folder.blocks, sweep.ids[:1])
+    found = DecoderBlock(layer, given[0])(hidden)
+    shape = (len(sweep.ids), found.shape[1], found.shape[2])
+    expected = HiddenStates(sweep.work / "pruned-0001", shape, sweep.dtype).read(0)
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if done.kept[0] == 0 and not difference <= TOLERANCES.get(sweep.dtype, 1e-3):
+        raise UsageError(
+            f"{folder.kind.__name__} derives something from its sizes that this cut changes (rotary frequencies from the size of "
+            f"its heads, for instance): a block of the new sizes computes something else (difference {difference:.2g})"
+        )
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hwprune.common import formatting
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
 from hwprune.streaming.folder import LanguageFolder
-from hwprune.streaming.folder_writing import write_folder
+from hwprune.streaming.folder_writing import check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
 from hwprune.streaming.perplexity import perplexity, window_losses
 from hwprune.streaming.sweep import Sweep, SweepPlan
@@ -75,9 +76,10 @@ def prune_folder(
     dtype = torch.bfloat16 if folder.dtype == torch.bfloat16 else torch.float32
     sweep = Sweep(folder, calibration, plan, work / "sweep", dtype, step)
     try:
-        done = sweep.run()
-    except BaseException:
-        if not sweep.block_file(0).is_file():  # there is nothing to go on with
+        done = sweep.run(partial(check_first, sweep))
+    except BaseException as error:
+        nothing_to_go_on_with = isinstance(error, UsageError) or not sweep.block_file(0).is_file()
+        if sweep.owns_work and nothing_to_go_on_with:
             shutil.rmtree(work, ignore_errors=True)
         raise
     generates = write_folder(sweep, done, out, memory)

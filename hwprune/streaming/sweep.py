@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -81,6 +81,9 @@ class Sweep:
         work: folder for finished blocks and hidden states; one that a killed sweep of the same plan has left is gone on with.
         dtype: of the hidden states on disk.
 
+    Attributes:
+        owns_work: what is in ``work`` is this sweep's own, since `run` has looked at it.
+
     Raises:
         UsageError: ``work`` belongs to another sweep.
     """
@@ -95,6 +98,7 @@ class Sweep:
         step: Tell = silent,
     ) -> None:
         self.folder, self.ids, self.plan, self.work, self.dtype, self.step = folder, ids, plan, work, dtype, step
+        self.owns_work = False
         self.held = [w for w in range(len(ids)) if w % HELD_OUT == HELD_OUT - 1] or [0]
         self.fitted = [w for w in range(len(ids)) if w not in self.held] or [0]
         self._key = {
@@ -103,12 +107,17 @@ class Sweep:
         }  # fmt: skip
 
     @torch.no_grad()
-    def run(self) -> Swept:
-        """Prune every block; finished ones are in `block_file`."""
+    def run(self, check: Callable[[Swept], None] = lambda _done: None) -> Swept:
+        """Prune every block; finished ones are in `block_file`.
+
+        Args:
+            check: looks at the first block as soon as it is there, so that what can't be written is known before the others.
+        """
         ends = self.folder.ends()
         first, given = entering(ends, self.folder.blocks, self.ids[:1])
         shape = (len(self.ids), first.shape[1], first.shape[2])
         done = self._begun()
+        self.owns_work = True
         if done is None:
             dense, pruned = self._streams(shape, 0)
             for window in range(len(self.ids)):
@@ -123,6 +132,8 @@ class Sweep:
         for place in range(len(done.errors), len(done.kept)):
             self.step("pruning blocks", place, len(done.kept))
             self._block(done, place, given, shape)
+            if place == 0:
+                check(done)
         return done
 
     def block_file(self, place: int) -> Path:

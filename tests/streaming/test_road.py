@@ -87,9 +87,18 @@ def test_a_checkpoint_in_bfloat16_stays_one(tmp_path, words):
 
 
 def test_sizes_of_rotary_heads_are_not_written(tmp_path, folder, words):
-    """Half of each head leaves frequencies that the class would choose otherwise: it is refused, not written."""
-    with pytest.raises((RunError, UsageError)):
-        road.prune_folder(folder, data(words), SweepPlan([("head_dim", 0.5)], "l2", "none"), tmp_path / "out")
+    """Half of each head leaves frequencies that the class would choose otherwise: it is refused after the first block."""
+    told = []
+    with pytest.raises(UsageError, match="derives something from its sizes that this cut changes"):
+        road.prune_folder(
+            folder,
+            data(words),
+            SweepPlan([("head_dim", 0.5)], "l2", "none"),
+            tmp_path / "out",
+            step=lambda *words: told.append(words),
+        )
+    assert told == [("pruning blocks", 0, 3)]
+    assert not any((tmp_path / "out").glob("*"))
 
 
 def test_a_wrong_result_is_not_called_done(tmp_path, folder, words, monkeypatch):
@@ -150,3 +159,4 @@ def test_what_another_sweep_left_is_not_gone_on_with(tmp_path, folder, words):
     Sweep(LanguageFolder(folder), ids, SweepPlan([("neuron", 0.25)], "l2", "none"), work).run()
     with pytest.raises(UsageError, match="left by another sweep"):
         road.prune_folder(folder, data(words), SweepPlan([("neuron", 0.5)], "l2", "none"), tmp_path / "out")
+    assert (work / "block-0002.safetensors").is_file()  # hours of somebody's work
