@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hwprune.latency.roofline import Roofline
+from hwprune.layers.labels import labels
 from hwprune.probe.cut_segments import POINTS, CutSegments, touched
 from hwprune.probe.findings import PatternProbe, Probe, Step, UnitProbe
 from hwprune.probe.probing import Progress, quiet
@@ -27,6 +28,7 @@ def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Prob
     )
     result.shapes = [list(shape) for shape in pieces.shapes]
     axes = pieces.axes()
+    names_for_people = labels(pruner.units.values())
     for number, unit in enumerate(axes):
         progress("estimating", number, len(axes))
         counts = counts_for(unit.size, POINTS, pieces.step(unit, unit.size))
@@ -38,7 +40,7 @@ def estimate(pruner: Pruner, target: Target, progress: Progress = quiet) -> Prob
             for speedup in [dense_s / roofline.seconds(segments)]
         )
         share = sum(each[name].seconds for name in names if name in each) / dense_s
-        result.units.append(UnitProbe(unit.name, unit.role, unit.size, share, steps, None))
+        result.units.append(UnitProbe(unit.name, unit.role, unit.size, share, steps, None, label=names_for_people[unit.name]))
     if target.why_not("2:4") is None:
         flags = {segment.name: segment.macs > 0 for segment in dense}
         bound = dense_s / roofline.seconds(dense, flags)

@@ -32,6 +32,12 @@ class UnitProbe:
     steps: tuple[Step, ...]
     like: str | None
     note: str = ""
+    label: str = ""
+    """The unit's name for people."""
+
+    @property
+    def shown(self) -> str:
+        return self.label or self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from pathlib import Path
 
 from hwprune.common import formatting
@@ -40,7 +41,7 @@ def text(found: Probe, width: int = 100) -> str:
     rows = []
     for unit in shown_units:
         count = 1 + sum(other.like == unit.name for other in found.units)
-        rows.append((unit.name + (f" (x{count})" if count > 1 else ""), unit.role, formatting.percent(unit.share), stairs(unit)))
+        rows.append((unit.shown + (f" (x{count})" if count > 1 else ""), unit.role, formatting.percent(unit.share), stairs(unit)))
     lines += _table(rows, width)
     if found.operators:
         lines += [
@@ -104,7 +105,11 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .warn { border-left: 4px solid var(--warn); padding: .4rem .8rem; background: var(--card); margin: .5rem 0; }
 img { max-width: 100%; background: white; border-radius: 4px; } .bar { background: #4269d0; height: .7rem; border-radius: 2px; }
 code { overflow-wrap: anywhere; } h2 { margin-top: 2rem; } small { opacity: .75; }
-@media (max-width: 700px) { table { min-width: 44rem; } }
+@media (max-width: 700px) {
+  thead { display: none; } table, tbody, tr, th, td, td.n { display: block; text-align: left; white-space: normal; border: 0; }
+  tr { border-bottom: 1px solid var(--line); padding: .4rem 0; } th, td { padding: .1rem 0; }
+  td::before { content: attr(data-label) ": "; opacity: .75; } td:empty { display: none; }
+}
 @media print { body { max-width: none; } }
 """
 
@@ -146,7 +151,7 @@ def page(found: Probe) -> str:
     for unit in shown_units:
         count = 1 + sum(other.like == unit.name for other in found.units)
         bar = f'<div class="bar" style="width:{min(100, 100 * unit.share):.1f}%"></div>'
-        rows.append(f'<tr><th scope="row"><code>{e(unit.name)}</code>{f" (x{count})" if count > 1 else ""}</th><td>{e(unit.role)}</td>'
+        rows.append(f'<tr><th scope="row">{_breakable(unit.shown)}{f" (x{count})" if count > 1 else ""}</th><td>{e(unit.role)}</td>'
                     f'<td class="n">{unit.size}</td><td class="n">{e(formatting.percent(unit.share))}{bar}</td><td>{e(stairs(unit, 8))}</td></tr>')  # fmt: skip
     header = ("unit", "role", "size", "share of time", "end of a stair: predicted speedup of the model if only this is cut")
     parts.append(_html_table(header, rows, numeric=(2, 3)))
@@ -178,10 +183,22 @@ def _yes(value: object) -> str:
 
 
 def _html_table(header: tuple[str, ...], rows: list[str], numeric: tuple[int, ...] = ()) -> str:
+    shown = [_labelled(row, header) for row in rows]
     cells = "".join(
         f'<th scope="col"{" class=n" if i in numeric else ""}>{html.escape(name)}</th>' for i, name in enumerate(header)
     )
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(shown)}</tbody></table></div>'
+
+
+def _labelled(row: str, header: tuple[str, ...]) -> str:
+    """The row with the column's name in each cell, for screens on which a row is a block."""
+    names = iter(header[1:])
+    return re.sub("<td", lambda _: f'<td data-label="{html.escape(next(names))}"', row)
+
+
+def _breakable(name: str) -> str:
+    """A name that may be broken behind its dots, and nowhere else."""
+    return html.escape(name).replace(".", ".<wbr>")
 
 
 def _picture(shown: list[UnitProbe]) -> str:
@@ -198,7 +215,7 @@ def _picture(shown: list[UnitProbe]) -> str:
             counts, [1e6 * step.seconds for step in unit.steps], [1e6 * step.half_width_s for step in unit.steps],
             fmt="o-", markersize=3, linewidth=1, color="#4269d0", ecolor="#4269d080",
         )  # fmt: skip
-        name = unit.name if len(unit.name) <= 34 else "..." + unit.name[-31:]
+        name = unit.shown if len(unit.shown) <= 34 else "..." + unit.shown[-31:]
         axes.set_title(name.replace("$", r"\$"), fontsize=8)
         axes.set_ylim(bottom=0)
         axes.tick_params(labelsize=7)

@@ -22,6 +22,7 @@ from hwprune.latency.paired import Settings
 from hwprune.latency.predictor import LatencyModel, measure_until_certain
 from hwprune.latency.segments import Segment
 from hwprune.latency.source import Measured
+from hwprune.layers.labels import labels
 from hwprune.layers.units import Unit, ties
 from hwprune.onnx_files import to_onnx
 from hwprune.probe.attribution import attribute
@@ -189,7 +190,8 @@ class _Probing:
             saved = scale * (total - sum(model.segment(segment)[0] for segment in segments))
             steps.append(Step(count, seconds, half, dense_s / max(dense_s - saved, 1e-9), source))
         share = sum(shares.get(name, 0.0) for name in names)
-        return UnitProbe(unit.name, unit.role, unit.size, share, tuple(steps), like, note)
+        label = labels(self.pruner.units.values())[unit.name]
+        return UnitProbe(unit.name, unit.role, unit.size, share, tuple(steps), like, note, label)
 
     def _multiples(self) -> dict[str, int]:
         """The channel multiple, found width by width on one axis of each kind of layer."""
