@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
+import getpass
 import hashlib
 import io
 import json
 import math
 import os
 import secrets
+import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -195,9 +198,18 @@ def dump_json(value: Any) -> str:
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/hwprune``, or ``~/.cache/hwprune``."""
+    """``$XDG_CACHE_HOME/hwprune``, or ``~/.cache/hwprune``; where that can't be written, a folder of the user's own among the
+    temporary ones: nothing in it is needed, it only saves time.
+    """
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "hwprune"
+    folder = Path(root) / "hwprune"
+    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if os.access(there, os.W_OK | os.X_OK):
+        return folder
+    other = Path(tempfile.gettempdir()) / f"hwprune-{getpass.getuser()}"
+    with contextlib.suppress(FileExistsError):
+        other.mkdir(mode=0o700)
+    return other if other.stat().st_uid == os.getuid() else folder
 
 
 def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:

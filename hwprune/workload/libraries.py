@@ -65,7 +65,8 @@ def model_of(kind: str, name: str, weights: str | None = None) -> nn.Module:
         else:
             model = library.models.get_model(name, weights=None if bare else "DEFAULT")
     except Exception as error:  # the libraries raise what they meet: no such name, no network
-        raise WorkloadError(f"{package} can't make {name!r}: {described(error)}") from error
+        here = f" (there is no folder {name} in {Path.cwd()} either)" if kind == "hf" and not Path(name).exists() else ""
+        raise WorkloadError(f"{package} can't make {name!r}: {described(error)}{here}") from error
     if weights not in (None, "none"):
         _load(model, Path(str(weights)))
     return model.eval()

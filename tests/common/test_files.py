@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hwprune.common import files
 from hwprune.common.files import dump_toml, read_json, read_toml, write_atomic
 from hwprune.errors import UsageError
 
@@ -86,3 +87,16 @@ def test_of_a_full_disk_the_file_is_named(tmp_path, monkeypatch):
         write_atomic(tmp_path / "a.json", "text")
     assert raised.value.filename == str(tmp_path / "a.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_where_the_cache_can_not_be_written_another_folder_serves(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert files.cache_folder() == tmp_path / "cache" / "hwprune"
+    monkeypatch.setattr(files.os, "access", lambda path, _mode: not str(path).startswith(str(tmp_path)))
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    other = files.cache_folder()
+    assert other.parent == tmp_path and other.name.startswith("hwprune-")
+    assert other.stat().st_mode & 0o077 == 0  # nobody else writes what is loaded from there
+    assert files.cache_folder() == other
+    monkeypatch.setattr(files.os, "getuid", lambda: -1)  # it is somebody else's
+    assert files.cache_folder() == tmp_path / "cache" / "hwprune"
