@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
-import getpass
 import hashlib
 import io
 import json
@@ -206,7 +205,7 @@ def cache_folder() -> Path:
     there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
     if os.access(there, os.W_OK | os.X_OK):
         return folder
-    other = Path(tempfile.gettempdir()) / f"hwprune-{getpass.getuser()}"
+    other = Path(tempfile.gettempdir()) / f"hwprune-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         other.mkdir(mode=0o700)
     return other if other.stat().st_uid == os.getuid() else folder
