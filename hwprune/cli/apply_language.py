@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     if not options.workload.startswith("hf:") or not options.text:
         raise UsageError("--format huggingface is for hf:FOLDER of a causal language model with --text file.txt")
     out = args.require_writable(options.out)
-    if out.exists() and any(path.name != road.WORK for path in out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not (out / road.WORK).is_dir():  # with it, a killed run is gone on with
         raise UsageError(f"{out} is not an empty folder: choose another --out")
     wanted = [(name, level if level is not None else 0.0) for name, level in choices]
     criterion = options.criterion or ("obs" if _cuts(wanted) else "sparsegpt")

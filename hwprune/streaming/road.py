@@ -6,7 +6,6 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,13 @@ def prune_folder(
         if sweep.owns_work and nothing_to_go_on_with:
             shutil.rmtree(work, ignore_errors=True)
         raise
-    generates = write_folder(sweep, done, out, memory)
+    try:
+        generates = write_folder(sweep, done, out, memory)
+    except BaseException:
+        for path in out.iterdir():  # a half-filled folder, or one that computes something else, would pass for the model
+            if path.is_file():
+                path.unlink()
+        raise
     facts: dict[str, Any] = {
         "out": str(out), "dense_params": parameters(folder), "params": parameters(LanguageFolder(out)),
         "generates": generates, "kept": done.kept, "blocks": folder.depth, "errors": done.errors, "plain": done.plain,
@@ -120,8 +125,3 @@ def peak_bytes() -> int:
     """The most that this process has held in memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def exclusions(words: Sequence[str]) -> tuple[str, ...]:
-    """Shell patterns of units that stay as they are."""
-    return tuple(part for word in words for part in word.split(",") if part)

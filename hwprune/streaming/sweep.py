@@ -146,10 +146,13 @@ class Sweep:
         dense_in, pruned_in = self._streams(shape, place)
         dense_out, pruned_out = self._streams(shape, place + 1)
         index = done.kept[place]
-        for before in range(done.kept[place - 1] + 1 if place else 0, index):  # the dense stream goes through dropped blocks too
-            self._advance(block_of(self.folder, before, given[before]), dense_in, dense_in)
+        # The dense stream goes through dropped blocks too. What entered stays as it is, for one who goes on after a kill.
+        source = dense_in
+        for before in range(done.kept[place - 1] + 1 if place else 0, index):
+            self._advance(block_of(self.folder, before, given[before]), source, dense_out)
+            source = dense_out
         block = block_of(self.folder, index, given[index])
-        self._advance(block, dense_in, dense_out)
+        self._advance(block, source, dense_out)
         module, plain = self._pruned(block, index, pruned_in, dense_out)
         error = spread = 0.0
         for window in range(len(self.ids)):

@@ -31,6 +31,8 @@ def test_one_command_is_the_whole_road(place, tmp_path, capsys):
     assert main.main(words) == 2
     assert "is not an empty folder" in capsys.readouterr().err
     words[-1] = str(tmp_path / "again")
+    (tmp_path / "again" / "unfinished").mkdir(parents=True)  # killed while it wrote: what is there is written again
+    (tmp_path / "again" / "config.json").write_text("{")
     assert main.main(words) == 0
     told = capsys.readouterr().out
     assert "loads in transformers and generates" in told and "Right answers to 1 question" in told and "Perplexity on" in told

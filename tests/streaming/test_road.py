@@ -114,6 +114,7 @@ def test_a_wrong_result_is_not_called_done(tmp_path, folder, words, monkeypatch)
     monkeypatch.setattr(folder_writing, "_write_weights", spoiled)
     with pytest.raises(RunError, match="computes something else"):
         road.prune_folder(folder, data(words), SweepPlan([("neuron", 0.25)], "l2", "none"), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [road.WORK]  # nothing that would pass for a model
 
 
 def test_memory_that_can_not_suffice_is_refused_before_anything(tmp_path, folder, words):

@@ -73,6 +73,26 @@ def test_a_refit_that_hurts_unseen_windows_is_left_out(tmp_path, folder, words, 
     assert spoiled and 1 in done.plain
 
 
+def test_a_block_that_is_done_again_after_a_kill_is_the_same(tmp_path, folder, words, monkeypatch):
+    """Killed after the dense stream went through a dropped block: it must not go through it twice."""
+    plan = SweepPlan([("layer", 0.34), ("neuron", 0.5)], "l2", "none")
+    monkeypatch.setattr(Sweep, "_kept", lambda *_: [0, 2])
+    _, whole_run = swept(folder, words, tmp_path, plan)
+    real, calls = Sweep._pruned, []
+
+    def killed(self, block, index, *rest):
+        calls.append(index)
+        if calls == [0, 2]:
+            raise KeyboardInterrupt
+        return real(self, block, index, *rest)
+
+    monkeypatch.setattr(Sweep, "_pruned", killed)
+    with pytest.raises(KeyboardInterrupt):
+        swept(folder, words, tmp_path / "again", plan)
+    _, resumed = swept(folder, words, tmp_path / "again", plan)
+    assert calls == [0, 2, 2] and resumed.errors == whole_run.errors
+
+
 def test_held_out_windows_decide(tmp_path, folder, words):
     sweep = Sweep(
         LanguageFolder(folder), windows(folder, words, 16)[:8], SweepPlan([("neuron", 0.5)], "obs", "obs"), tmp_path / "w"
