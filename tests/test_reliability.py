@@ -174,6 +174,10 @@ def test_a_full_disk_is_told_and_the_search_goes_on_afterwards(tmp_path):
     assert len(after) == 6 and before.items() <= after.items()
 
 
+RESTORED = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+"""A shell starts what runs in its background with SIGINT ignored."""
+
+
 def finished(run):
     """Number -> recipe of the trials that are in the study."""
     if not (run / "study.db").is_file() or not (run / "job.toml").is_file():
@@ -218,3 +222,23 @@ def test_twenty_kills_in_one_search_lose_nothing(tmp_path):
     assert subprocess.run(command, timeout=600).returncode == 0
     done = finished(run)
     assert seen.items() <= done.items() and len(done) == len(seen) + 2 and len(set(done.values())) == len(done)
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_search_that_is_told_to_end_says_how_it_goes_on(tmp_path, number):
+    """Batch systems and containers send SIGTERM; it means the same as Ctrl-C."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", RESTORED + "from hwprune.cli.main import main; sys.exit(main(sys.argv[1:]))", "search"]
+    words = ["tests/workloads.py:slow", "seconds=0.05", "--trials", "60", "--seed", "0", "--out", str(run), "--quiet"]
+    process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None and not finished(run):
+        time.sleep(0.1)
+    before = finished(run)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert f"hwprune search --resume --out {run}" in told
+    assert before and before.items() <= finished(run).items()

@@ -49,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="onnx",
         help="huggingface: a folder that transformers loads, of a causal language model with --text (default: onnx)",
     )
-    parser.add_argument("--windows", metavar="N", type=int, help="windows of --text that calibrate (default: 64)")
+    parser.add_argument("--windows", metavar="N", type=args.whole, help="windows of --text that calibrate (default: 64)")
     parser.add_argument(
         "--choices", metavar="FILE", help="with --format huggingface: questions in a .jsonl, answered before and after"
     )

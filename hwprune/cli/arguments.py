@@ -32,6 +32,14 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number: write 0.01") from None
 
 
+def whole(text: str) -> int:
+    """40."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number: write 40") from None
+
+
 def drop(text: str) -> float:
     """0.01, or 1% of a metric that is a share, which is the same."""
     value, percent = (text[:-1], 0.01) if text.endswith("%") else (text, 1.0)
@@ -107,7 +115,7 @@ def add_workload(parser: argparse.ArgumentParser, default: str | None = None) ->
         metavar="FILE",
         help="for hf:FOLDER of a language model: a text that calibrates and judges, or calibration.txt,test.txt",
     )
-    parser.add_argument("--length", metavar="N", type=int, help="tokens of a window of --text (default: 512)")
+    parser.add_argument("--length", metavar="N", type=whole, help="tokens of a window of --text (default: 512)")
     parser.add_argument("--gguf", metavar="NAME", help="file in hf:FOLDER that holds the weights")
 
 

@@ -24,17 +24,19 @@ EPILOG = """examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run directory")
-    parser.add_argument("--trial", type=int, metavar="N", help="this point of the front (default: what the report recommends)")
+    parser.add_argument(
+        "--trial", type=args.whole, metavar="N", help="this point of the front (default: what the report recommends)"
+    )
     parser.add_argument("--max-drop", type=args.drop, metavar="X", help="the fastest point with at most this drop")
     parser.add_argument("--min-speedup", type=args.number, metavar="X", help="the most accurate point with at least this speedup")
     parser.add_argument(
         "--format", default="onnx", metavar="F",
         help="onnx, openvino, tensorrt, pt2, safetensors, huggingface or recipe (default: onnx)",
     )  # fmt: skip
-    parser.add_argument("--opset", type=int, metavar="N", help="opset of the ONNX file (default: as it was measured, 20)")
+    parser.add_argument("--opset", type=args.whole, metavar="N", help="opset of the ONNX file (default: as it was measured, 20)")
     parser.add_argument("--precision", default="fp32", metavar="P", help="fp16: weights in 16 bits (default: as it was measured)")
     parser.add_argument("--external-data", action="store_true", help="weights of the ONNX file in a file beside it")
-    parser.add_argument("--batch", type=int, metavar="N", help="fix the batch of the ONNX file (default: free)")
+    parser.add_argument("--batch", type=args.whole, metavar="N", help="fix the batch of the ONNX file (default: free)")
     parser.add_argument("--workload", metavar="W", help="for pt2 and huggingface, when the run can't load its workload by itself")
     parser.add_argument("--out", required=True, metavar="DIR", help="an empty or new folder")
 
@@ -48,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.run_directory)
     form = Options(options.opset, options.precision, options.external_data, options.batch)
+    args.require_writable(options.out)
     exporting.check_format(options.format, form)
     if options.trial is not None and (options.max_drop is not None or options.min_speedup is not None):
         raise UsageError("give --trial, or --max-drop / --min-speedup, not both")

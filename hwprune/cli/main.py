@@ -8,8 +8,10 @@ import importlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +57,7 @@ EPILOG = """examples:
   hwprune verify deploy
 
 exit codes: 0 done; 2 wrong usage or configuration; 1 the run failed, or a search found nothing to deliver;
-130 interrupted, state saved
+130 interrupted (Ctrl-C, SIGTERM), state saved
 """
 
 
@@ -106,9 +108,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment.prepare()
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # Ctrl-C makes it print where it was
     options = build_parser().parse_args(arguments)
+    if options.run is not _bench_worker:
+        _hear_sigterm()
     with warnings.catch_warnings():
         _filter_warnings()
         return _run(options)
+
+
+def _hear_sigterm() -> None:
+    """Take SIGTERM, which batch systems and containers send, as Ctrl-C: the state is saved, and how to go on is told."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+
+    def heard(number: int, frame: Any) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)  # training hears it in its own way
+        (interrupt if callable(interrupt) else signal.default_int_handler)(number, frame)
+
+    signal.signal(signal.SIGTERM, heard)
 
 
 def _filter_warnings() -> None:

@@ -14,6 +14,7 @@ USAGE = 2
 CLOSE = 0.6
 """Least likeness of a word to what was probably meant, from 0 to 1."""
 _CHOICE = re.compile(r"invalid choice: '(?P<got>.*?)' \(choose from (?P<all>.*)\)")
+_WORD = re.compile(r"[A-Za-z_]\w*=")
 _UNKNOWN = re.compile(r"unrecognized arguments: (?P<got>.*)")
 
 
@@ -30,6 +31,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The parsed command line. Options that nobody knows are the command's own fault, which knows its options."""
         found, unknown = self.parse_known_args(args, namespace)
+        if hasattr(found, "words"):  # key=value words may stand after options, too
+            found.words = [*found.words, *(word for word in unknown if _WORD.match(word))]
+            unknown = [word for word in unknown if not _WORD.match(word)]
         if unknown:
             command = self._command(getattr(found, "command", None))
             command.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -19,7 +19,7 @@ EPILOG = """examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run directory")
     parser.add_argument("--target", metavar="T", help="where to measure (default: the run's own)")
-    parser.add_argument("--batch", type=int, metavar="N", help="examples in a timed batch (default: as in the run)")
+    parser.add_argument("--batch", type=args.whole, metavar="N", help="examples in a timed batch (default: as in the run)")
     parser.add_argument("--remote", metavar="URL", default="", help="measure on another machine: ssh://[user@]host[:port]")
     parser.add_argument("--workload", metavar="W", help="where the metric comes from, if it is a function of yours")
     parser.add_argument("--out", metavar="DIR", help="folder of rerank.csv and rerank.json (default: RUN/rerank-TARGET)")

@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--job", metavar="FILE", help="a job.toml (see `hwprune init`); command-line options override it")
     parser.add_argument("--target", metavar="T", help="a name of `hwprune targets`, or the path of a profile (default: cpu)")
     parser.add_argument("--space", metavar="S", help="a name of `hwprune spaces`, or the path of one (default: default)")
-    parser.add_argument("--trials", type=int, metavar="N", help="different recipes to evaluate (default: 60)")
+    parser.add_argument("--trials", type=args.whole, metavar="N", help="different recipes to evaluate (default: 60)")
     parser.add_argument(
         "--time",
         type=args.seconds,
@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="time of the whole search, with preparation and the final measurement; training comes on top",
     )
     parser.add_argument("--sampler", metavar="NAME", help="a name of `hwprune samplers` (default: knapsack)")
-    parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
+    parser.add_argument("--seed", type=args.whole, metavar="N", help="(default: 0)")
     parser.add_argument("--max-drop", type=args.drop, metavar="0.01", help="largest drop, in the metric's own unit; 1%% is 0.01")
     parser.add_argument("--min-speedup", type=args.number, metavar="1.5", help="smallest speedup")
     parser.add_argument("--max-latency", type=args.latency, metavar="2ms", help="longest latency of one batch: 2ms, 150us, 0.01s")

@@ -20,7 +20,7 @@ examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     args.add_workload(parser)
-    parser.add_argument("--rounds", type=int, metavar="N", default=10, help="rounds of pruning (default: 10)")
+    parser.add_argument("--rounds", type=args.whole, metavar="N", default=10, help="rounds of pruning (default: 10)")
     parser.add_argument(
         "--share", type=args.number, metavar="0.2", default=0.2, help="of the weights left, removed in each round (default: 0.2)"
     )
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--rewind", type=args.number, metavar="0.01", default=0.01,
         help="part of the training to which weights go back; 0: their initialisation (default: 0.01)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, metavar="N", default=3, help="repetitions, at least 2 (default: 3)")
+    parser.add_argument("--seeds", type=args.whole, metavar="N", default=3, help="repetitions, at least 2 (default: 3)")
     parser.add_argument("--epochs", type=args.number, metavar="E", default=6.0, help="of each training (default: 6)")
     parser.add_argument("--rate", type=args.number, metavar="0.004", default=4e-3, help="highest learning rate (default: 0.004)")
     parser.add_argument("--transfer", metavar="WORKLOAD2", help="try the tickets on this workload too")

@@ -39,19 +39,20 @@ def restored(model: onnx.ModelProto) -> onnx.ModelProto:
     if not own:
         return model
     interface = {item.name for item in (*model.graph.input, *model.graph.output)}
-    results = {name for graph in _graphs(model.graph) for node in graph.node for name in node.output}
+    results = {name for graph in graphs(model.graph) for node in graph.node for name in node.output}
     names = interface | results | {t.name for t in model.graph.initializer} | set(own.values())
     renamed = dict(own)
     for name in sorted(set(own.values()) & (results | interface)):
         other = next(free for number in range(1, len(names) + 2) if (free := f"{name}_{number}") not in names)
         names.add(other)
         renamed[name] = other
-    for graph in _graphs(model.graph):
-        _rename(graph, renamed)
+    for graph in graphs(model.graph):
+        rename(graph, renamed)
     return model
 
 
-def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Give tensors of a graph other names, wherever they stand in it; graphs inside its nodes are left."""
     for node in graph.node:
         for listed in (node.input, node.output):
             listed[:] = [names.get(name, name) for name in listed]
@@ -59,11 +60,11 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
         item.name = names.get(item.name, item.name)
 
 
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
     """A graph and those inside its nodes."""
     found = [graph]
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                found += _graphs(inner)
+                found += graphs(inner)
     return found

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from hwprune.common.files import write_atomic
 from hwprune.errors import CandidateFailure, described
-from hwprune.onnx_files import own_names, tidy
+from hwprune.onnx_files import interface_names, own_names, tidy
 from hwprune.onnx_files.lowering import lowered
 from hwprune.structure.onnx.flatten import write_notes
 from hwprune.structure.torch.capture import free_batch
@@ -31,7 +31,7 @@ INLINE_LIMIT = 1_500_000_000
 def to_onnx(
     module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], path: Path, origin: onnx.ModelProto | None = None
 ) -> Path:
-    """Write ``module`` as ONNX with a free batch dimension, where the model allows one.
+    """Write ``module`` as ONNX with a free batch, and a free number of tokens, where the model allows that.
 
     Args:
         origin: the ONNX model that the module was made of; what its maker wrote into it is copied.
@@ -46,10 +46,11 @@ def to_onnx(
 
 
 def _trace_inputs(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], Any]:
-    """Inputs and dynamic shapes: the batch stays free unless the model was captured with a fixed one."""
+    """Inputs and dynamic shapes: the batch and the number of tokens are free if they were when the model was captured."""
     if isinstance(module, torch.fx.GraphModule) and not module.meta.get("free_batch", True):
         return tuple(example_inputs), None
-    return free_batch(module, example_inputs)
+    length = isinstance(module, torch.fx.GraphModule) and bool(module.meta.get("free_length"))
+    return free_batch(module, example_inputs, length=length)
 
 
 def exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> onnx.ModelProto:
@@ -66,7 +67,7 @@ def exported(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) ->
                 optimize=False,
             )  # fmt: skip
             assert program is not None  # None only for the deprecated exporter
-            return own_names.restored(program.model_proto)
+            return interface_names.give(own_names.restored(program.model_proto), module)
     except Exception as error:  # the exporter raises what torch.export and onnxscript raise
         raise CandidateFailure("export", _reason(error)) from error
 

@@ -72,6 +72,8 @@ class Job:
     """``quantize``, parsed."""
 
     def __post_init__(self) -> None:
+        if faults := self._type_faults():
+            raise UsageError("this search can't be started:", faults)
         faults = self._limit_faults()
         if self.trials < 0 or (self.trials == 0 and self.time_s == 0):
             faults.append(f"trials must be at least 1 (or 0 with a time limit), got {self.trials}")
@@ -117,6 +119,19 @@ class Job:
             if near
             else f" Or a training: {', '.join(f'{kind}:EPOCHS' for kind in plan.KINDS)}."
         )
+
+    def _type_faults(self) -> list[str]:
+        """What is no number; anything else about it would be a fault that is none."""
+        faults = []
+        for name in ("trials", "seed", "memory_limit"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                faults.append(f"{name} must be a whole number, got {value!r}")
+        for name in ("time_s", "trial_timeout_s", "max_drop", "min_speedup", "max_latency_s", "max_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+                faults.append(f"{name} must be a number, got {value!r}")
+        return faults
 
     def _limit_faults(self) -> list[str]:
         faults = []

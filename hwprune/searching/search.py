@@ -29,7 +29,7 @@ from hwprune.workload.workload import Workload
 
 
 def search(
-    workload: Workload,
+    workload: Workload | str,
     target: str = "cpu",
     space: str = "default",
     trials: int = 60,
@@ -59,7 +59,7 @@ def search(
     """Search for recipes, measure them on the target, confirm the front.
 
     Args:
-        workload: model, data and metric.
+        workload: model, data and metric; or where they come from, as on the command line (``demo:digits``).
         target, space, sampler: names, or paths of .toml files for target and space.
         trials: number of different recipes to evaluate; 0 with ``time_s``: as many as fit.
         out: run directory; default ``runs/NAME-TIME``. One that holds a run is refused without ``resume``.
@@ -93,6 +93,8 @@ def search(
         RunError: the dense model can't be measured, or the storage fails.
         KeyboardInterrupt: passed on after the state was saved.
     """
+    if isinstance(workload, str):
+        workload = loading.load(workload)
     job = Job(
         workload=workload.source, target=target, space=space, trials=trials, time_s=time_s, sampler=sampler, seed=seed,
         max_drop=max_drop, min_speedup=min_speedup, max_latency_s=max_latency_s, max_size=max_size,

@@ -131,6 +131,7 @@ class Setup:
 
     def trace(self) -> Pruner:
         self.progress.stage("tracing the model")
+        data_checks.check_weights(self.workload)
         root = Path(self.job.database) if self.job.database else default_root()
         pruner = Pruner(self.workload, root, self.progress.calibrated, self.late)
         if pruner.untraceable:
@@ -144,6 +145,8 @@ class Setup:
         if word := data_checks.how_read(evaluator.metric, split.dense, split.targets):
             self.notes.append(word)
             self.progress.note(word)
+        if word := data_checks.unlike_example(self.workload):
+            self._warn(word)
         doubt = data_checks.doubt(evaluator.metric, baseline.metric, split.dense, split.targets)
         if doubt:
             self._warn(doubt)

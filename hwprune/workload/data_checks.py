@@ -55,6 +55,37 @@ def check_batches(workload: Workload, module: nn.Module, splits: Sequence[str] =
             check_labels(workload, split, [outputs], [targets])
 
 
+def check_weights(workload: Workload) -> None:
+    """Are all the model's parameters numbers?
+
+    Raises:
+        WorkloadError: one holds NaN or infinity, as after a training that diverged: nothing can be scored with it.
+    """
+    for name, parameter in workload.model.named_parameters():
+        if (parameter.is_floating_point() or parameter.is_complex()) and not bool(torch.isfinite(parameter).all()):
+            raise WorkloadError(
+                f"parameter {name} of workload {workload.name!r} holds NaN or infinity: did its training diverge, or was the "
+                "checkpoint read in a type that can't hold its numbers?"
+            )
+
+
+def unlike_example(workload: Workload) -> str | None:
+    """A sentence where validation inputs have other sizes than example_inputs, whose latency is measured; else None."""
+    inputs, _ = next(workload.batches("validation"))
+    for number, (one, example) in enumerate(zip(inputs, workload.example_inputs, strict=False)):
+        if one.ndim == example.ndim and one.shape[1:] != example.shape[1:]:
+            which = f" of input {number}" if len(inputs) > 1 else ""
+            return (
+                f"Latency is measured with example_inputs of {_size(example)}{which}, and validation examples are {_size(one)}: "
+                "speedups are those of the first, accuracies those of the second."
+            )
+    return None
+
+
+def _size(x: torch.Tensor) -> str:
+    return "x".join(str(size) for size in x.shape[1:])
+
+
 def check_labels(workload: Workload, split: str, dense: Sequence[tuple[torch.Tensor, ...]], targets: Sequence[Any]) -> None:
     """Look at labels beside the dense model's outputs, batch by batch.
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ from hwprune.workload.workload import Workload
 
 KINDS = ("hf", "timm", "torchvision")
 _PACKAGES = {"hf": "transformers", "timm": "timm", "torchvision": "torchvision"}
+HUB_TIMEOUT_S = 5.0
 ARGUMENTS = ("batch", "metric", "weights")
 
 
@@ -54,6 +58,8 @@ def model_of(kind: str, name: str, weights: str | None = None) -> nn.Module:
     except RuntimeError as error:  # a torchvision that was built for another torch
         raise UsageError(f"{package} can't be imported beside this torch: {error}") from error
     bare = weights is not None
+    if kind == "hf":
+        _require_reachable(name)
     try:
         if kind == "hf":
             config = library.AutoConfig.from_pretrained(name)
@@ -70,6 +76,30 @@ def model_of(kind: str, name: str, weights: str | None = None) -> nn.Module:
     if weights not in (None, "none"):
         _load(model, Path(str(weights)))
     return model.eval()
+
+
+def _require_reachable(name: str) -> None:
+    """Fail at once where a name is no folder and was never downloaded, and the hub can't be reached: it would take half a minute.
+
+    Raises:
+        UsageError: that is so. Behind a proxy nothing is asked.
+    """
+    try:
+        from huggingface_hub import constants, try_to_load_from_cache
+    except ImportError:  # a transformers of another kind
+        return
+    offline = constants.HF_HUB_OFFLINE
+    cached = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+    if cached or offline or urllib.request.getproxies():
+        return
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname, port), HUB_TIMEOUT_S).close()
+    except OSError as error:
+        raise UsageError(
+            f"there is no folder {name} in {Path.cwd()}, and {address.hostname} can't be asked for a model of that name: {error}"
+        ) from error
 
 
 def _load(model: nn.Module, path: Path) -> None:

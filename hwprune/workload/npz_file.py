@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from hwprune.workload import batch_forms
 SPLITS = ("calibration", "validation", "test", "train")
 CALIBRATION_SHARE = 4
 """A file without splits gives one in so many examples to calibration, the others to validation."""
+_TARGETS = ("targets", "labels", "y")
 SHUFFLE_SEED = 0
 """Seed of the order in which a file without splits is divided: the same examples in every run."""
 
@@ -109,8 +111,8 @@ def _columns(
     path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], inputs: Sequence[str], declared: Sequence[Declared]
 ) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any] | None]:
     """The arrays of the inputs, and of the targets if there are any; all of the same length."""
-    targets = next((arrays[name] for name in ("targets", "labels", "y") if name in arrays and name not in inputs), None)
-    rest = [name for name in arrays if name not in ("targets", "labels", "y") or name in inputs]
+    targets = next((arrays[name] for name in _TARGETS if name in arrays and name not in inputs), None)
+    rest = [name for name in arrays if name not in _TARGETS or name in inputs]
     if len(inputs) == 1 and len(rest) == 1:
         columns = [arrays[rest[0]]]
     elif missing := [name for name in inputs if name not in arrays]:
@@ -119,6 +121,8 @@ def _columns(
         )
     else:
         columns = [arrays[name] for name in inputs]
+    if targets is None and (meant := [name for name in rest if difflib.get_close_matches(name.lower(), _TARGETS, 1, 0.7)]):
+        raise UsageError(f"{path} holds {', '.join(meant)}: if those are the answers, call the array targets, labels or y")
     lengths = {len(array) for array in (*columns, *(() if targets is None else (targets,)))}
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError(f"{path}: inputs and targets must have the same, non-zero number of examples, got {sorted(lengths)}")

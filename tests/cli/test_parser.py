@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hwprune.cli.main import build_parser
 from tests.cli.test_main import run
 
 
@@ -32,3 +33,11 @@ def test_a_drop_in_per_cent():
 
     assert drop("1%") == drop("0.01") == 0.01
     assert drop("2.5%") == 0.025
+
+
+def test_words_may_stand_after_options(capsys):
+    options = build_parser().parse_args(["inspect", "demo:digits", "--json", "metric=top1", "--shape", "1x8", "batch=2"])
+    assert options.words == ["metric=top1", "batch=2"]
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["inspect", "demo:digits", "--json", "metric"])
+    assert "unknown: metric" in capsys.readouterr().err

@@ -75,3 +75,13 @@ def test_unknown_keys_and_wrong_values_are_told_together(tmp_path):
         Job.read_file(path)
     text = str(error.value)
     assert "3 problems" in text and all(word in text for word in ("samplr", "trials must be", "max_drop must be"))
+
+
+@pytest.mark.parametrize("given", [{"trials": "many"}, {"max_drop": "1%"}, {"seed": True}, {"time_s": "10m"}])
+def test_what_is_no_number_is_the_only_fault(given):
+    with pytest.raises(UsageError) as caught:
+        Job("demo:digits", **given)
+    ((name, value),) = given.items()
+    assert len(caught.value.faults) == 1
+    assert name in caught.value.faults[0]
+    assert repr(value) in caught.value.faults[0]

@@ -130,3 +130,27 @@ def test_apply_says_it_too(tmp_path, capsys):
     (tmp_path / "bad.py").write_text(code)
     assert main(["apply", "channel=0.5", f"{tmp_path}/bad.py:workload", "--out", str(tmp_path / "out")]) == 2
     assert "calibration loader" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(tmp_path, bad):
+    """Told by their name before anything is traced or measured."""
+    workload = tiny_workload("top1")
+    name, parameter = next(iter(workload.model.named_parameters()))
+    with torch.no_grad():
+        parameter.view(-1)[-1] = bad
+    with pytest.raises(WorkloadError, match=f"parameter {name} .*NaN or infinity"):
+        hwprune.search(workload, trials=1, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "baseline").exists()
+
+
+def test_data_of_other_sizes_than_the_example():
+    """A model that takes any size is measured at one, and scored at another."""
+    workload = tiny_workload("top1")
+    assert data_checks.unlike_example(workload) is None
+    larger = [(torch.nn.functional.pad(inputs, (0, 2, 0, 2)), targets) for inputs, targets in workload.validation]
+    word = data_checks.unlike_example(dataclasses.replace(workload, validation=larger))
+    (inputs, _), (example,) = larger[0], workload.example_inputs
+    assert word is not None
+    for x in (inputs, example):
+        assert "x".join(map(str, x.shape[1:])) in word

@@ -32,6 +32,8 @@ class Encoder(nn.Module):
 
 @pytest.fixture
 def libraries(monkeypatch):
+    monkeypatch.setattr(model_libraries, "_require_reachable", lambda _: None)
+
     def create(name, pretrained):
         if name != "tiny":
             raise RuntimeError(f"Unknown model ({name})")
@@ -123,3 +125,15 @@ def test_a_library_that_is_not_there_is_told(monkeypatch, data):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match="pip install timm"):
         loading.load(f"timm:resnet18 data={data}")
+
+
+def test_a_name_that_nobody_can_be_asked_for(monkeypatch, tmp_path):
+    """Without a network the answer comes at once; transformers would try again for half a minute."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_libraries.urllib.request, "getproxies", dict)
+    with pytest.raises(UsageError, match=r"no folder nosuch .*hub\.invalid can't be asked"):
+        model_libraries.model_of("hf", "nosuch")

@@ -100,3 +100,11 @@ def test_targets_as_people_save_them(tmp_path):
             read(tmp_path, FLOAT, x=X, targets=np.array(["cat"] * 40))
         except Exception as error:
             raise UsageError(str(error)) from error
+
+
+def test_labels_by_another_name_are_not_passed_over(tmp_path):
+    """They would be left out silently, and the model judged by agreement with itself."""
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.zeros((8, 3), np.float32), lables=np.zeros(8, np.int64))
+    with pytest.raises(UsageError, match="holds lables: if those are the answers, call the array targets, labels or y"):
+        read_npz(path, ["x"])

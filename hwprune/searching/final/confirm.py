@@ -153,8 +153,8 @@ class Confirmer:
         if len(points) < len(tried):
             return [
                 *notes,
-                f"{len(tried) - len(points)} of {len(tried)} finalists left the front in the final round: "
-                "dominated by another, or outside the constraints.",
+                f"{len(tried) - len(points)} of {len(tried)} finalists are not delivered: measured and scored again, another one "
+                "is at least as fast and as accurate, or a limit is not met.",
             ]
         return notes
 

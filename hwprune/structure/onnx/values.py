@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from hwprune.structure.symbols import PRIMES
+
 Array = NDArray[Any]
 
 LIMIT = 4096
@@ -78,6 +80,26 @@ _UNARY: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+def beyond_the_table(sizes: Sequence[int], bounds: Sequence[Array | None]) -> dict[int, int]:
+    """Of a Slice whose end is a size known at run time only, by axis: the size of its result.
+
+    A table of positions is cut to the tokens that come in. The stand-in for their number is larger than any table, and would be
+    taken for "to the end"; at run time there are never more tokens than the table has rows.
+
+    Args:
+        sizes: of what is sliced.
+        bounds: starts, ends, axes and steps, as far as they are known.
+    """
+    starts, ends, axes, steps = [None if bound is None else bound.tolist() for bound in bounds] + [None] * (4 - len(bounds))
+    if starts is None or ends is None or any(step != 1 for step in steps or ()):
+        return {}
+    found = {}
+    for start, end, axis in zip(starts, ends, range(len(starts)) if axes is None else axes, strict=True):
+        if max(sizes[axis], PRIMES[0] // 2) < end < 2**31 - 1 and 0 <= start < end:
+            found[axis % len(sizes)] = end - start
+    return found
+
+
 def evaluate(
     node: onnx.NodeProto,
     options: Mapping[str, Any],
@@ -100,6 +122,8 @@ def evaluate(
         return np.asarray(sizes[options.get("start", 0) : options.get("end", len(sizes))], dtype=np.int64)
     given = [value for value in inputs if value is not None]
     if len(given) < len(inputs):  # unknown, or left out in the middle
+        return None
+    if kind == "Slice" and beyond_the_table(given[0].shape, given[1:]):
         return None
     try:
         result = compute(kind, options, given)

@@ -16,7 +16,7 @@ from hwprune.structure.dims import MismatchError, Space
 from hwprune.structure.onnx.flatten import FLOATS, captured
 from hwprune.structure.onnx.rules import RULES, OnnxCall
 from hwprune.structure.onnx.rules.table import Numbers
-from hwprune.structure.onnx.values import LIMIT, Array, attributes, evaluate, is_small
+from hwprune.structure.onnx.values import LIMIT, Array, attributes, beyond_the_table, evaluate, is_small
 from hwprune.structure.scope import Kept, Value
 from hwprune.structure.symbols import PRIMES
 
@@ -245,6 +245,11 @@ class Walk:
             count = max(0, ceil((limit - start) / step)) if isinstance(step, float) else max(0, -(-(limit - start) // step))
             kind = helper.np_dtype_to_tensor_dtype(bounds[0].dtype)  # type: ignore[union-attr]  # none is None
             self.types[node.output[0]] = helper.make_tensor_type_proto(kind, [count])
+            return
+        sliced = self.shape(node.input[0]) if node.op_type == "Slice" and len(bounds) > 1 else None
+        if sliced and (free := beyond_the_table(sliced, bounds[1:])):
+            sizes = [free.get(axis, size) for axis, size in enumerate(sliced)]
+            self.types[node.output[0]] = helper.make_tensor_type_proto(self.types[node.input[0]].tensor_type.elem_type, sizes)
             return
         domain = "" if node.domain == "ai.onnx" else node.domain
         try:

@@ -59,9 +59,9 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.Grap
     finally:
         for name, part in model.named_modules():
             part.training = was_training[name]
-    free = has_free_batch(module)
+    free = {"free_batch": has_free_batch(module), "free_length": has_free_length(module)}
     traced = _own(module, model)
-    traced.meta["free_batch"] = free
+    traced.meta |= free
     return traced
 
 
@@ -93,7 +93,15 @@ def _silent() -> Iterator[None]:
 
 
 def _any_batch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> fx.GraphModule:
-    """The model captured with a free batch, or at the given one if the model fixes it (len(x), a baked-in size)."""
+    """The model captured with a free batch, or at the given one if the model fixes it (len(x), a baked-in size).
+
+    Where tokens come in, their number is free too, if the model leaves it so.
+    """
+    if has_tokens(inputs):
+        with contextlib.suppress(Exception):  # the model's own code may want one length: then it gets that one
+            module = _exported(model, *free_batch(model, inputs, length=True))
+            if has_free_batch(module) and has_free_length(module):
+                return module
     try:
         module = _exported(model, *free_batch(model, inputs))
     except Exception as error:  # torch.export raises whatever the model's own code raises
@@ -140,8 +148,27 @@ def has_free_batch(module: fx.GraphModule) -> bool:
     return False
 
 
-def free_batch(model: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], Any]:
-    """(inputs to trace with, dynamic_shapes) that leave the first dim free.
+def has_free_length(module: fx.GraphModule) -> bool:
+    """Does the captured graph run at any number of tokens?"""
+    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    tokens = [value for value in values if isinstance(value, torch.Tensor) and _holds_tokens(value)]
+    return bool(tokens) and all(
+        isinstance(value.shape[1], torch.SymInt) and value.shape[1].node.expr.free_symbols for value in tokens
+    )
+
+
+def has_tokens(inputs: Sequence[torch.Tensor]) -> bool:
+    """Are (batch, tokens) whole numbers among the inputs, all of one length?"""
+    lengths = {x.shape[1] for x in inputs if _holds_tokens(x)}
+    return len(lengths) == 1 and lengths.pop() > 1  # torch.export specialises 1
+
+
+def _holds_tokens(x: torch.Tensor) -> bool:
+    return x.ndim == 2 and not x.is_floating_point() and not x.is_complex()
+
+
+def free_batch(model: nn.Module, inputs: Sequence[torch.Tensor], *, length: bool = False) -> tuple[tuple[torch.Tensor, ...], Any]:
+    """(inputs to trace with, dynamic_shapes) that leave the first dim free, and with ``length`` the number of tokens.
 
     torch.export specialises a batch of 1, so it is doubled; but not where only some inputs have a first dim of 1 (then
     it is no batch).
@@ -149,7 +176,10 @@ def free_batch(model: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[tuple[
     tensors = tuple(inputs)
     if all(x.shape[0] == 1 for x in tensors if x.ndim):
         tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
-    shapes: tuple[Any, ...] = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in tensors)
+    free = torch.export.Dim.AUTO
+    shapes: tuple[Any, ...] = tuple(
+        ({0: free, 1: free} if length and _holds_tokens(x) else {0: free}) if x.ndim else None for x in tensors
+    )
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
     packed = kinds and kinds[0] == inspect.Parameter.VAR_POSITIONAL
     return tensors, (shapes,) if packed else shapes

@@ -59,7 +59,7 @@ def rebuild(
     module = fx.GraphModule(root, graph, class_name=type(dense).__name__)
     for name in state:
         assign(module, name, done[id(state[name])], persistent=name in kept_names)
-    module.meta["free_batch"] = dense.meta.get("free_batch", True)
+    module.meta |= {"free_batch": dense.meta.get("free_batch", True), "free_length": dense.meta.get("free_length", False)}
     module.train(dense.training)
     return module
 
