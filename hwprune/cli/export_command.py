@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.deploy import exporting
     from hwprune.deploy.point import Options
     from hwprune.records.record import read_record
+    from hwprune.report.text import is_share
     from hwprune.workload import loading
 
     folder = Path(options.run_directory)
@@ -61,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     workload = loading.load(options.workload) if options.workload else None
     out = exporting.export_run(folder, number, options.format, Path(options.out), workload, form)
     point = next(point for point in record.front if point.trial == number)
-    print(f"trial {number}: {formatting.speedup(point.speedup.value)} at drop {point.drop:+.4f} -> {out}")
+    told = formatting.drop(point.drop, share=is_share(record))
+    print(f"trial {number}: {formatting.speedup(point.speedup.value)} at a drop of {told} -> {out}")
     if options.format == "recipe" and exporting.training_of(record, number) is not None:
         message = (
             "this point was trained after pruning; its recipe alone prunes, and does not give these weights (--format onnx does)"

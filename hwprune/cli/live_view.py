@@ -52,6 +52,9 @@ class LiveView(Progress):
         self._heading = heading
         self._live.start()
 
+    def in_points(self, *, share: bool) -> None:
+        self._trials.share = share
+
     def phase(self, name: str) -> None:
         self._steps += 1
         self._phase, self._step_began = name, self._clock()
@@ -72,7 +75,7 @@ class LiveView(Progress):
         self._left_s, self._left_at = left_s, self._clock()
         self.stage("", done, total)
         if self._verbose or counts_as_news(trial, best):  # what is worth scrolling back to
-            self.note(f"trial {trial.number}: {describe(trial, whole=self._verbose)}")
+            self.note(f"trial {trial.number}: {describe(trial, share=self._trials.share, whole=self._verbose)}")
 
     def stale(self, proposals: int, patience: int) -> None:
         self._trials.stale = f"{proposals} of {patience} proposals in a row promise no gain" if proposals else ""
@@ -153,6 +156,7 @@ class _Trials:
         self._first, self._last, self._count = 0.0, 0.0, 0
         self._failed, self._stopped = 0, 0
         self._best: Trial | None = None
+        self.share = False
 
     def add(self, trial: Trial, best: Trial | None, now: float) -> None:
         self._first = self._first or now
@@ -171,8 +175,9 @@ class _Trials:
         words += [f"{count} {word}" for count, word in ((self._failed, "failed"), (self._stopped, "stopped early")) if count]
         words += [self.stale] if self.stale else []
         limit = heading.max_drop if heading is not None and heading.max_drop is not None else BEST_WITHIN
-        best = f"best at a drop of at most {limit:g}: {describe(self._best) if self._best is not None else 'none yet'}"
-        return [", ".join(words), best]
+        best = describe(self._best, share=self.share) if self._best is not None else "none yet"
+        allowed = formatting.drop(limit, share=self.share).removeprefix("+")
+        return [", ".join(words), f"best at a drop of at most {allowed}: {best}"]
 
 
 def _fitted(line: str, width: int) -> str:

@@ -80,6 +80,10 @@ class Several(Progress):
         for part in self.parts:
             part.begin(heading)
 
+    def in_points(self, *, share: bool) -> None:
+        for part in self.parts:
+            part.in_points(share=share)
+
     def phase(self, name: str) -> None:
         for part in self.parts:
             part.phase(name)

@@ -12,10 +12,11 @@ QUARTERS = 4
 """Lines that one long stage takes at most, where lines can't be drawn over."""
 
 
-def describe(trial: Trial, *, whole: bool = False) -> str:
+def describe(trial: Trial, *, share: bool, whole: bool = False) -> str:
     """One line on a trial.
 
     Args:
+        share: drops are told in points.
         whole: with all of the reason of one that was stopped.
     """
     if trial.failure is not None:
@@ -24,7 +25,7 @@ def describe(trial: Trial, *, whole: bool = False) -> str:
             return f"stopped early: {reason}" if whole else f"stopped early ({reason.partition(':')[0]})"
         return f"failed ({trial.failure.stage}): {trial.failure.reason}"
     assert trial.speedup is not None and trial.drop is not None
-    return f"{formatting.speedup(trial.speedup.value)} at drop {trial.drop:+.4f}"
+    return f"{formatting.speedup(trial.speedup.value)} at a drop of {formatting.drop(trial.drop, share=share)}"
 
 
 class Lines(Progress):
@@ -38,6 +39,7 @@ class Lines(Progress):
         self._stream, self._verbose = stream, verbose
         self._heading: Heading | None = None
         self._steps = 0
+        self._share = False
         self._told: tuple[str, int] = ("", 0)
 
     def begin(self, heading: Heading) -> None:
@@ -45,6 +47,9 @@ class Lines(Progress):
             seconds = sum(heading.expected.get(name, 0.0) for name in heading.phases)
             self.note(f"the last search like this took {formatting.duration(seconds)}")
         self._heading = heading
+
+    def in_points(self, *, share: bool) -> None:
+        self._share = share
 
     def phase(self, name: str) -> None:
         self._steps += 1
@@ -68,7 +73,7 @@ class Lines(Progress):
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int, left_s: float | None) -> None:
         of = f"/{total}" if total else ""
         left = f" ({formatting.duration(left_s)} left)" if left_s else ""
-        self._print(f"[{done}{of}] trial {trial.number}: {describe(trial, whole=self._verbose)}{left}")
+        self._print(f"[{done}{of}] trial {trial.number}: {describe(trial, share=self._share, whole=self._verbose)}{left}")
 
     def trained(self, done: int, total: int, left_s: float, best: str) -> None:
         self._print(f"[{done}/{total}] training: best on validation {best} ({formatting.duration(left_s)} left)")

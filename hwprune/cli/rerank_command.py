@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.errors import CandidateFailure
     from hwprune.records import target as targets
     from hwprune.records.record import read_record
-    from hwprune.report.text import table
+    from hwprune.report.text import is_share, table
     from hwprune.searching import resolved_job
     from hwprune.workload import loading
 
@@ -64,6 +64,6 @@ def run(options: argparse.Namespace) -> int:
         header = ["", f"on {target.name}", f"on {record.data['target']['name']}", "drop", "before", ""]
         dense = formatting.seconds(facts["dense_latency"]["value"])
         print(f"dense: {dense} for a batch of {facts['batch']} on {target.description}\n")
-        print(table(header, reranking.text_rows(points), args.width()))
+        print(table(header, reranking.text_rows(points, share=is_share(record)), args.width()))
         print(f"\nFiles: {out / 'rerank.csv'}, {out / 'rerank.json'}")
     return 0 if any(point.speedup is not None for point in points) else 1

@@ -49,6 +49,16 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
+def drop(value: float, *, share: bool) -> str:
+    """0.004 -> '0.4 points' of a share, else '+0.004' in the metric's own unit."""
+    return f"{100 * value:.1f} points" if share else f"{value:+.4g}"
+
+
+def is_share(dense: float, *, higher_is_better: bool) -> bool:
+    """Is a metric a share of right answers, or the like, which is read in per cent? By the dense model's value."""
+    return higher_is_better and 0 <= dense <= 1
+
+
 def speedup(value: float, low: float | None = None, high: float | None = None) -> str:
     """1.5, 1.48, 1.52 -> '1.50x [1.48, 1.52]'."""
     text = f"{value:.2f}x"

@@ -231,18 +231,26 @@ def write(points: Sequence[Reranked], facts: dict[str, Any], out: Path) -> None:
     write_atomic(out / "rerank.json", dump_json({"schema": 1, **facts, "points": [asdict(point) for point in points]}))
 
 
-def text_rows(points: Sequence[Reranked]) -> list[list[str]]:
-    """A row a point, for a terminal: trial, speedup there, before, drop there, before, is it on the front there."""
+def text_rows(points: Sequence[Reranked], *, share: bool) -> list[list[str]]:
+    """A row a point, for a terminal: trial, speedup there, before, drop there, before, is it on the front there.
+
+    Args:
+        share: the metric is one, and drops are told in points.
+    """
+
+    def drop(value: float | None) -> str:
+        return "" if value is None else formatting.drop(value, share=share)
+
     rows = []
     for p in points:
         if p.speedup is None:
-            rows.append([f"trial {p.trial}", "failed", f"{p.speedup_before:.2f}x", "", f"{p.drop_before:+.4f}", p.failure])
+            rows.append([f"trial {p.trial}", "failed", f"{p.speedup_before:.2f}x", "", drop(p.drop_before), p.failure])
             continue
         rows.append(
             [
                 f"trial {p.trial}", formatting.speedup(p.speedup.value, p.speedup.ci_low, p.speedup.ci_high),
                 f"{p.speedup_before:.2f}x",
-                "" if p.drop is None else f"{p.drop:+.4f}", f"{p.drop_before:+.4f}", "front" if p.on_front else "",
+                drop(p.drop), drop(p.drop_before), "front" if p.on_front else "",
             ]
         )  # fmt: skip
     return rows

@@ -9,7 +9,7 @@ from hwprune.common import formatting
 from hwprune.records import pareto
 from hwprune.records.record import MEASURED, Record
 from hwprune.report.picture import searched
-from hwprune.report.text import number, score, speedup_text, trained
+from hwprune.report.text import number, points_text, score, speedup_text, trained
 
 CLOCKS = {
     "thread_cpu": "CPU time of the measuring thread", "wall": "wall time", "cuda_event": "events in the GPU's stream",
@@ -93,7 +93,7 @@ def precision_rows(record: Record) -> list[list[str]]:
             [
                 f"trial {point['trial']}{' (front)' if point['trial'] in on_front else ''}", quantised["precision"],
                 "the dense model" if of == "dense" else f"trial {of}{trained(record, of)}", speedup_text(point["speedup"]),
-                f"{point['drop']:+.4f}", formatting.size(point["size_bytes"]),
+                points_text(record, point), formatting.size(point["size_bytes"]),
                 f"{quantised['layers']} of {quantised['weighted']} layers",
             ]
         )  # fmt: skip
@@ -112,7 +112,7 @@ def training_rows(record: Record) -> list[list[str]]:
             [
                 f"trial {point['trial']}{' (front)' if point['trial'] in on_front else ''}", f"trial {recovery['of']}",
                 f"{plan['kind']}:{plan['epochs']:g}", speedup_text(point["speedup"]),
-                f"{first['drop']:+.4f}" if first else "", f"{point['drop']:+.4f}",
+                points_text(record, first) if first else "", points_text(record, point),
                 f"{number(recovery['before'])} to {number(recovery['after'])}",
                 f"{formatting.duration(recovery['seconds'])}, {formatting.count(recovery['examples'])} examples",
             ]
@@ -146,7 +146,7 @@ def candidate_rows(record: Record) -> list[list[dict[str, Any]]]:
                 _cell(row["origin"], row["origin"]),
                 _cell(row["state"] if measured else f"{row['state']} ({row['failure']['stage']})", row["state"]),
                 _cell(f"{row['speedup']['value']:.2f}x", row["speedup"]["value"]) if measured else _cell(),
-                _cell(f"{row['drop']:+.4f}", row["drop"]) if measured else _cell(),
+                _cell(points_text(record, row), row["drop"]) if measured else _cell(),
                 _cell(score(record, row["metric"]["value"]), row["metric"]["value"]) if measured else _cell(),
                 _cell(formatting.size(row["size_bytes"]), row["size_bytes"]) if measured else _cell(),
                 _cell(formatting.some(cut, "unit"), cut),

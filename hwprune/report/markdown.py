@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hwprune.common import formatting
 from hwprune.records.record import MEASURED, Record
 from hwprune.report.details import precision_rows
-from hwprune.report.text import number, recommended, speedup_text, trained, verdict
+from hwprune.report.text import number, points_text, recommended, speedup_text, trained, verdict
 
 
 def markdown(record: Record) -> str:
@@ -29,7 +29,7 @@ def markdown(record: Record) -> str:
         name = f"trial {point['trial']}{trained(record, point['trial'])}"
         rows.append(
             [
-                f"**{plain(name)}**" if place == best_place else name, speedup_text(point["speedup"]), f"{point['drop']:+.4f}",
+                f"**{plain(name)}**" if place == best_place else name, speedup_text(point["speedup"]), points_text(record, point),
                 number(point["metric"]["value"]), formatting.seconds(point["latency"]["value"]),
                 formatting.size(point["size_bytes"]),
             ]

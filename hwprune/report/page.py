@@ -153,7 +153,7 @@ def _tip(record: Record, row: dict[str, Any], numbers: dict[str, Any], split: st
         [
             f"trial {row['number']}{trained(record, row['number'])}",
             speedup_text(numbers["speedup"]),
-            f"{metric} on {split}, drop {numbers['drop']:+.4f}",
+            f"{metric} on {split}, drop {points_text(record, numbers)}",
             f"{formatting.seconds(numbers['latency']['value'])}, {formatting.size(row['size_bytes'])}, "
             f"{formatting.count(row['params'])} parameters",
         ]

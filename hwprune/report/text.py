@@ -224,7 +224,7 @@ def _passed_over(record: Record) -> str:
     if not others:
         return ""
     fastest = max(others, key=lambda point: point.speedup.value)
-    high = f"{100 * (fastest.told_high or 0):.1f} points" if is_share(record) else f"{fastest.told_high:+.4f}"
+    high = formatting.drop(fastest.told_high or 0.0, share=is_share(record))
     speed = formatting.speedup(fastest.speedup.value)
     return (
         f" Trial {fastest.trial} is faster ({speed}) and scores within it here, but validation was not 90 % sure of that (up to "
@@ -250,7 +250,8 @@ def number(value: float) -> str:
 
 def is_share(record: Record) -> bool:
     """Is the metric a share of right answers, or the like, which is read in per cent?"""
-    return bool(record.data["workload"].get("higher_is_better", True)) and 0 <= record.dense_metric["value"] <= 1
+    better = bool(record.data["workload"].get("higher_is_better", True))
+    return formatting.is_share(record.dense_metric["value"], higher_is_better=better)
 
 
 def score(record: Record, value: float) -> str:
@@ -261,7 +262,7 @@ def score(record: Record, value: float) -> str:
 def points_text(record: Record, point: Mapping[str, Any]) -> str:
     """A drop with as many digits as its interval allows: ``2.2 points``, or in the metric's own unit."""
     if not is_share(record):
-        return f"{point['drop']:+.4f}"
+        return formatting.drop(point["drop"], share=False)
     paired = point.get("paired_drop") or {}
     half = 50 * (paired["ci_high"] - paired["ci_low"]) if paired else 0.0
     return f"{100 * point['drop']:.{2 if half < FINE else 1}f} points"

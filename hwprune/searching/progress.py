@@ -38,6 +38,9 @@ class Progress:
     def begin(self, heading: Heading) -> None:
         """A search begins."""
 
+    def in_points(self, *, share: bool) -> None:
+        """Is the metric a share, whose drops are told in points? Known as soon as the dense model is scored."""
+
     def phase(self, name: str) -> None:
         """The next of the heading's phases begins."""
 

@@ -87,7 +87,7 @@ def searched(view, max_drop=None):
 def test_trials_tell_the_best_point_the_pace_and_the_front(view):
     lines = searched(view)
     assert any(line.startswith("4 trials a minute, 1 failed, 2 of 3 proposals in a row promise no gain") for line in lines)
-    assert "best at a drop of at most 0.01: 3.00x at drop +0.0040" in lines
+    assert "best at a drop of at most 0.01: 3.00x at a drop of +0.004" in lines
     assert "0:30 elapsed, about 1:15 left" in lines
     plot = lines[lines.index("") + 1 :]
     assert plot[0].startswith("  4.0x│") and "●" in plot[0]
@@ -99,7 +99,12 @@ def test_trials_tell_the_best_point_the_pace_and_the_front(view):
 
 
 def test_the_limit_that_was_given_is_the_one_of_the_best(view):
-    assert "best at a drop of at most 0.03: 3.00x at drop +0.0040" in searched(view, max_drop=0.03)
+    assert "best at a drop of at most 0.03: 3.00x at a drop of +0.004" in searched(view, max_drop=0.03)
+
+
+def test_drops_of_a_share_are_points(view):
+    view.in_points(share=True)
+    assert "best at a drop of at most 1.0 points: 3.00x at a drop of 0.4 points" in searched(view)
 
 
 @pytest.mark.parametrize("view", [(30, 40), (50, 40), (120, 40)], indirect=True)

@@ -33,7 +33,7 @@ def told(*, verbose=False, heading=HEADING):
 def test_a_pipe_gets_steps_and_trials_in_short_lines():
     assert told() == [
         "step 1/2: load",
-        "[3/12] trial 3: 1.70x at drop +0.0040 (1:15 left)",
+        "[3/12] trial 3: 1.70x at a drop of +0.004 (1:15 left)",
         "[4/12] trial 4: stopped early (worse than trial 3)",
     ]
 
@@ -86,18 +86,21 @@ def test_several_are_told_the_same():
         def __getattribute__(self, name):
             if name in ("words", "__class__"):
                 return super().__getattribute__(name)
-            return lambda *arguments: self.words.append((name, *arguments))
+            return lambda *arguments, **named: self.words.append((name, *arguments, *named.values()))
 
     one, other = Counting(), Counting()
     both = Several([one, other])
     calls = {
         "begin": (HEADING,), "phase": ("load",), "stage": ("x", 1, 2), "waiting": ("y",), "note": ("z",), "stale": (1, 3),
-        "trial": (STOPPED, None, 1, 2, None), "calibrated": (1, 2), "confirmed": (1, 2), "trained": (1, 2, 3.0, "b"), "close": (),
+        "trial": (STOPPED, None, 1, 2, None), "calibrated": (1, 2), "confirmed": (1, 2), "in_points": (True,), "trained": (1, 2, 3.0, "b"), "close": (),
     }  # fmt: skip
     public = {name for name in vars(Progress) if not name.startswith("_")}
     assert set(calls) == public  # a new one must be passed on too
     for name, arguments in calls.items():
-        getattr(both, name)(*arguments)
+        if name == "in_points":
+            both.in_points(share=True)
+        else:
+            getattr(both, name)(*arguments)
     assert one.words == other.words == [(name, *arguments) for name, arguments in calls.items()]
 
 

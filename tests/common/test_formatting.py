@@ -12,3 +12,10 @@ def test_units():
     assert formatting.size(2_680_000) == "2.68 MB"
     assert formatting.duration(3723) == "1:02:03"
     assert formatting.speedup(1.5, 1.48, 1.52) == "1.50x [1.48, 1.52]"
+
+
+def test_drops():
+    assert formatting.drop(0.004, share=True) == "0.4 points" and formatting.drop(-0.0125, share=True) == "-1.2 points"
+    assert formatting.drop(0.004, share=False) == "+0.004" and formatting.drop(-12.3456, share=False) == "-12.35"
+    assert formatting.is_share(0.93, higher_is_better=True)
+    assert not formatting.is_share(0.93, higher_is_better=False) and not formatting.is_share(25.4, higher_is_better=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hwprune.common import formatting
 from hwprune.searching.evaluating.dense import Baseline
 from hwprune.searching.final import quantise_finalists, train_finalists
 from hwprune.searching.final.confirm import Confirmer
@@ -65,7 +66,8 @@ def run_final_round(confirmer: Confirmer, job: ResolvedJob, phase: Callable[[str
         quantised, dense = confirmation.points, confirmation.dense
         notes += [*made.notes, *(note for note in confirmation.notes if note not in notes)]
         points = join_front(points, quantised, job.constraints) if quantised else points
-        notes += quantise_finalists.left_out(quantised, points)
+        share = formatting.is_share(dense.metric.value, higher_is_better=evaluator.metric.higher_is_better)
+        notes += quantise_finalists.left_out(quantised, points, share=share)
     if job.measured:
         dense_s = dense.latency.value * dense.self_speedup.value  # its own row is divided by what it measured against itself
         points, untrained, trained, quantised = (tuple(rescaled(g, dense_s)) for g in (points, untrained, trained, quantised))

@@ -73,8 +73,8 @@ def quantise_points(
     return DerivedTrials(found, [*notes, *maker.notes])
 
 
-def left_out(quantised: Sequence[Confirmed], points: Sequence[Confirmed]) -> list[str]:
-    """A sentence on every precision that was tried and is nowhere on the front."""
+def left_out(quantised: Sequence[Confirmed], points: Sequence[Confirmed], *, share: bool) -> list[str]:
+    """A sentence on every precision that was tried and is nowhere on the front; drops of a share are told in points."""
     on_front = {point.trial.number for point in points}
     notes = []
     for name in dict.fromkeys(p.trial.quantised["precision"] for p in quantised if p.trial.quantised):
@@ -83,7 +83,8 @@ def left_out(quantised: Sequence[Confirmed], points: Sequence[Confirmed]) -> lis
             best = max(tried, key=lambda p: p.speedup.value)
             notes.append(
                 f"{name} was tried on {formatting.some(len(tried), 'model')} (the dense one and the front), and no point of the "
-                f"front is of it; the fastest has {formatting.speedup(best.speedup.value)} at drop {best.drop:+.4f}."
+                f"front is of it; the fastest has {formatting.speedup(best.speedup.value)} at a drop of "
+                f"{formatting.drop(best.drop, share=share)}."
             )
     return notes
 

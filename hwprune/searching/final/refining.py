@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hwprune import compensation, patterns
+from hwprune.common import formatting
 from hwprune.errors import CandidateFailure
 from hwprune.records.trial import Trial
 from hwprune.searching.evaluating.evaluator import Evaluator
@@ -55,7 +56,7 @@ class Refiner:
         if better.divergence is not None and trial.divergence is not None:
             self.store.save_refined(better)
             self._improved.append((better.divergence.value / trial.divergence.value, trial, better))
-            self.progress.note(f"trial {trial.number}: {_change(trial, better)} on validation")
+            self.progress.note(f"trial {trial.number}: {_change(trial, better, self.evaluator)} on validation")
         return better
 
     def take_notes(self) -> list[str]:
@@ -72,7 +73,8 @@ class Refiner:
         return [
             f"{len(self._improved)} of {tried} finalists were compensated with their own inputs (sequential), which repairs more "
             f"than trials get during the search: their divergence from dense fell to {100 * ratios[len(ratios) // 2]:.0f} % of "
-            f"what it was (median). It changed trial {before.number} most: {_change(before, after)} on validation."
+            f"what it was (median). It changed trial {before.number} most: {_change(before, after, self.evaluator)} on "
+            "validation."
         ]
 
 
@@ -92,5 +94,8 @@ def _thorough(evaluator: Evaluator, trial: Trial, job: Job) -> str | None:
     return "+".join([*(name for name in names if name != compensation.NONE), compensation.SEQUENTIAL])
 
 
-def _change(before: Trial, after: Trial) -> str:
-    return f"drop {before.drop or 0.0:+.4f} became {after.drop or 0.0:+.4f}"
+def _change(before: Trial, after: Trial, evaluator: Evaluator) -> str:
+    first, last = before.drop or 0.0, after.drop or 0.0
+    dense = before.metric.value + first if before.metric is not None else -1.0
+    share = formatting.is_share(dense, higher_is_better=evaluator.metric.higher_is_better)
+    return f"a drop of {formatting.drop(first, share=share)} became {formatting.drop(last, share=share)}"

@@ -31,9 +31,9 @@ def point(number, drop, speedup, precision=""):
 def test_a_precision_that_is_nowhere_on_the_front_is_told_with_its_fastest():
     eight = [point(10, 0.02, 1.5, "int8"), point(11, 0.3, 9.85, "int8")]
     four = [point(12, 0.001, 1.1, "int4")]
-    notes = left_out([*eight, *four], [point(1, 0.0, 2.0), *four])
-    assert len(notes) == 1 and notes[0].startswith("int8 was tried on 2 models") and "9.85x at drop +0.3000" in notes[0]
-    assert left_out(eight, eight) == [] and left_out([], [point(1, 0.0, 2.0)]) == []
+    notes = left_out([*eight, *four], [point(1, 0.0, 2.0), *four], share=True)
+    assert len(notes) == 1 and notes[0].startswith("int8 was tried on 2 models") and "9.85x at a drop of 30.0 points" in notes[0]
+    assert left_out(eight, eight, share=True) == [] and left_out([], [point(1, 0.0, 2.0)], share=True) == []
 
 
 @pytest.fixture(scope="module")
