@@ -54,7 +54,7 @@ data.notes.forEach(text => find("notes").append(element("p", text)));
 find("notes-title").textContent = data.notes.length === 1 ? "1 note" : data.notes.length + " notes";
 if (!data.notes.length) find("notes-part").remove();
 
-let chosen = data.chosen, compared = -1, layer = null;
+let chosen = data.chosen, compared = -1, layer = null, zoom = null;
 const option = name => document.querySelector("input[name=" + name + "]:checked").value;
 function hero(point) {
   find("hero-speedup").textContent = point.hero.speedup;
@@ -148,7 +148,7 @@ function network(points) {
       box.addEventListener("click", () => { layer = name; network(points); });
       line.append(box);
     });
-    return [element("div", caption + ", " + (here >= 1000 ? (here / 1000).toFixed(2) + " ms" : here.toFixed(0) + " us") + " in layers", "caption"), line];
+    return [element("div", caption + ", " + (here >= 1000 ? (here / 1000).toFixed(2) + " ms" : here.toPrecision(3) + " us"), "caption"), line];
   };
   find("network").replaceChildren(
     ...row("dense", before.map(([name, us]) => [name, us]), () => 1),
@@ -174,7 +174,9 @@ function draw() {
   };
   const candidates = final ? [] : data.trials.map(t => ({ x: t[across], y: up * t.score, tip: t.tip, inside: t.inside }));
   const limit = data.max_drop === null ? null : up * dense - data.max_drop;
+  find("whole").hidden = zoom === null;
   drawChart(find("chart"), {
+    zoom, zoomTo: wanted => { zoom = wanted; draw(); },
     front: data.front.map(point), candidates, chosen, choose, limit, larger: across === "x", limitName: "beyond the limit on the drop",
     others: data.quantised.map(p => ({ ...point(p), label: p.reference ? p.precision : "" })),
     dense: { x: across === "x" ? 1 : across === "ms" ? data.dense.latency_ms : data.dense.size_mb, y: up * dense, tip: "dense\n" + data.metric + " " + shownY(dense) + "\n" + data.dense.latency },
@@ -209,7 +211,8 @@ fill("failures", ["trial", "stage", "reason"], data.failures, [2]);
 fill("quality", [], data.quality, [0, 1]);
 fill("environment", [], data.environment, [0, 1]);
 find("final-name").textContent = data.split + " split, " + data.how;
-document.querySelectorAll("fieldset input").forEach(input => input.addEventListener("change", draw));
+document.querySelectorAll("fieldset input").forEach(input => input.addEventListener("change", () => { zoom = null; draw(); }));
+find("whole").addEventListener("click", () => { zoom = null; draw(); });
 if (chosen >= 0) choose(chosen); else {
   ["recipe-title", "recipe-part", "hero-part"].forEach(id => find(id).remove());
   document.querySelector("input[value=searched]").checked = true;

@@ -158,6 +158,27 @@ def test_layers_two_points_and_sorting(browser, record, tmp_path):
     assert clean(browser)
 
 
+def test_a_part_of_the_picture_is_drawn_larger(browser, record, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    show(browser, record, tmp_path)
+    where = "const c = document.querySelectorAll('#chart g.point[tabindex] circle')[0]; return [+c.getAttribute('cx'), +c.getAttribute('cy')]"
+    x, y = browser.execute_script(where)
+    svg = browser.find_element("css selector", "#chart svg")
+    corner = browser.execute_script("const r = arguments[0].getBoundingClientRect(); return [r.width / 2, r.height / 2]", svg)
+    start = round(x - 60 - corner[0]), round(y - 40 - corner[1])
+    ActionChains(browser).move_to_element_with_offset(svg, *start).click_and_hold().move_by_offset(90, 60).release().perform()
+    assert browser.find_element("id", "whole").is_displayed()
+    now = browser.execute_script(where)
+    assert now != [x, y]
+    box = browser.execute_script("return document.querySelector('#inner rect').getBBox().width")
+    # The point stands where it stood in the rectangle: two thirds from its left and top.
+    assert abs((now[0] - 78) / box - 2 / 3) < 0.02
+    browser.find_element("id", "whole").click()
+    assert browser.execute_script(where) == [x, y] and not browser.find_element("id", "whole").is_displayed()
+    assert clean(browser)
+
+
 def test_a_limit_is_shaded_and_notes_are_folded(browser, record, tmp_path):
     record["job"]["max_drop"] = 0.0
     record["notes"] = ["one", "two"]

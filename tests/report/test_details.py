@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hwprune.records.record import read_record
-from hwprune.report.details import candidate_rows, kind_rows, unit_rows
+from hwprune.report.details import candidate_rows, kind_rows, layer_times, unit_rows
 
 
 def test_why_a_unit_was_left_alone(run):
@@ -61,3 +63,16 @@ def test_candidates_can_be_sorted_and_failures_are_among_them(run):
     assert len(rows) == len(record.data["trials"])
     assert [cell["text"] for cell in rows[-1]][:4] == ["77", first["origin"], "failed (run)", ""]
     assert rows[-1][3]["key"] is None and isinstance(rows[0][3]["key"], float)
+
+
+def test_layers_add_up_to_the_measured_latency(run):
+    """The profiler's own time in each layer would tell other sums than the latencies that stand beside them."""
+    record = read_record(run)
+    point = record.data["front"][0]
+    base = record.data["baseline"]
+    base["footprint"] = {"layers": {"a": 3e-3, "gone": 1e-3}}
+    point["footprint"] = {"layers": {"a": 5e-4, "added": 5e-4}}
+    rows = layer_times(record, point)
+    dense, now = 1e6 * base["latency"]["value"], 1e6 * point["latency"]["value"]
+    wanted = [["a", 0.75 * dense, now / 2], ["gone", dense / 4, 0.0], ["added", 0.0, now / 2]]
+    assert rows == [[name, pytest.approx(before), pytest.approx(after)] for name, before, after in wanted]
