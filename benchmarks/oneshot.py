@@ -128,7 +128,8 @@ def main() -> None:
     lines = [
         captured.getvalue().rstrip(),
         "",
-        "Cells: test accuracy in percent (mean cross-entropy). Seed 0; `s`: longest pruning, with whatever it was the first to need.",
+        "Cells show test accuracy in percent, with mean cross-entropy in parentheses. Seed 0. `s` is the time of the longest "
+        "pruning in the row, including statistics that no earlier row had computed.",
     ]
     print("\n".join(lines), flush=True)
     for name in options.names or list(PLAN):
