@@ -26,6 +26,7 @@ from statistics import median
 from typing import Any
 
 from hwprune.structure.torch import capture
+from hwprune.structure.torch.free_sizes import has_free_batch
 
 TIMEOUT = 600
 SEED = 0
@@ -172,7 +173,7 @@ def examine(name: str, onnx: bool) -> dict[str, Any]:
     out = [
         x
         for x in torch.utils._pytree.tree_leaves(
-            small.train()(*((torch.cat([x, x]) for x in tensors) if capture.has_free_batch(captured) else tensors))
+            small.train()(*((torch.cat([x, x]) for x in tensors) if has_free_batch(captured) else tensors))
         )
         if isinstance(x, torch.Tensor) and x.is_floating_point()
     ]

@@ -10,7 +10,7 @@ from hwprune.cli.front_plot import FrontPlot
 from hwprune.cli.progress_lines import counts_as_news, describe
 from hwprune.common import formatting
 from hwprune.records.trial import FAILED, STOPPED, Trial
-from hwprune.searching.progress import BEST_WITHIN, Heading, Progress
+from hwprune.searching.progress import Heading, Progress
 
 REFRESH = 4
 """Drawings a second."""
@@ -52,8 +52,8 @@ class LiveView(Progress):
         self._heading = heading
         self._live.start()
 
-    def in_points(self, *, share: bool) -> None:
-        self._trials.share = share
+    def scale(self, *, share: bool, usual: float) -> None:
+        self._trials.share, self._trials.usual = share, usual
 
     def phase(self, name: str) -> None:
         self._steps += 1
@@ -156,7 +156,7 @@ class _Trials:
         self._first, self._last, self._count = 0.0, 0.0, 0
         self._failed, self._stopped = 0, 0
         self._best: Trial | None = None
-        self.share = False
+        self.share, self.usual = False, 0.01
 
     def add(self, trial: Trial, best: Trial | None, now: float) -> None:
         self._first = self._first or now
@@ -174,7 +174,7 @@ class _Trials:
             words.append(f"{60 * (self._count - 1) / (self._last - self._first):.0f} trials a minute")
         words += [f"{count} {word}" for count, word in ((self._failed, "failed"), (self._stopped, "stopped early")) if count]
         words += [self.stale] if self.stale else []
-        limit = heading.max_drop if heading is not None and heading.max_drop is not None else BEST_WITHIN
+        limit = heading.max_drop if heading is not None and heading.max_drop is not None else self.usual
         best = describe(self._best, share=self.share) if self._best is not None else "none yet"
         allowed = formatting.drop(limit, share=self.share).removeprefix("+")
         return [", ".join(words), f"best at a drop of at most {allowed}: {best}"]

@@ -80,9 +80,9 @@ class Several(Progress):
         for part in self.parts:
             part.begin(heading)
 
-    def in_points(self, *, share: bool) -> None:
+    def scale(self, *, share: bool, usual: float) -> None:
         for part in self.parts:
-            part.in_points(share=share)
+            part.scale(share=share, usual=usual)
 
     def phase(self, name: str) -> None:
         for part in self.parts:

@@ -48,7 +48,7 @@ class Lines(Progress):
             self.note(f"the last search like this took {formatting.duration(seconds)}")
         self._heading = heading
 
-    def in_points(self, *, share: bool) -> None:
+    def scale(self, *, share: bool, usual: float) -> None:
         self._share = share
 
     def phase(self, name: str) -> None:

@@ -59,6 +59,11 @@ def is_share(dense: float, *, higher_is_better: bool) -> bool:
     return higher_is_better and 0 <= dense <= 1
 
 
+def usual_limit(dense: float, *, share: bool) -> float:
+    """The drop that is looked at where the user gives no limit: one point of a share, else 5 % of the dense model's value."""
+    return 0.01 if share or not math.isfinite(dense) else float(f"{abs(dense) / 20:.2g}")
+
+
 def speedup(value: float, low: float | None = None, high: float | None = None) -> str:
     """1.5, 1.48, 1.52 -> '1.50x [1.48, 1.52]'."""
     text = f"{value:.2f}x"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from hwprune.errors import UnknownNameError
 from hwprune.layers import layer as layer_table
@@ -57,7 +57,10 @@ def units(graph: ModelGraph) -> dict[str, Unit]:
             if parts:
                 weights = {part.parameter: part.tensor for part in producers(parts)}
                 table[axis.name] = Unit(axis.name, axis.role, axis.size, weights, parts, axis=axis)
+    tables = _embedded(graph)
     for matrix in graph.matrices:
+        if id(parameters[matrix.parameter]) in tables:  # as a table its rows are no sums of products: zeros there forget words
+            continue
         layer = layers.get(matrix.parameter)
         table[matrix.parameter] = matrix_unit(matrix, parameters[matrix.parameter], centred=layer is not None and layer.movable)
     for branch in graph.branches:
@@ -142,6 +145,18 @@ _NORM_SCALE = {
     torch.ops.aten.rms_norm.default: 2,
 }
 """Position of the learned scale among the operator's arguments."""
+
+
+_TABLES = (torch.ops.aten.embedding.default, torch.ops.aten.embedding_bag.default)
+
+
+def _embedded(graph: ModelGraph) -> set[int]:
+    """Identities of the parameters that are looked up by number somewhere, as the embedding that an output layer is tied to."""
+    parameters = dict(graph.module.named_parameters(remove_duplicate=False))
+    looked_up = [str(node.args[0].target) for node in graph.module.graph.nodes if node.target in _TABLES]
+    found = {id(parameters[name]) for name in looked_up if name in parameters}
+    whole = [part.weight for part in graph.module.modules() if isinstance(part, (nn.Embedding, nn.EmbeddingBag))]
+    return found | {id(weight) for weight in whole}
 
 
 def _scales(graph: ModelGraph) -> set[str]:

@@ -17,7 +17,7 @@ from hwprune.errors import CandidateFailure, described
 from hwprune.onnx_files import interface_names, own_names, tidy
 from hwprune.onnx_files.lowering import lowered
 from hwprune.structure.onnx.flatten import write_notes
-from hwprune.structure.torch.capture import free_batch
+from hwprune.structure.torch.free_sizes import free_batch
 from hwprune.structure.torch.opaque import opaque_model
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

@@ -94,6 +94,7 @@ def describe(pruner: Pruner) -> dict[str, Any]:
         "matrices": [
             {"name": m.parameter, "kind": m.kind, "shape": list(m.shape), "groups": m.groups, "transposed": m.transposed}
             for m in graph.matrices
+            if m.parameter in pruner.units
         ],
         "branches": [
             {

@@ -193,7 +193,7 @@ def recipes(size_log10: float) -> str:
 
 
 def recommended(record: Record) -> int:
-    """Index of the point to look at first: the fastest within ``max_drop`` (or 0.01), else the most accurate; -1: none."""
+    """Index of the point to look at first: the fastest within ``max_drop`` or a usual drop, else the most accurate; -1: none."""
     points = record.front
     fits = within(points, _limit(record))
     return points.index(fits[-1]) if fits else 0 if points else -1
@@ -201,7 +201,8 @@ def recommended(record: Record) -> int:
 
 def _limit(record: Record) -> float:
     given = record.data["job"]["max_drop"]
-    return 0.01 if given is None else float(given)
+    dense = record.dense_metric["value"]
+    return formatting.usual_limit(dense, share=is_share(record)) if given is None else float(given)
 
 
 def _recommendation(record: Record) -> str:

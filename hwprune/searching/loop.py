@@ -17,7 +17,7 @@ from hwprune.searching.constraints import Constraints
 from hwprune.searching.evaluating.evaluator import Evaluator
 from hwprune.searching.evaluating.scored import ScoredCandidate
 from hwprune.searching.job import Job
-from hwprune.searching.progress import BEST_WITHIN, Progress
+from hwprune.searching.progress import Progress
 from hwprune.searching.sampling.samplers import UNIFORM
 from hwprune.searching.sampling.search_model import SearchModel
 from hwprune.searching.space.space import SearchSpace
@@ -233,7 +233,9 @@ class Work:
         return False
 
     def _best(self, done: list[Trial]) -> Trial | None:
-        """The fastest trial within ``max_drop`` (or `BEST_WITHIN`), for those who watch."""
-        limit = self.job.max_drop if self.job.max_drop is not None else BEST_WITHIN
+        """The fastest trial within ``max_drop`` (or the usual limit), for those who watch."""
+        dense = self.evaluator.dense.baseline.metric.value
+        share = formatting.is_share(dense, higher_is_better=self.evaluator.metric.higher_is_better)
+        limit = self.job.max_drop if self.job.max_drop is not None else formatting.usual_limit(dense, share=share)
         good = [t for t in done if t.measured and t.drop is not None and t.drop <= limit]
         return max(good, key=lambda t: t.speedup.value if t.speedup else 0.0, default=None)

@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 
 from hwprune.records.trial import Trial
 
-BEST_WITHIN = 0.01
-"""Largest drop of what is told as the best so far where the user gives no limit."""
-
 
 @dataclass(frozen=True, slots=True)
 class Heading:
@@ -38,8 +35,11 @@ class Progress:
     def begin(self, heading: Heading) -> None:
         """A search begins."""
 
-    def in_points(self, *, share: bool) -> None:
-        """Is the metric a share, whose drops are told in points? Known as soon as the dense model is scored."""
+    def scale(self, *, share: bool, usual: float) -> None:
+        """Is the metric a share, whose drops are told in points, and which drop is looked at where the user gives no limit?
+
+        Both are known as soon as the dense model is scored.
+        """
 
     def phase(self, name: str) -> None:
         """The next of the heading's phases begins."""

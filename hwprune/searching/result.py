@@ -85,7 +85,8 @@ class Result:
 
     def best(self, max_drop: float | None = None, min_speedup: float | None = None) -> FrontPoint:
         """With ``max_drop``: the fastest point that is surely within it, by what validation said; else with ``min_speedup``: the
-        most accurate; else the fastest.
+        most accurate; else the fastest of all, whatever its drop (`hwprune export` without a limit takes what the report
+        recommends instead).
 
         Raises:
             UsageError: no point meets it; says which is the nearest.

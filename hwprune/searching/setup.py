@@ -141,8 +141,8 @@ class Setup:
     def measure_dense(self, evaluator: Evaluator) -> Baseline:
         self.progress.stage("measuring the dense model")
         baseline = evaluator.dense.prepare(evaluator.source)
-        better = evaluator.metric.higher_is_better
-        self.progress.in_points(share=formatting.is_share(baseline.metric.value, higher_is_better=better))
+        share = formatting.is_share(baseline.metric.value, higher_is_better=evaluator.metric.higher_is_better)
+        self.progress.scale(share=share, usual=formatting.usual_limit(baseline.metric.value, share=share))
         split = evaluator.dense.validation
         if word := data_checks.how_read(evaluator.metric, split.dense, split.targets):
             self.notes.append(word)

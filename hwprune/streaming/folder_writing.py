@@ -163,6 +163,7 @@ def _check_whole(sweep: Sweep, done: Swept, out: Path) -> None:
     for index in range(len(done.kept)):
         hidden = block_of(written, index, given[index])(hidden)
     expected = leaving(ends, written.blocks, one, hidden)
+    del ends, hidden, given
     try:
         model = written.kind.from_pretrained(str(out), dtype=torch.float32).eval()
         found = model(one, use_cache=False).logits

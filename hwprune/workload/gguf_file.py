@@ -32,14 +32,31 @@ def unpacked(folder: Path, file: str, out: Path) -> Path:
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=file, dtype=torch.float32)
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder), gguf_file=file)
-        facts = loaded.config.to_dict()
-        facts.pop("quantization_config", None)  # what is written is not quantised any more
-        model = type(loaded)(type(loaded.config)(**facts)).float()
-        model.load_state_dict(loaded.state_dict())
     except Exception as error:  # the library raises what it meets
         raise WorkloadError(f"transformers can't read {folder / file}: {described(error)}") from error
     partial = out.with_name(f"{out.name}.partial")
-    model.save_pretrained(str(partial))
+    partial.mkdir(parents=True, exist_ok=True)
+    _save(loaded, partial)
     tokenizer.save_pretrained(str(partial))
     partial.rename(out)
     return out
+
+
+def _save(model: Any, out: Path) -> None:
+    """Configuration and weights, without a second copy of them in memory; ``save_pretrained`` refuses what came quantised."""
+    from safetensors.torch import save_file
+
+    facts = model.config.to_dict()
+    facts.pop("quantization_config", None)  # what is written is not quantised any more
+    config = type(model.config)(**facts)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(str(out))
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(str(out))
+    state: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:  # tied tensors are written once, as transformers does
+            seen.add(tensor.data_ptr())
+            state[name] = tensor.contiguous()
+    save_file(state, str(out / "model.safetensors"), metadata={"format": "pt"})

@@ -103,8 +103,8 @@ def test_the_limit_that_was_given_is_the_one_of_the_best(view):
 
 
 def test_drops_of_a_share_are_points(view):
-    view.in_points(share=True)
-    assert "best at a drop of at most 1.0 points: 3.00x at a drop of 0.4 points" in searched(view)
+    view.scale(share=True, usual=0.02)
+    assert "best at a drop of at most 2.0 points: 3.00x at a drop of 0.4 points" in searched(view)
 
 
 @pytest.mark.parametrize("view", [(30, 40), (50, 40), (120, 40)], indirect=True)

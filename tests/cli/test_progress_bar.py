@@ -92,13 +92,13 @@ def test_several_are_told_the_same():
     both = Several([one, other])
     calls = {
         "begin": (HEADING,), "phase": ("load",), "stage": ("x", 1, 2), "waiting": ("y",), "note": ("z",), "stale": (1, 3),
-        "trial": (STOPPED, None, 1, 2, None), "calibrated": (1, 2), "confirmed": (1, 2), "in_points": (True,), "trained": (1, 2, 3.0, "b"), "close": (),
+        "trial": (STOPPED, None, 1, 2, None), "calibrated": (1, 2), "confirmed": (1, 2), "scale": (True, 0.02), "trained": (1, 2, 3.0, "b"), "close": (),
     }  # fmt: skip
     public = {name for name in vars(Progress) if not name.startswith("_")}
     assert set(calls) == public  # a new one must be passed on too
     for name, arguments in calls.items():
-        if name == "in_points":
-            both.in_points(share=True)
+        if name == "scale":
+            both.scale(share=True, usual=0.02)
         else:
             getattr(both, name)(*arguments)
     assert one.words == other.words == [(name, *arguments) for name, arguments in calls.items()]

@@ -19,3 +19,9 @@ def test_drops():
     assert formatting.drop(0.004, share=False) == "+0.004" and formatting.drop(-12.3456, share=False) == "-12.35"
     assert formatting.is_share(0.93, higher_is_better=True)
     assert not formatting.is_share(0.93, higher_is_better=False) and not formatting.is_share(25.4, higher_is_better=True)
+
+
+def test_the_limit_that_is_looked_at():
+    """A point of an accuracy; of a perplexity a hundredth of one would be nothing."""
+    assert formatting.usual_limit(0.93, share=True) == 0.01
+    assert formatting.usual_limit(24.35, share=False) == 1.2 and formatting.usual_limit(float("inf"), share=False) == 0.01

@@ -6,7 +6,7 @@ They are evaluated with NumPy at analysis time, and again for the sizes after a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ _UNARY: dict[str, Callable[..., Any]] = {
 
 
 def beyond_the_table(sizes: Sequence[int], bounds: Sequence[Array | None]) -> dict[int, int]:
-    """Of a Slice whose end is a size known at run time only, by axis: the size of its result.
+    """The size of a Slice's result by axis, where its end is a size that is known at run time only.
 
     A table of positions is cut to the tokens that come in. The stand-in for their number is larger than any table, and would be
     taken for "to the end"; at run time there are never more tokens than the table has rows.
@@ -98,6 +98,26 @@ def beyond_the_table(sizes: Sequence[int], bounds: Sequence[Array | None]) -> di
         if max(sizes[axis], PRIMES[0] // 2) < end < 2**31 - 1 and 0 <= start < end:
             found[axis % len(sizes)] = end - start
     return found
+
+
+def cut_table(table: onnx.TypeProto | None, bounds: Sequence[Array | None]) -> onnx.TypeProto | None:
+    """The type of what `beyond_the_table` speaks of; None of any other Slice."""
+    if table is None or not table.tensor_type.HasField("shape"):
+        return None
+    sizes = [dim.dim_value for dim in table.tensor_type.shape.dim]
+    free = beyond_the_table(sizes, bounds) if all(sizes) else {}
+    made = [free.get(axis, size) for axis, size in enumerate(sizes)]
+    return onnx.helper.make_tensor_type_proto(table.tensor_type.elem_type, made) if free else None
+
+
+def range_type(bounds: Sequence[Array | None]) -> onnx.TypeProto | None:
+    """The type of a Range with known bounds. Shape inference writes the numbers out, and gives up on many."""
+    if any(bound is None for bound in bounds):
+        return None
+    start, limit, step = (bound.item() for bound in bounds if bound is not None)
+    count = max(0, ceil((limit - start) / step)) if isinstance(step, float) else max(0, -(-(limit - start) // step))
+    kind = onnx.helper.np_dtype_to_tensor_dtype(bounds[0].dtype)  # type: ignore[union-attr]  # none is None
+    return onnx.helper.make_tensor_type_proto(kind, [count])
 
 
 def evaluate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from hwprune.structure.dims import MismatchError, Space
 from hwprune.structure.onnx.flatten import FLOATS, captured
 from hwprune.structure.onnx.rules import RULES, OnnxCall
 from hwprune.structure.onnx.rules.table import Numbers
-from hwprune.structure.onnx.values import LIMIT, Array, attributes, beyond_the_table, evaluate, is_small
+from hwprune.structure.onnx.values import LIMIT, Array, attributes, cut_table, evaluate, is_small, range_type
 from hwprune.structure.scope import Kept, Value
 from hwprune.structure.symbols import PRIMES
 
@@ -239,17 +238,13 @@ class Walk:
 
     def _infer_alone(self, node: onnx.NodeProto) -> None:
         bounds = [self.known.get(name) for name in node.input]
-        if node.op_type == "Range" and all(bound is not None for bound in bounds):
-            # Shape inference writes the numbers out, and gives up on many.
-            start, limit, step = (bound.item() for bound in bounds if bound is not None)
-            count = max(0, ceil((limit - start) / step)) if isinstance(step, float) else max(0, -(-(limit - start) // step))
-            kind = helper.np_dtype_to_tensor_dtype(bounds[0].dtype)  # type: ignore[union-attr]  # none is None
-            self.types[node.output[0]] = helper.make_tensor_type_proto(kind, [count])
-            return
-        sliced = self.shape(node.input[0]) if node.op_type == "Slice" and len(bounds) > 1 else None
-        if sliced and (free := beyond_the_table(sliced, bounds[1:])):
-            sizes = [free.get(axis, size) for axis, size in enumerate(sliced)]
-            self.types[node.output[0]] = helper.make_tensor_type_proto(self.types[node.input[0]].tensor_type.elem_type, sizes)
+        found = None
+        if node.op_type == "Range":
+            found = range_type(bounds)
+        elif node.op_type == "Slice":
+            found = cut_table(self.types.get(node.input[0]), bounds[1:])
+        if found is not None:
+            self.types[node.output[0]] = found
             return
         domain = "" if node.domain == "ai.onnx" else node.domain
         try:
