@@ -53,8 +53,8 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     )
     print(f"What was written computes what was pruned, and {loads}.")
     if facts["plain"]:
-        blocks = formatting.some(len(facts["plain"]), "block")
-        print(f"In {blocks} the refit did not help windows that it had not seen, and was left out.")
+        places = formatting.some(len(facts["plain"]), "place")
+        print(f"In {places} the repair did not help windows that it had not seen, and was left out.")
     if facts["params"] == facts["dense_params"]:
         print("Zeros alone make nothing faster: the folder is as large as before, for runtimes that know the pattern.")
     if options.score:

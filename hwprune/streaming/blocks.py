@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,10 +64,12 @@ def entering(ends: nn.Module, blocks: str, ids: torch.Tensor) -> tuple[torch.Ten
     layers = list(ends.get_submodule(blocks).children())
     seen: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
+    takes = [name for name in inspect.signature(type(layers[0]).forward).parameters if name != "self"]
+
     def called(hidden: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        if rest:
-            raise WorkloadError(f"the blocks of {type(ends).__name__} take more than hidden states by position")
-        seen.append((hidden, named))
+        if len(rest) >= len(takes):
+            raise WorkloadError(f"the blocks of {type(ends).__name__} take arguments by position that have no names")
+        seen.append((hidden, named | dict(zip(takes[1:], rest, strict=False))))
         if len(seen) == len(layers):
             raise _Reached
         return hidden
@@ -85,26 +88,30 @@ def entering(ends: nn.Module, blocks: str, ids: torch.Tensor) -> tuple[torch.Ten
 
 @torch.no_grad()
 def leaving(ends: nn.Module, blocks: str, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits (1, tokens, words) of what the last block has made."""
+    """Logits (1, tokens, words) of what the last block has made.
+
+    Raises:
+        WorkloadError: the model makes nothing of it.
+    """
     layers = list(ends.get_submodule(blocks).children())
-    as_tuple = _returns_tuple(layers[0])
-
-    def called(_hidden: torch.Tensor, **_named: Any) -> Any:
-        return (hidden,) if as_tuple else hidden
-
-    for layer in layers:
-        layer.forward = called
-    try:
-        return ends(ids, use_cache=False).logits  # type: ignore[no-any-return]
-    finally:
+    # Some classes take a block's result as it is, others the first entry of it. Annotations are not always true.
+    told = "uple" in str(getattr(type(layers[0]).forward, "__annotations__", {}).get("return", ""))
+    failure: Exception | None = None
+    for as_tuple in (told, not told):
+        made = (hidden,) if as_tuple else hidden
         for layer in layers:
-            del layer.forward
-
-
-def _returns_tuple(layer: nn.Module) -> bool:
-    """By its annotation: classes of transformers say what they return."""
-    wanted = str(getattr(type(layer).forward, "__annotations__", {}).get("return", ""))
-    return "uple" in wanted
+            layer.forward = lambda *_rest, made=made, **_named: made
+        try:
+            logits = ends(ids, use_cache=False).logits
+        except Exception as error:  # an index too many, or a tuple where a tensor is wanted
+            failure = error
+            continue
+        finally:
+            for layer in layers:
+                del layer.forward
+        if logits.shape[:2] == ids.shape and logits.ndim == 3:
+            return logits  # type: ignore[no-any-return]
+    raise WorkloadError(f"{type(ends).__name__} makes no logits of its last block's result") from failure
 
 
 def block_of(folder: LanguageFolder, index: int, given: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> DecoderBlock:

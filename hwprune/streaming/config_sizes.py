@@ -6,6 +6,7 @@ doubled. The dims that double with it are proportional to it, and so tell its ne
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,8 @@ def with_depth(config: Any, kept: list[int]) -> Any:
     kinds = getattr(config, "layer_types", None)
     setattr(found, name, len(kept))
     if kinds:
-        found.layer_types = [kinds[index] for index in kept]
+        with contextlib.suppress(AttributeError):  # computed from other numbers
+            found.layer_types = [kinds[index] for index in kept]
     return found
 
 
@@ -53,8 +55,9 @@ def fitted(kind: Any, config: Any, wanted: Shapes) -> Any:
     Raises:
         UsageError: there is none: layers of one kind keep different sizes, or the class derives a size from another.
     """
-    config = _explicit_heads(kind, copy.deepcopy(config))
+    config = _explicit_sizes(kind, _explicit_heads(kind, copy.deepcopy(config)))
     before = _shapes(kind, config)
+    wanted = {name: shape for name, shape in wanted.items() if name in before}  # buffers are the class's own
     doubled = {name: after for name in SIZES if (after := _doubled(kind, config, name)) is not None}
     first: UsageError | None = None
     # The rows of a query projection are heads times their size: fewer of the one or of the other look alike.
@@ -86,8 +89,8 @@ def _solved(kind: Any, config: Any, before: Shapes, doubled: Mapping[str, Shapes
         values = _values(before, after, wanted, getattr(config, name))
         if len(values) > 1:
             raise UsageError(
-                f"{name} would have to be {' and '.join(map(str, sorted(values)))}: the layers keep different sizes, and "
-                f"{kind.__name__} has one for all"
+                f"{name} would have to be {' and '.join(map(str, sorted(values)))}: the layers keep different sizes, or "
+                f"{kind.__name__} makes several of its sizes of this one number"
             )
         if values:
             new[name] = values.pop()
@@ -95,6 +98,11 @@ def _solved(kind: Any, config: Any, before: Shapes, doubled: Mapping[str, Shapes
     try:
         for name, value in new.items():
             setattr(found, name, value)
+        for name in doubled:
+            rest = None if name in new else _by_rest(kind, found, name, wanted)
+            if rest is not None:
+                setattr(found, name, rest)
+                new[name] = rest
         made = _shapes(kind, found)
         type(found).from_dict(found.to_dict())  # classes check what they read, and not what is set
     except Exception as error:  # the class may raise anything about sizes that don't fit
@@ -118,6 +126,40 @@ def _values(before: Shapes, after: Shapes, wanted: Shapes, old: int) -> set[int]
             if double == 2 * size:
                 found.add(round(now * old / size))
     return found
+
+
+def _by_rest(kind: Any, config: Any, name: str, wanted: Shapes) -> int | None:
+    """What a number must be whose dims hold others too, such as queries, keys and values in one matrix; None: nothing tells."""
+    old = getattr(config, name)
+    before, after = _shapes(kind, config), _doubled(kind, config, name)
+    if after is None:
+        return None
+    values = {
+        old * (now - size) / (double - size) + old
+        for key in before.keys() & wanted.keys()
+        for size, double, now in zip(before[key], after[key], wanted[key], strict=True)
+        if double != size
+    }
+    return int(value) if len(values) == 1 and (value := values.pop()) == int(value) and value > 0 else None
+
+
+def _explicit_sizes(kind: Any, config: Any) -> Any:
+    """With the numbers written down that the class derives from others where they are None, such as GPT-2's ``n_inner``."""
+    for name in SIZES:
+        if not hasattr(config, name) or getattr(config, name) is not None:
+            continue
+        before = _shapes(kind, config)
+        for size in sorted({size for shape in before.values() for size in shape}):
+            explicit = copy.deepcopy(config)
+            try:
+                setattr(explicit, name, size)
+                fits = _shapes(kind, explicit) == before
+            except Exception:  # classes raise what they like about sizes
+                fits = False
+            if fits and _doubled(kind, explicit, name) not in (None, before):
+                config = explicit
+                break
+    return config
 
 
 def _explicit_heads(kind: Any, config: Any) -> Any:

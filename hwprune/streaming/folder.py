@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from hwprune.workload.language import is_causal
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+
+
+class OtherNamesError(WorkloadError):
+    """The files name tensors otherwise than the class does: `unpacking` writes them under its names."""
 
 
 class LanguageFolder:
@@ -56,9 +60,9 @@ class LanguageFolder:
         self.blocks = _blocks(self.skeleton)
         known = set(self.skeleton.state_dict())
         if missing := sorted(known - set(self.files) - self._tied()):
-            raise WorkloadError(
-                f"{self.path} holds {len(self.files)} tensors, but not {missing[0]} ({len(missing)} are missing): save the model "
-                "once with save_pretrained of this version of transformers"
+            raise OtherNamesError(
+                f"{self.path} holds {len(self.files)} tensors, but not {missing[0]} ({len(missing)} are missing): transformers "
+                "keeps this class's weights under other names in files than in memory"
             )
 
     @property
@@ -118,24 +122,27 @@ class LanguageFolder:
 
 
 def skeleton(kind: Any, config: Any) -> nn.Module:
-    """A model without weights: parameters on the meta device; buffers that no file holds are real."""
-    model = bare(kind, config)
-    make = getattr(kind, "_from_config", kind)
-    small = copy.deepcopy(config)
-    for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
-        if getattr(small, key, None):
-            setattr(small, key, 1)
-    if getattr(small, "layer_types", None):
-        small.layer_types = small.layer_types[:1]
-    small.vocab_size = 8
-    for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(small, key, None)
-    real = dict(make(small).named_buffers())
-    for name, buffer in list(model.named_buffers()):
-        if buffer.is_meta and (source := real.get(name)) is not None:
-            owner, _, last = name.rpartition(".")
-            model.get_submodule(owner).register_buffer(last, source.clone(), persistent=False)
+    """A model without weights: parameters on the meta device; buffers, which the class computes itself, are real."""
+    with _no_parameters():
+        model: nn.Module = getattr(kind, "_from_config", kind)(config)
     return model.eval()
+
+
+@contextmanager
+def _no_parameters() -> Iterator[None]:
+    """Every parameter that a module registers loses its numbers at once, so that no more than one is in memory."""
+    register = nn.Module.register_parameter
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = registered  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def bare(kind: Any, config: Any) -> nn.Module:

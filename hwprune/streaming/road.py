@@ -15,8 +15,8 @@ import torch
 from hwprune.common import formatting
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
-from hwprune.streaming.folder import LanguageFolder
-from hwprune.streaming.folder_writing import check_first, write_folder
+from hwprune.streaming.folder import LanguageFolder, OtherNamesError
+from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
 from hwprune.streaming.perplexity import perplexity, window_losses
 from hwprune.streaming.sweep import Sweep, SweepPlan
@@ -64,7 +64,14 @@ def prune_folder(
     work = out / WORK
     if gguf is not None:
         source = gguf_file.unpacked(source, gguf, work / "dense")
-    folder = LanguageFolder(source)
+    try:
+        folder = LanguageFolder(source)
+    except OtherNamesError:
+        size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+        if 2 * size > (WHOLE if memory is None else memory):
+            raise
+        source = gguf_file.unpacked(source, None, work / "dense")
+        folder = LanguageFolder(source)
     if memory is not None and (needed := needs(folder)) > memory:
         raise UsageError(
             f"one block of {folder.kind.__name__} needs about {formatting.size(needed)} while it is pruned, more than --memory "

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from hwprune import patterns
 from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
+from hwprune.methods import method
 from hwprune.pruning.candidate import Candidate
 from hwprune.pruning.pruner import Pruner
 from hwprune.pruning.uniform import uniform_recipe
@@ -24,6 +26,7 @@ from hwprune.streaming import influence
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
+from hwprune.streaming.masking import BlockMasks
 from hwprune.workload.workload import Workload
 
 LAYER = "layer"
@@ -63,12 +66,12 @@ class Swept:
         kept: blocks of the dense model that are still there, in order.
         errors: of each kept block: mean square of the difference from the dense stream on held-out windows, over the variance of
             the dense one.
-        plain: blocks whose refit did not help held-out windows, and was left out.
+        plain: blocks, or layers in them, whose repair did not help held-out windows, and was left out.
     """
 
     kept: list[int]
     errors: list[float] = field(default_factory=list)
-    plain: list[int] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
 
 
 class Sweep:
@@ -164,14 +167,11 @@ class Sweep:
                 spread += float((wanted - wanted.mean()).double().square().sum())
         start = "layer."
         tensors = {
-            name.removeprefix(start): x.detach().contiguous()
-            for name, x in [*module.named_parameters(), *module.named_buffers()]
-            if name.startswith(start)
+            name.removeprefix(start): x.detach().contiguous() for name, x in module.state_dict().items() if name.startswith(start)
         }
         save_file(tensors, str(self.block_file(place)))
         done.errors.append(error / max(spread, 1e-30))
-        if plain:
-            done.plain.append(index)
+        done.plain.extend(plain)
         self._save(done)
         dense_in.remove()
         pruned_in.remove()
@@ -180,26 +180,42 @@ class Sweep:
         for window in range(len(self.ids)):
             leaving_it.write(window, block(entering_it.read(window)))
 
-    def _pruned(self, block: DecoderBlock, index: int, inputs: HiddenStates, wanted: HiddenStates) -> tuple[nn.Module, bool]:
-        """The block with its units cut and masked, and whether its refit was left out."""
-        patterns = [(name, share) for name, share in self.plan.patterns if name != LAYER]
-        if not patterns:
-            return block, False
+    def _pruned(self, block: DecoderBlock, index: int, inputs: HiddenStates, wanted: HiddenStates) -> tuple[nn.Module, list[str]]:
+        """The block with its units cut and masked, and the names of what has lost its repair again."""
+        chosen = [(name, share) for name, share in self.plan.patterns if name != LAYER]
+        if not chosen:
+            return block, []
+        if all(not patterns.is_axis(name) and name != patterns.BRANCH for name, _ in chosen):
+            resolved = method.get(self.plan.criterion)
+            if BlockMasks.can(block, resolved, self.plan.compensation):
+                masks = BlockMasks(block, inputs, self.fitted, self.held, self.plan.compensation)
+                left_out = [
+                    name
+                    for pattern, share in chosen
+                    for name in masks.run(resolved, patterns.get(pattern), share, lambda unit: not self._excluded(unit, index))
+                ]
+                return block, [f"{self.folder.blocks}.{index}.{name}" for name in left_out]
+        return self._cut(block, index, inputs, wanted, chosen)
+
+    def _cut(
+        self, block: DecoderBlock, index: int, inputs: HiddenStates, wanted: HiddenStates, chosen: Sequence[tuple[str, float]]
+    ) -> tuple[nn.Module, list[str]]:
+        """The same by the graph of the whole block: structured cuts need it."""
         refits = self.plan.compensation != "none"
         everything = range(len(self.ids))
         first = self._pruner(block, index, inputs, self.fitted if refits else everything)
-        choices = self._choices(first, index, patterns)
+        choices = self._choices(first, index, chosen)
         if not choices:
-            return block, False
+            return block, []
         plain = self._candidate(first, choices, "none")
         if not refits:
-            return plain.module.eval(), False
+            return plain.module.eval(), []
         refitted = self._candidate(first, choices, self.plan.compensation)
         if self._error(plain, inputs, wanted) <= self._error(refitted, inputs, wanted):
-            return plain.module.eval(), True
+            return plain.module.eval(), [f"{self.folder.blocks}.{index}"]
         del first, plain, refitted
         last = self._pruner(block, index, inputs, everything)
-        return self._candidate(last, self._choices(last, index, patterns), self.plan.compensation).module.eval(), False
+        return self._candidate(last, self._choices(last, index, chosen), self.plan.compensation).module.eval(), []
 
     def _pruner(self, block: DecoderBlock, index: int, inputs: HiddenStates, which: Sequence[int]) -> Pruner:
         """A pruner of one block that calibrates on some windows of what the pruned blocks before have made."""
@@ -212,9 +228,9 @@ class Sweep:
         with torch.enable_grad():
             return pruner.prune(Recipe(tuple(choices), compensation))
 
-    def _choices(self, pruner: Pruner, index: int, patterns: Sequence[tuple[str, float]]) -> list[UnitChoice]:
+    def _choices(self, pruner: Pruner, index: int, chosen: Sequence[tuple[str, float]]) -> list[UnitChoice]:
         found: list[UnitChoice] = []
-        for name, share in patterns:
+        for name, share in chosen:
             with torch.enable_grad():
                 recipe = uniform_recipe(pruner, name, share, self.plan.criterion, self.plan.compensation)
             found += [choice for choice in recipe.choices if not self._excluded(choice.unit, index)]

@@ -1,4 +1,4 @@
-"""Weights of a GGUF file as a Hugging Face folder in 32 bits."""
+"""Weights of a GGUF file, or under a file's own names, as a Hugging Face folder with the names that the class has in memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import torch
 from hwprune.errors import UsageError, WorkloadError, described
 
 
-def unpacked(folder: Path, file: str, out: Path) -> Path:
-    """The model and the tokenizer of a GGUF file, written by ``save_pretrained``; returns the new folder.
+def unpacked(folder: Path, file: str | None, out: Path) -> Path:
+    """The model and the tokenizer, written anew; returns the new folder.
 
     The whole model is in memory meanwhile. A folder that is there already is taken as it is.
+
+    Args:
+        file: a GGUF file in the folder, whose weights get 32 bits; None: the folder's own weights in their own type, under the
+            names that the class has for them in memory.
 
     Raises:
         UsageError: there is no such file, or a library is missing.
@@ -22,18 +26,23 @@ def unpacked(folder: Path, file: str, out: Path) -> Path:
     """
     if (out / "config.json").is_file():
         return out
-    if not (folder / file).is_file():
-        raise UsageError(f"there is no file {folder / file} (--gguf)")
-    missing = [name for name in ("transformers", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"--gguf needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    given: dict[str, Any] = {}
+    if file is not None:
+        if not (folder / file).is_file():
+            raise UsageError(f"there is no file {folder / file} (--gguf)")
+        missing = [name for name in ("transformers", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UsageError(f"--gguf needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        given = {"gguf_file": file}
     import transformers
 
     try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=file, dtype=torch.float32)
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder), gguf_file=file)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32 if file is not None else "auto", **given
+        )
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder), **given)
     except Exception as error:  # the library raises what it meets
-        raise WorkloadError(f"transformers can't read {folder / file}: {described(error)}") from error
+        raise WorkloadError(f"transformers can't read {folder / (file or '')}: {described(error)}") from error
     partial = out.with_name(f"{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     _save(loaded, partial)

@@ -64,19 +64,23 @@ def test_masks_leave_the_sizes_and_set_zeros(tmp_path, folder, words, pattern):
             assert bool((zeros.view(-1, 4).sum(1) == 2).all())
 
 
-def test_the_first_block_equals_the_road_in_memory(tmp_path, folder, words):
-    """Its inputs are the dense ones on both roads; those of the later blocks are pruned here, and dense there."""
+@pytest.mark.parametrize(("criterion", "alike"), [("l2", ""), ("wanda", ("q_proj.weight", "k_proj.weight", "v_proj.weight"))])
+def test_the_first_block_equals_the_road_in_memory(tmp_path, folder, words, criterion, alike):
+    """What enters it is dense on both roads; behind its first layers, inputs are pruned here, and dense there."""
     found = data(words)
-    road.prune_folder(folder, found, SweepPlan([("unstructured", 0.5)], "wanda", "none"), tmp_path / "out")
+    road.prune_folder(folder, found, SweepPlan([("unstructured", 0.5)], criterion, "none"), tmp_path / "out")
     workload = loading.load(f"hf:{folder} text={words} length=16 windows=8")
     pruner = Pruner(workload)
-    candidate = pruner.prune(uniform_recipe(pruner, "unstructured", 0.5, "wanda", "none"))
+    candidate = pruner.prune(uniform_recipe(pruner, "unstructured", 0.5, criterion, "none"))
     theirs = dict(candidate.module.named_parameters())
     ours = dict(whole(tmp_path / "out").named_parameters())
-    compared = [name for name in ours if name.startswith("model.layers.0.") and ours[name].ndim == 2]
-    assert len(compared) == 7
+    first = [name for name in ours if name.startswith("model.layers.0.") and ours[name].ndim == 2]
+    compared = [name for name in first if name.endswith(alike)]
+    assert len(first) == 7 and len(compared) == (3 if alike else 7)
     for name in compared:
         assert torch.equal(ours[name], theirs[name]), name
+    if alike:
+        assert not all(torch.equal(ours[name], theirs[name]) for name in first)
 
 
 def test_a_checkpoint_in_bfloat16_stays_one(tmp_path, words):
