@@ -151,14 +151,20 @@ class Bench:
 
     # -- numbers -----------------------------------------------------------------------------
 
-    def pair(self, a: str, b: str, samples: Path, settings: Settings) -> Paired:
+    def pair(self, a: str, b: str, samples: Path, settings: Settings, samples_of_b: Path | None = None) -> Paired:
         """Paired latency of ``a`` (the candidate) and ``b`` (dense), alone on the device.
+
+        Args:
+            samples: inputs of the first batch of a samples file.
+            samples_of_b: inputs of ``b``, where they have other shapes (a cache of fewer heads); default: the same.
 
         Raises:
             CandidateFailure: (stage ``measure``) it can't be run.
         """
         self._awake()
         arguments = {"a": a, "b": b, "samples": self._host.put(samples), "settings": settings.to_json()}
+        if samples_of_b is not None:
+            arguments["samples_of_b"] = self._host.put(samples_of_b)
         return Paired.from_json(self._exclusive("pair", {**arguments, "device": self._target.device}))
 
     def profile(self, key: str, samples: Path, runs: int = 20) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ hold the true median with 96.9 % for 6.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ def settings_for(clock: str) -> Settings:
 def remeasure(
     models: dict[str, Path],
     dense: Path,
-    example: Path,
+    example: Path | Mapping[str, Path],
     make: Callable[[], Bench],
     settings: Settings | None = None,
     processes: int | None = None,
@@ -54,6 +54,7 @@ def remeasure(
     A model that fails in any process is left out.
 
     Args:
+        example: a samples file whose first batch is timed; or one for each model and for ``dense``, where shapes differ.
         make: a new bench, with a process of its own.
         settings: default: `settings_for` the bench's clock.
         processes: default: `PROCESSES`.
@@ -63,21 +64,26 @@ def remeasure(
         RunError: the dense model can't be loaded any more.
     """
     sessions: dict[str, list[tuple[int, Paired]]] = {key: [] for key in ["dense", *models]}
+    examples = {key: example if isinstance(example, Path) else example[key] for key in sessions}
+    apart = {key: examples["dense"] for key in examples if examples[key] != examples["dense"]}
     order = ["dense", *models]
     failed: set[str] = set()
     for number in range(processes or PROCESSES):
         with make() as bench:
             settings = settings or settings_for(bench.clock)
             for session in range(SESSIONS):
-                _load_reference(bench, dense)
+                # Who is loaded first gets other memory, in a new process most of all; let it be either in turn.
+                swapped = (number + session) % 2 == 1
+                if not swapped:
+                    _load_reference(bench, dense)
                 turn = len(sessions["dense"]) % len(order)
                 for key in order[turn:] + order[:turn]:  # nobody is always measured first
                     if key not in failed:
                         try:
                             bench.load("model", dense if key == "dense" else models[key])
-                            if session % 2:  # who is loaded first gets other memory; let it be either in turn
+                            if swapped:
                                 _load_reference(bench, dense)
-                            result = bench.pair("model", "reference", example, settings)
+                            result = bench.pair("model", "reference", examples[key], settings, apart.get(key))
                             sessions[key].append((number, result))
                             if keep is not None:
                                 keep(key, result)

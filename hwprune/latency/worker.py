@@ -143,11 +143,14 @@ class Worker:
 
     # -- numbers -----------------------------------------------------------------------------
 
-    def do_pair(self, a: str, b: str, samples: str, settings: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
-        """Time ``a`` against ``b`` on the first batch of a samples file."""
+    def do_pair(
+        self, a: str, b: str, samples: str, settings: dict[str, Any], device: str = "cpu", samples_of_b: str | None = None
+    ) -> dict[str, Any]:
+        """Time ``a`` against ``b`` on the first batch of a samples file, or each on one of its own."""
         _, inputs = next(iter(read_batches(samples)))
+        others = inputs if samples_of_b is None else next(iter(read_batches(samples_of_b)))[1]
         before = fingerprint.conditions(device)
-        result = paired.measure(_timed(self._runners[a], inputs), _timed(self._runners[b], inputs), paired.Settings(**settings))
+        result = paired.measure(_timed(self._runners[a], inputs), _timed(self._runners[b], others), paired.Settings(**settings))
         after = fingerprint.conditions(device)
         return result.with_conditions(machine=after, throttled=throttled(before, after)).to_json()
 

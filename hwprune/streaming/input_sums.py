@@ -26,6 +26,7 @@ class InputSums:
         rows: how many were added.
         gram: (d, d), of the shifted rows.
         total, absolute, zero: (d,) of the shifted rows, and of the rows as they are.
+        cross: (d, d), of the dense model's rows (first dim) with these, neither shifted.
     """
 
     shift: torch.Tensor
@@ -34,9 +35,10 @@ class InputSums:
     total: Any = 0.0
     absolute: Any = 0.0
     zero: Any = 0.0
+    cross: Any = 0.0
 
-    def add(self, inputs: torch.Tensor) -> None:
-        """Add (..., d) inputs."""
+    def add(self, inputs: torch.Tensor, dense: torch.Tensor | None = None) -> None:
+        """Add (..., d) inputs, and what the dense model's layer is given in their place."""
         x = inputs.reshape(-1, inputs.shape[-1]).float()
         moved = x - self.shift
         self.rows += len(x)
@@ -44,6 +46,15 @@ class InputSums:
         self.total = self.total + moved.sum(dim=0, dtype=torch.float64)
         self.absolute = self.absolute + x.abs().sum(dim=0, dtype=torch.float64)
         self.zero = self.zero + (x == 0).sum(dim=0)
+        if dense is not None:
+            self.cross = self.cross + dense.reshape(x.shape).float().T @ x
+
+
+def cross_of(sums: list[InputSums]) -> torch.Tensor:
+    """(d, d) float64: mean product of the dense model's inputs (first dim) with these."""
+    whole = reduce(_together, sums)
+    found: torch.Tensor = whole.cross.double() / whole.rows
+    return found
 
 
 def statistics_of(sums: list[InputSums], name: str) -> LayerStatistics:
@@ -68,5 +79,5 @@ def statistics_of(sums: list[InputSums], name: str) -> LayerStatistics:
 def _together(one: InputSums, other: InputSums) -> InputSums:
     return InputSums(
         one.shift, one.rows + other.rows, one.gram + other.gram, one.total + other.total, one.absolute + other.absolute,
-        one.zero + other.zero,
+        one.zero + other.zero, one.cross + other.cross,
     )  # fmt: skip

@@ -7,6 +7,7 @@ in memory alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from hwprune.methods import layerwise, method
 from hwprune.patterns import Pattern
 from hwprune.streaming.blocks import DecoderBlock
 from hwprune.streaming.hidden_states import HiddenStates
-from hwprune.streaming.input_sums import NEEDS, InputSums, statistics_of
+from hwprune.streaming.input_sums import NEEDS, InputSums, cross_of, statistics_of
 from hwprune.structure.model_graph import Matrix
 
 
@@ -43,10 +44,10 @@ class _Linear:
         shape = tuple(self.module.get_parameter("weight").shape)
         return shape[::-1] if self.transposed else shape
 
-    def unit(self) -> Unit:
-        """What is pruned."""
+    def unit(self, weight: torch.Tensor | None = None) -> Unit:
+        """What is pruned: the layer's weight, or another (out, in) in its place."""
         matrix = Matrix(self.name, "linear", self.shape, 1, self.transposed)
-        return matrix_unit(matrix, self.module.get_parameter("weight").detach())
+        return matrix_unit(matrix, self.module.get_parameter("weight").detach() if weight is None else matrix.rows(weight))
 
 
 class BlockMasks:
@@ -57,12 +58,22 @@ class BlockMasks:
         inputs: hidden states that enter it.
         fitted, held: windows that repairs are fitted to, and windows that decide whether a repair stays.
         compensation: ``none``, ``obs`` or ``lstsq``.
+        dense_inputs: hidden states that enter the block of the dense model. With them a repaired layer is fitted to what the
+            dense layer makes of its own inputs, and not of those that the pruned layers before give it.
     """
 
     def __init__(
-        self, block: DecoderBlock, inputs: HiddenStates, fitted: Sequence[int], held: Sequence[int], compensation: str
+        self,
+        block: DecoderBlock,
+        inputs: HiddenStates,
+        fitted: Sequence[int],
+        held: Sequence[int],
+        compensation: str,
+        dense_inputs: HiddenStates | None = None,
     ) -> None:
         self.block, self.inputs, self.compensation = block, inputs, compensation
+        self.dense_inputs = None if compensation == layerwise.NONE else dense_inputs
+        self.dense_block = None if self.dense_inputs is None else copy.deepcopy(block)
         self.held, self.fitted = list(held), list(fitted)
         self._groups = self._in_order()
 
@@ -81,38 +92,53 @@ class BlockMasks:
             chosen = [linear for linear in group if wanted(linear.name) and not pattern.inadmissible(linear.shape)]
             if not chosen:
                 continue
-            fitted, held = self._sums(chosen[0])
-            everything = statistics_of([fitted, held], chosen[0].name)
-            some, others = (statistics_of([sums], chosen[0].name) for sums in (fitted, held))
+            sums = self._sums(chosen[0])
             for linear in chosen:
-                plain += self._mask(linear, resolved, pattern, level, (everything, some, others))
+                plain += self._mask(linear, resolved, pattern, level, sums)
         return plain
 
     def _mask(
-        self,
-        linear: _Linear,
-        resolved: method.Method,
-        pattern: Pattern,
-        level: float | None,
-        seen: tuple[LayerStatistics, LayerStatistics, LayerStatistics],
+        self, linear: _Linear, resolved: method.Method, pattern: Pattern, level: float | None, sums: tuple[InputSums, InputSums]
     ) -> list[str]:
-        everything, some, others = seen
-        unit, levels = linear.unit(), [pattern.fixed_sparsity if pattern.fixed_sparsity is not None else level]
-        dense = unit.weights[linear.name]
-        left_out: list[str] = []
-        compensation = self.compensation
+        everything = statistics_of([*sums], linear.name)
+        levels = [pattern.fixed_sparsity if pattern.fixed_sparsity is not None else level]
+        dense = linear.unit().weights[linear.name]
+        target, left_out, compensation = dense, list[str](), self.compensation
         if compensation != layerwise.NONE:
-            (tried,) = resolved.solve(unit, {linear.name: some}, pattern, levels, compensation)
+            some, others = (statistics_of([part], linear.name) for part in sums)
             hessian = others.hessian(centred=False)[0]
-            repaired = _error(dense - tried.weights[linear.name], hessian)
-            if repaired >= _error(dense * ~tried.keep, hessian):
-                compensation = layerwise.NONE
-                left_out = [linear.name]
-        (option,) = resolved.solve(unit, {linear.name: everything}, pattern, levels, compensation)
-        new = option.weights.get(linear.name, dense * option.keep)
+            cross = hessian if self.dense_block is None else cross_of([sums[1]])
+            ridge = None if self.dense_block is None else _ridge(dense, some, cross_of([sums[0]]), hessian, cross)
+            tried = self._solve(linear, self._target(dense, some, sums[:1], ridge), resolved, pattern, levels, some, compensation)
+            new, keep = tried
+            if _error(new, dense, hessian, cross) >= _error(dense * keep, dense, hessian, cross):
+                compensation, left_out = layerwise.NONE, [linear.name]
+            else:
+                target = self._target(dense, everything, sums, ridge)
+        new, _ = self._solve(linear, target, resolved, pattern, levels, everything, compensation)
         weight = linear.module.get_parameter("weight")
         weight.copy_(new.t() if linear.transposed else new)
         return left_out
+
+    @staticmethod
+    def _target(dense: torch.Tensor, seen: LayerStatistics, sums: Sequence[InputSums], ridge: float | None) -> torch.Tensor:
+        """The weights that make the dense layer's outputs of the pruned layers' results, before anything goes."""
+        return dense if ridge is None else _moved(dense, seen.hessian(centred=False)[0], cross_of([*sums]), ridge)
+
+    @staticmethod
+    def _solve(
+        linear: _Linear,
+        target: torch.Tensor,
+        resolved: method.Method,
+        pattern: Pattern,
+        levels: Sequence[float | None],
+        seen: LayerStatistics,
+        compensation: str,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(new weights, mask), each (out, in)."""
+        unit = linear.unit(target)
+        (option,) = resolved.solve(unit, {linear.name: seen}, pattern, levels, compensation)
+        return option.weights.get(linear.name, unit.weights[linear.name] * option.keep), option.keep
 
     def _in_order(self) -> list[list[_Linear]]:
         """The layers as they are called; those that read the same tensor one after the other belong together."""
@@ -140,32 +166,40 @@ class BlockMasks:
 
     def _sums(self, linear: _Linear) -> tuple[InputSums, InputSums]:
         """Of the layer's inputs in the windows that repairs are fitted to, and in the others."""
+        beside = None
+        if self.dense_block is not None:
+            beside = next(other for other in _linears(self.dense_block) if other.name == linear.name)
         shift: list[torch.Tensor] = []
         found: list[InputSums] = []
         for which in (self.fitted, self.held):
             sums: list[InputSums] = []
             for window in which:
-                x = self._input(linear, window)
+                x = _input(self.block, linear, self.inputs.read(window))
                 shift = shift or [x.reshape(-1, x.shape[-1]).float().mean(dim=0)]
                 sums = sums or [InputSums(shift[0])]
-                sums[0].add(x)
+                dense = None
+                if self.dense_block is not None and self.dense_inputs is not None and beside is not None:
+                    dense = _input(self.dense_block, beside, self.dense_inputs.read(window))
+                sums[0].add(x, dense)
             found += sums
         return found[0], found[1]
 
-    def _input(self, linear: _Linear, window: int) -> torch.Tensor:
-        """What reaches a layer; nothing behind it is computed."""
 
-        def reached(_module: nn.Module, given: tuple[Any, ...]) -> None:
-            raise _Reached(given[0])
+def _input(block: DecoderBlock, linear: _Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """What reaches a layer; nothing behind it is computed."""
 
-        handle = linear.module.register_forward_pre_hook(reached)
-        try:
-            self.block(self.inputs.read(window))
-        except _Reached as stop:
-            return stop.value
-        finally:
-            handle.remove()
-        raise AssertionError(f"{linear.name} was called before, and is not now")
+    def reached(_module: nn.Module, given: tuple[Any, ...]) -> None:
+        raise _Reached(given[0])
+
+    handle = linear.module.register_forward_pre_hook(reached)
+    try:
+        block(hidden)
+    except _Reached as stop:
+        found: torch.Tensor = stop.value
+        return found
+    finally:
+        handle.remove()
+    raise AssertionError(f"{linear.name} was called before, and is not now")
 
 
 class _Reached(Exception):  # noqa: N818 - no error: the layer was reached
@@ -184,7 +218,33 @@ def _linears(block: DecoderBlock) -> list[_Linear]:
     return found
 
 
-def _error(change: torch.Tensor, hessian: torch.Tensor) -> float:
-    """Mean squared change of a layer's outputs."""
-    moved = change.double()
-    return float(((moved @ hessian) * moved).sum())
+RIDGES = (0.01, 0.1, 1.0)
+"""Strengths, in mean squares of an input, with which new targets are held to the dense weights; held-out windows choose."""
+
+
+def _ridge(
+    dense: torch.Tensor, some: LayerStatistics, cross: torch.Tensor, held_hessian: torch.Tensor, held_cross: torch.Tensor
+) -> float | None:
+    """The strength whose target is best for windows that it has not seen; None: the dense weights are."""
+    hessian = some.hessian(centred=False)[0]
+    errors: dict[float | None, float] = {None: _error(dense, dense, held_hessian, held_cross)}
+    for ridge in RIDGES:
+        errors[ridge] = _error(_moved(dense, hessian, cross, ridge), dense, held_hessian, held_cross)
+    return min(errors, key=lambda ridge: errors[ridge])
+
+
+def _moved(dense: torch.Tensor, hessian: torch.Tensor, cross: torch.Tensor, ridge: float) -> torch.Tensor:
+    """(out, in) that minimises |W x - V y|^2 + ridge |V - W|^2 over V, x the dense model's inputs and y the pruned one's."""
+    damped = hessian + ridge * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=hessian.dtype)
+    change: torch.Tensor = torch.linalg.solve(damped, (cross - hessian).mT @ dense.double().T).T
+    return (dense.double() + change).to(dense.dtype)
+
+
+def _error(new: torch.Tensor, dense: torch.Tensor, hessian: torch.Tensor, cross: torch.Tensor) -> float:
+    """Mean |V y - W x|^2 of new weights V and dense ones W, less the mean |W x|^2, which all candidates share.
+
+    Args:
+        hessian, cross: means of y y^T and x y^T.
+    """
+    v, w = new.double(), dense.double()
+    return float((((v @ hessian) - 2 * (w @ cross)) * v).sum())

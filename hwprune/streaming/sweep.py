@@ -150,13 +150,13 @@ class Sweep:
         dense_out, pruned_out = self._streams(shape, place + 1)
         index = done.kept[place]
         # The dense stream goes through dropped blocks too. What entered stays as it is, for one who goes on after a kill.
-        source = dense_in
+        source, passed = dense_in, HiddenStates(self.work / "passed", shape, self.dtype)
         for before in range(done.kept[place - 1] + 1 if place else 0, index):
-            self._advance(block_of(self.folder, before, given[before]), source, dense_out)
-            source = dense_out
+            self._advance(block_of(self.folder, before, given[before]), source, passed)
+            source = passed
         block = block_of(self.folder, index, given[index])
         self._advance(block, source, dense_out)
-        module, plain = self._pruned(block, index, pruned_in, dense_out)
+        module, plain = self._pruned(block, index, pruned_in, dense_out, source)
         error = spread = 0.0
         for window in range(len(self.ids)):
             made = module(pruned_in.read(window))
@@ -173,22 +173,29 @@ class Sweep:
         done.errors.append(error / max(spread, 1e-30))
         done.plain.extend(plain)
         self._save(done)
-        dense_in.remove()
-        pruned_in.remove()
+        for finished in (dense_in, pruned_in, passed):
+            finished.remove()
 
     def _advance(self, block: DecoderBlock, entering_it: HiddenStates, leaving_it: HiddenStates) -> None:
         for window in range(len(self.ids)):
             leaving_it.write(window, block(entering_it.read(window)))
 
-    def _pruned(self, block: DecoderBlock, index: int, inputs: HiddenStates, wanted: HiddenStates) -> tuple[nn.Module, list[str]]:
-        """The block with its units cut and masked, and the names of what has lost its repair again."""
+    def _pruned(
+        self, block: DecoderBlock, index: int, inputs: HiddenStates, wanted: HiddenStates, dense: HiddenStates
+    ) -> tuple[nn.Module, list[str]]:
+        """The block with its units cut and masked, and the names of what has lost its repair again.
+
+        Args:
+            inputs, dense: what enters it after the pruned blocks, and in the dense model.
+            wanted: what leaves it in the dense model.
+        """
         chosen = [(name, share) for name, share in self.plan.patterns if name != LAYER]
         if not chosen:
             return block, []
         if all(not patterns.is_axis(name) and name != patterns.BRANCH for name, _ in chosen):
             resolved = method.get(self.plan.criterion)
             if BlockMasks.can(block, resolved, self.plan.compensation):
-                masks = BlockMasks(block, inputs, self.fitted, self.held, self.plan.compensation)
+                masks = BlockMasks(block, inputs, self.fitted, self.held, self.plan.compensation, dense)
                 left_out = [
                     name
                     for pattern, share in chosen

@@ -9,6 +9,7 @@ import transformers
 from hwprune import patterns
 from hwprune.layers.statistics import LayerStatistics
 from hwprune.methods import method
+from hwprune.streaming import masking
 from hwprune.streaming.blocks import block_of, entering
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
@@ -150,3 +151,49 @@ def test_sums_are_those_of_all_rows(shift):
     for name in ("covariance", "mean", "input_square", "channel_mean", "channel_variance", "channel_abs", "channel_zero"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-3, atol=1e-4, msg=name)
     assert found.rows == 40
+
+
+def test_targets_are_those_of_ridge_regression():
+    """By the stacked least-squares problem, which has no Gram matrix."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise, w = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((50, 6), (50, 6), (3, 6)))
+    y = x + 0.5 * noise
+    hessian, cross, ridge = y.T @ y / 50, x.T @ y / 50, 0.1
+    weight = (ridge * hessian.diagonal().mean() * 50).sqrt()
+    rows = torch.cat([y, weight * torch.eye(6, dtype=torch.float64)])
+    wanted = torch.linalg.lstsq(rows, torch.cat([x @ w.T, weight * w.T])).solution.T
+    torch.testing.assert_close(masking._moved(w, hessian, cross, ridge), wanted)
+    for v in (w, wanted, torch.zeros_like(w)):
+        error = float((y @ v.T - x @ w.T).square().sum() / 50 - (x @ w.T).square().sum() / 50)
+        assert masking._error(v, w, hessian, cross) == pytest.approx(error)
+
+
+def test_a_repaired_layer_aims_at_what_the_dense_one_makes_of_its_own_inputs(tmp_path, folder, words):
+    """Noise entered before the block: with the dense inputs beside it, the block's outputs come nearer to the dense ones."""
+    ids = 60
+    errors = []
+    for beside in (False, True):
+        block, dense = first_block(folder, words, tmp_path / str(beside), count=ids)
+        wanted = torch.cat([block(dense.read(window)) for window in range(ids)])
+        noisy = HiddenStates(tmp_path / str(beside) / "noisy", (ids, *dense.read(0).shape[1:]), torch.float32)
+        generator = torch.Generator().manual_seed(0)
+        turn = torch.linalg.qr(torch.randn(32, 32, generator=generator)).Q  # what came before has turned the stream a little
+        for window in range(ids):
+            noisy.write(window, 0.8 * dense.read(window) + 0.4 * dense.read(window) @ turn)
+        held = range(3, ids, 4)
+        masks = BlockMasks(block, noisy, [w for w in range(ids) if w not in held], held, "obs", dense if beside else None)
+        masks.run(method.get("sparsegpt"), HALF, 0.5, lambda _: True)
+        found = torch.cat([block(noisy.read(window)) for window in held])
+        errors.append(float((found - wanted[list(held)]).square().mean()))
+    assert errors[1] < 0.9 * errors[0], errors
+
+
+def test_without_anything_to_aim_at_the_targets_are_the_dense_weights(tmp_path, folder, words):
+    """Where both streams are one, the first layers' targets don't move."""
+    made = []
+    for beside in (False, True):
+        block, states = first_block(folder, words, tmp_path / str(beside))
+        masks = BlockMasks(block, states, [0, 1, 2, 4, 5], [3], "obs", states if beside else None)
+        masks.run(method.get("sparsegpt"), HALF, 0.5, lambda name: "q_proj" in name)
+        made.append(block.layer.get_parameter("self_attn.q_proj.weight").detach().clone())
+    torch.testing.assert_close(*made)

@@ -1,0 +1,142 @@
+"""Prompts and single tokens, measured apart: at equal size, cuts that speed up the one hardly touch the other."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from hwprune.common import formatting
+from hwprune.errors import RunError, UsageError
+from hwprune.latency import fresh
+from hwprune.latency.bench import Bench
+from hwprune.records.measurement import Measurement
+from hwprune.records.target import Target
+from hwprune.streaming.cached_onnx import CacheShape
+
+PREFILL, DECODE = "prefill", "decode"
+LIMIT_S = 0.5
+"""Seconds of one measurement: runs of a language model take milliseconds, where those that `fresh` is made for take less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What is asked of the model.
+
+    Attributes:
+        prompt, new: tokens that go in at once, and those that are generated after them, one by one.
+        batch: texts at a time.
+    """
+
+    prompt: int = 128
+    new: int = 64
+    batch: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Tokens:
+        """``128+64``. Raises `UsageError`."""
+        prompt, plus, new = text.partition("+")
+        if not plus or not (prompt.isdecimal() and new.isdecimal()) or min(int(prompt), int(new)) < 1:
+            raise UsageError(f"--tokens takes PROMPT+NEW, such as 128+64, got {text!r}")
+        return cls(int(prompt), int(new))
+
+    @property
+    def past(self) -> int:
+        """Tokens before the one that is timed: the middle of what is generated."""
+        return self.prompt + self.new // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """A model's two latencies beside the dense one's.
+
+    Attributes:
+        prefill, decode: seconds of the prompt, and of one token in the middle of what is generated.
+        prefill_speedup, decode_speedup: dense latency / latency, each with the interval of fresh processes.
+        same_prefill, same_decode: the dense model against itself.
+    """
+
+    tokens: Tokens
+    prefill: Measurement
+    decode: Measurement
+    prefill_speedup: Measurement
+    decode_speedup: Measurement
+    same_prefill: Measurement
+    same_decode: Measurement
+
+    @property
+    def answer_s(self) -> float:
+        """Seconds of a whole answer: the prompt, and then every token at the price of the middle one."""
+        return self.prefill.value + self.tokens.new * self.decode.value
+
+    @property
+    def answer_speedup(self) -> float:
+        """Of the whole answer."""
+        dense = self.prefill.value * self.prefill_speedup.value
+        return (dense + self.tokens.new * self.decode.value * self.decode_speedup.value) / self.answer_s
+
+    def to_json(self) -> dict[str, object]:
+        """For machines."""
+        return {
+            "prompt": self.tokens.prompt, "new": self.tokens.new, "past": self.tokens.past, "batch": self.tokens.batch,
+            PREFILL: self.prefill.to_json(), DECODE: self.decode.to_json(),
+            "prefill_speedup": self.prefill_speedup.to_json(), "decode_speedup": self.decode_speedup.to_json(),
+            "same_prefill": self.same_prefill.to_json(), "same_decode": self.same_decode.to_json(),
+            "answer_s": self.answer_s, "answer_speedup": self.answer_speedup,
+        }  # fmt: skip
+
+    def text(self) -> list[str]:
+        """A line for each phase, and one for the whole answer."""
+        lines = []
+        for name, latency, speedup, tokens in (
+            (f"Prompt of {self.tokens.prompt} tokens", self.prefill, self.prefill_speedup, self.tokens.prompt),
+            (f"Next token after {self.tokens.past}", self.decode, self.decode_speedup, 1),
+        ):
+            rate = self.tokens.batch * tokens / latency.value
+            times = formatting.speedup(speedup.value, speedup.ci_low, speedup.ci_high)
+            lines.append(f"{name}: {times}, {formatting.seconds(latency.value)} ({rate:.0f} tokens a second)")
+        asked = f"{self.tokens.prompt} tokens in, {self.tokens.new} out"
+        lines.append(f"Whole answer ({asked}): {self.answer_speedup:.2f}x, {formatting.seconds(self.answer_s)}")
+        return lines
+
+
+def measure(
+    dense: tuple[Path, CacheShape],
+    pruned: tuple[Path, CacheShape],
+    target: Target,
+    tokens: Tokens,
+    step: Callable[[str], None] = lambda _text: None,
+) -> Phases:
+    """Both phases of two ONNX files with caches, in fresh processes, paired.
+
+    Raises:
+        RunError: a file can't be measured.
+    """
+    found: dict[str, dict[str, fresh.Remeasured]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for phase, count, past in ((PREFILL, tokens.prompt, 0), (DECODE, 1, tokens.past)):
+            step(f"measuring {phase}")
+            examples = {}
+            for key, (_, shape) in (("dense", dense), ("model", pruned)):
+                inputs = [np.ones((tokens.batch, count), np.int64), *shape.empty(tokens.batch, past)]
+                examples[key] = _write(inputs, Path(scratch) / f"{phase}-{key}.npz")
+            with Bench(target) as bench:
+                settings = replace(fresh.settings_for(bench.clock), limit_s=LIMIT_S)
+            found[phase] = fresh.remeasure({"model": pruned[0]}, dense[0], examples, lambda: Bench(target), settings)
+            if "model" not in found[phase] or "dense" not in found[phase]:
+                raise RunError(f"{phase} can't be measured on {target.name}: {pruned[0]} fails there")
+    first, second = found[PREFILL], found[DECODE]
+    return Phases(
+        tokens, first["model"].latency, second["model"].latency, first["model"].speedup, second["model"].speedup,
+        first["dense"].speedup, second["dense"].speedup,
+    )  # fmt: skip
+
+
+def _write(inputs: Sequence[np.ndarray], path: Path) -> Path:
+    """A samples file of one batch."""
+    arrays = {f"00000.input{place}": array for place, array in enumerate(inputs)}
+    np.savez(path, allow_pickle=False, **arrays)
+    return path
