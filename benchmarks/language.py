@@ -21,7 +21,7 @@ from common import ROOT, heading, hwprune
 
 DATA = Path(os.environ.get("HWPRUNE_DATA", ROOT.parent / "shared" / "data")) / "wikitext2"
 RECIPES = (
-    "unstructured=0.5/l2/none,unstructured=0.5/wanda/none,unstructured=0.5/ria/none,unstructured=0.5/sparsegpt/obs,"
+    "unstructured=0.5/l2/none,unstructured:row=0.5/wanda/none,unstructured:row=0.5/ria/none,unstructured=0.5/sparsegpt/obs,"
     "2:4/wanda/none,2:4/sparsegpt/obs,neuron=0.2/l2/none,neuron=0.2/obs/obs,head=0.34/obs/obs,layer=0.1,layer=0.2"
 )
 

@@ -6,7 +6,7 @@
 Nothing of hwprune's pruning is used: SparseGPT is algorithm 1 of Frantar & Alistarh (2023) with its Cholesky factor of the inverse
 Hessian, damping 0.01 and blocks of 128 columns; Wanda is |w| * norm of the input, by rows (Sun et al. 2024). ``--order``: layer,
 each layer's inputs come of the pruned layers before it; block, of the pruned blocks before it; none, of the dense model.
-Calibrated on the first windows of WikiText-2's validation text, judged on the first four of its test text (perplexity).
+Calibrated on windows of WikiText-2's validation text, judged on windows of its test text, both the same as `hwprune apply` takes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,11 @@ import torch
 from common import ROOT, heading
 from torch import nn
 
+from hwprune.workload.text_windows import TextData
+
 DATA = Path(os.environ.get("HWPRUNE_DATA", ROOT.parent / "shared" / "data")) / "wikitext2"
-LENGTH, JUDGED = 512, 4
+LENGTH = 512
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-
-
-def tokens(folder: str, name: str, count: int) -> torch.Tensor:
-    """(count, LENGTH) tokens from the beginning of a text."""
-    from transformers import AutoTokenizer
-
-    ids = AutoTokenizer.from_pretrained(folder)((DATA / name).read_text(), verbose=False)["input_ids"]
-    return torch.tensor(ids[: count * LENGTH]).view(count, LENGTH)
 
 
 @torch.no_grad()
@@ -156,11 +150,14 @@ def main() -> None:
 
     heading("SparseGPT and Wanda as their papers have them")
     model: Any = AutoModelForCausalLM.from_pretrained(options.folder, dtype=torch.float32).eval()
+    calibration, judged = TextData(DATA / "valid.txt", DATA / "test.txt", LENGTH, options.windows).read(Path(options.folder))
+    before = perplexity(model, judged)
     started, spent = time.monotonic(), time.process_time()
-    prune(model, tokens(options.folder, "valid.txt", options.windows), options)
+    prune(model, calibration, options)
     seconds, cpu = time.monotonic() - started, time.process_time() - spent
-    found = perplexity(model, tokens(options.folder, "test.txt", JUDGED))
+    found = perplexity(model, judged)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{len(calibration)} windows calibrate, {len(judged)} judge; dense perplexity {before:.2f}\n")
     print("| method | pattern | order | perplexity | s | CPU s | peak memory, GB |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
     print(f"| {options.method} | {options.pattern} | {options.order} | {found:.2f} | {seconds:.0f} | {cpu:.0f} | {peak:.2f} |")

@@ -45,9 +45,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=["onnx", "huggingface"],
+        metavar="F",
         default="onnx",
-        help="huggingface: a folder that transformers loads, of a causal language model with --text (default: onnx)",
+        help="huggingface: a folder that transformers loads, of a causal language model with --text; huggingface,onnx: an ONNX "
+        "file with a cache beside it (default: onnx)",
     )
     parser.add_argument("--windows", metavar="N", type=args.whole, help="windows of --text that calibrate (default: 64)")
     parser.add_argument(
@@ -55,6 +56,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory", metavar="SIZE", type=args.size, help="with --format huggingface: refuse what needs more, as 6GB"
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="with --format huggingface: measure prompts and single tokens, before and after"
+    )
+    parser.add_argument(
+        "--tokens", metavar="P+N", default="128+64", help="with --measure: a prompt of P tokens, N new ones (default: 128+64)"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for model.onnx, model.safetensors and recipe.json")
@@ -67,12 +74,15 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.pruning.pruner import Pruner
     from hwprune.workload import data_checks, loading
 
-    if options.format == "huggingface":
+    formats = options.format.split(",")
+    if unknown := [name for name in formats if name not in ("onnx", "huggingface")]:
+        raise UsageError(f"--format takes onnx, huggingface, or huggingface,onnx, got {unknown[0]!r}")
+    if "huggingface" in formats:
         if options.recipe.endswith(".json") or options.scope:
             raise UsageError("--format huggingface takes PATTERN=SPARSITY, the same for every block")
         return apply_language.run(options, _parse(options.recipe, extra=apply_language.LAYER))
-    if options.memory is not None or options.choices:
-        raise UsageError("--memory and --choices are for --format huggingface, which takes a model block by block")
+    if options.memory is not None or options.choices or options.measure:
+        raise UsageError("--memory, --choices and --measure are for --format huggingface, which takes a model block by block")
     out = args.require_new(options.out)
     wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
     if wanted is None and (options.criterion or options.scope):

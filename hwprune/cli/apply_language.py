@@ -18,6 +18,7 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     from hwprune.cli.progress_bar import make_progress
     from hwprune.common import formatting
     from hwprune.streaming import road
+    from hwprune.streaming.phases import Phases, Tokens
     from hwprune.streaming.sweep import SweepPlan
     from hwprune.workload.language import text_data
 
@@ -36,7 +37,8 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         facts = road.prune_folder(
             Path(options.workload.removeprefix("hf:")), data, plan, out, gguf=options.gguf, memory=options.memory,
             score=options.score,
-            choices=Path(options.choices) if options.choices else None, step=progress.stage,
+            choices=Path(options.choices) if options.choices else None, onnx="onnx" in options.format.split(","),
+            tokens=Tokens.parse(options.tokens) if options.measure else None, step=progress.stage,
         )  # fmt: skip
     finally:
         progress.close()
@@ -65,6 +67,11 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     if options.choices:
         share = f"{formatting.percent(facts['dense_accuracy'])} -> {formatting.percent(facts['accuracy'])}"
         print(f"Right answers to {formatting.some(facts['questions'], 'question')}: {share}")
+    if "cache_bytes_per_token" in facts:
+        before = f"{formatting.size(facts['dense_cache_bytes_per_token'])} -> " if "dense_cache_bytes_per_token" in facts else ""
+        print(f"Cache: {before}{formatting.size(facts['cache_bytes_per_token'])} a token in 32 bits.")
+    if "phases" in facts:
+        print("\n".join(Phases.from_json(facts["phases"]).text()))
     print(f"Files: {out}")
     return 0
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,6 +88,13 @@ class Phases:
             "same_prefill": self.same_prefill.to_json(), "same_decode": self.same_decode.to_json(),
             "answer_s": self.answer_s, "answer_speedup": self.answer_speedup,
         }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Phases:
+        """What `to_json` made."""
+        names = (PREFILL, DECODE, "prefill_speedup", "decode_speedup", "same_prefill", "same_decode")
+        asked = Tokens(data["prompt"], data["new"], data["batch"])
+        return cls(asked, *(Measurement(**data[name]) for name in names))
 
     def text(self) -> list[str]:
         """A line for each phase, and one for the whole answer."""

@@ -15,11 +15,16 @@ import torch
 from hwprune.common import formatting
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
+from hwprune.records import target as targets
+from hwprune.records.target import Target
+from hwprune.streaming import cached_onnx, phases
+from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder, OtherNamesError
 from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
 from hwprune.streaming.perplexity import perplexity, window_losses
-from hwprune.streaming.sweep import Sweep, SweepPlan
+from hwprune.streaming.phases import Tokens
+from hwprune.streaming.sweep import Sweep, SweepPlan, Swept
 from hwprune.workload import gguf_file
 from hwprune.workload.text_windows import TextData, tokenizer_of
 
@@ -27,6 +32,8 @@ WORK = "unfinished"
 """Folder in ``out`` for what a killed run goes on with; it is gone when the model is there."""
 COPIES = 4
 """How often a block's weights are in memory at most, in 32 bits: the block, its graph, and two candidates."""
+CHECKED_TOKENS = 64
+"""Tokens of text with which an ONNX file is checked."""
 SQUARES = 4
 """Matrices of the widest input's size in each dim, at most, while a block is pruned."""
 
@@ -41,6 +48,9 @@ def prune_folder(
     memory: int | None = None,
     score: bool = False,
     choices: Path | None = None,
+    onnx: bool = False,
+    tokens: Tokens | None = None,
+    target: Target | None = None,
     step: Tell = silent,
 ) -> dict[str, Any]:
     """Prune a causal language model block by block and write a folder that transformers loads.
@@ -51,10 +61,14 @@ def prune_folder(
         memory: bytes that may be used; what surely needs more is refused.
         score: perplexity before and after.
         choices: questions (see `read_questions`); the share of right answers before and after.
+        onnx: an ONNX file with a cache, too: ``onnx/model.onnx``. The whole model is in memory for it.
+        tokens: prompt and answer whose latencies are measured, before and after, with such files; None: none are.
+        target: where that is; it must take ONNX files. Default: this CPU.
 
     Returns:
         ``out params dense_params generates kept blocks errors plain seconds peak_bytes``, with ``score`` also ``perplexity
-        dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``.
+        dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``, with ``tokens`` also
+        ``phases`` (see `Phases`).
 
     Raises:
         UsageError, WorkloadError: see `LanguageFolder`, `TextData`, `Sweep`, `write_folder`.
@@ -62,6 +76,44 @@ def prune_folder(
     """
     started = time.monotonic()
     work = out / WORK
+    source, folder = _opened(source, gguf, work, memory)
+    with_cache = onnx or tokens is not None
+    if with_cache:
+        _check_cache(folder, memory)
+    questions = None if choices is None else read_questions(choices)
+    calibration, judged = data.read(source)
+    dtype = torch.bfloat16 if folder.dtype == torch.bfloat16 else torch.float32
+    sweep = Sweep(folder, calibration, plan, work / "sweep", dtype, step)
+    done, generates = _written(sweep, out, work, memory)
+    facts: dict[str, Any] = {
+        "out": str(out), "dense_params": parameters(folder), "params": parameters(LanguageFolder(out)),
+        "generates": generates, "kept": done.kept, "blocks": folder.depth, "errors": done.errors, "plain": done.plain,
+    }  # fmt: skip
+    if score:
+        facts["dense_perplexity"] = perplexity(window_losses(folder, judged, step, work))
+        facts["perplexity"] = perplexity(window_losses(LanguageFolder(out), judged, step, work))
+        facts |= {"windows": len(judged), "length": data.length}
+    if questions is not None:
+        tokenizer = tokenizer_of(source)
+        facts["dense_accuracy"] = accuracy(folder, tokenizer, questions, step)
+        facts["accuracy"] = accuracy(LanguageFolder(out), tokenizer, questions, step)
+        facts["questions"] = len(questions)
+    if with_cache:
+        step("writing the ONNX file")
+        made, shape = _cached(out, (out if onnx else work) / "onnx", calibration[:1, :CHECKED_TOKENS])
+        facts["cache_bytes_per_token"] = shape.bytes_per_token
+        if tokens is not None:
+            dense = _cached(source, work / "dense-onnx", None)
+            facts["dense_cache_bytes_per_token"] = dense[1].bytes_per_token
+            facts["phases"] = phases.measure(dense, (made, shape), target or targets.load("cpu"), tokens, step).to_json()
+    shutil.rmtree(work)
+    facts["seconds"] = time.monotonic() - started
+    facts["peak_bytes"] = peak_bytes()
+    return facts
+
+
+def _opened(source: Path, gguf: str | None, work: Path, memory: int | None) -> tuple[Path, LanguageFolder]:
+    """The folder whose tensors are named as in memory: the user's own, or one that is made of it."""
     if gguf is not None:
         source = gguf_file.unpacked(source, gguf, work / "dense")
     try:
@@ -77,10 +129,20 @@ def prune_folder(
             f"one block of {folder.kind.__name__} needs about {formatting.size(needed)} while it is pruned, more than --memory "
             f"{formatting.size(memory)}"
         )
-    questions = None if choices is None else read_questions(choices)
-    calibration, judged = data.read(source)
-    dtype = torch.bfloat16 if folder.dtype == torch.bfloat16 else torch.float32
-    sweep = Sweep(folder, calibration, plan, work / "sweep", dtype, step)
+    return source, folder
+
+
+def _check_cache(folder: LanguageFolder, memory: int | None) -> None:
+    """What can't be written or measured must be known before hours of pruning. Raises `UsageError`."""
+    if 3 * _bytes(folder) > (WHOLE if memory is None else memory):
+        raise UsageError(
+            f"an ONNX file needs the whole of {folder.kind.__name__} in memory, about {formatting.size(3 * _bytes(folder))}"
+        )
+    cached_onnx.cache_shape(cached_onnx.loaded(folder.path))
+
+
+def _written(sweep: Sweep, out: Path, work: Path, memory: int | None) -> tuple[Swept, bool]:
+    """Run the sweep and write its folder: what it did, and whether the folder was loaded as a whole and generates."""
     try:
         done = sweep.run(partial(check_first, sweep))
     except BaseException as error:
@@ -89,29 +151,27 @@ def prune_folder(
             shutil.rmtree(work, ignore_errors=True)
         raise
     try:
-        generates = write_folder(sweep, done, out, memory)
+        return done, write_folder(sweep, done, out, memory)
     except BaseException:
         for path in out.iterdir():  # a half-filled folder, or one that computes something else, would pass for the model
             if path.is_file():
                 path.unlink()
         raise
-    facts: dict[str, Any] = {
-        "out": str(out), "dense_params": parameters(folder), "params": parameters(LanguageFolder(out)),
-        "generates": generates, "kept": done.kept, "blocks": folder.depth, "errors": done.errors, "plain": done.plain,
-    }  # fmt: skip
-    if score:
-        facts["dense_perplexity"] = perplexity(window_losses(folder, judged, step, work))
-        facts["perplexity"] = perplexity(window_losses(LanguageFolder(out), judged, step, work))
-        facts |= {"windows": len(judged), "length": data.length}
-    if questions is not None:
-        tokenizer = tokenizer_of(source)
-        facts["dense_accuracy"] = accuracy(folder, tokenizer, questions, step)
-        facts["accuracy"] = accuracy(LanguageFolder(out), tokenizer, questions, step)
-        facts["questions"] = len(questions)
-    shutil.rmtree(work)
-    facts["seconds"] = time.monotonic() - started
-    facts["peak_bytes"] = peak_bytes()
-    return facts
+
+
+def _cached(folder: Path, out: Path, ids: torch.Tensor | None) -> tuple[Path, CacheShape]:
+    """A folder's model as an ONNX file with a cache, checked with tokens of text if there are any."""
+    model = cached_onnx.loaded(folder)
+    shape = cached_onnx.cache_shape(model)
+    made = cached_onnx.write_cached_onnx(model, shape, out / "model.onnx")
+    if ids is not None:
+        cached_onnx.check_cached_onnx(made, model, shape, ids)
+    return made, shape
+
+
+def _bytes(folder: LanguageFolder) -> int:
+    """Of the weights in 32 bits."""
+    return 4 * parameters(folder)
 
 
 def parameters(folder: LanguageFolder) -> int:
