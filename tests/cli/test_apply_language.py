@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import onnxruntime
 import pytest
 
 from hwprune.cli import main
@@ -38,11 +39,26 @@ def test_one_command_is_the_whole_road(place, tmp_path, capsys):
     assert "loads in transformers and generates" in told and "Right answers to 1 question" in told and "Perplexity on" in told
 
 
+def test_an_onnx_file_with_a_cache_and_both_phases(place, tmp_path, capsys):
+    words = [
+        "apply", "head=0.5", f"hf:{place / 'model'}", "--text", str(place / "a.txt"), "--length", "16", "--windows", "8",
+        "--format", "huggingface,onnx", "--measure", "--tokens", "8+4", "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert main.main(words) == 0
+    told = capsys.readouterr().out
+    assert "Cache: 256 B -> 128 B a token in 32 bits." in told
+    assert all(word in told for word in ("Prompt of 8 tokens: ", "Next token after 10: ", "Whole answer (8 tokens in, 4 out): "))
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert [node.shape[1] for node in session.get_inputs()][1:] == [1] * 4
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["neuron=0.25", "demo:digits"], "is for hf:FOLDER of a causal language model"),
         (["neuron=0.25", "hf:{model}"], "is for hf:FOLDER of a causal language model"),
+        (["neuron=0.25", "hf:{model}", "--text", "{text}", "--measure", "--tokens", "12"], "--tokens takes PROMPT+NEW"),
         (["recipe.json", "hf:{model}", "--text", "{text}"], "takes PATTERN=SPARSITY"),
         (["layer=1.5", "hf:{model}", "--text", "{text}"], "must be between 0 and 1"),
         (["neurons=0.25", "hf:{model}", "--text", "{text}"], "neuron"),
@@ -56,3 +72,20 @@ def test_what_can_not_be_done_is_one_message(place, tmp_path, capsys, words, mes
     told = capsys.readouterr().err
     assert message in told and "Traceback" not in told
     assert not any((tmp_path / "out").glob("*"))  # what begins anew there is not kept from it
+
+
+def test_formats_that_there_are(place, tmp_path, capsys):
+    words = [
+        "apply",
+        "neuron=0.25",
+        f"hf:{place / 'model'}",
+        "--text",
+        str(place / "a.txt"),
+        "--out",
+        str(tmp_path / "out"),
+        "-q",
+    ]
+    assert main.main([*words, "--format", "huggingface,gguf"]) == 2
+    assert "--format takes onnx, huggingface, or huggingface,onnx, got 'gguf'" in capsys.readouterr().err
+    assert main.main([*words, "--format", "onnx", "--measure"]) == 2
+    assert "--measure are for --format huggingface" in capsys.readouterr().err

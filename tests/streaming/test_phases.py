@@ -1,0 +1,58 @@
+"""Prompts and single tokens: what is asked, what is timed, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwprune.errors import RunError, UsageError
+from hwprune.latency.fresh import Remeasured
+from hwprune.records import target as targets
+from hwprune.records.measurement import Measurement
+from hwprune.streaming import phases
+from hwprune.streaming.cached_onnx import CacheShape
+from hwprune.streaming.phases import Phases, Tokens
+
+
+def measurement(value, unit="s"):
+    return Measurement(value, unit, 0.9 * value, 1.1 * value, 6)
+
+
+def test_tokens_are_read():
+    assert Tokens.parse("128+64") == Tokens(128, 64) and Tokens(128, 64).past == 160
+    for wrong in ("128", "0+4", "a+b", "12+", "-1+3", "1.5+2"):
+        with pytest.raises(UsageError, match=r"PROMPT\+NEW"):
+            Tokens.parse(wrong)
+
+
+def test_an_answer_is_its_prompt_and_every_token():
+    x = measurement
+    found = Phases(Tokens(100, 10), x(0.2), x(0.01), x(2.0, "x"), x(1.0, "x"), x(1.0, "x"), x(1.0, "x"))
+    assert found.answer_s == pytest.approx(0.3) and found.answer_speedup == pytest.approx((0.4 + 0.1) / 0.3)
+    told = "\n".join(found.text())
+    assert "Prompt of 100 tokens: 2.00x [1.80, 2.20], 200 ms (500 tokens a second)" in told
+    assert "Next token after 105: 1.00x [0.90, 1.10], 10.0 ms (100 tokens a second)" in told
+    assert "(100 tokens in, 10 out): 1.67x, 300 ms" in told
+    assert Phases.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_each_model_is_timed_with_a_cache_of_its_own_heads(monkeypatch, tmp_path):
+    seen = []
+
+    def remeasure(models, dense, example, make, settings):
+        seen.append({key: [array.shape for array in np.load(path).values()] for key, path in example.items()})
+        assert models == {"model": Path("small.onnx")} and dense == Path("dense.onnx") and settings.limit_s == phases.LIMIT_S
+        made = {key: Remeasured(measurement(0.1), measurement(1.0, "x")) for key in ("dense", "model")}
+        return made if len(seen) < 3 else {"dense": made["dense"]}
+
+    monkeypatch.setattr(phases.fresh, "remeasure", remeasure)
+    wide, narrow = CacheShape((3, 3), (8, 8)), CacheShape((2, 2), (8, 8))
+    arguments = (Path("dense.onnx"), wide), (Path("small.onnx"), narrow), targets.load("cpu"), Tokens(16, 8)
+    phases.measure(*arguments)
+    assert seen[0] == {"dense": [(1, 16), (1, 3, 0, 8), (1, 3, 0, 8)], "model": [(1, 16), (1, 2, 0, 8), (1, 2, 0, 8)]}
+    assert seen[1] == {"dense": [(1, 1), (1, 3, 20, 8), (1, 3, 20, 8)], "model": [(1, 1), (1, 2, 20, 8), (1, 2, 20, 8)]}
+    with pytest.raises(RunError, match=r"prefill can't be measured on cpu: small\.onnx fails there"):
+        phases.measure(*arguments)
