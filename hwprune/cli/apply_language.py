@@ -19,7 +19,7 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     from hwprune.common import formatting
     from hwprune.streaming import road
     from hwprune.streaming.phases import Phases, Tokens
-    from hwprune.streaming.sweep import SweepPlan
+    from hwprune.streaming.sweep_plan import SweepPlan
     from hwprune.workload.language import text_data
 
     if not options.workload.startswith("hf:") or not options.text:

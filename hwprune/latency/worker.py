@@ -3,6 +3,7 @@
 A runtime may crash, hang or eat all memory on a candidate; here that ends this process and not the search. It
 imports torch only for the runtimes that need it, so it starts in a fraction of a second. Commands come in as JSON lines on stdin,
 answers go out as JSON lines on what was stdout; anything that a library prints goes to stderr.
+One file because every command is a method of the one object that holds the loaded models.
 """
 
 from __future__ import annotations
@@ -39,8 +40,7 @@ from hwprune.runtimes import Runner
 from hwprune.version import VERSION
 
 OWN, OWN_FAILED = ("reference", "nothing"), "the runtime can't run the reference"
-ENERGY_S = 1.0
-"""Seconds for which a model runs while its energy is counted."""
+ENERGY_S = 1.0  # seconds for which a model runs while its energy is counted
 
 
 class Worker:
@@ -144,15 +144,15 @@ class Worker:
     # -- numbers -----------------------------------------------------------------------------
 
     def do_pair(
-        self, a: str, b: str, samples: str, settings: dict[str, Any], device: str = "cpu", samples_of_b: str | None = None
+        self, a: str, b: str, samples: str, settings: dict[str, Any], device: str = "cpu", samples_of_b: str = ""
     ) -> dict[str, Any]:
         """Time ``a`` against ``b`` on the first batch of a samples file, or each on one of its own."""
-        _, inputs = next(iter(read_batches(samples)))
-        others = inputs if samples_of_b is None else next(iter(read_batches(samples_of_b)))[1]
+        inputs, others = (next(iter(read_batches(path)))[1] for path in (samples, samples_of_b or samples))
         before = fingerprint.conditions(device)
         result = paired.measure(_timed(self._runners[a], inputs), _timed(self._runners[b], others), paired.Settings(**settings))
-        after = fingerprint.conditions(device)
-        return result.with_conditions(machine=after, throttled=throttled(before, after)).to_json()
+        return result.with_conditions(
+            machine=(after := fingerprint.conditions(device)), throttled=throttled(before, after)
+        ).to_json()
 
     def do_profile(self, key: str, samples: str, runs: int) -> dict[str, Any]:
         """Times of the operators, by the runtime's own profiler."""

@@ -1,7 +1,8 @@
-"""Sums over a linear layer's inputs, window by window, that make its statistics."""
+"""What a block's linear layers are given, window by window, as the sums that make their statistics."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 
 from hwprune.errors import WorkloadError
 from hwprune.layers.statistics import LayerStatistics
+from hwprune.streaming.block_layers import BlockLinear, input_of, linears
+from hwprune.streaming.blocks import DecoderBlock
+from hwprune.streaming.hidden_states import HiddenStates
 
 NEEDS = frozenset(
     ("gram", "covariance", "mean", "input_square", "channel_mean", "channel_variance", "channel_abs", "channel_zero")
@@ -26,7 +30,7 @@ class InputSums:
         rows: how many were added.
         gram: (d, d), of the shifted rows.
         total, absolute, zero: (d,) of the shifted rows, and of the rows as they are.
-        cross: (d, d), of the dense model's rows (first dim) with these, neither shifted.
+        cross: (columns in the dense model, d), of its rows with these, neither shifted.
     """
 
     shift: torch.Tensor
@@ -47,11 +51,11 @@ class InputSums:
         self.absolute = self.absolute + x.abs().sum(dim=0, dtype=torch.float64)
         self.zero = self.zero + (x == 0).sum(dim=0)
         if dense is not None:
-            self.cross = self.cross + dense.reshape(x.shape).float().T @ x
+            self.cross = self.cross + dense.reshape(len(x), -1).float().T @ x
 
 
 def cross_of(sums: list[InputSums]) -> torch.Tensor:
-    """(d, d) float64: mean product of the dense model's inputs (first dim) with these."""
+    """(columns in the dense model, d) float64: mean product of its inputs with these."""
     whole = reduce(_together, sums)
     found: torch.Tensor = whole.cross.double() / whole.rows
     return found
@@ -81,3 +85,48 @@ def _together(one: InputSums, other: InputSums) -> InputSums:
         one.shift, one.rows + other.rows, one.gram + other.gram, one.total + other.total, one.absolute + other.absolute,
         one.zero + other.zero, one.cross + other.cross,
     )  # fmt: skip
+
+
+@dataclass(slots=True)
+class BlockInputs:
+    """A block with what enters it, and the dense block with what enters that one.
+
+    Attributes:
+        block: as it is now.
+        entering: hidden states after the pruned blocks before it.
+        fitted, held: windows that repairs are fitted to, and windows that decide whether a repair stays.
+        dense_block, dense_entering: the same of the dense model; None: nothing is compared with it.
+    """
+
+    block: DecoderBlock
+    entering: HiddenStates
+    fitted: Sequence[int]
+    held: Sequence[int]
+    dense_block: DecoderBlock | None = None
+    dense_entering: HiddenStates | None = None
+
+    @property
+    def beside(self) -> bool:
+        """Is the dense model there?"""
+        return self.dense_block is not None and self.dense_entering is not None
+
+    def sums(self, linear: BlockLinear) -> tuple[InputSums, InputSums]:
+        """Sums over a layer's inputs in the fitted windows, and in those that are held out."""
+        dense = self.dense_block and next(other for other in linears(self.dense_block) if other.name == linear.name)
+        shift: torch.Tensor | None = None
+        found: list[InputSums] = []
+        for which in (self.fitted, self.held):
+            sums: InputSums | None = None
+            for window in which:
+                y = input_of(self.block, linear, self.entering.read(window))
+                if shift is None:
+                    shift = y.reshape(-1, y.shape[-1]).float().mean(dim=0)
+                if sums is None:
+                    sums = InputSums(shift)
+                x = None
+                if self.dense_block is not None and self.dense_entering is not None and dense:
+                    x = input_of(self.dense_block, dense, self.dense_entering.read(window))
+                sums.add(y, x)
+            assert sums is not None
+            found.append(sums)
+        return found[0], found[1]

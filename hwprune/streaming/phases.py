@@ -75,7 +75,7 @@ class Phases:
 
     @property
     def answer_speedup(self) -> float:
-        """Of the whole answer."""
+        """Dense seconds of the whole answer over these."""
         dense = self.prefill.value * self.prefill_speedup.value
         return (dense + self.tokens.new * self.decode.value * self.decode_speedup.value) / self.answer_s
 

@@ -24,7 +24,8 @@ from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
 from hwprune.streaming.perplexity import perplexity, window_losses
 from hwprune.streaming.phases import Tokens
-from hwprune.streaming.sweep import Sweep, SweepPlan, Swept
+from hwprune.streaming.sweep import Sweep, Swept
+from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload import gguf_file
 from hwprune.workload.text_windows import TextData, tokenizer_of
 
@@ -170,7 +171,7 @@ def _cached(folder: Path, out: Path, ids: torch.Tensor | None) -> tuple[Path, Ca
 
 
 def _bytes(folder: LanguageFolder) -> int:
-    """Of the weights in 32 bits."""
+    """Size of the weights in 32 bits."""
     return 4 * parameters(folder)
 
 

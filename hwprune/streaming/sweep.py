@@ -4,58 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from hwprune import patterns
 from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
-from hwprune.methods import method
-from hwprune.pruning.candidate import Candidate
-from hwprune.pruning.pruner import Pruner
-from hwprune.pruning.uniform import uniform_recipe
-from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.streaming import influence
+from hwprune.streaming.block_pruning import BlockPruner, block_tensors
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
-from hwprune.streaming.masking import BlockMasks
-from hwprune.workload.workload import Workload
+from hwprune.streaming.sweep_plan import LAYER, SweepPlan
 
-LAYER = "layer"
-"""Pattern of whole blocks: the fraction of them that goes, those first that turn what passes them least."""
 HELD_OUT = 4
 """Every fourth window tells whether a refit that has not seen it helps. If so, the refit is made again with all windows."""
 STATE = "state.json"
-
-
-@dataclass(frozen=True, slots=True)
-class SweepPlan:
-    """What is done to every block.
-
-    Attributes:
-        patterns: (pattern, sparsity), as for `uniform_recipe`, and `LAYER`.
-        criterion: or a method.
-        compensation: of the kept weights, with what the pruned blocks before have made as inputs.
-        exclude: shell patterns of units that stay as they are, such as ``*.self_attn.*``.
-    """
-
-    patterns: Sequence[tuple[str, float]]
-    criterion: str
-    compensation: str
-    exclude: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for name, share in self.patterns:
-            if name == LAYER and not 0 < share < 1:
-                raise UsageError(f"layer={share:g}: the fraction of the blocks that goes must be between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +124,8 @@ class Sweep:
             source = passed
         block = block_of(self.folder, index, given[index])
         self._advance(block, source, dense_out)
-        module, plain = self._pruned(block, index, pruned_in, dense_out, source)
+        pruner = BlockPruner(self.plan, f"{self.folder.blocks}.{index}", self.fitted, self.held)
+        module, plain = pruner.prune(block, pruned_in, source, dense_out)
         error = spread = 0.0
         for window in range(len(self.ids)):
             made = module(pruned_in.read(window))
@@ -165,10 +134,7 @@ class Sweep:
                 wanted = dense_out.read(window)
                 error += float((made - wanted).double().square().sum())
                 spread += float((wanted - wanted.mean()).double().square().sum())
-        start = "layer."
-        tensors = {
-            name.removeprefix(start): x.detach().contiguous() for name, x in module.state_dict().items() if name.startswith(start)
-        }
+        tensors = block_tensors(module)
         save_file(tensors, str(self.block_file(place)))
         done.errors.append(error / max(spread, 1e-30))
         done.plain.extend(plain)
@@ -179,77 +145,6 @@ class Sweep:
     def _advance(self, block: DecoderBlock, entering_it: HiddenStates, leaving_it: HiddenStates) -> None:
         for window in range(len(self.ids)):
             leaving_it.write(window, block(entering_it.read(window)))
-
-    def _pruned(
-        self, block: DecoderBlock, index: int, inputs: HiddenStates, wanted: HiddenStates, dense: HiddenStates
-    ) -> tuple[nn.Module, list[str]]:
-        """The block with its units cut and masked, and the names of what has lost its repair again.
-
-        Args:
-            inputs, dense: what enters it after the pruned blocks, and in the dense model.
-            wanted: what leaves it in the dense model.
-        """
-        chosen = [(name, share) for name, share in self.plan.patterns if name != LAYER]
-        if not chosen:
-            return block, []
-        if all(not patterns.is_axis(name) and name != patterns.BRANCH for name, _ in chosen):
-            resolved = method.get(self.plan.criterion)
-            if BlockMasks.can(block, resolved, self.plan.compensation):
-                masks = BlockMasks(block, inputs, self.fitted, self.held, self.plan.compensation, dense)
-                left_out = [
-                    name
-                    for pattern, share in chosen
-                    for name in masks.run(resolved, patterns.get(pattern), share, lambda unit: not self._excluded(unit, index))
-                ]
-                return block, [f"{self.folder.blocks}.{index}.{name}" for name in left_out]
-        return self._cut(block, index, inputs, wanted, chosen)
-
-    def _cut(
-        self, block: DecoderBlock, index: int, inputs: HiddenStates, wanted: HiddenStates, chosen: Sequence[tuple[str, float]]
-    ) -> tuple[nn.Module, list[str]]:
-        """The same by the graph of the whole block: structured cuts need it."""
-        refits = self.plan.compensation != "none"
-        everything = range(len(self.ids))
-        first = self._pruner(block, index, inputs, self.fitted if refits else everything)
-        choices = self._choices(first, index, chosen)
-        if not choices:
-            return block, []
-        plain = self._candidate(first, choices, "none")
-        if not refits:
-            return plain.module.eval(), []
-        refitted = self._candidate(first, choices, self.plan.compensation)
-        if self._error(plain, inputs, wanted) <= self._error(refitted, inputs, wanted):
-            return plain.module.eval(), [f"{self.folder.blocks}.{index}"]
-        del first, plain, refitted
-        last = self._pruner(block, index, inputs, everything)
-        return self._candidate(last, self._choices(last, index, chosen), self.plan.compensation).module.eval(), []
-
-    def _pruner(self, block: DecoderBlock, index: int, inputs: HiddenStates, which: Sequence[int]) -> Pruner:
-        """A pruner of one block that calibrates on some windows of what the pruned blocks before have made."""
-        data = _Windows(inputs, which)
-        workload = Workload(f"block {index}", block, (inputs.read(0),), data, data, metric="agreement", class_axis="none")
-        with torch.enable_grad():
-            return Pruner(workload)
-
-    def _candidate(self, pruner: Pruner, choices: Sequence[UnitChoice], compensation: str) -> Candidate:
-        with torch.enable_grad():
-            return pruner.prune(Recipe(tuple(choices), compensation))
-
-    def _choices(self, pruner: Pruner, index: int, chosen: Sequence[tuple[str, float]]) -> list[UnitChoice]:
-        found: list[UnitChoice] = []
-        for name, share in chosen:
-            with torch.enable_grad():
-                recipe = uniform_recipe(pruner, name, share, self.plan.criterion, self.plan.compensation)
-            found += [choice for choice in recipe.choices if not self._excluded(choice.unit, index)]
-        return found
-
-    def _excluded(self, unit: str, index: int) -> bool:
-        name = f"{self.folder.blocks}.{index}.{unit.removeprefix('layer.')}"
-        return any(fnmatchcase(name, glob) for glob in self.plan.exclude)
-
-    def _error(self, candidate: Candidate, inputs: HiddenStates, wanted: HiddenStates) -> float:
-        module = candidate.module.eval()
-        return sum(float((module(inputs.read(w)) - wanted.read(w)).double().square().sum()) for w in self.held)
 
     def _kept(self, given: list[Any], entered: HiddenStates) -> list[int]:
         """The blocks that stay."""
@@ -280,13 +175,3 @@ class Sweep:
 
     def _save(self, done: Swept) -> None:
         write_atomic(self.work / STATE, dump_json({"key": self._key, "done": asdict(done)}))
-
-
-class _Windows:
-    """Hidden states of some windows as a loader."""
-
-    def __init__(self, states: HiddenStates, which: Sequence[int]) -> None:
-        self.states, self.which = states, which
-
-    def __iter__(self) -> Any:
-        return ((self.states.read(window), None) for window in self.which)

@@ -8,6 +8,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from hwprune.streaming.blocks import block_of, entering
+from hwprune.streaming.folder import LanguageFolder
+from hwprune.streaming.hidden_states import HiddenStates
+from hwprune.workload.text_windows import windows
+
 WORDS = [f"w{i}" for i in range(60)]
 
 
@@ -54,3 +59,25 @@ def losses(model, ids):
         logits = model(window[None], use_cache=False).logits[0, :-1].log_softmax(-1)
         found.append(-float(logits.gather(1, window[1:, None]).mean()))
     return torch.tensor(found, dtype=torch.float64)
+
+
+@torch.no_grad()
+def first_block(folder, words, tmp_path, count=6):
+    """A block and what enters it."""
+    ids, source = windows(folder, words, 16)[:count], LanguageFolder(folder)
+    entered, given = entering(source.ends(), source.blocks, ids[:1])
+    states = HiddenStates(tmp_path / "states", (count, *entered.shape[1:]), torch.float32)
+    for window in range(count):
+        states.write(window, entering(source.ends(), source.blocks, ids[window : window + 1])[0])
+    return block_of(source, 0, given[0]), states
+
+
+@torch.no_grad()
+def seen_by(block, states, name, which):
+    """(rows, columns) that a layer of the block is given, by an ordinary hook on a whole run."""
+    found = []
+    handle = block.layer.get_submodule(name).register_forward_pre_hook(lambda _, given: found.append(given[0].flatten(0, -2)))
+    for window in which:
+        block(states.read(window))
+    handle.remove()
+    return torch.cat(found)

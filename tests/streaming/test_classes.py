@@ -9,7 +9,7 @@ import transformers
 from hwprune.errors import UsageError
 from hwprune.streaming import road
 from hwprune.streaming.config_sizes import fitted
-from hwprune.streaming.sweep import SweepPlan
+from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload.text_windows import TextData
 from tests.streaming.helpers import WORDS, llama, losses, whole
 

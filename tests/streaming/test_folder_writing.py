@@ -7,7 +7,8 @@ import pytest
 from hwprune.errors import UsageError
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.folder_writing import write_folder
-from hwprune.streaming.sweep import Sweep, SweepPlan
+from hwprune.streaming.sweep import Sweep
+from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload.text_windows import windows
 
 

@@ -17,7 +17,7 @@ from hwprune.pruning.pruner import Pruner
 from hwprune.pruning.uniform import uniform_recipe
 from hwprune.streaming import folder_writing, road
 from hwprune.streaming.folder import LanguageFolder
-from hwprune.streaming.sweep import SweepPlan
+from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload import loading
 from hwprune.workload.text_windows import TextData
 from tests.streaming.helpers import llama, losses, whole

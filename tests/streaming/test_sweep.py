@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 
 from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
+from hwprune.streaming.block_pruning import BlockPruner
 from hwprune.streaming.folder import LanguageFolder
-from hwprune.streaming.sweep import Sweep, SweepPlan
+from hwprune.streaming.sweep import Sweep
+from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload.text_windows import windows
 from tests.streaming.helpers import llama, whole
 
@@ -62,7 +64,7 @@ def test_a_refit_that_hurts_unseen_windows_is_left_out(tmp_path, folder, words, 
 
     def prune(self, recipe, *rest):
         made = real(self, recipe, *rest)
-        if self.workload.name == "block 1" and recipe.compensation != "none":
+        if self.workload.name == "model.layers.1" and recipe.compensation != "none":
             spoiled.append(made)
             with torch.no_grad():
                 next(p for name, p in made.module.named_parameters() if "down_proj" in name).mul_(3.0)
@@ -78,15 +80,15 @@ def test_a_block_that_is_done_again_after_a_kill_is_the_same(tmp_path, folder, w
     plan = SweepPlan([("layer", 0.34), ("neuron", 0.5)], "l2", "none")
     monkeypatch.setattr(Sweep, "_kept", lambda *_: [0, 2])
     _, whole_run = swept(folder, words, tmp_path, plan)
-    real, calls = Sweep._pruned, []
+    real, calls = BlockPruner.prune, []
 
-    def killed(self, block, index, *rest):
-        calls.append(index)
+    def killed(self, *rest):
+        calls.append(int(self.name.rpartition(".")[2]))
         if calls == [0, 2]:
             raise KeyboardInterrupt
-        return real(self, block, index, *rest)
+        return real(self, *rest)
 
-    monkeypatch.setattr(Sweep, "_pruned", killed)
+    monkeypatch.setattr(BlockPruner, "prune", killed)
     with pytest.raises(KeyboardInterrupt):
         swept(folder, words, tmp_path / "again", plan)
     _, resumed = swept(folder, words, tmp_path / "again", plan)

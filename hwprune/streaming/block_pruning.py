@@ -1,0 +1,149 @@
+"""One block of a language model pruned: masked layer by layer, or cut by the graph of the block and fitted anew."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from hwprune import patterns
+from hwprune.methods import method
+from hwprune.pruning.pruner import Pruner
+from hwprune.pruning.uniform import uniform_recipe
+from hwprune.records.recipe import Recipe, UnitChoice
+from hwprune.streaming.block_masks import BlockMasks
+from hwprune.streaming.blocks import DecoderBlock
+from hwprune.streaming.folder import fill
+from hwprune.streaming.hidden_states import HiddenStates
+from hwprune.streaming.input_sums import BlockInputs
+from hwprune.streaming.refitting import refit
+from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.workload.workload import Workload
+
+PREFIX = "layer."
+"""How names of a `DecoderBlock`'s tensors begin."""
+
+
+class BlockPruner:
+    """Prunes one block.
+
+    Args:
+        name: of the block in the model.
+        fitted, held: windows that repairs are fitted to, and windows that decide whether a repair stays.
+    """
+
+    def __init__(self, plan: SweepPlan, name: str, fitted: Sequence[int], held: Sequence[int]) -> None:
+        self.plan, self.name, self.fitted, self.held = plan, name, fitted, held
+
+    @torch.no_grad()
+    def prune(
+        self, block: DecoderBlock, inputs: HiddenStates, dense: HiddenStates, wanted: HiddenStates
+    ) -> tuple[nn.Module, list[str]]:
+        """The block with its units cut and masked, and the names of what has lost its repair again.
+
+        Args:
+            block: the dense one; it may be changed.
+            inputs, dense: what enters it after the pruned blocks, and in the dense model.
+            wanted: what leaves it in the dense model.
+        """
+        chosen = self.plan.of_blocks
+        if not chosen:
+            return block, []
+        if all(not patterns.is_axis(name) and name != patterns.BRANCH for name, _ in chosen):
+            resolved = method.get(self.plan.criterion)
+            if BlockMasks.can(block, resolved, self.plan.compensation):
+                return block, self._masked(block, inputs, dense, resolved)
+        made, left_out = self._cut(block, inputs, wanted)
+        if self.plan.compensation == "none" or made is block:
+            return made, left_out
+        return self._aimed(made, BlockInputs(block, inputs, self.fitted, self.held, block, dense), wanted), left_out
+
+    def _masked(self, block: DecoderBlock, inputs: HiddenStates, dense: HiddenStates, resolved: method.Method) -> list[str]:
+        beside = (copy.deepcopy(block), dense) if self.plan.compensation != "none" else ()
+        masks = BlockMasks(BlockInputs(block, inputs, self.fitted, self.held, *beside), self.plan.compensation)
+        left_out: list[str] = []
+        for pattern, share in self.plan.of_blocks:
+            left_out += masks.run(resolved, patterns.get(pattern), share, lambda unit: not self._excluded(unit))
+        return [f"{self.name}.{name}" for name in left_out]
+
+    def _aimed(self, made: nn.Module, inputs: BlockInputs, wanted: HiddenStates) -> nn.Module:
+        """The cut block fitted to the dense stream, where its class holds such sizes and the block gains by it.
+
+        Windows that were held out have chosen how far each layer moves; here the whole block is asked whether nothing went wrong.
+        """
+        assert inputs.dense_block is not None
+        layer = copy.deepcopy(inputs.dense_block.layer)
+        fill(layer, block_tensors(made))
+        block = DecoderBlock(layer, inputs.dense_block.given).eval()
+        one = inputs.entering.read(0)
+        try:
+            same = torch.allclose(block(one), made(one), rtol=1e-3, atol=1e-4)
+        except Exception:  # the class reads a size from its configuration
+            return made
+        if not same:
+            return made
+        before = self._error(made, inputs.entering, wanted)
+        refit(replace(inputs, block=block))
+        return block if self._error(block, inputs.entering, wanted) < before else made
+
+    def _cut(self, block: DecoderBlock, inputs: HiddenStates, wanted: HiddenStates) -> tuple[nn.Module, list[str]]:
+        """By the graph of the whole block."""
+        refits = self.plan.compensation != "none"
+        everything = sorted([*self.fitted, *self.held])
+        first = self._pruner(block, inputs, self.fitted if refits else everything)
+        choices = self._choices(first)
+        if not choices:
+            return block, []
+        plain = self._candidate(first, choices, "none")
+        if not refits:
+            return plain, []
+        refitted = self._candidate(first, choices, self.plan.compensation)
+        if self._error(plain, inputs, wanted) <= self._error(refitted, inputs, wanted):
+            return plain, [self.name]
+        del first, plain, refitted
+        last = self._pruner(block, inputs, everything)
+        return self._candidate(last, self._choices(last), self.plan.compensation), []
+
+    def _pruner(self, block: DecoderBlock, inputs: HiddenStates, which: Sequence[int]) -> Pruner:
+        """A pruner of the block that calibrates on some windows of what the pruned blocks before have made."""
+        data = _Windows(inputs, which)
+        workload = Workload(self.name, block, (inputs.read(0),), data, data, metric="agreement", class_axis="none")
+        with torch.enable_grad():
+            return Pruner(workload)
+
+    def _candidate(self, pruner: Pruner, choices: Sequence[UnitChoice], compensation: str) -> nn.Module:
+        with torch.enable_grad():
+            return pruner.prune(Recipe(tuple(choices), compensation)).module.eval()
+
+    def _choices(self, pruner: Pruner) -> list[UnitChoice]:
+        found: list[UnitChoice] = []
+        for name, share in self.plan.of_blocks:
+            with torch.enable_grad():
+                recipe = uniform_recipe(pruner, name, share, self.plan.criterion, self.plan.compensation)
+            found += [choice for choice in recipe.choices if not self._excluded(choice.unit)]
+        return found
+
+    def _excluded(self, unit: str) -> bool:
+        return self.plan.excludes(f"{self.name}.{unit.removeprefix(PREFIX)}")
+
+    def _error(self, module: nn.Module, inputs: HiddenStates, wanted: HiddenStates) -> float:
+        return sum(float((module(inputs.read(w)) - wanted.read(w)).double().square().sum()) for w in self.held)
+
+
+def block_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A pruned block's tensors by their names in the block."""
+    return {name.removeprefix(PREFIX): x.detach().clone() for name, x in module.state_dict().items() if name.startswith(PREFIX)}
+
+
+class _Windows:
+    """Hidden states of some windows as a loader."""
+
+    def __init__(self, states: HiddenStates, which: Sequence[int]) -> None:
+        self.states, self.which = states, which
+
+    def __iter__(self) -> Any:
+        return ((self.states.read(window), None) for window in self.which)

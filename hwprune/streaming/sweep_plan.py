@@ -1,0 +1,43 @@
+"""What a sweep does to every block of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from hwprune.errors import UsageError
+
+LAYER = "layer"
+"""Pattern of whole blocks: the fraction of them that goes, those first that turn what passes them least."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """What is done to every block.
+
+    Attributes:
+        patterns: (pattern, sparsity), as for `uniform_recipe`, and `LAYER`.
+        criterion: or a method.
+        compensation: of the kept weights, with what the pruned blocks before have made as inputs.
+        exclude: shell patterns of units that stay as they are, such as ``*.self_attn.*``.
+    """
+
+    patterns: Sequence[tuple[str, float]]
+    criterion: str
+    compensation: str
+    exclude: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, share in self.patterns:
+            if name == LAYER and not 0 < share < 1:
+                raise UsageError(f"layer={share:g}: the fraction of the blocks that goes must be between 0 and 1")
+
+    @property
+    def of_blocks(self) -> list[tuple[str, float]]:
+        """The patterns that are for what is in a block."""
+        return [(name, share) for name, share in self.patterns if name != LAYER]
+
+    def excludes(self, name: str) -> bool:
+        """Does a unit of this name in the whole model stay as it is?"""
+        return any(fnmatchcase(name, glob) for glob in self.exclude)
