@@ -46,11 +46,12 @@ class BlockMasks:
     def run(self, resolved: method.Method, pattern: Pattern, level: float | None, wanted: Callable[[str], bool]) -> list[str]:
         """Mask the layers that ``wanted`` names; returns those whose repair did not help windows that it had not seen."""
         plain = []
+        products = self.compensation != layerwise.NONE or bool({"gram", "covariance"} & set(resolved.needs))
         for group in self.groups:
             chosen = [linear for linear in group if wanted(linear.name) and not pattern.inadmissible(linear.weight.shape)]
             if not chosen:
                 continue
-            sums = self.inputs.sums(chosen[0])
+            sums = self.inputs.sums(chosen[0], products=products)
             for linear in chosen:
                 if not self._mask(linear, resolved, pattern, level, sums):
                     plain.append(linear.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,10 +64,18 @@ def write_folder(sweep: Sweep, done: Swept, out: Path, memory: int | None = None
             shutil.copy2(path, out / path.name)
     _check(sweep, done, out, dtype)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors")) * (4 // dtype.itemsize)
-    if 2 * size > (WHOLE if memory is None else memory):
+    if 2 * size + _in_use() > (WHOLE if memory is None else memory):
         return False
     _check_whole(sweep, done, out)
     return True
+
+
+def _in_use() -> int:
+    """Bytes that this process holds in memory; 0 where the system doesn't tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
 
 
 @torch.no_grad()

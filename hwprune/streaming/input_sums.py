@@ -28,12 +28,14 @@ class InputSums:
     Attributes:
         shift: (d,) that is taken off first, so that a large mean does not swallow the covariance.
         rows: how many were added.
-        gram: (d, d), of the shifted rows.
+        products: is ``gram`` (d, d), or its diagonal (d,) alone? The whole of it is most of the memory where layers are wide.
+        gram: of the shifted rows.
         total, absolute, zero: (d,) of the shifted rows, and of the rows as they are.
         cross: (columns in the dense model, d), of its rows with these, neither shifted.
     """
 
     shift: torch.Tensor
+    products: bool = True
     rows: int = 0
     gram: Any = 0.0
     total: Any = 0.0
@@ -46,7 +48,7 @@ class InputSums:
         x = inputs.reshape(-1, inputs.shape[-1]).float()
         moved = x - self.shift
         self.rows += len(x)
-        self.gram = self.gram + moved.T @ moved
+        self.gram = self.gram + (moved.T @ moved if self.products else moved.square().sum(dim=0, dtype=torch.float64))
         self.total = self.total + moved.sum(dim=0, dtype=torch.float64)
         self.absolute = self.absolute + x.abs().sum(dim=0, dtype=torch.float64)
         self.zero = self.zero + (x == 0).sum(dim=0)
@@ -69,12 +71,16 @@ def statistics_of(sums: list[InputSums], name: str) -> LayerStatistics:
     """
     whole = reduce(_together, sums)
     offset = whole.total / whole.rows
-    covariance = whole.gram.double() / whole.rows - offset[:, None] * offset[None, :]
-    if not bool(torch.isfinite(covariance).all()):
+    covariance = None
+    if whole.products:
+        covariance = (whole.gram.double() / whole.rows).addr_(offset, offset, alpha=-1).float()
+    variance = whole.gram / whole.rows - offset.square() if covariance is None else covariance.diagonal().double()
+    if not bool(torch.isfinite(variance if covariance is None else covariance).all()):
         raise WorkloadError(f"the input of {name} holds NaN or infinity on the calibration text")
-    mean, variance = whole.shift.double() + offset, covariance.diagonal().clamp(min=0)
+    mean, variance = whole.shift.double() + offset, variance.clamp(min=0)
     return LayerStatistics(
-        rows=whole.rows, weight_inputs=len(mean), covariance=covariance.float()[None], mean=mean.float()[None],
+        rows=whole.rows, weight_inputs=len(mean), mean=mean.float()[None],
+        covariance=None if covariance is None else covariance[None],
         input_square=(variance + mean.square()).float()[None], channel_mean=mean.float(), channel_variance=variance.float(),
         channel_abs=(whole.absolute / whole.rows).float(), channel_zero=(whole.zero / whole.rows).float(),
     )  # fmt: skip
@@ -82,8 +88,8 @@ def statistics_of(sums: list[InputSums], name: str) -> LayerStatistics:
 
 def _together(one: InputSums, other: InputSums) -> InputSums:
     return InputSums(
-        one.shift, one.rows + other.rows, one.gram + other.gram, one.total + other.total, one.absolute + other.absolute,
-        one.zero + other.zero, one.cross + other.cross,
+        one.shift, one.products, one.rows + other.rows, one.gram + other.gram, one.total + other.total,
+        one.absolute + other.absolute, one.zero + other.zero, one.cross + other.cross,
     )  # fmt: skip
 
 
@@ -110,8 +116,12 @@ class BlockInputs:
         """Is the dense model there?"""
         return self.dense_block is not None and self.dense_entering is not None
 
-    def sums(self, linear: BlockLinear) -> tuple[InputSums, InputSums]:
-        """Sums over a layer's inputs in the fitted windows, and in those that are held out."""
+    def sums(self, linear: BlockLinear, *, products: bool = True) -> tuple[InputSums, InputSums]:
+        """Sums over a layer's inputs in the fitted windows, and in those that are held out.
+
+        Args:
+            products: of all pairs of columns, and not only the squares.
+        """
         dense = self.dense_block and next(other for other in linears(self.dense_block) if other.name == linear.name)
         shift: torch.Tensor | None = None
         found: list[InputSums] = []
@@ -122,7 +132,7 @@ class BlockInputs:
                 if shift is None:
                     shift = y.reshape(-1, y.shape[-1]).float().mean(dim=0)
                 if sums is None:
-                    sums = InputSums(shift)
+                    sums = InputSums(shift, products)
                 x = None
                 if self.dense_block is not None and self.dense_entering is not None and dense:
                     x = input_of(self.dense_block, dense, self.dense_entering.read(window))

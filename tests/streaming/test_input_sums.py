@@ -28,6 +28,18 @@ def test_sums_are_those_of_all_rows(shift):
     assert found.rows == 40
 
 
+def test_without_products_there_are_squares_alone():
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) + 3
+    found = []
+    for products in (True, False):
+        sums = InputSums(x.mean(0), products)
+        sums.add(x)
+        found.append(statistics_of([sums, InputSums(x.mean(0), products)], "layer"))
+    assert found[1].covariance is None and found[0].covariance is not None
+    for name in ("mean", "input_square", "channel_variance", "channel_abs", "channel_zero"):
+        torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name))
+
+
 def test_products_with_the_dense_inputs(tmp_path, folder, words):
     """Of the windows that were asked for, also where the cut layer has fewer columns."""
     block, states = first_block(folder, words, tmp_path)
