@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from hwprune.cli.front_plot import FrontPlot
-from hwprune.cli.progress_lines import counts_as_news, describe
+from hwprune.cli.progress_lines import Pace, counts_as_news, describe
 from hwprune.common import formatting
 from hwprune.records.trial import FAILED, STOPPED, Trial
 from hwprune.searching.progress import Heading, Progress
@@ -41,6 +41,9 @@ class LiveView(Progress):
         self._text, self._done, self._total = "", 0, 0
         self._waiting = ""
         self._left_s: float | None = None
+        self._pace = Pace(clock)
+        self._stage_left: float | None = None
+        self._stage_at = 0.0
         self._trials = _Trials()
         self._live = Live(
             console=self._console, transient=True, refresh_per_second=REFRESH, get_renderable=self._draw, redirect_stdout=False
@@ -62,6 +65,7 @@ class LiveView(Progress):
 
     def stage(self, text: str, done: int = 0, total: int = 0) -> None:
         self._text, self._done, self._total = text, done, total
+        self._stage_left, self._stage_at = self._pace.left(text, done, total), self._clock()
         self._live.start()
 
     def waiting(self, text: str) -> None:
@@ -140,6 +144,8 @@ class LiveView(Progress):
         """Seconds until the end, by what was told or by what the last search like this took."""
         if self._left_s is not None:
             return max(0.0, self._left_s - (now - self._left_at))
+        if self._heading is None and self._stage_left is not None:
+            return max(0.0, self._stage_left - (now - self._stage_at))
         if self._heading is None or not self._heading.expected or self._phase not in self._heading.phases:
             return None
         expected, phases = self._heading.expected, self._heading.phases

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import TextIO
 
 from hwprune.common import formatting
 from hwprune.records.trial import FAILED, STOPPED, Trial
 from hwprune.searching.progress import Heading, Progress
 
+WORTH_TELLING_S = 5.0
+"""Seconds left that are worth a word."""
 QUARTERS = 4
 """Lines that one long stage takes at most, where lines can't be drawn over."""
 
@@ -28,15 +32,37 @@ def describe(trial: Trial, *, share: bool, whole: bool = False) -> str:
     return f"{formatting.speedup(trial.speedup.value)} at a drop of {formatting.drop(trial.drop, share=share)}"
 
 
+class Pace:
+    """How long a stage of known length still takes, at the pace it has had so far.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._text, self._first, self._began = "", 0, 0.0
+
+    def left(self, text: str, done: int, total: int) -> float | None:
+        """Seconds, once a part of it is done since it began here; it may have been begun by a process that was killed."""
+        if text != self._text or done < self._first:
+            self._text, self._first, self._began = text, done, self._clock()
+        if not total or done <= self._first:
+            return None
+        return (self._clock() - self._began) / (done - self._first) * (total - done)
+
+
 class Lines(Progress):
     """One short line an event.
 
     Args:
         stream: None: there is none yet, and what is told is lost.
+        clock: seconds, for the time that is left.
     """
 
-    def __init__(self, stream: TextIO | None, *, verbose: bool = False) -> None:
+    def __init__(self, stream: TextIO | None, *, verbose: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._verbose = stream, verbose
+        self._pace = Pace(clock)
         self._heading: Heading | None = None
         self._steps = 0
         self._share = False
@@ -57,11 +83,12 @@ class Lines(Progress):
         self._print(f"step {self._steps}/{total}: {name}")
 
     def stage(self, text: str, done: int = 0, total: int = 0) -> None:
-        quarter = QUARTERS * done // total if total else 0
+        quarter, left = QUARTERS * done // total if total else 0, self._pace.left(text, done, total)
         if (text, quarter) == self._told or not (self._verbose or self._heading is None):
             return
         self._told = text, quarter
-        self._print(f"{text} ({done} of {total})" if total and done else text)
+        more = f", about {formatting.duration(left)} left" if left and left >= WORTH_TELLING_S else ""
+        self._print(f"{text} ({done} of {total}{more})" if total and done else text)
 
     def waiting(self, text: str) -> None:
         if text:

@@ -115,3 +115,15 @@ def test_no_line_is_wider_than_the_terminal(view):
 @pytest.mark.parametrize("view", [(80, 12)], indirect=True)
 def test_a_low_terminal_has_no_plot(view):
     assert "●" not in "".join(searched(view))
+
+
+def test_a_stage_of_known_length_tells_the_time_left_at_its_own_pace(view):
+    """A command that is no search; 12 of 30 blocks were there when it began."""
+    view.stage("pruning blocks", 12, 30)
+    assert not any("left" in line for line in shown(view))
+    view._clock.now += 40
+    view.stage("pruning blocks", 14, 30)
+    view._clock.now += 20
+    assert "1:00 elapsed, about 5:00 left" in shown(view)
+    view.stage("evaluating blocks", 0, 30)
+    assert not any("left" in line for line in shown(view))

@@ -112,3 +112,15 @@ def test_quiet_is_silent(capsys, monkeypatch):
     progress.trial(measured(3, 0.004, 1.7), None, 3, 12, 75.0)
     progress.close()
     assert capsys.readouterr().err == ""
+
+
+def test_a_pipe_is_told_the_time_left_four_times(monkeypatch):
+    stream, now = io.StringIO(), [0.0]
+    lines = Lines(stream, clock=lambda: now[0])
+    for done in range(8):
+        lines.stage("pruning blocks", done, 8)
+        now[0] += 10
+    assert stream.getvalue().splitlines() == [
+        "pruning blocks", "pruning blocks (2 of 8, about 1:00 left)", "pruning blocks (4 of 8, about 0:40 left)",
+        "pruning blocks (6 of 8, about 0:20 left)",
+    ]  # fmt: skip
