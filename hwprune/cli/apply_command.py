@@ -47,8 +47,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         metavar="F",
         default="onnx",
-        help="huggingface: a folder that transformers loads, of a causal language model with --text; huggingface,onnx: an ONNX "
-        "file with a cache beside it (default: onnx)",
+        help="huggingface: a folder that transformers loads, of a causal language model with --text; huggingface,onnx,gguf: "
+        "an ONNX file with a cache and a GGUF file beside it (default: onnx)",
     )
     parser.add_argument("--windows", metavar="N", type=args.whole, help="windows of --text that calibrate (default: 64)")
     parser.add_argument(
@@ -75,8 +75,10 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.workload import data_checks, loading
 
     formats = options.format.split(",")
-    if unknown := [name for name in formats if name not in ("onnx", "huggingface")]:
-        raise UsageError(f"--format takes onnx, huggingface, or huggingface,onnx, got {unknown[0]!r}")
+    if unknown := [name for name in formats if name not in ("onnx", "huggingface", "gguf")]:
+        raise UsageError(f"--format takes onnx, huggingface, or huggingface,onnx,gguf, got {unknown[0]!r}")
+    if "gguf" in formats and "huggingface" not in formats:
+        raise UsageError("--format gguf goes with huggingface: --format huggingface,gguf")
     if "huggingface" in formats:
         if options.recipe.endswith(".json") or options.scope:
             raise UsageError("--format huggingface takes PATTERN=SPARSITY, the same for every block")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
@@ -16,9 +17,8 @@ LAYER = "layer"
 def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) -> int:
     """Prune a language model block by block, and tell what came of it."""
     from hwprune.cli.progress_bar import make_progress
-    from hwprune.common import formatting
     from hwprune.streaming import road
-    from hwprune.streaming.phases import Phases, Tokens
+    from hwprune.streaming.phases import Tokens
     from hwprune.streaming.sweep_plan import SweepPlan
     from hwprune.workload.language import text_data
 
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
             Path(options.workload.removeprefix("hf:")), data, plan, out, gguf=options.gguf, memory=options.memory,
             score=options.score,
             choices=Path(options.choices) if options.choices else None, onnx="onnx" in options.format.split(","),
+            gguf_out="gguf" in options.format.split(","),
             tokens=Tokens.parse(options.tokens) if options.measure else None, step=progress.stage,
         )  # fmt: skip
     finally:
@@ -45,6 +46,16 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     if options.json:
         print(json.dumps(facts))
         return 0
+    _tell(facts)
+    print(f"Files: {out}")
+    return 0
+
+
+def _tell(facts: dict[str, Any]) -> None:
+    """What came of it, a line each."""
+    from hwprune.common import formatting
+    from hwprune.streaming.phases import Phases
+
     gone = facts["blocks"] - len(facts["kept"])
     sizes = f"{formatting.count(facts['dense_params'])} -> {formatting.count(facts['params'])} parameters"
     dropped = f", {gone} of {facts['blocks']} blocks dropped" if gone else ""
@@ -59,21 +70,24 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         print(f"In {places} the repair did not help windows that it had not seen, and was left out.")
     if facts["params"] == facts["dense_params"]:
         print("Zeros alone make nothing faster: the folder is as large as before, for runtimes that know the pattern.")
-    if options.score:
+    if "perplexity" in facts:
         print(
             f"Perplexity on {facts['windows']} windows of {facts['length']} tokens that calibrated nothing: "
             f"{facts['dense_perplexity']:.2f} -> {facts['perplexity']:.2f}"
         )
-    if options.choices:
+    if "accuracy" in facts:
         share = f"{formatting.percent(facts['dense_accuracy'])} -> {formatting.percent(facts['accuracy'])}"
         print(f"Right answers to {formatting.some(facts['questions'], 'question')}: {share}")
+    if "gguf_bytes" in facts:
+        types = ", ".join(f"{count} {name}" for name, count in sorted(facts["gguf_types"].items()))
+        before, after = (formatting.size(facts[key]) for key in ("dense_gguf_bytes", "gguf_bytes"))
+        scored = f"; its perplexity {facts['gguf_perplexity']:.2f}" if "gguf_perplexity" in facts else ""
+        print(f"GGUF: {before} -> {after} ({types}), read back and compared{scored}.")
     if "cache_bytes_per_token" in facts:
         before = f"{formatting.size(facts['dense_cache_bytes_per_token'])} -> " if "dense_cache_bytes_per_token" in facts else ""
         print(f"Cache: {before}{formatting.size(facts['cache_bytes_per_token'])} a token in 32 bits.")
     if "phases" in facts:
         print("\n".join(Phases.from_json(facts["phases"]).text()))
-    print(f"Files: {out}")
-    return 0
 
 
 def _cuts(wanted: list[tuple[str, float]]) -> bool:

@@ -17,7 +17,7 @@ from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
 from hwprune.records import target as targets
 from hwprune.records.target import Target
-from hwprune.streaming import cached_onnx, phases
+from hwprune.streaming import cached_onnx, gguf_writing, phases
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder, OtherNamesError
 from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
@@ -50,6 +50,7 @@ def prune_folder(
     score: bool = False,
     choices: Path | None = None,
     onnx: bool = False,
+    gguf_out: bool = False,
     tokens: Tokens | None = None,
     target: Target | None = None,
     step: Tell = silent,
@@ -63,13 +64,15 @@ def prune_folder(
         score: perplexity before and after.
         choices: questions (see `read_questions`); the share of right answers before and after.
         onnx: an ONNX file with a cache, too: ``onnx/model.onnx``. The whole model is in memory for it.
+        gguf_out: a GGUF file, too, ``model.gguf``, in the types of the one that was read.
         tokens: prompt and answer whose latencies are measured, before and after, with such files; None: none are.
         target: where that is; it must take ONNX files. Default: this CPU.
 
     Returns:
         ``out params dense_params generates kept blocks errors plain seconds peak_bytes``, with ``score`` also ``perplexity
         dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``, with ``tokens`` also
-        ``phases`` (see `Phases`).
+        ``phases`` (see `Phases`), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes gguf_types`` and, with ``score``,
+        ``gguf_perplexity``.
 
     Raises:
         UsageError, WorkloadError: see `LanguageFolder`, `TextData`, `Sweep`, `write_folder`.
@@ -77,7 +80,12 @@ def prune_folder(
     """
     started = time.monotonic()
     work = out / WORK
-    source, folder = _opened(source, gguf, work, memory)
+    if gguf_out and gguf is None:
+        raise UsageError(
+            "--format gguf writes a file like the one that --gguf reads; of other models llama.cpp's convert_hf_to_gguf.py makes "
+            "one from the folder"
+        )
+    given, (source, folder) = source, _opened(source, gguf, work, memory)
     with_cache = onnx or tokens is not None
     if with_cache:
         _check_cache(folder, memory)
@@ -99,6 +107,12 @@ def prune_folder(
         facts["dense_accuracy"] = accuracy(folder, tokenizer, questions, step)
         facts["accuracy"] = accuracy(LanguageFolder(out), tokenizer, questions, step)
         facts["questions"] = len(questions)
+    if gguf_out and gguf is not None:
+        step("writing the GGUF file")
+        back, told = _as_gguf(given / gguf, out, done, work)
+        facts |= told
+        if score:
+            facts["gguf_perplexity"] = perplexity(window_losses(back, judged, step, work))
     if with_cache:
         step("writing the ONNX file")
         made, shape = _cached(out, (out if onnx else work) / "onnx", calibration[:1, :CHECKED_TOKENS])
@@ -158,6 +172,16 @@ def _written(sweep: Sweep, out: Path, work: Path, memory: int | None) -> tuple[S
             if path.is_file():
                 path.unlink()
         raise
+
+
+def _as_gguf(source: Path, out: Path, done: Swept, work: Path) -> tuple[LanguageFolder, dict[str, Any]]:
+    """What was read back from the file that was written, and facts of it."""
+    written, file = LanguageFolder(out), out / gguf_writing.NAME
+    counts = gguf_writing.write_gguf(source, written, done.kept, file)
+    back = LanguageFolder(gguf_file.unpacked(out, file.name, work / "read back"))
+    gguf_writing.check_gguf(written, back)
+    sizes = {"gguf_bytes": file.stat().st_size, "dense_gguf_bytes": source.stat().st_size}
+    return back, {**sizes, "gguf_types": dict(counts)}
 
 
 def _cached(folder: Path, out: Path, ids: torch.Tensor | None) -> tuple[Path, CacheShape]:

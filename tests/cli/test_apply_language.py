@@ -85,7 +85,12 @@ def test_formats_that_there_are(place, tmp_path, capsys):
         str(tmp_path / "out"),
         "-q",
     ]
-    assert main.main([*words, "--format", "huggingface,gguf"]) == 2
-    assert "--format takes onnx, huggingface, or huggingface,onnx, got 'gguf'" in capsys.readouterr().err
+    for format_, message in (
+        ("huggingface,tflite", "--format takes onnx, huggingface, or huggingface,onnx,gguf, got 'tflite'"),
+        ("gguf", "--format gguf goes with huggingface"),
+        ("huggingface,gguf", "--format gguf writes a file like the one that --gguf reads"),
+    ):
+        assert main.main([*words, "--format", format_]) == 2
+        assert message in capsys.readouterr().err
     assert main.main([*words, "--format", "onnx", "--measure"]) == 2
     assert "--measure are for --format huggingface" in capsys.readouterr().err

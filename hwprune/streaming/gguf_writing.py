@@ -1,0 +1,144 @@
+"""A pruned model as a GGUF file, for one that came from such a file: what that one says of tokens and authors is copied.
+
+Tensors keep the types that they had, so that the file shrinks as the model does; rows that a type's blocks don't divide are kept
+in 16 bits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwprune.errors import RunError, UsageError, described
+from hwprune.streaming.folder import LanguageFolder
+
+NAME = "model.gguf"
+PERMUTED = ("llama",)
+"""Architectures whose queries and keys lie in pairs in the file: rotary embeddings turn neighbours there."""
+LOOSEST = 0.25
+"""Largest error of a tensor that is read back, over its norm; a few bits make 0.1, tensors in a wrong order more than 1."""
+
+
+def write_gguf(source: Path, folder: LanguageFolder, kept: Sequence[int], out: Path) -> Counter[str]:
+    """Write ``out`` with the folder's weights; returns how many tensors are of each type.
+
+    Args:
+        source: the GGUF file of the dense model.
+        kept: the dense model's blocks that are there still, in order.
+
+    Raises:
+        UsageError: the library does not know the architecture, or a tensor of it.
+    """
+    import gguf
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    reader = gguf.GGUFReader(str(source))
+    arch = str(reader.fields["general.architecture"].contents())
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    if arch not in kinds or arch not in GGUF_CONFIG_MAPPING:
+        raise UsageError(f"a GGUF file of architecture {arch} can't be written: gguf or transformers does not know its names")
+    depth = max(folder.depth, max(kept) + 1)
+    names = gguf.get_tensor_name_map(kinds[arch], depth)
+    types = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
+    writer = gguf.GGUFWriter(str(out), arch)
+    _copy_fields(reader, writer, arch, folder.config, GGUF_CONFIG_MAPPING[arch])
+    counts: Counter[str] = Counter()
+    for name in folder.files:
+        told = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if told is None:
+            raise UsageError(f"a GGUF file of architecture {arch} has no name for {name}")
+        if told not in types and told == "output.weight":  # tied to the embedding, and so not in the file
+            continue
+        was = types.get(names.get_name(_before(name, folder, kept), try_suffixes=(".weight", ".bias")) or "")
+        array = folder.load([name])[name].float().numpy()
+        if arch in PERMUTED and name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")):
+            array = _in_pairs(array, _heads(folder.config, name))
+        counts[_add(writer, told, array, was)] += 1
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return counts
+
+
+def check_gguf(written: LanguageFolder, read_back: LanguageFolder) -> None:
+    """Hold what was read from the GGUF file against what was to be in it.
+
+    Raises:
+        RunError: a tensor is missing, or another one.
+    """
+    for name in written.files:
+        if name not in read_back.files:
+            raise RunError(f"the GGUF file lacks {name}")
+        wanted, found = (one.load([name])[name].float() for one in (written, read_back))
+        if wanted.shape != found.shape:
+            raise RunError(f"{name} of the GGUF file has shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+        error = float((wanted - found).norm() / wanted.norm().clamp_min(1e-30))
+        if not error <= LOOSEST:
+            raise RunError(f"{name} of the GGUF file holds other numbers (error {error:.2g} of its norm)")
+
+
+def _copy_fields(reader: Any, writer: Any, arch: str, config: Any, mapping: dict[str, str | None]) -> None:
+    """Every field of the dense file, with the numbers of the new configuration."""
+    import gguf
+
+    new = {
+        f"{arch}.{key}": getattr(config, attribute)
+        for key, attribute in mapping.items()
+        if attribute is not None and getattr(config, attribute, None) is not None
+    }
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        kinds, value = field.types, field.contents()
+        if isinstance(new.get(name), int) and isinstance(value, int) and not isinstance(value, bool):
+            value = new[name]
+        inner = kinds[-1] if len(kinds) > 1 else gguf.GGUFValueType.STRING if isinstance(value, list) else None
+        writer.add_key_value(name, value, kinds[0], sub_type=inner)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for key in ("attention.key_length", "attention.value_length"):  # else it would follow from the heads, which are fewer now
+        if f"{arch}.{key}" not in reader.fields:
+            writer.add_uint32(f"{arch}.{key}", int(size))
+
+
+def _add(writer: Any, name: str, array: np.ndarray[Any, Any], was: Any) -> str:
+    """Add a tensor in the type that it had, or in 16 bits; returns the type's name."""
+    import gguf
+
+    if array.ndim < 2 or was is None or was == gguf.GGMLQuantizationType.F32:
+        writer.add_tensor(name, array.astype(np.float32))
+        return "F32"
+    try:
+        if was not in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16):
+            writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(array), was), raw_dtype=was)
+            return str(was.name)
+    except (gguf.quants.QuantError, NotImplementedError, ValueError):  # a row that blocks don't divide, or a type to read alone
+        pass
+    writer.add_tensor(name, array.astype(np.float16))
+    return "F16"
+
+
+def _before(name: str, folder: LanguageFolder, kept: Sequence[int]) -> str:
+    """The tensor's name in the dense model."""
+    start = f"{folder.blocks}."
+    if not name.startswith(start):
+        return name
+    place, _, rest = name.removeprefix(start).partition(".")
+    return f"{start}{kept[int(place)]}.{rest}"
+
+
+def _heads(config: Any, name: str) -> int:
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(groups if "k_proj" in name else config.num_attention_heads)
+
+
+def _in_pairs(array: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Rows of each head as (0, half, 1, half + 1, ...)."""
+    try:
+        return array.reshape(heads, 2, len(array) // heads // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    except ValueError as error:
+        raise UsageError(f"queries or keys of {len(array)} rows are no {heads} heads: {described(error)}") from error
