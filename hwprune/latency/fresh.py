@@ -65,7 +65,7 @@ def remeasure(
     """
     sessions: dict[str, list[tuple[int, Paired]]] = {key: [] for key in ["dense", *models]}
     examples = {key: example if isinstance(example, Path) else example[key] for key in sessions}
-    apart = {key: examples["dense"] for key in examples if examples[key] != examples["dense"]}
+    apart = {key: (examples["dense"],) for key in examples if examples[key] != examples["dense"]}
     order = ["dense", *models]
     failed: set[str] = set()
     for number in range(processes or PROCESSES):
@@ -83,7 +83,7 @@ def remeasure(
                             bench.load("model", dense if key == "dense" else models[key])
                             if swapped:
                                 _load_reference(bench, dense)
-                            result = bench.pair("model", "reference", examples[key], settings, apart.get(key))
+                            result = bench.pair("model", "reference", examples[key], settings, *apart.get(key, ()))
                             sessions[key].append((number, result))
                             if keep is not None:
                                 keep(key, result)

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from hwprune.structure.model_graph import Matrix
 from hwprune.structure.torch.analyse import WEIGHT_ARGUMENT
+from hwprune.structure.torch.free_sizes import batch_symbols, symbols_of
 from hwprune.structure.torch.opaque import opaque_model
 from hwprune.structure.torch.rules.table import read_argument
 
@@ -223,15 +224,16 @@ def _layer(matrix: Matrix, nodes: list[fx.Node], readers: Mapping[str, int], mod
 
 
 def _batch_dim(source: Any, matrix: Matrix, module: fx.GraphModule) -> int | None:
-    """The dim whose size is known only at run time, or that is as long as the batch; None if there is not just one.
+    """The dim whose size grows with the batch, or that is as long as it; None if there is not just one.
 
-    Attention layers of PyTorch put the sequence first.
+    Attention layers of PyTorch put the sequence first; the number of tokens may be known at run time only, too.
     """
     value = source.meta.get("val")
     if matrix.kind == "conv" or not isinstance(value, torch.Tensor):
         return 0
     if module.meta.get("free_batch", True):
-        dims = [dim for dim, size in enumerate(value.shape[:-1]) if not isinstance(size, int)]
+        batches = batch_symbols(module)
+        dims = [dim for dim, size in enumerate(value.shape[:-1]) if symbols_of(size) & batches]
     else:
         first = next(node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder")
         dims = [dim for dim, size in enumerate(value.shape[:-1]) if size == first.shape[0]]

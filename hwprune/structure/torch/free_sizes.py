@@ -30,6 +30,20 @@ def has_free_length(module: fx.GraphModule) -> bool:
     )
 
 
+def symbols_of(size: object) -> set[object]:
+    """The free sizes that a size is computed of; none of a plain number.
+
+    As they were recorded: whoever compares a size with a number later lets PyTorch replace its symbols by numbers.
+    """
+    return set(size.node._expr.free_symbols) if isinstance(size, torch.SymInt) else set()
+
+
+def batch_symbols(module: fx.GraphModule) -> set[object]:
+    """The free sizes of the inputs' first dims."""
+    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    return {symbol for value in values if isinstance(value, torch.Tensor) and value.ndim for symbol in symbols_of(value.shape[0])}
+
+
 def has_tokens(inputs: Sequence[torch.Tensor]) -> bool:
     """Are (batch, tokens) whole numbers among the inputs, all of one length?"""
     lengths = {x.shape[1] for x in inputs if _holds_tokens(x)}
