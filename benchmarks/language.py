@@ -58,7 +58,7 @@ def main() -> None:
     heading("Language models block by block")
     folder, gguf = model()
     print(f"SmolLM2-135M ({gguf}), calibrated on {options.windows} windows of {options.length} tokens.\n")
-    print("| pattern, criterion, compensation | parameters | perplexity | blocks whose refit was left out | s | peak memory |")
+    print("| pattern, criterion, compensation | parameters | perplexity | repairs left out | s | peak memory |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for recipe in options.recipes.split(","):
         told = row(recipe, folder, gguf, options)

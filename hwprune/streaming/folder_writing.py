@@ -24,6 +24,8 @@ OTHERS = (
 """Files of the dense folder that a model needs besides."""
 WHOLE = 8_000_000_000
 """Where nothing is said of memory, a model that needs at most so many bytes is loaded as a whole, too."""
+SHARD = 400_000_000
+"""Bytes of a file of weights; a block or an embedding alone may be larger."""
 CHECKED = 2
 """Windows on which what was written is run again."""
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -128,17 +130,33 @@ def _parts(sweep: Sweep, done: Swept) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def _write_weights(sweep: Sweep, done: Swept, out: Path, dtype: torch.dtype) -> None:
+    """Files of about `SHARD` bytes, no more than one of which is in memory."""
     from safetensors.torch import save_file
 
-    count = len(done.kept) + 1
-    places: dict[str, str] = {}
-    total = 0
-    for number, tensors in enumerate(_parts(sweep, done), start=1):
-        name = f"model-{number:05d}-of-{count:05d}.safetensors"
+    files: list[tuple[Path, list[str]]] = []
+    waiting: dict[str, torch.Tensor] = {}
+    total = size = 0
+
+    def write() -> None:
+        path = out / f"model-{len(files) + 1:05d}.partial"
+        save_file(waiting, str(path), metadata={"format": "pt"})
+        files.append((path, list(waiting)))
+        waiting.clear()
+
+    for tensors in _parts(sweep, done):
         made = {key: x.to(dtype).contiguous() if x.is_floating_point() else x for key, x in tensors.items()}
-        save_file(made, str(out / name), metadata={"format": "pt"})
-        places |= dict.fromkeys(made, name)
-        total += sum(x.numel() * x.element_size() for x in made.values())
+        added = sum(x.numel() * x.element_size() for x in made.values())
+        if waiting and size + added > SHARD:
+            write()
+            size = 0
+        waiting |= made
+        size, total = size + added, total + added
+    write()
+    places: dict[str, str] = {}
+    for number, (path, names) in enumerate(files, start=1):
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        path.rename(out / name)
+        places |= dict.fromkeys(names, name)
     (out / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=1) + "\n")
 
 
