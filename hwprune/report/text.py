@@ -178,8 +178,9 @@ def why_recommended(record: Record) -> str:
         return ""
     limit = _limit(record)
     if within(record.front, limit):
-        return f"the fastest with a drop of at most {limit:g}{_how_sure(record.data['front'][recommended(record)], limit)}"
-    return f"the most accurate; none has a drop of at most {limit:g}"
+        sure = _how_sure(record.data["front"][recommended(record)], limit)
+        return f"the fastest with a drop of at most {_limit_text(record)}{sure}"
+    return f"the most accurate; none has a drop of at most {_limit_text(record)}"
 
 
 def _extent(points: Sequence[dict[str, Any]]) -> str:
@@ -205,13 +206,19 @@ def _limit(record: Record) -> float:
     return formatting.usual_limit(dense, share=is_share(record)) if given is None else float(given)
 
 
+def _limit_text(record: Record) -> str:
+    """The limit on the drop in points of a share, else in the metric's own unit."""
+    limit = _limit(record)
+    return f"{100 * limit:g} {'point' if limit == 0.01 else 'points'}" if is_share(record) else f"{limit:g}"
+
+
 def _recommendation(record: Record) -> str:
     point = record.data["front"][recommended(record)]
     speedup = f"{speedup_text(point['speedup'])}, {change(record, point)} on {point['split']} (trial {point['trial']})"
     if within(record.front, _limit(record)):
         sure, others = _how_sure(point, _limit(record)), _passed_over(record)
-        return f"Fastest with a drop of at most {_limit(record):g}{sure}: {speedup}.{others}"
-    return f"None has a drop of at most {_limit(record):g}; the most accurate: {speedup}."
+        return f"Fastest with a drop of at most {_limit_text(record)}{sure}: {speedup}.{others}"
+    return f"None has a drop of at most {_limit_text(record)}; the most accurate: {speedup}."
 
 
 def _passed_over(record: Record) -> str:
