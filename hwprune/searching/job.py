@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,11 @@ class Job:
         faults = []
         for name in ("trials", "seed", "memory_limit"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
+            if not isinstance(value, Integral) or isinstance(value, bool):
                 faults.append(f"{name} must be a whole number, got {value!r}")
         for name in ("time_s", "trial_timeout_s", "max_drop", "min_speedup", "max_latency_s", "max_size"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
                 faults.append(f"{name} must be a number, got {value!r}")
         return faults
 

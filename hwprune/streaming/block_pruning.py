@@ -58,7 +58,8 @@ class BlockPruner:
             if BlockMasks.can(block, resolved, self.plan.compensation):
                 return block, self._masked(block, inputs, dense, resolved)
         made, left_out = self._cut(block, inputs, wanted)
-        if self.plan.compensation == "none" or made is block:
+        # A fit fills masks: it is for blocks that are cut alone.
+        if self.plan.compensation == "none" or made is block or not all(patterns.is_axis(name) for name, _ in chosen):
             return made, left_out
         return self._aimed(made, BlockInputs(block, inputs, self.fitted, self.held, block, dense), wanted), left_out
 
@@ -87,7 +88,7 @@ class BlockPruner:
         if not same:
             return made
         before = self._error(made, inputs.entering, wanted)
-        refit(replace(inputs, block=block))
+        refit(replace(inputs, block=block), lambda unit: not self._excluded(unit))
         return block if self._error(block, inputs.entering, wanted) < before else made
 
     def _cut(self, block: DecoderBlock, inputs: HiddenStates, wanted: HiddenStates) -> tuple[nn.Module, list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from hwprune.streaming import targets
@@ -10,18 +12,21 @@ from hwprune.streaming.input_sums import BlockInputs, cross_of, statistics_of
 
 
 @torch.no_grad()
-def refit(inputs: BlockInputs) -> list[str]:
+def refit(inputs: BlockInputs, wanted: Callable[[str], bool]) -> list[str]:
     """Change the weights of the cut block; returns the names of those that were changed.
 
     Args:
         inputs: the cut block, and the dense one beside it. Layers are fitted whose outputs are all there still, or are the dense
             layer's own rows.
+        wanted: may the layer of this weight be changed?
     """
     assert inputs.dense_block is not None
     dense = {linear.name: linear for linear in linears(inputs.dense_block)}
     changed = []
     for group in in_order(inputs.block, inputs.entering.read(0)):
-        rows = {linear.name: kept_rows(linear.weight, dense[linear.name].weight) for linear in group}
+        rows = {
+            linear.name: kept_rows(linear.weight, dense[linear.name].weight) if wanted(linear.name) else None for linear in group
+        }
         if all(kept is None for kept in rows.values()):
             continue
         sums = inputs.sums(group[0])
@@ -33,10 +38,10 @@ def refit(inputs: BlockInputs) -> list[str]:
             kept = rows[linear.name]
             if kept is None:
                 continue
-            wanted, now = dense[linear.name].weight[kept], linear.weight
-            ridge = targets.best_ridge(now, wanted, fitted, held)
+            aim, now = dense[linear.name].weight[kept], linear.weight
+            ridge = targets.best_ridge(now, aim, fitted, held)
             if ridge is not None:
-                linear.write(targets.moved(now, wanted, *whole, ridge))
+                linear.write(targets.moved(now, aim, *whole, ridge))
                 changed.append(linear.name)
     return changed
 

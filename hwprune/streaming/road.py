@@ -177,9 +177,14 @@ def _written(sweep: Sweep, out: Path, work: Path, memory: int | None) -> tuple[S
 def _as_gguf(source: Path, out: Path, done: Swept, work: Path) -> tuple[LanguageFolder, dict[str, Any]]:
     """What was read back from the file that was written, and facts of it."""
     written, file = LanguageFolder(out), out / gguf_writing.NAME
-    counts = gguf_writing.write_gguf(source, written, done.kept, file)
-    back = LanguageFolder(gguf_file.unpacked(out, file.name, work / "read back"))
-    gguf_writing.check_gguf(written, back)
+    shutil.rmtree(work / "read back", ignore_errors=True)  # a killed run's
+    try:
+        counts = gguf_writing.write_gguf(source, written, done.kept, file)
+        back = LanguageFolder(gguf_file.unpacked(out, file.name, work / "read back"))
+        gguf_writing.check_gguf(written, back)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
     sizes = {"gguf_bytes": file.stat().st_size, "dense_gguf_bytes": source.stat().st_size}
     return back, {**sizes, "gguf_types": dict(counts)}
 
@@ -190,7 +195,11 @@ def _cached(folder: Path, out: Path, ids: torch.Tensor | None) -> tuple[Path, Ca
     shape = cached_onnx.cache_shape(model)
     made = cached_onnx.write_cached_onnx(model, shape, out / "model.onnx")
     if ids is not None:
-        cached_onnx.check_cached_onnx(made, model, shape, ids)
+        try:
+            cached_onnx.check_cached_onnx(made, model, shape, ids)
+        except BaseException:
+            shutil.rmtree(out)
+            raise
     return made, shape
 
 

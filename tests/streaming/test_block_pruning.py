@@ -40,11 +40,33 @@ def test_a_cut_block_is_fitted_to_the_dense_stream(folder, words, tmp_path, monk
     for refits in (True, False):
         block, dense, turned, wanted = streams(folder, words, tmp_path / str(refits))
         if not refits:
-            monkeypatch.setattr(block_pruning, "refit", lambda _inputs: [])
+            monkeypatch.setattr(block_pruning, "refit", lambda *_: [])
         made, _ = BlockPruner(plan, "model.layers.0", fitted, HELD).prune(block, turned, dense, wanted)
         assert block_tensors(made)["mlp.down_proj.weight"].shape == (32, 36)
         errors.append(error(made, turned, wanted))
     assert errors[0] < 0.9 * errors[1], errors
+
+
+def test_masks_beside_a_cut_stay(folder, words, tmp_path):
+    """A fit would fill the zeros."""
+    block, dense, turned, wanted = streams(folder, words, tmp_path)
+    plan = SweepPlan([("neuron", 0.25), ("2:4", 0.0)], "obs", "obs")
+    fitted = [w for w in range(COUNT) if w not in HELD]
+    made, _ = BlockPruner(plan, "model.layers.0", fitted, HELD).prune(block, turned, dense, wanted)
+    for name, tensor in block_tensors(made).items():
+        if tensor.ndim == 2:
+            assert bool(((tensor.view(-1, 4) == 0).sum(1) >= 2).all()), name
+
+
+def test_excluded_layers_are_not_fitted_either(folder, words, tmp_path):
+    block, dense, turned, wanted = streams(folder, words, tmp_path)
+    before = block_tensors(block)
+    plan = SweepPlan([("neuron", 0.25)], "obs", "obs", ("*.self_attn.*",))
+    fitted = [w for w in range(COUNT) if w not in HELD]
+    made, _ = BlockPruner(plan, "model.layers.0", fitted, HELD).prune(block, turned, dense, wanted)
+    for name, tensor in block_tensors(made).items():
+        if "self_attn" in name:
+            assert torch.equal(tensor, before[name]), name
 
 
 def test_without_compensation_nothing_is_fitted(folder, words, tmp_path):
@@ -61,7 +83,7 @@ def test_without_compensation_nothing_is_fitted(folder, words, tmp_path):
 def test_a_class_that_can_not_hold_the_cut_keeps_the_graph(folder, words, tmp_path, monkeypatch):
     block, dense, turned, wanted = streams(folder, words, tmp_path)
     called = []
-    monkeypatch.setattr(block_pruning, "refit", called.append)
+    monkeypatch.setattr(block_pruning, "refit", lambda *given: called.append(given))
     monkeypatch.setattr(type(block.layer.self_attn), "forward", lambda *_a, **_b: 1 / 0, raising=True)
     pruner = BlockPruner(SweepPlan([("neuron", 0.25)], "obs", "obs"), "model.layers.0", [0, 1, 2], [3])
     monkeypatch.setattr(pruner, "_cut", lambda block, *_: (torch.nn.Identity(), []))
