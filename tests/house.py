@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import ast
 import collections
+import contextlib
+import importlib.metadata
 import itertools
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
@@ -246,8 +249,44 @@ def missing_tests() -> list[str]:
     return faults
 
 
+def missing_packages() -> list[str]:
+    """12. Every package that is imported comes with `make setup`, or the type checker is told that it may be missing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    installed: set[str] = set()
+    asked = [*project["project"]["dependencies"], *extras["cpu"], *extras["dev"]]
+    while asked:  # what these need comes with them; what is asked for by an extra of theirs does not
+        name = re.split(r"[^\w.-]", line := asked.pop())[0].lower().replace("_", "-")
+        if name not in installed and "extra ==" not in line:
+            installed.add(name)
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                asked += importlib.metadata.requires(name) or []
+    optional = {
+        module.split(".")[0]
+        for override in project["tool"]["mypy"]["overrides"]
+        if override.get("ignore_missing_imports")
+        for module in override["module"]
+    }
+    distributions = importlib.metadata.packages_distributions()
+    faults = set()
+    for name, (_, _, tree) in modules().items():
+        for node in ast.walk(tree):
+            imported = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom) and node.level == 0
+                else []
+            )
+            for package in {module.split(".")[0] for module in imported} - sys.stdlib_module_names - {"hwprune"} - optional:
+                if not {one.lower().replace("_", "-") for one in distributions.get(package, [])} & installed:
+                    faults.add(f"{name} imports {package}: a clean checkout has no such package")
+    return sorted(faults)
+
+
 CHECKS = (
     loose_modules, long_modules, big_classes, hidden_imports, repeated_names, broken_walks, old_words, fragments, missing_tests,
+    missing_packages,
 )  # fmt: skip
 """Checks 10 (public names) and 11 (same seed, same record) are `tests/test_public.py` and `benchmarks/same_record.py`."""
 

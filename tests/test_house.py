@@ -26,6 +26,9 @@ def test_the_checks_see_what_is_out_of_order(monkeypatch):
             found[module] = (place, text, ast.parse(text))
         monkeypatch.setattr(house, "modules", lambda: found)
 
+    broken(common__optional="import torch, json\nimport nosuchpackage.part\n")
+    assert house.missing_packages() == ["common.optional imports nosuchpackage: a clean checkout has no such package"]
+
     broken(common__long="x = 1\n" * 401)
     assert any("common.long has 401 lines" in fault for fault in house.long_modules())
     broken(common__middle="x = 1\n" * 301)
