@@ -13,10 +13,11 @@ from hwprune.workload.metrics import Metric
 from hwprune.workload.reading import CLASSES, DECISIONS, Reading, judged, readings
 from hwprune.workload.scoring import Outputs
 
-OFF_BY, OFF_BY_CHANGED = 0.3, 0.05
+OFF_BY, OFF_BY_CHANGED = 0.3, 0.1
 """Standard deviation of what a dense model's confidence says of a drop: relative to the drop, and to the share of answers that
-changed. Pruning changes answers that dense is unsure of, and there it is right a little more or less often than it thinks: less
-on SST-2 with MiniLM, more on CIFAR-10 with a wide CNN. A judgement from these two and the digits demo."""
+changed. Pruning changes answers that dense is unsure of, and there it is right a little more or less often than it thinks, even
+where its confidence is right of all answers of one margin: 0.13 of them less on SST-2 with MiniLM, 0.1 to 0.2 more on CIFAR-10
+with a wide CNN (``benchmarks/told_drops.py``)."""
 
 
 def estimated_drop(

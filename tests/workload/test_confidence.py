@@ -41,12 +41,12 @@ def test_the_temperature_is_found_at_which_confidence_is_right():
 
 @pytest.mark.parametrize(("trust", "covered"), [(1.0, 0.93), (0.7, 0.8)])
 def test_confidence_tells_a_drop_better_than_labels_do(trust, covered):
-    """200 splits of 800 examples: the error is less than that of labels alone, and the interval holds what it says; a little less
-    where no temperature makes confidence right."""
+    """200 splits of 800 examples: the squared error is less than that of labels alone, and the interval holds what it says; a little
+    less where no temperature makes confidence right."""
     found = [estimates(seed, noise=0.4, trust=trust) for seed in range(200)]
     by_labels = np.mean([(scored.value - true) ** 2 for scored, _, true in found])
     together = np.mean([(both.value - true) ** 2 for _, both, true in found])
-    assert together < 0.6 * by_labels
+    assert together < 0.7 * by_labels
     assert np.mean([both.ci_low <= true <= both.ci_high for _, both, true in found]) >= covered
     assert np.mean([both.half_width < scored.half_width for scored, both, _ in found]) == 1.0
 
