@@ -11,7 +11,11 @@ cache folder of its own that is empty before every search, so that what is kept 
 Under each table: how often the test drop of a delivered point is above its ``told_high`` (which the true drop is below with
 probability 0.9), and how often it would be if told_drop and told_high were right, because the test split has noise of its own.
 
-``after / before`` is the ratio of ln G5 over the seeds with a 95 % interval from resampling seeds.
+``dominated`` counts proposals of which the search itself believed, when it made them, that something evaluated is at least as fast and
+as good, with a probability above 0.95.
+
+``after / before`` is the ratio of ln G5 over the seeds with a 95 % interval from resampling seeds. ``--kept FOLDER`` searches nothing and
+tells all that of the runs that an earlier call kept.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
+import optuna
 from common import ROOT, heading
 
 DEMOS = ("digits", "digits-vit")
@@ -68,6 +73,15 @@ def told(run: Path) -> list[tuple[float, float]]:
     return found
 
 
+def dominated(run: Path) -> tuple[int, int]:
+    """Proposals that were believed to be dominated when they were made, and all of which this is known."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trials = optuna.load_study(study_name=None, storage=f"sqlite:///{run / 'study.db'}").trials
+    chances = [(trial.system_attrs.get("hwprune:proposal") or {}).get("beaten") for trial in trials]
+    known = [chance for chance in chances if chance is not None]
+    return sum(chance > 0.95 for chance in known), len(known)
+
+
 def search(root: Path, name: str, seed: int, words: Sequence[str], out: Path) -> tuple[Points, float]:
     """One search with an empty cache; its front and its wall time."""
     source = f"demo:{name}" if name in DEMOS else f"{ROOT / 'benchmarks' / 'workloads.py'}:{name}"
@@ -100,7 +114,7 @@ def search(root: Path, name: str, seed: int, words: Sequence[str], out: Path) ->
 def row(label: str, seed: int, points: Points, spent: float) -> str:
     at = [max((s for d, s in points if d <= limit + 1e-12), default=1.0) for limit in LIMITS]
     cells = " | ".join(f"{value:.2f}" for value in (geometric_mean(points, 0.02), geometric_mean(points, 0.05), *at))
-    return f"| {label} | {seed} | {cells} | {len(points)} | {spent:.0f} |"
+    return f"| {label} | {seed} | {cells} | {len(points)} | {'—' if math.isnan(spent) else f'{spent:.0f}'} |"
 
 
 def paired_ratio(after: Sequence[float], before: Sequence[float]) -> str:
@@ -124,31 +138,39 @@ def main() -> None:
     parser.add_argument("--max-drop")
     parser.add_argument("--extra", default="", help="more words for every search")
     parser.add_argument("--keep", type=Path, help="a folder where the run directories stay")
+    parser.add_argument("--kept", type=Path, help="the folder of an earlier --keep: nothing is searched")
     options = parser.parse_args()
     heading("What searches deliver")
     words = ["--trials", "0", "--time", options.time] if options.time else ["--trials", str(options.trials)]
     words += ["--max-drop", options.max_drop] if options.max_drop else []
     words += shlex.split(options.extra)
     arms = {"now": ROOT, **({} if options.before is None else {"before": options.before.resolve()})}
-    print(f"Search: {' '.join(words)}; the cache is empty before each.\n")
+    print(f"Runs of {options.kept}.\n" if options.kept else f"Search: {' '.join(words)}; the cache is empty before each.\n")
     with tempfile.TemporaryDirectory() as folder:
-        runs = options.keep or Path(folder)
+        runs = options.kept or options.keep or Path(folder)
         for name in options.names:
             print(f"## {name}\n\n| version | seed | G2 | G5 | at 0.5 points | at 1 | at 2 | points | s |")
             print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
             logs: dict[str, list[float]] = {arm: [] for arm in arms}
             above: list[tuple[float, float]] = []
+            proposals: list[tuple[int, int]] = []
             for seed in range(options.first_seed, options.first_seed + options.seeds):
                 for arm, root in list(arms.items())[:: 1 if seed % 2 == 0 else -1]:
                     out = (runs / f"{name}-{seed}-{arm}").resolve()
-                    points, spent = search(root, name, seed, words, out)
+                    if options.kept and not out.is_dir():
+                        continue
+                    points, spent = (front(out), math.nan) if options.kept else search(root, name, seed, words, out)
                     above += told(out)
+                    proposals += [dominated(out)] if (out / "study.db").is_file() else []
                     logs[arm].append(math.log(geometric_mean(points, 0.05)))
                     print(row(arm, seed, points, spent), flush=True)
             if above:
                 times, expected = np.array(above).sum(axis=0)
                 print(f"\nTest drop above told_high: {times:.0f} of {len(above)} points, expected {expected:.1f}", flush=True)
-            if "before" in logs:
+            if proposals:
+                most, count = np.array(proposals).sum(axis=0)
+                print(f"\nProposals dominated when they were made: {most} of {count}", flush=True)
+            if all(logs.get(arm) for arm in ("now", "before")) and len(logs["now"]) == len(logs["before"]):
                 print(f"\nln G5, after / before: {paired_ratio(logs['now'], logs['before'])}\n", flush=True)
             print()
 
