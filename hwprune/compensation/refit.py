@@ -108,6 +108,8 @@ def _choose(
     # What a handful of positions say is luck.
     allowed = NOISE * float(held_left.double().square().sum()) if len(held) >= len(gram) else 0.0
     best, whole = _Chosen(0.0), []
+    if keep is None:  # single precision tells strengths apart: the ridge bounds the condition number by d / STRENGTHS[0]
+        gram, cross = gram.float(), cross.float()
     for strength in STRENGTHS:  # gains have one peak
         effect = (held @ _change(gram, cross, strength * scale, keep).float().T).double()
         energy, agreement = float(effect.square().sum()), float((effect * held_left.double()).sum())
@@ -129,8 +131,12 @@ def _confirmed(wanted: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
 
 
 def _change(gram: torch.Tensor, cross: torch.Tensor, ridge: float, keep: torch.Tensor | None) -> torch.Tensor:
-    """(out / G, d): the change that the ridge allows."""
-    damped = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    if keep is None:
-        return torch.cholesky_solve(cross.T, hessian.cholesky(damped)).T
-    return least_squares.masked_gradient(damped, cross, torch.zeros_like(cross), keep)
+    """(out / G, d): the change that the ridge allows, as precise as ``gram`` is."""
+    damped = gram.clone()
+    damped.diagonal().add_(ridge)
+    if keep is not None:
+        return least_squares.masked_gradient(damped, cross, torch.zeros_like(cross), keep)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if bool(info.any()):  # only in single precision, if at all
+        factor = hessian.cholesky(damped.double()).to(damped.dtype)
+    return torch.cholesky_solve(cross.T, factor).T

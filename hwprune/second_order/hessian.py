@@ -16,10 +16,11 @@ def damp(h: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
     That is a ridge towards the dense weights: an input that is always zero costs almost nothing and keeps its weight if it is
     kept.
     """
-    h = h.double()
-    mean = h.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    damped = h.to(torch.float64, copy=True)
+    mean = damped.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
     ridge = damping * torch.where(mean > 0, mean, torch.ones_like(mean))
-    return h + ridge[..., None, None] * torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
+    damped.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None])
+    return damped
 
 
 def cholesky(h: torch.Tensor) -> torch.Tensor:
