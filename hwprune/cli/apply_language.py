@@ -82,11 +82,18 @@ def _tell(facts: dict[str, Any]) -> None:
         types = ", ".join(f"{count} {name}" for name, count in sorted(facts["gguf_types"].items()))
         before, after = (formatting.size(facts[key]) for key in ("dense_gguf_bytes", "gguf_bytes"))
         scored = f"; its perplexity {facts['gguf_perplexity']:.2f}" if "gguf_perplexity" in facts else ""
-        print(f"GGUF: {before} -> {after} ({types}), read back and compared{scored}.")
+        ran = "" if "llama_missing" in facts else " and run in llama.cpp"
+        print(f"GGUF: {before} -> {after} ({types}), read back{ran} and compared{scored}.")
+        if "llama_missing" in facts:
+            print(f"llama.cpp itself did not run it: {facts['llama_missing']}")
+    if "llama_phases" in facts:
+        print("In llama.cpp, on one thread of this CPU:")
+        print("\n".join(Phases.from_json(facts["llama_phases"]).text()))
     if "cache_bytes_per_token" in facts:
         before = f"{formatting.size(facts['dense_cache_bytes_per_token'])} -> " if "dense_cache_bytes_per_token" in facts else ""
         print(f"Cache: {before}{formatting.size(facts['cache_bytes_per_token'])} a token in 32 bits.")
     if "phases" in facts:
+        print("In ONNX Runtime, on one thread of this CPU:")
         print("\n".join(Phases.from_json(facts["phases"]).text()))
 
 

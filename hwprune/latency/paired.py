@@ -59,6 +59,7 @@ class Settings:
         limit_s: give up then and keep the wide interval.
         block_s: shortest time of one block: timer and scheduler noise are small against 2 ms.
         contended: a quad whose wall time exceeds its CPU time by this fraction was contended.
+        fewest_quads: however late it is; less than 8 give an interval within the session that says little.
         session_sd: standard deviation of ln(ratio) between sessions, which the reported interval holds too; 0: leave it out.
     """
 
@@ -71,6 +72,7 @@ class Settings:
     contended: float = 0.05
     alpha: float = 0.05
     most_quads: int = 1024
+    fewest_quads: int = 8
     session_sd: float = 0.0
 
     def __post_init__(self) -> None:
@@ -195,7 +197,7 @@ def measure(candidate: Run | Timed, dense: Run | Timed, settings: Settings, cloc
             b2, a2 = _block(second, runs_b, clock), _block(first, runs_a, clock)
             candidate_blocks.append(_mean(a1, a2, runs_a))
             dense_blocks.append(_mean(b1, b2, runs_b))
-            late = len(candidate_blocks) >= 8 and (clock.wall_ns() - start) * 1e-9 > settings.limit_s
+            late = len(candidate_blocks) >= settings.fewest_quads and (clock.wall_ns() - start) * 1e-9 > settings.limit_s
         ratios = _log_ratios(_ranked(candidate_blocks, settings), _ranked(dense_blocks, settings))
         estimate, low, high = median_interval(decorrelate(ratios), alpha)
         converged = (high - low) / 2 <= settings.half_width

@@ -8,6 +8,7 @@ from __future__ import annotations
 from hwprune.common import plugins
 from hwprune.errors import UnknownNameError
 from hwprune.runtimes.base import CUDA_EVENT, THREAD_CPU, WALL, Arrays, Operator, Runner, Runtime, RuntimeSettings
+from hwprune.runtimes.llama_cpp import LlamaCpp
 from hwprune.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 from hwprune.runtimes.onnxruntime_cuda import OnnxRuntimeCuda
 from hwprune.runtimes.onnxruntime_tensorrt import OnnxRuntimeTensorRT
@@ -21,6 +22,7 @@ RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
         OnnxRuntimeCpu(), OpenVino(), PyTorchCpu(), OnnxRuntimeCuda(), OnnxRuntimeTensorRT(), TensorRt(), PyTorchCuda(),
+        LlamaCpp(),
     )
 }  # fmt: skip
 

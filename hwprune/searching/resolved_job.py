@@ -85,6 +85,11 @@ def resolve(job: Job, *, available: bool = True) -> ResolvedJob:
 def check_runtime(target: Target) -> None:
     """Raises `UsageError` if the profile names no known runtime, or a precision that this one does not run."""
     known = runtimes.get(target.runtime)
+    if known.file.endswith(".gguf"):
+        raise UsageError(
+            f"target {target.name}: {known.name} runs language models in GGUF files; candidates are ONNX files. "
+            "`hwprune apply ... --format gguf --measure` measures with it"
+        )
     if target.precision not in known.precisions:
         raise UsageError(
             f"target {target.name}: {known.name} does not run {target.precision}; it runs {', '.join(known.precisions)}"

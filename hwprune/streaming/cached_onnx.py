@@ -67,6 +67,10 @@ class CacheShape:
         """Zeros for so many earlier tokens."""
         return [np.zeros((batch, heads, past, size), np.float32) for heads, size in zip(self.heads, self.sizes, strict=True)]
 
+    def inputs(self, batch: int, count: int, past: int) -> list[np.ndarray[Any, Any]]:
+        """What the file takes for so many new tokens after so many earlier ones."""
+        return [np.ones((batch, count), np.int64), *self.empty(batch, past)]
+
     @property
     def bytes_per_token(self) -> int:
         """In 32 bits."""

@@ -17,7 +17,7 @@ from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
 from hwprune.records import target as targets
 from hwprune.records.target import Target
-from hwprune.streaming import cached_onnx, gguf_writing, phases
+from hwprune.streaming import cached_onnx, gguf_writing, llama_files, phases
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder, OtherNamesError
 from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
@@ -64,15 +64,18 @@ def prune_folder(
         score: perplexity before and after.
         choices: questions (see `read_questions`); the share of right answers before and after.
         onnx: an ONNX file with a cache, too: ``onnx/model.onnx``. The whole model is in memory for it.
-        gguf_out: a GGUF file, too, ``model.gguf``, in the types of the one that was read.
-        tokens: prompt and answer whose latencies are measured, before and after, with such files; None: none are.
-        target: where that is; it must take ONNX files. Default: this CPU.
+        gguf_out: a GGUF file, too, ``model.gguf``, in the types of the one that was read. Where llama.cpp is installed it is run
+            there.
+        tokens: prompt and answer whose latencies are measured, before and after, with the files that are written; without any
+            of them with ONNX files. None: none are.
+        target: where ONNX files are measured. Default: this CPU.
 
     Returns:
         ``out params dense_params generates kept blocks errors plain seconds peak_bytes``, with ``score`` also ``perplexity
         dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``, with ``tokens`` also
-        ``phases`` (see `Phases`), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes gguf_types`` and, with ``score``,
-        ``gguf_perplexity``.
+        ``phases`` (see `Phases`; of ONNX files), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes gguf_types``, and
+        ``llama_missing`` (why llama.cpp can't be used) or ``llama_divergence`` (see `check_llama`) and, with ``tokens``,
+        ``llama_phases``, and with ``score`` also ``gguf_perplexity``.
 
     Raises:
         UsageError, WorkloadError: see `LanguageFolder`, `TextData`, `Sweep`, `write_folder`.
@@ -86,7 +89,7 @@ def prune_folder(
             "one from the folder"
         )
     given, (source, folder) = source, _opened(source, gguf, work, memory)
-    with_cache = onnx or tokens is not None
+    with_cache = onnx or (tokens is not None and not (gguf_out and llama_files.missing() is None))
     if with_cache:
         _check_cache(folder, memory)
     questions = None if choices is None else read_questions(choices)
@@ -108,11 +111,14 @@ def prune_folder(
         facts["accuracy"] = accuracy(LanguageFolder(out), tokenizer, questions, step)
         facts["questions"] = len(questions)
     if gguf_out and gguf is not None:
-        step("writing the GGUF file")
-        back, told = _as_gguf(given / gguf, out, done, work)
+        back, told = _as_gguf(given / gguf, out, done, work, step)
         facts |= told
         if score:
             facts["gguf_perplexity"] = perplexity(window_losses(back, judged, step, work))
+        if llama_files.missing() is None:
+            facts |= _in_llama(given / gguf, out, back, calibration[:1], tokens, target, step)
+        else:
+            facts["llama_missing"] = llama_files.missing()
     if with_cache:
         step("writing the ONNX file")
         made, shape = _cached(out, (out if onnx else work) / "onnx", calibration[:1, :CHECKED_TOKENS])
@@ -120,7 +126,8 @@ def prune_folder(
         if tokens is not None:
             dense = _cached(source, work / "dense-onnx", None)
             facts["dense_cache_bytes_per_token"] = dense[1].bytes_per_token
-            facts["phases"] = phases.measure(dense, (made, shape), target or targets.load("cpu"), tokens, step).to_json()
+            before, after = ((path, one.inputs) for path, one in (dense, (made, shape)))
+            facts["phases"] = phases.measure(before, after, target or targets.load("cpu"), tokens, step).to_json()
     shutil.rmtree(work)
     facts["seconds"] = time.monotonic() - started
     facts["peak_bytes"] = peak_bytes()
@@ -174,8 +181,9 @@ def _written(sweep: Sweep, out: Path, work: Path, memory: int | None) -> tuple[S
         raise
 
 
-def _as_gguf(source: Path, out: Path, done: Swept, work: Path) -> tuple[LanguageFolder, dict[str, Any]]:
+def _as_gguf(source: Path, out: Path, done: Swept, work: Path, step: Tell) -> tuple[LanguageFolder, dict[str, Any]]:
     """What was read back from the file that was written, and facts of it."""
+    step("writing the GGUF file")
     written, file = LanguageFolder(out), out / gguf_writing.NAME
     shutil.rmtree(work / "read back", ignore_errors=True)  # a killed run's
     try:
@@ -187,6 +195,29 @@ def _as_gguf(source: Path, out: Path, done: Swept, work: Path) -> tuple[Language
         raise
     sizes = {"gguf_bytes": file.stat().st_size, "dense_gguf_bytes": source.stat().st_size}
     return back, {**sizes, "gguf_types": dict(counts)}
+
+
+def _in_llama(
+    source: Path, out: Path, back: LanguageFolder, ids: torch.Tensor, tokens: Tokens | None, target: Target | None, step: Tell
+) -> dict[str, Any]:
+    """The GGUF file in llama.cpp; one that it can't run does not stay.
+
+    Args:
+        source: the dense file, beside which latencies are measured.
+        back: what was read back from the pruned one.
+    """
+    file = out / gguf_writing.NAME
+    step("running the GGUF file in llama.cpp")
+    try:
+        facts: dict[str, Any] = {"llama_divergence": llama_files.check_llama(file, back, ids)}
+    except BaseException:
+        file.unlink()
+        raise
+    if tokens is not None:
+        room = llama_files.cpu(tokens.prompt + tokens.new, target)
+        measured = phases.measure((source, llama_files.inputs), (file, llama_files.inputs), room, tokens, step)
+        facts["llama_phases"] = measured.to_json()
+    return facts
 
 
 def _cached(folder: Path, out: Path, ids: torch.Tensor | None) -> tuple[Path, CacheShape]:

@@ -67,6 +67,13 @@ def test_gives_up_in_time_and_keeps_the_wide_interval():
     assert machine.now < 2.5  # warm-up and limit, in the machine's own seconds
 
 
+def test_long_runs_are_not_repeated_more_than_asked():
+    machine = Machine()
+    settings = Settings(limit_s=0.5, fewest_quads=3)
+    result = measure(machine.call(0.8), machine.call(1.0), settings, machine.clock())
+    assert result.speedup.samples == 3 and result.speedup.value == pytest.approx(1.25, rel=0.05)
+
+
 def test_intervals_of_a_model_against_itself_hold_one():
     """95 % intervals with the stop rule's correction: at least 90 % of 200 hold the truth."""
     hits = 0

@@ -13,7 +13,7 @@ from hwprune.onnx_files import to_onnx
 from hwprune.runtimes import RUNTIMES, RuntimeSettings
 from tests.conftest import TinyNet, randomise
 
-CPU = [name for name, one in RUNTIMES.items() if one.device == "cpu"]
+CPU = [name for name, one in RUNTIMES.items() if one.device == "cpu" and not one.file.endswith(".gguf")]
 GPU = [name for name, one in RUNTIMES.items() if one.device == "cuda"]
 MARKED = [*CPU, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU)]
 SHAPES = ((2, 1, 8, 8),)
@@ -112,7 +112,7 @@ def test_table_is_complete():
         assert one.device in ("cpu", "cuda")
         assert "fp32" in one.precisions
         assert one.version()
-        assert one.file in ("model.onnx", "model.pt2")
+        assert one.file in ("model.onnx", "model.pt2", "model.gguf")
     with pytest.raises(UnknownNameError, match="Did you mean 'openvino'"):
         runtimes.get("openvin")
 

@@ -14,7 +14,7 @@ from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload import gguf_file
 from hwprune.workload.text_windows import TextData
-from tests.streaming.helpers import WORDS, llama, text, whole
+from tests.streaming.helpers import WORDS, gguf_llama, text, whole
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
@@ -22,44 +22,7 @@ pytest.importorskip("accelerate")
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """A Llama with heads of 32 numbers in 8 bits, written with the library alone, as llama.cpp's converter does."""
-    folder = llama(tmp_path_factory.mktemp("dense"), depth=3, hidden=64, heads=4, kv=2, neurons=128, head_dim=32)
-    model, path = whole(folder), folder / "dense.gguf"
-    config, kinds = model.config, gguf.GGMLQuantizationType
-    writer = gguf.GGUFWriter(str(path), "llama")
-    for key, value in (
-        ("block_count", 3), ("context_length", 64), ("embedding_length", 64), ("feed_forward_length", 128),
-        ("attention.head_count", 4), ("attention.head_count_kv", 2), ("rope.dimension_count", 32), ("vocab_size", config.vocab_size),
-        ("attention.key_length", 32), ("attention.value_length", 32),
-    ):  # fmt: skip
-        writer.add_uint32(f"llama.{key}", value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
-    writer.add_float32("llama.rope.freq_base", 10000.0)
-    writer.add_string("general.name", "a small one")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<unk>", "<pad>", "a", "b", "ab", *WORDS[3:]])
-    writer.add_token_types([3, 3, *[1] * len(WORDS)])
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
-    for name, parameter in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        array = parameter.numpy()
-        if "q_proj" in name or "k_proj" in name:
-            heads = 4 if "q_proj" in name else 2
-            array = array.reshape(heads, 2, 16, 64).swapaxes(1, 2).reshape(array.shape)
-        told = names.get_name(name, try_suffixes=(".weight",))
-        if array.ndim == 1:
-            writer.add_tensor(told, array)
-        else:
-            writer.add_tensor(told, gguf.quants.quantize(array.copy(), kinds.Q8_0), raw_dtype=kinds.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return gguf_llama(tmp_path_factory.mktemp("dense"))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_each_model_is_timed_with_a_cache_of_its_own_heads(monkeypatch, tmp_path
 
     monkeypatch.setattr(phases.fresh, "remeasure", remeasure)
     wide, narrow = CacheShape((3, 3), (8, 8)), CacheShape((2, 2), (8, 8))
-    arguments = (Path("dense.onnx"), wide), (Path("small.onnx"), narrow), targets.load("cpu"), Tokens(16, 8)
+    arguments = (Path("dense.onnx"), wide.inputs), (Path("small.onnx"), narrow.inputs), targets.load("cpu"), Tokens(16, 8)
     phases.measure(*arguments)
     assert seen[0] == {"dense": [(1, 16), (1, 3, 0, 8), (1, 3, 0, 8)], "model": [(1, 16), (1, 2, 0, 8), (1, 2, 0, 8)]}
     assert seen[1] == {"dense": [(1, 1), (1, 3, 20, 8), (1, 3, 20, 8)], "model": [(1, 1), (1, 2, 20, 8), (1, 2, 20, 8)]}

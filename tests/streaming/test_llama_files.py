@@ -1,0 +1,85 @@
+"""GGUF files in llama.cpp itself: what was written is what it computes, and wrong files are found out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hwprune.errors import RunError
+from hwprune.records.measurement import Measurement
+from hwprune.streaming import gguf_writing, llama_files, road
+from hwprune.streaming.folder import LanguageFolder
+from hwprune.streaming.phases import Phases, Tokens
+from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.workload import gguf_file
+from hwprune.workload.text_windows import TextData
+from tests.streaming.helpers import gguf_llama, text
+
+for package in ("xllamacpp", "gguf", "accelerate", "transformers"):
+    pytest.importorskip(package)
+
+IDS = torch.arange(2, 26)[None] % 12 + 2
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return gguf_llama(tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture(scope="module")
+def dense(file, tmp_path_factory):
+    return LanguageFolder(gguf_file.unpacked(file.parent, file.name, tmp_path_factory.mktemp("unpacked") / "dense"))
+
+
+def test_llama_cpp_computes_what_transformers_does(file, dense):
+    assert 0 <= llama_files.check_llama(file, dense, IDS) < 0.05
+
+
+def test_queries_in_another_order_are_found_out(tmp_path, file, dense, monkeypatch):
+    """Transformers turns queries back as our writer turns them; llama.cpp is asked what is really in the file."""
+    monkeypatch.setattr(gguf_writing, "PERMUTED", ())
+    gguf_writing.write_gguf(file, dense, [0, 1, 2], tmp_path / "model.gguf")
+    with pytest.raises(RunError, match="llama.cpp computes something else"):
+        llama_files.check_llama(tmp_path / "model.gguf", dense, IDS)
+
+
+def test_a_file_that_is_none_is_told(tmp_path, dense):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF and nothing else")
+    with pytest.raises(RunError, match="llama.cpp can't run"):
+        llama_files.check_llama(path, dense, IDS)
+
+
+def run(file, out, **more):
+    plan = SweepPlan([("neuron", 0.25), ("head", 0.5)], "l2", "none")
+    data = TextData(text(out.parent / "words.txt"), None, length=16, most=8, judged=4)
+    return road.prune_folder(file.parent, data, plan, out, gguf=file.name, gguf_out=True, **more)
+
+
+def test_both_files_are_timed_in_llama_cpp_and_no_onnx_file_is_made(tmp_path, file, monkeypatch):
+    seen = []
+
+    def measure(before, after, target, tokens, step):
+        seen.append((before[0], after[0], target.runtime, [[x.tolist() for x in one[1](1, 1, 3)] for one in (before, after)]))
+        one = Measurement(1.0, "x", 0.9, 1.1, 6)
+        return Phases(tokens, one, one, one, one, one, one)
+
+    monkeypatch.setattr(road.phases, "measure", measure)
+    facts = run(file, tmp_path / "out", tokens=Tokens(8, 4))
+    assert seen == [(file, tmp_path / "out" / "model.gguf", "llama.cpp", [[[[1, 1, 1, 1]], [3]]] * 2)]
+    assert facts["llama_divergence"] < 0.1 and facts["llama_phases"]["prompt"] == 8 and "phases" not in facts
+    assert not (tmp_path / "out" / "onnx").exists()
+
+
+def test_a_file_that_llama_cpp_can_not_run_does_not_stay(tmp_path, file, monkeypatch):
+    monkeypatch.setattr(llama_files, "LOOSEST", -1.0)
+    with pytest.raises(RunError, match="computes something else"):
+        run(file, tmp_path / "out")
+    assert not (tmp_path / "out" / "model.gguf").exists()
+
+
+def test_without_llama_cpp_it_is_said_that_nothing_ran_there(tmp_path, file, monkeypatch):
+    monkeypatch.setattr(llama_files, "missing", lambda: "xllamacpp is not installed")
+    facts = run(file, tmp_path / "out")
+    assert facts["llama_missing"] == "xllamacpp is not installed" and "llama_divergence" not in facts
+    assert (tmp_path / "out" / "model.gguf").exists()
