@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     if "huggingface" in formats:
         if options.recipe.endswith(".json") or options.scope:
             raise UsageError("--format huggingface takes PATTERN=SPARSITY, the same for every block")
-        return apply_language.run(options, _parse(options.recipe, extra=apply_language.LAYER))
+        return apply_language.run(options, _parse(options.recipe, apply_language.WHOLE))
     if options.memory is not None or options.choices or options.measure:
         raise UsageError("--memory, --choices and --measure are for --format huggingface, which takes a model block by block")
     out = args.require_new(options.out)
@@ -131,18 +132,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parse(text: str, extra: str | None = None) -> list[tuple[str, float | None]]:
+def _parse(text: str, more: Sequence[str] = ()) -> list[tuple[str, float | None]]:
     """channel=0.5,2:4 -> [(channel, 0.5), (2:4, None)].
 
     Args:
-        extra: a pattern that only this road knows.
+        more: patterns that only this road knows.
     """
     from hwprune import patterns
 
     choices: list[tuple[str, float | None]] = []
     for word in text.split(","):
         name, _, level = word.partition("=")
-        if name not in (patterns.BRANCH, extra):
+        if name not in (patterns.BRANCH, *more):
             patterns.get(name)
         try:
             choices.append((name, float(level) if level else None))

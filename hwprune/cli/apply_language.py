@@ -10,8 +10,8 @@ from typing import Any
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
-LAYER = "layer"
-"""Pattern of whole blocks."""
+WHOLE = ("layer", "attention", "mlp")
+"""Patterns of whole blocks, and of their attention or MLP."""
 
 
 def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) -> int:
@@ -59,12 +59,18 @@ def _tell(facts: dict[str, Any]) -> None:
     gone = facts["blocks"] - len(facts["kept"])
     sizes = f"{formatting.count(facts['dense_params'])} -> {formatting.count(facts['params'])} parameters"
     dropped = f", {gone} of {facts['blocks']} blocks dropped" if gone else ""
+    for kind, places in facts["silent"].items():
+        dropped += f", no {'MLP' if kind == 'mlp' else kind} in {len(places)} of {facts['blocks']} blocks"
     spent = f"{formatting.duration(facts['seconds'])}, at most {formatting.size(facts['peak_bytes'])} of memory"
     print(f"Pruned block by block: {sizes}{dropped}; {spent}.")
     loads = (
         "loads in transformers and generates" if facts["generates"] else "was run block by block (too large to load as a whole)"
     )
     print(f"What was written computes what was pruned, and {loads}.")
+    if any(facts["silent"].values()):
+        print(
+            "Its class knows no such blocks: the folder holds zeros there, and is as large as before. ONNX files leave them out."
+        )
     if facts["plain"]:
         places = formatting.some(len(facts["plain"]), "place")
         print(f"In {places} the repair did not help windows that it had not seen, and was left out.")

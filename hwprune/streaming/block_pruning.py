@@ -41,45 +41,53 @@ class BlockPruner:
 
     @torch.no_grad()
     def prune(
-        self, block: DecoderBlock, inputs: HiddenStates, dense: HiddenStates, wanted: HiddenStates
+        self,
+        block: DecoderBlock,
+        inputs: HiddenStates,
+        dense: HiddenStates,
+        wanted: HiddenStates,
+        as_dense: DecoderBlock | None = None,
     ) -> tuple[nn.Module, list[str]]:
         """The block with its units cut and masked, and the names of what has lost its repair again.
 
         Args:
-            block: the dense one; it may be changed.
+            block: the dense one, or what is left of it without a branch; it may be changed.
             inputs, dense: what enters it after the pruned blocks, and in the dense model.
             wanted: what leaves it in the dense model.
+            as_dense: the dense block, if ``block`` is what is left of it.
         """
+        as_dense = as_dense or block
         chosen = self.plan.of_blocks
         if not chosen:
             return block, []
         if all(not patterns.is_axis(name) and name != patterns.BRANCH for name, _ in chosen):
             resolved = method.get(self.plan.criterion)
             if BlockMasks.can(block, resolved, self.plan.compensation):
-                return block, self._masked(block, inputs, dense, resolved)
+                return block, self._masked(block, inputs, dense, resolved, as_dense)
         made, left_out = self._cut(block, inputs, wanted)
         # A fit fills masks: it is for blocks that are cut alone.
         if self.plan.compensation == "none" or made is block or not all(patterns.is_axis(name) for name, _ in chosen):
             return made, left_out
-        return self._aimed(made, BlockInputs(block, inputs, self.fitted, self.held, block, dense), wanted), left_out
+        return self._aimed(made, block, BlockInputs(block, inputs, self.fitted, self.held, as_dense, dense), wanted), left_out
 
-    def _masked(self, block: DecoderBlock, inputs: HiddenStates, dense: HiddenStates, resolved: method.Method) -> list[str]:
-        beside = (copy.deepcopy(block), dense) if self.plan.compensation != "none" else ()
+    def _masked(
+        self, block: DecoderBlock, inputs: HiddenStates, dense: HiddenStates, resolved: method.Method, as_dense: DecoderBlock
+    ) -> list[str]:
+        beside = (copy.deepcopy(as_dense), dense) if self.plan.compensation != "none" else ()
         masks = BlockMasks(BlockInputs(block, inputs, self.fitted, self.held, *beside), self.plan.compensation)
         left_out: list[str] = []
         for pattern, share in self.plan.of_blocks:
             left_out += masks.run(resolved, patterns.get(pattern), share, lambda unit: not self._excluded(unit))
         return [f"{self.name}.{name}" for name in left_out]
 
-    def _aimed(self, made: nn.Module, inputs: BlockInputs, wanted: HiddenStates) -> nn.Module:
+    def _aimed(self, made: nn.Module, uncut: DecoderBlock, inputs: BlockInputs, wanted: HiddenStates) -> nn.Module:
         """The cut block fitted to the dense stream, where its class holds such sizes and the block gains by it.
 
         Windows that were held out have chosen how far each layer moves; here the whole block is asked whether nothing went wrong.
         """
-        assert inputs.dense_block is not None
-        layer = copy.deepcopy(inputs.dense_block.layer)
+        layer = copy.deepcopy(uncut.layer)
         fill(layer, block_tensors(made))
-        block = DecoderBlock(layer, inputs.dense_block.given).eval()
+        block = DecoderBlock(layer, uncut.given).eval()
         one = inputs.entering.read(0)
         try:
             same = torch.allclose(block(one), made(one), rtol=1e-3, atol=1e-4)

@@ -23,6 +23,7 @@ from hwprune.onnx_files import tidy
 from hwprune.onnx_files.interface_names import BATCH, LENGTH
 from hwprune.onnx_files.to_onnx import OPSET, save_onnx
 from hwprune.streaming.folder import LanguageFolder
+from hwprune.streaming.sublayers import silence_zeros
 
 PAST, PRESENT = "past_key_values", "present"
 PAST_LENGTH = "past_sequence"
@@ -78,9 +79,10 @@ class CacheShape:
 
 
 def loaded(folder: Path) -> nn.Module:
-    """The model in 32 bits, as its user loads it."""
-    kind = LanguageFolder(folder).kind
-    model: nn.Module = kind.from_pretrained(str(folder), dtype=torch.float32).eval()
+    """The model in 32 bits, as its user loads it, but for attention and MLPs whose weights are zero: they are left out."""
+    opened = LanguageFolder(folder)
+    model: nn.Module = opened.kind.from_pretrained(str(folder), dtype=torch.float32).eval()
+    silence_zeros(model, opened.blocks)
     return model
 
 
@@ -167,7 +169,8 @@ def check_cached_onnx(path: Path, model: nn.Module, shape: CacheShape, ids: torc
 
 
 def _tensors(cache: Any) -> list[torch.Tensor]:
-    return [x for layer in cache.layers for x in (layer.keys, layer.values)]
+    """Keys and values in turn; layers that don't attend have none."""
+    return [x for layer in cache.layers if getattr(layer, "keys", None) is not None for x in (layer.keys, layer.values)]
 
 
 def _name_dims(model: onnx.ModelProto) -> None:

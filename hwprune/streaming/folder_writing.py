@@ -60,7 +60,7 @@ def write_folder(sweep: Sweep, done: Swept, out: Path, memory: int | None = None
     config.architectures = [folder.kind.__name__]
     out.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(out))
-    _write_weights(sweep, done, out, dtype)
+    _write_weights(sweep, done, out, dtype, skeleton(folder.kind, config))
     for pattern in OTHERS:
         for path in folder.path.glob(pattern):
             shutil.copy2(path, out / path.name)
@@ -98,7 +98,7 @@ def check_first(sweep: Sweep, done: Swept) -> None:
     made = skeleton(folder.kind, config)
     fill(made, {name: x.float() for name, x in folder.load(folder.other_tensors()).items()})
     layer = made.get_submodule(f"{folder.blocks}.0")
-    fill(layer, load_file(str(sweep.block_file(0))))
+    fill(layer, _with_zeros(load_file(str(sweep.block_file(0))), layer))
     hidden, given = entering(made, folder.blocks, sweep.ids[:1])
     found = DecoderBlock(layer, given[0])(hidden)
     shape = (len(sweep.ids), found.shape[1], found.shape[2])
@@ -118,18 +118,29 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
 
 
-def _parts(sweep: Sweep, done: Swept) -> Iterator[dict[str, torch.Tensor]]:
-    """The tensors, a file's worth at a time."""
+def _with_zeros(tensors: dict[str, torch.Tensor], layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """With zeros for the branches that the block has lost: its class knows no blocks without them."""
+    gone = {name: x for name, x in layer.named_parameters() if name not in tensors}
+    return tensors | {name: torch.zeros(x.shape) for name, x in gone.items()}
+
+
+def _parts(sweep: Sweep, done: Swept, made: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors, a file's worth at a time.
+
+    Args:
+        made: the new model without weights.
+    """
     from safetensors.torch import load_file
 
     folder = sweep.folder
     yield folder.load(folder.other_tensors())
     for place in range(len(done.kept)):
         start = f"{folder.blocks}.{place}."
-        yield {f"{start}{name}": x for name, x in load_file(str(sweep.block_file(place))).items()}
+        tensors = _with_zeros(load_file(str(sweep.block_file(place))), made.get_submodule(start.removesuffix(".")))
+        yield {f"{start}{name}": x for name, x in tensors.items()}
 
 
-def _write_weights(sweep: Sweep, done: Swept, out: Path, dtype: torch.dtype) -> None:
+def _write_weights(sweep: Sweep, done: Swept, out: Path, dtype: torch.dtype, made: torch.nn.Module) -> None:
     """Files of about `SHARD` bytes, no more than one of which is in memory."""
     from safetensors.torch import save_file
 
@@ -143,13 +154,13 @@ def _write_weights(sweep: Sweep, done: Swept, out: Path, dtype: torch.dtype) -> 
         files.append((path, list(waiting)))
         waiting.clear()
 
-    for tensors in _parts(sweep, done):
-        made = {key: x.to(dtype).contiguous() if x.is_floating_point() else x for key, x in tensors.items()}
-        added = sum(x.numel() * x.element_size() for x in made.values())
+    for tensors in _parts(sweep, done, made):
+        stored = {key: x.to(dtype).contiguous() if x.is_floating_point() else x for key, x in tensors.items()}
+        added = sum(x.numel() * x.element_size() for x in stored.values())
         if waiting and size + added > SHARD:
             write()
             size = 0
-        waiting |= made
+        waiting |= stored
         size, total = size + added, total + added
     write()
     places: dict[str, str] = {}

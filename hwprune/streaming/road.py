@@ -24,6 +24,7 @@ from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
 from hwprune.streaming.perplexity import perplexity, window_losses
 from hwprune.streaming.phases import Tokens
+from hwprune.streaming.sublayers import KINDS, names_of
 from hwprune.streaming.sweep import Sweep, Swept
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload import gguf_file
@@ -71,7 +72,7 @@ def prune_folder(
         target: where ONNX files are measured. Default: this CPU.
 
     Returns:
-        ``out params dense_params generates kept blocks errors plain seconds peak_bytes``, with ``score`` also ``perplexity
+        ``out params dense_params generates kept silent blocks errors plain seconds peak_bytes``, with ``score`` also ``perplexity
         dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``, with ``tokens`` also
         ``phases`` (see `Phases`; of ONNX files), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes gguf_types``, and
         ``llama_missing`` (why llama.cpp can't be used) or ``llama_divergence`` (see `check_llama`) and, with ``tokens``,
@@ -88,6 +89,8 @@ def prune_folder(
             "--format gguf writes a file like the one that --gguf reads; of other models llama.cpp's convert_hf_to_gguf.py makes "
             "one from the folder"
         )
+    if gguf_out and any(name in KINDS for name, _ in plan.patterns):
+        raise UsageError("GGUF files hold no blocks without attention or MLP: write --format huggingface,onnx")
     given, (source, folder) = source, _opened(source, gguf, work, memory)
     with_cache = onnx or (tokens is not None and not (gguf_out and llama_files.missing() is None))
     if with_cache:
@@ -98,8 +101,9 @@ def prune_folder(
     sweep = Sweep(folder, calibration, plan, work / "sweep", dtype, step)
     done, generates = _written(sweep, out, work, memory)
     facts: dict[str, Any] = {
-        "out": str(out), "dense_params": parameters(folder), "params": parameters(LanguageFolder(out)),
-        "generates": generates, "kept": done.kept, "blocks": folder.depth, "errors": done.errors, "plain": done.plain,
+        "out": str(out), "dense_params": parameters(folder), "params": parameters(LanguageFolder(out), done),
+        "generates": generates, "kept": done.kept, "silent": done.silent, "blocks": folder.depth, "errors": done.errors,
+        "plain": done.plain,
     }  # fmt: skip
     if score:
         facts["dense_perplexity"] = perplexity(window_losses(folder, judged, step, work))
@@ -239,9 +243,19 @@ def _bytes(folder: LanguageFolder) -> int:
     return 4 * parameters(folder)
 
 
-def parameters(folder: LanguageFolder) -> int:
-    """Number of parameters; tied ones count once."""
-    return sum(x.numel() for x in folder.skeleton.parameters())
+def parameters(folder: LanguageFolder, done: Swept | None = None) -> int:
+    """Number of parameters; tied ones count once.
+
+    Args:
+        done: what made the folder: branches that are gone, and zeros in it, don't count.
+    """
+    count = sum(x.numel() for x in folder.skeleton.parameters())
+    for kind, places in ({} if done is None else done.silent).items():
+        assert done is not None
+        for index in places:
+            layer = folder.skeleton.get_submodule(f"{folder.blocks}.{done.kept.index(index)}")
+            count -= sum(x.numel() for x in layer.get_submodule(names_of(layer)[kind]).parameters())
+    return count
 
 
 def needs(folder: LanguageFolder) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from hwprune.streaming.block_pruning import BlockPruner, block_tensors
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
-from hwprune.streaming.sweep_plan import LAYER, SweepPlan
+from hwprune.streaming.sublayers import silence
+from hwprune.streaming.sweep_plan import LAYER, WHOLE, SweepPlan
 
 HELD_OUT = 4
 """Every fourth window tells whether a refit that has not seen it helps. If so, the refit is made again with all windows."""
@@ -32,12 +34,14 @@ class Swept:
 
     Attributes:
         kept: blocks of the dense model that are still there, in order.
+        silent: ``attention``, ``mlp`` -> those of them that have lost it.
         errors: of each kept block: mean square of the difference from the dense stream on held-out windows, over the variance of
             the dense one.
         plain: blocks, or layers in them, whose repair did not help held-out windows, and was left out.
     """
 
     kept: list[int]
+    silent: dict[str, list[int]] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     plain: list[str] = field(default_factory=list)
 
@@ -96,7 +100,7 @@ class Sweep:
                 dense.write(window, made)
                 pruned.write(window, made)
             del ends
-            done = Swept(self._kept(given, dense))
+            done = Swept(*self._kept(given, dense))
             self._save(done)
         else:
             del ends
@@ -125,7 +129,11 @@ class Sweep:
         block = block_of(self.folder, index, given[index])
         self._advance(block, source, dense_out)
         pruner = BlockPruner(self.plan, f"{self.folder.blocks}.{index}", self.fitted, self.held)
-        module, plain = pruner.prune(block, pruned_in, source, dense_out)
+        as_dense = block
+        if gone := [kind for kind, places in done.silent.items() if index in places]:
+            block = copy.deepcopy(block)
+            silence(block, gone, pruned_in.read(0))
+        module, plain = pruner.prune(block, pruned_in, source, dense_out, as_dense)
         error = spread = 0.0
         for window in range(len(self.ids)):
             made = module(pruned_in.read(window))
@@ -146,16 +154,22 @@ class Sweep:
         for window in range(len(self.ids)):
             leaving_it.write(window, block(entering_it.read(window)))
 
-    def _kept(self, given: list[Any], entered: HiddenStates) -> list[int]:
-        """The blocks that stay."""
-        share = dict(self.plan.patterns).get(LAYER)
-        everything = list(range(self.folder.depth))
-        if share is None:
-            return everything
-        scores = influence.of_blocks(self.folder, given, entered, self.work, self.step)
-        count = round(share * len(everything))
-        gone = set(sorted(everything, key=lambda index: scores[index])[:count])
-        return [index for index in everything if index not in gone]
+    def _kept(self, given: list[Any], entered: HiddenStates) -> tuple[list[int], dict[str, list[int]]]:
+        """The blocks that stay, and those of them that lose a branch."""
+        shares = {kind: share for kind, share in self.plan.patterns if kind in WHOLE}
+        kept, depth = list(range(self.folder.depth)), self.folder.depth
+        if not shares:
+            return kept, {}
+        scores = influence.of_parts(self.folder, given, entered, self.work, list(shares), self.step)
+        if LAYER in shares:
+            gone = set(sorted(kept, key=lambda index: scores[LAYER][index])[: round(shares[LAYER] * depth)])
+            kept = [index for index in kept if index not in gone]
+        silent = {}
+        for kind, share in shares.items():
+            if kind != LAYER:
+                order = sorted((scores[kind][index], index) for index in kept)
+                silent[kind] = sorted(index for _, index in order[: round(share * depth)])
+        return kept, silent
 
     def _streams(self, shape: tuple[int, int, int], place: int) -> tuple[HiddenStates, HiddenStates]:
         dense, pruned = (HiddenStates(self.work / f"{name}-{place:04d}", shape, self.dtype) for name in ("dense", "pruned"))

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from hwprune.errors import UsageError
+from hwprune.streaming.sublayers import KINDS
 
 LAYER = "layer"
 """Pattern of whole blocks: the fraction of them that goes, those first that turn what passes them least."""
+WHOLE = (LAYER, *KINDS)
+"""Patterns of what goes as a whole, or stays: blocks, and their attention or their MLP alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class SweepPlan:
     """What is done to every block.
 
     Attributes:
-        patterns: (pattern, sparsity), as for `uniform_recipe`, and `LAYER`.
+        patterns: (pattern, sparsity), as for `uniform_recipe`, and `WHOLE`.
         criterion: or a method.
         compensation: of the kept weights, with what the pruned blocks before have made as inputs.
         exclude: shell patterns of units that stay as they are, such as ``*.self_attn.*``.
@@ -30,13 +33,13 @@ class SweepPlan:
 
     def __post_init__(self) -> None:
         for name, share in self.patterns:
-            if name == LAYER and not 0 < share < 1:
-                raise UsageError(f"layer={share:g}: the fraction of the blocks that goes must be between 0 and 1")
+            if name in WHOLE and not 0 < share < 1:
+                raise UsageError(f"{name}={share:g}: the fraction of the blocks that lose it must be between 0 and 1")
 
     @property
     def of_blocks(self) -> list[tuple[str, float]]:
         """The patterns that are for what is in a block."""
-        return [(name, share) for name, share in self.patterns if name != LAYER]
+        return [(name, share) for name, share in self.patterns if name not in WHOLE]
 
     def excludes(self, name: str) -> bool:
         """Does a unit of this name in the whole model stay as it is?"""

@@ -78,7 +78,7 @@ def test_a_refit_that_hurts_unseen_windows_is_left_out(tmp_path, folder, words, 
 def test_a_block_that_is_done_again_after_a_kill_is_the_same(tmp_path, folder, words, monkeypatch):
     """Killed after the dense stream went through a dropped block: it must not go through it twice."""
     plan = SweepPlan([("layer", 0.34), ("neuron", 0.5)], "l2", "none")
-    monkeypatch.setattr(Sweep, "_kept", lambda *_: [0, 2])
+    monkeypatch.setattr(Sweep, "_kept", lambda *_: ([0, 2], {}))
     _, whole_run = swept(folder, words, tmp_path, plan)
     real, calls = BlockPruner.prune, []
 
