@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hwprune import patterns
+from hwprune.errors import UsageError
 from hwprune.methods import method
 from hwprune.pruning.pruner import Pruner
 from hwprune.pruning.uniform import uniform_recipe
@@ -21,6 +22,7 @@ from hwprune.streaming.folder import fill
 from hwprune.streaming.hidden_states import HiddenStates
 from hwprune.streaming.input_sums import BlockInputs
 from hwprune.streaming.refitting import refit
+from hwprune.streaming.sublayers import Silent
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload.workload import Workload
 
@@ -130,9 +132,15 @@ class BlockPruner:
 
     def _choices(self, pruner: Pruner) -> list[UnitChoice]:
         found: list[UnitChoice] = []
+        part_is_gone = any(isinstance(part, Silent) for part in pruner.workload.model.modules())
         for name, share in self.plan.of_blocks:
-            with torch.enable_grad():
-                recipe = uniform_recipe(pruner, name, share, self.plan.criterion, self.plan.compensation)
+            try:
+                with torch.enable_grad():
+                    recipe = uniform_recipe(pruner, name, share, self.plan.criterion, self.plan.compensation)
+            except UsageError:
+                if part_is_gone:  # and with it what this pattern is for
+                    continue
+                raise
             found += [choice for choice in recipe.choices if not self._excluded(choice.unit)]
         return found
 

@@ -1,7 +1,8 @@
 """A pruned model as a GGUF file, for one that came from such a file: what that one says of tokens and authors is copied.
 
 Tensors keep the types that they had, so that the file shrinks as the model does; rows that a type's blocks don't divide are kept
-in 16 bits.
+in 16 bits. A Llama some of whose blocks don't attend is written as ``deci``, the architecture whose sizes llama.cpp reads block
+by block (NVIDIA's Llama-3_1-Nemotron-51B was the first).
 """
 
 from __future__ import annotations
@@ -12,23 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hwprune.errors import RunError, UsageError, described
 from hwprune.streaming.folder import LanguageFolder
 
 NAME = "model.gguf"
-PERMUTED = ("llama",)
+BY_BLOCK = {"llama": "deci"}
+"""Architecture -> the one that holds the same blocks with sizes of their own."""
+PERMUTED = ("llama", "deci")
 """Architectures whose queries and keys lie in pairs in the file: rotary embeddings turn neighbours there."""
 LOOSEST = 0.25
 """Largest error of a tensor that is read back, over its norm; a few bits make 0.1, tensors in a wrong order more than 1."""
 
 
-def write_gguf(source: Path, folder: LanguageFolder, kept: Sequence[int], out: Path) -> Counter[str]:
+def write_gguf(source: Path, folder: LanguageFolder, kept: Sequence[int], out: Path, silent: Sequence[int] = ()) -> Counter[str]:
     """Write ``out`` with the folder's weights; returns how many tensors are of each type.
 
     Args:
         source: the GGUF file of the dense model.
         kept: the dense model's blocks that are there still, in order.
+        silent: places among them, without attention.
 
     Raises:
         UsageError: the library does not know the architecture, or a tensor of it.
@@ -37,21 +42,24 @@ def write_gguf(source: Path, folder: LanguageFolder, kept: Sequence[int], out: P
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
     reader = gguf.GGUFReader(str(source))
-    arch = str(reader.fields["general.architecture"].contents())
+    dense = architecture(reader)
+    arch = by_block(dense, silent) if silent else dense
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    if arch not in kinds or arch not in GGUF_CONFIG_MAPPING:
+    if arch not in kinds or dense not in GGUF_CONFIG_MAPPING:
         raise UsageError(f"a GGUF file of architecture {arch} can't be written: gguf or transformers does not know its names")
     depth = max(folder.depth, max(kept) + 1)
     names = gguf.get_tensor_name_map(kinds[arch], depth)
     types = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
     writer = gguf.GGUFWriter(str(out), arch)
-    _copy_fields(reader, writer, arch, folder.config, GGUF_CONFIG_MAPPING[arch])
+    _copy_fields(reader, writer, (dense, arch), folder.config, GGUF_CONFIG_MAPPING[dense], (folder.depth, silent))
     counts: Counter[str] = Counter()
     for name in folder.files:
         told = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if told is None:
             raise UsageError(f"a GGUF file of architecture {arch} has no name for {name}")
         if told not in types and told == "output.weight":  # tied to the embedding, and so not in the file
+            continue
+        if _attends(told) in silent:
             continue
         was = types.get(names.get_name(_before(name, folder, kept), try_suffixes=(".weight", ".bias")) or "")
         array = folder.load([name])[name].float().numpy()
@@ -82,26 +90,121 @@ def check_gguf(written: LanguageFolder, read_back: LanguageFolder) -> None:
             raise RunError(f"{name} of the GGUF file holds other numbers (error {error:.2g} of its norm)")
 
 
-def _copy_fields(reader: Any, writer: Any, arch: str, config: Any, mapping: dict[str, str | None]) -> None:
-    """Every field of the dense file, with the numbers of the new configuration."""
+def architecture(reader: Any) -> str:
+    """What a file says of it."""
+    return str(reader.fields["general.architecture"].contents())
+
+
+def check_architecture(file: Path) -> None:
+    """Raises `UsageError` if there is no architecture for this file's model without some of its attention."""
     import gguf
 
+    by_block(architecture(gguf.GGUFReader(str(file))), ())
+
+
+def by_block(arch: str, silent: Sequence[int]) -> str:
+    """The architecture for a model whose blocks at these places don't attend.
+
+    Raises:
+        UsageError: there is none, or llama.cpp could not load it.
+    """
+    if arch not in BY_BLOCK:
+        raise UsageError(
+            f"a GGUF file of architecture {arch} holds no blocks without attention (known: {', '.join(BY_BLOCK)}): write "
+            "--format huggingface,onnx"
+        )
+    if 0 in silent:  # it takes the size of all heads from the first block's
+        raise UsageError("a GGUF file can't hold a first block without attention: write --format huggingface,onnx")
+    return BY_BLOCK[arch]
+
+
+def _attends(name: str) -> int | None:
+    """The block whose attention a tensor of a GGUF file belongs to, its norm included; None: it belongs to none."""
+    parts = name.split(".")
+    return int(parts[1]) if len(parts) > 2 and parts[2].startswith("attn_") else None
+
+
+def read_back(file: Path, written: LanguageFolder, out: Path, silent: Sequence[int]) -> LanguageFolder:
+    """A file's weights in a folder like the one that was written; for architectures that transformers can't read.
+
+    Args:
+        silent: blocks without attention; what these lack is taken from what was written (zeros, and a norm before them).
+
+    Raises:
+        RunError: a tensor is missing.
+    """
+    import gguf
+    from safetensors.torch import save_file
+
+    reader = gguf.GGUFReader(str(file))
+    arch = architecture(reader)
+    names = gguf.get_tensor_name_map({name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[arch], written.depth)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    found: dict[str, torch.Tensor] = {}
+    for name in written.files:
+        told = names.get_name(name, try_suffixes=(".weight", ".bias")) or ""
+        own = written.load([name])[name].float()
+        if told not in stored:
+            if _attends(told) not in silent:
+                raise RunError(f"the GGUF file lacks {name}")
+            found[name] = own
+            continue
+        array = gguf.quants.dequantize(stored[told].data, stored[told].tensor_type).reshape(own.shape)
+        if arch in PERMUTED and name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")):
+            heads = _heads(written.config, name)
+            array = array.reshape(heads, len(array) // heads // 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+        found[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    out.mkdir(parents=True)
+    written.config.save_pretrained(str(out))
+    save_file(found, str(out / "model.safetensors"), metadata={"format": "pt"})
+    return LanguageFolder(out)
+
+
+def _copy_fields(
+    reader: Any,
+    writer: Any,
+    archs: tuple[str, str],
+    config: Any,
+    mapping: dict[str, str | None],
+    blocks: tuple[int, Sequence[int]],
+) -> None:
+    """Every field of the dense file, with the numbers of the new configuration.
+
+    Args:
+        archs: of the dense file, and of the new one.
+        blocks: their number, and which of them don't attend.
+    """
+    import gguf
+
+    dense, arch = archs
+    depth, silent = blocks
+    by_block = {}
+    if silent:
+        heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        by_block = {
+            "attention.head_count": [0 if place in silent else heads for place in range(depth)],
+            "attention.head_count_kv": [0 if place in silent else groups for place in range(depth)],
+            "feed_forward_length": [config.intermediate_size] * depth,
+        }
+        for key, values in by_block.items():
+            writer.add_array(f"{arch}.{key}", values)
     new = {
-        f"{arch}.{key}": getattr(config, attribute)
+        f"{dense}.{key}": getattr(config, attribute)
         for key, attribute in mapping.items()
         if attribute is not None and getattr(config, attribute, None) is not None
     }
     for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
+        if name.startswith("GGUF.") or name == "general.architecture" or name.removeprefix(f"{dense}.") in by_block:
             continue
         kinds, value = field.types, field.contents()
         if isinstance(new.get(name), int) and isinstance(value, int) and not isinstance(value, bool):
             value = new[name]
         inner = kinds[-1] if len(kinds) > 1 else gguf.GGUFValueType.STRING if isinstance(value, list) else None
-        writer.add_key_value(name, value, kinds[0], sub_type=inner)
+        told = f"{arch}.{name.removeprefix(f'{dense}.')}" if name.startswith(f"{dense}.") else name
+        writer.add_key_value(told, value, kinds[0], sub_type=inner)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for key in ("attention.key_length", "attention.value_length"):  # else it would follow from the heads, which are fewer now
-        if f"{arch}.{key}" not in reader.fields:
+        if f"{dense}.{key}" not in reader.fields:
             writer.add_uint32(f"{arch}.{key}", int(size))
 
 

@@ -24,7 +24,7 @@ from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
 from hwprune.streaming.perplexity import perplexity, window_losses
 from hwprune.streaming.phases import Tokens
-from hwprune.streaming.sublayers import KINDS, names_of
+from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
 from hwprune.streaming.sweep import Sweep, Swept
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload import gguf_file
@@ -89,8 +89,10 @@ def prune_folder(
             "--format gguf writes a file like the one that --gguf reads; of other models llama.cpp's convert_hf_to_gguf.py makes "
             "one from the folder"
         )
-    if gguf_out and any(name in KINDS for name, _ in plan.patterns):
-        raise UsageError("GGUF files hold no blocks without attention or MLP: write --format huggingface,onnx")
+    if gguf_out and any(name == MLP for name, _ in plan.patterns):
+        raise UsageError("GGUF files hold no blocks without an MLP: write --format huggingface,onnx")
+    if gguf_out and gguf is not None and (source / gguf).is_file() and any(name == ATTENTION for name, _ in plan.patterns):
+        gguf_writing.check_architecture(source / gguf)
     given, (source, folder) = source, _opened(source, gguf, work, memory)
     with_cache = onnx or (tokens is not None and not (gguf_out and llama_files.missing() is None))
     if with_cache:
@@ -191,8 +193,12 @@ def _as_gguf(source: Path, out: Path, done: Swept, work: Path, step: Tell) -> tu
     written, file = LanguageFolder(out), out / gguf_writing.NAME
     shutil.rmtree(work / "read back", ignore_errors=True)  # a killed run's
     try:
-        counts = gguf_writing.write_gguf(source, written, done.kept, file)
-        back = LanguageFolder(gguf_file.unpacked(out, file.name, work / "read back"))
+        silent = [done.kept.index(index) for index in done.silent.get(ATTENTION, [])]
+        counts = gguf_writing.write_gguf(source, written, done.kept, file, silent)
+        if silent:  # transformers knows no such blocks
+            back = gguf_writing.read_back(file, written, work / "read back", silent)
+        else:
+            back = LanguageFolder(gguf_file.unpacked(out, file.name, work / "read back"))
         gguf_writing.check_gguf(written, back)
     except BaseException:
         file.unlink(missing_ok=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from hwprune.errors import RunError
+from hwprune.errors import RunError, UsageError
 from hwprune.records.measurement import Measurement
 from hwprune.streaming import gguf_writing, llama_files, road
 from hwprune.streaming.folder import LanguageFolder
@@ -15,7 +17,8 @@ from hwprune.workload import gguf_file
 from hwprune.workload.text_windows import TextData
 from tests.streaming.helpers import gguf_llama, text
 
-for package in ("xllamacpp", "gguf", "accelerate", "transformers"):
+gguf = pytest.importorskip("gguf")
+for package in ("xllamacpp", "accelerate", "transformers"):
     pytest.importorskip(package)
 
 IDS = torch.arange(2, 26)[None] % 12 + 2
@@ -50,10 +53,60 @@ def test_a_file_that_is_none_is_told(tmp_path, dense):
         llama_files.check_llama(path, dense, IDS)
 
 
-def run(file, out, **more):
-    plan = SweepPlan([("neuron", 0.25), ("head", 0.5)], "l2", "none")
+def run(file, out, plan=None, **more):
+    plan = plan or SweepPlan([("neuron", 0.25), ("head", 0.5)], "l2", "none")
     data = TextData(text(out.parent / "words.txt"), None, length=16, most=8, judged=4)
     return road.prune_folder(file.parent, data, plan, out, gguf=file.name, gguf_out=True, **more)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [[("attention", 0.34)], [("attention", 0.34), ("neuron", 0.25), ("head", 0.5)], [("layer", 0.34), ("attention", 0.34)]],
+    ids=str,
+)
+def test_blocks_without_attention_run_in_llama_cpp(tmp_path, file, patterns):
+    """The file has sizes for each block, and llama.cpp computes from it what the folder, with zeros, computes in transformers."""
+    facts = run(file, tmp_path / "out", plan=SweepPlan(patterns, "l2", "none"), score=True)
+    (index,) = facts["silent"]["attention"]
+    place, depth = facts["kept"].index(index), len(facts["kept"])
+    reader = gguf.GGUFReader(str(tmp_path / "out" / "model.gguf"))
+    config = LanguageFolder(tmp_path / "out").config
+    assert reader.fields["general.architecture"].contents() == "deci"
+    for key, size in (
+        ("attention.head_count", config.num_attention_heads), ("attention.head_count_kv", config.num_key_value_heads),
+        ("feed_forward_length", config.intermediate_size),
+    ):  # fmt: skip
+        values = reader.fields[f"deci.{key}"].contents()
+        assert values == [0 if key != "feed_forward_length" and at == place else size for at in range(depth)]
+    assert not [tensor.name for tensor in reader.tensors if tensor.name.startswith(f"blk.{place}.attn")]
+    assert not any(name.startswith("llama.") for name in reader.fields)
+    assert 0 <= facts["llama_divergence"] < 0.05
+    assert math.log(facts["gguf_perplexity"]) == pytest.approx(math.log(facts["perplexity"]), abs=0.05)
+
+
+def test_the_wrong_block_without_attention_is_found_out(tmp_path, file, dense):
+    facts = run(file, tmp_path / "out", plan=SweepPlan([("attention", 0.34)], "l2", "none"))
+    (index,) = facts["silent"]["attention"]
+    written = LanguageFolder(tmp_path / "out")
+    wrong = {1: 2, 2: 1}[index]
+    gguf_writing.write_gguf(file, written, [0, 1, 2], tmp_path / "wrong.gguf", [wrong])
+    back = gguf_writing.read_back(tmp_path / "wrong.gguf", written, tmp_path / "back", [wrong])
+    with pytest.raises(RunError, match="llama.cpp computes something else"):
+        llama_files.check_llama(tmp_path / "wrong.gguf", back, IDS)
+    with pytest.raises(RunError, match=f"lacks model.layers.{wrong}"):
+        gguf_writing.read_back(tmp_path / "wrong.gguf", written, tmp_path / "again", [index])
+
+
+def test_what_no_gguf_file_holds_is_refused_before_anything(tmp_path, file, monkeypatch):
+    with pytest.raises(UsageError, match="without an MLP"):
+        run(file, tmp_path / "out", plan=SweepPlan([("mlp", 0.34)], "l2", "none"))
+    monkeypatch.setattr(gguf_writing, "BY_BLOCK", {})
+    with pytest.raises(UsageError, match="architecture llama holds no blocks without attention"):
+        run(file, tmp_path / "out", plan=SweepPlan([("attention", 0.34)], "l2", "none"))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="first block without attention"):
+        gguf_writing.by_block("llama", [0])
 
 
 def test_both_files_are_timed_in_llama_cpp_and_no_onnx_file_is_made(tmp_path, file, monkeypatch):
