@@ -51,6 +51,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="huggingface: a folder that transformers loads, of a causal language model with --text; huggingface,onnx,gguf: "
         "an ONNX file with a cache and a GGUF file beside it (default: onnx)",
     )
+    parser.add_argument(
+        "--multiple", metavar="N", type=args.whole,
+        help="with --format huggingface: numbers of neurons are multiples of N (default: 32, or what the GGUF file's types need)",
+    )  # fmt: skip
     parser.add_argument("--windows", metavar="N", type=args.whole, help="windows of --text that calibrate (default: 64)")
     parser.add_argument(
         "--choices", metavar="FILE", help="with --format huggingface: questions in a .jsonl, answered before and after"
@@ -84,8 +88,10 @@ def run(options: argparse.Namespace) -> int:
         if options.recipe.endswith(".json") or options.scope:
             raise UsageError("--format huggingface takes PATTERN=SPARSITY, the same for every block")
         return apply_language.run(options, _parse(options.recipe, apply_language.WHOLE))
-    if options.memory is not None or options.choices or options.measure:
-        raise UsageError("--memory, --choices and --measure are for --format huggingface, which takes a model block by block")
+    if options.memory is not None or options.choices or options.measure or options.multiple:
+        raise UsageError(
+            "--memory, --choices, --multiple and --measure are for --format huggingface, which takes a model block by block"
+        )
     out = args.require_new(options.out)
     wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
     if wanted is None and (options.criterion or options.scope):

@@ -29,16 +29,18 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         raise UsageError(f"{out} is not an empty folder: choose another --out")
     wanted = [(name, level if level is not None else 0.0) for name, level in choices]
     criterion = options.criterion or ("obs" if _cuts(wanted) else "sparsegpt")
-    plan = SweepPlan(wanted, criterion, options.compensation or "obs", tuple(options.exclude))
+    formats, source = options.format.split(","), Path(options.workload.removeprefix("hf:"))
+    multiple = options.multiple or road.usual_multiple(source, options.gguf, gguf_out="gguf" in formats)
+    plan = SweepPlan(wanted, criterion, options.compensation or "obs", tuple(options.exclude), multiple)
     numbers = {"text": options.text, "length": options.length, "windows": options.windows}
     data = text_data({key: value for key, value in numbers.items() if value is not None})
     progress = make_progress(quiet=options.quiet)
     try:
         facts = road.prune_folder(
-            Path(options.workload.removeprefix("hf:")), data, plan, out, gguf=options.gguf, memory=options.memory,
+            source, data, plan, out, gguf=options.gguf, memory=options.memory,
             score=options.score,
-            choices=Path(options.choices) if options.choices else None, onnx="onnx" in options.format.split(","),
-            gguf_out="gguf" in options.format.split(","),
+            choices=Path(options.choices) if options.choices else None, onnx="onnx" in formats,
+            gguf_out="gguf" in formats,
             tokens=Tokens.parse(options.tokens) if options.measure else None, step=progress.stage,
         )  # fmt: skip
     finally:
@@ -47,6 +49,8 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         print(json.dumps(facts))
         return 0
     _tell(facts)
+    if multiple > 1 and any(name == "neuron" for name, _ in wanted):
+        print(f"Numbers of neurons are multiples of {multiple} (--multiple 1: as asked).")
     print(f"Files: {out}")
     return 0
 

@@ -26,6 +26,7 @@ from hwprune.streaming.sublayers import Silent
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload.workload import Workload
 
+NEURON = "neuron"
 PREFIX = "layer."
 """How names of a `DecoderBlock`'s tensors begin."""
 
@@ -141,8 +142,15 @@ class BlockPruner:
                 if part_is_gone:  # and with it what this pattern is for
                     continue
                 raise
-            found += [choice for choice in recipe.choices if not self._excluded(choice.unit)]
+            found += [self._rounded(pruner, choice) for choice in recipe.choices if not self._excluded(choice.unit)]
         return found
+
+    def _rounded(self, pruner: Pruner, choice: UnitChoice) -> UnitChoice:
+        """With a size that kernels and the blocks of quantised types divide."""
+        if choice.pattern != NEURON:
+            return choice
+        size = pruner.units[choice.unit].size
+        return replace(choice, sparsity=1 - self.plan.kept(size, choice.sparsity) / size)
 
     def _excluded(self, unit: str) -> bool:
         return self.plan.excludes(f"{self.name}.{unit.removeprefix(PREFIX)}")

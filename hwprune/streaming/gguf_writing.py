@@ -95,6 +95,14 @@ def architecture(reader: Any) -> str:
     return str(reader.fields["general.architecture"].contents())
 
 
+def block_size(file: Path) -> int:
+    """Weights of a row that share a scale in the widest of a file's types: sizes that it does not divide need a wider type."""
+    import gguf
+
+    sizes = [gguf.GGML_QUANT_SIZES[one.tensor_type][0] for one in gguf.GGUFReader(str(file)).tensors if "ffn_down" in one.name]
+    return int(max(sizes, default=1))
+
+
 def check_architecture(file: Path) -> None:
     """Raises `UsageError` if there is no architecture for this file's model without some of its attention."""
     import gguf

@@ -38,6 +38,8 @@ CHECKED_TOKENS = 64
 """Tokens of text with which an ONNX file is checked."""
 SQUARES = 4
 """Matrices of the widest input's size in each dim, at most, while a block is pruned."""
+MULTIPLE = 32
+"""Numbers of neurons are multiples of this where nobody says another: kernels of CPUs and GPUs work in such pieces."""
 
 
 def prune_folder(
@@ -138,6 +140,13 @@ def prune_folder(
     facts["seconds"] = time.monotonic() - started
     facts["peak_bytes"] = peak_bytes()
     return facts
+
+
+def usual_multiple(source: Path, gguf: str | None, *, gguf_out: bool) -> int:
+    """What numbers of neurons should be multiples of: of `MULTIPLE`, and of what the types of a GGUF file need."""
+    if gguf_out and gguf is not None and (source / gguf).is_file():
+        return max(MULTIPLE, gguf_writing.block_size(source / gguf))
+    return MULTIPLE
 
 
 def _opened(source: Path, gguf: str | None, work: Path, memory: int | None) -> tuple[Path, LanguageFolder]:

@@ -24,14 +24,18 @@ class SweepPlan:
         criterion: or a method.
         compensation: of the kept weights, with what the pruned blocks before have made as inputs.
         exclude: shell patterns of units that stay as they are, such as ``*.self_attn.*``.
+        multiple: where the dense number of neurons is a multiple of this, the new one is, too. 1: as asked, to the neuron.
     """
 
     patterns: Sequence[tuple[str, float]]
     criterion: str
     compensation: str
     exclude: Sequence[str] = ()
+    multiple: int = 1
 
     def __post_init__(self) -> None:
+        if self.multiple < 1:
+            raise UsageError(f"numbers of neurons can't be multiples of {self.multiple}")
         for name, share in self.patterns:
             if name in WHOLE and not 0 < share < 1:
                 raise UsageError(f"{name}={share:g}: the fraction of the blocks that lose it must be between 0 and 1")
@@ -40,6 +44,14 @@ class SweepPlan:
     def of_blocks(self) -> list[tuple[str, float]]:
         """The patterns that are for what is in a block."""
         return [(name, share) for name, share in self.patterns if name not in WHOLE]
+
+    def kept(self, size: int, sparsity: float) -> int:
+        """Neurons that stay of so many: the nearest multiple, and never all of them."""
+        wanted = size - round(sparsity * size)
+        if size % self.multiple or size == self.multiple:
+            return wanted
+        nearest = round(wanted / self.multiple) * self.multiple
+        return min(max(nearest, self.multiple), size - self.multiple)
 
     def excludes(self, name: str) -> bool:
         """Does a unit of this name in the whole model stay as it is?"""

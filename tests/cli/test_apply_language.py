@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from hwprune.cli import main
-from tests.streaming.helpers import llama, text, whole
+from tests.streaming.helpers import gguf_llama, llama, text, whole
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +94,28 @@ def test_formats_that_there_are(place, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert main.main([*words, "--format", "onnx", "--measure"]) == 2
     assert "--measure are for --format huggingface" in capsys.readouterr().err
+
+
+def test_a_gguf_file_gets_smaller_whatever_was_asked(tmp_path, capsys):
+    """Rows of 90 numbers would be kept in 16 bits; 96 are three blocks of 8-bit numbers."""
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    (tmp_path / "dense").mkdir()
+    file = gguf_llama(tmp_path / "dense")
+    text(tmp_path / "a.txt", words=600)
+    words = [
+        "apply", "neuron=0.3,attention=0.34", f"hf:{file.parent}", "--gguf", file.name, "--text", str(tmp_path / "a.txt"),
+        "--length", "16", "--windows", "8", "--compensation", "none", "--format", "huggingface,gguf",
+    ]  # fmt: skip
+    assert main.main([*words, "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "no attention in 1 of 3 blocks" in told and "the folder holds zeros there" in told
+    assert "Numbers of neurons are multiples of 32 (--multiple 1: as asked)." in told
+    reader = gguf.GGUFReader(str(tmp_path / "out" / "model.gguf"))
+    assert reader.fields["deci.feed_forward_length"].contents() == [96] * 3
+    assert {one.tensor_type.name for one in reader.tensors} == {"Q8_0", "F32"}
+    assert main.main([*words, "--multiple", "1", "--out", str(tmp_path / "asked")]) == 0
+    asked = gguf.GGUFReader(str(tmp_path / "asked" / "model.gguf"))
+    assert asked.fields["deci.feed_forward_length"].contents() == [90] * 3
+    assert (tmp_path / "asked" / "model.gguf").stat().st_size > (tmp_path / "out" / "model.gguf").stat().st_size
+    assert "multiples of" not in capsys.readouterr().out

@@ -112,3 +112,22 @@ def test_excluded_units_stay(tmp_path, folder, words):
     sweep, done = swept(folder, words, tmp_path, plan)
     sizes = [load_file(sweep.block_file(place))["mlp.up_proj.weight"].shape[0] for place in range(len(done.kept))]
     assert sizes == [48, 24, 48]
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity", "multiple", "kept"),
+    [
+        (1536, 0.2, 32, 1216), (1536, 0.2, 1, 1229), (1536, 0.25, 32, 1152), (1536, 0.001, 32, 1504), (1536, 0.999, 32, 32),
+        (1536, 0.2, 256, 1280), (48, 0.25, 32, 36), (32, 0.25, 32, 24), (64, 0.4, 32, 32),
+    ],
+)  # fmt: skip
+def test_numbers_of_neurons_are_multiples_where_the_dense_one_is(size, sparsity, multiple, kept):
+    assert SweepPlan([("neuron", sparsity)], "l2", "none", multiple=multiple).kept(size, sparsity) == kept
+
+
+def test_the_sweep_rounds_numbers_of_neurons(tmp_path, folder, words):
+    """48 neurons in multiples of 16: a fifth fewer are 38 or, rounded, 32 - and 48 is no multiple of 32."""
+    for multiple, expected in ((1, 38), (16, 32), (32, 38)):
+        plan = SweepPlan([("neuron", 0.2)], "l2", "none", multiple=multiple)
+        sweep, _ = swept(folder, words, tmp_path / str(multiple), plan)
+        assert load_file(sweep.block_file(0))["mlp.up_proj.weight"].shape[0] == expected
