@@ -6,7 +6,7 @@
 First each candidate whose file was kept: the share of answers that changed, the drop by the dense model's confidence, by labels, as it
 is told from both, and on examples that nothing was chosen by: the test split, and the train split (whose images the network has
 seen). Then, for several values of `hwprune.workload.confidence.OFF_BY_CHANGED`: how often the drop on the test split is above
-``told_high``, how often it should be (the test split has noise of its own), the log likelihood of the drops on the test split under
+``told_high`` (and that on the train split), how often it should be (the test split has noise of its own), the log likelihood of the drops on the test split under
 what is told, and what is told minus what came out, for all and for drops below 1.2 points.
 """
 
@@ -105,12 +105,12 @@ def main() -> None:
             print(f"| {run.name} | {one.trial.number} | {' | '.join(cells + [points(one.drops[kind]) for kind in others])} |")
 
     print(
-        "\n| off by (of the answers that changed) | above told_high | expected | log likelihood | error | error below 1.2 points |"
+        "\n| off by (of the answers that changed) | above told_high | on the train split | expected | log likelihood | error | error below 1.2 points |"
     )
-    print("| ---: " * 6 + "|")
+    print("| ---: " * 7 + "|")
     for value in map(float, options.off_by.split(",")):
         confidence.OFF_BY_CHANGED = value
-        above, chance, likelihood, wrong, small = 0, 0.0, 0.0, [], []
+        above, seen_above, chance, likelihood, wrong, small = 0, 0, 0.0, 0.0, [], []
         for candidates in found.values():
             trials = [
                 dataclasses.replace(
@@ -126,6 +126,7 @@ def main() -> None:
                 high, samples, test = belief.high(trial), belief._of(trial), one.drops["test"]
                 assert samples is not None
                 above += test.value > high
+                seen_above += "train" in one.drops and one.drops["train"].value > high
                 noise = [NormalDist(float(sample), error(test)) for sample in samples]
                 chance += 1 - float(np.mean([normal.cdf(high) for normal in noise]))
                 likelihood += math.log(float(np.mean([normal.pdf(test.value) for normal in noise])) + 1e-12)
@@ -134,7 +135,7 @@ def main() -> None:
                     small.append(wrong[-1])
         low = f"{100 * float(np.mean(small)):+.2f}" if small else ""
         print(
-            f"| {value:g} | {above} of {len(wrong)} | {chance:.1f} | {likelihood:.1f} | {100 * float(np.mean(wrong)):+.2f} | {low} |"
+            f"| {value:g} | {above} of {len(wrong)} | {seen_above} of {len(wrong)} | {chance:.1f} | {likelihood:.1f} | {100 * float(np.mean(wrong)):+.2f} | {low} |"
         )
 
 

@@ -32,7 +32,11 @@ EPILOG = """RECIPE is a recipe.json, or the same choice for every unit that fits
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe.json, or PATTERN=SPARSITY[,PATTERN...]")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="recipe.json, or PATTERN=SPARSITY[,PATTERN...]; with --format huggingface also layer, attention, mlp",
+    )
     args.add_workload(parser)
     parser.add_argument("--criterion", metavar="NAME", help="a name of `hwprune criteria`, for PATTERN=SPARSITY (default: obs)")
     parser.add_argument(

@@ -62,7 +62,10 @@ class BlockPruner:
         as_dense = as_dense or block
         chosen = self.plan.of_blocks
         if not chosen:
-            return block, []
+            # Blocks or branches have gone: what is left makes up for them as far as it can.
+            if self.plan.compensation == "none" or (as_dense is block and torch.equal(inputs.read(0), dense.read(0))):
+                return block, []
+            return self._aimed(block, block, BlockInputs(block, inputs, self.fitted, self.held, as_dense, dense), wanted), []
         if all(not patterns.is_axis(name) and name != patterns.BRANCH for name, _ in chosen):
             resolved = method.get(self.plan.criterion)
             if BlockMasks.can(block, resolved, self.plan.compensation):

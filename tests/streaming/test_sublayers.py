@@ -67,7 +67,7 @@ def test_influence_is_how_much_the_branch_turns_what_leaves(tmp_path, folder, wo
     ids=str,
 )
 def test_the_folder_computes_what_the_model_without_them_does(tmp_path, folder, words, patterns):
-    facts = road.prune_folder(folder, data(words), SweepPlan(patterns, "obs", "obs"), tmp_path / "out", score=True)
+    facts = road.prune_folder(folder, data(words), SweepPlan(patterns, "obs", "none"), tmp_path / "out", score=True)
     assert {kind: len(places) for kind, places in facts["silent"].items()} == {
         kind: round(3 * share) for kind, share in patterns if kind != "layer"
     }
@@ -94,6 +94,23 @@ def test_the_rest_is_pruned_and_repaired_beside_them(tmp_path, folder, words):
     assert facts["silent"] == plain["silent"] and facts["perplexity"] < plain["perplexity"]
     masked = SweepPlan([("mlp", 0.34), ("unstructured", 0.5)], "sparsegpt", "obs")
     assert road.prune_folder(folder, data(words), masked, tmp_path / "masked")["generates"]
+
+
+def test_what_is_left_makes_up_for_what_is_gone(tmp_path, folder, words):
+    """Each layer is fitted to the dense stream: the block without attention comes nearer to the dense one on held-out windows."""
+    made = {
+        how: road.prune_folder(folder, data(words), SweepPlan([("attention", 0.34)], "obs", how), tmp_path / how)
+        for how in ("none", "obs")
+    }
+    (gone,) = made["obs"]["silent"]["attention"]
+    plain, repaired = (made[how]["errors"] for how in ("none", "obs"))
+    assert repaired[:gone] == plain[:gone] == [0.0] * gone and 0 < repaired[gone] < plain[gone]
+    dense, model = whole(folder), whole(tmp_path / "obs")
+    same = [
+        all(torch.equal(mine, theirs) for mine, theirs in zip(layer.mlp.parameters(), before.mlp.parameters(), strict=True))
+        for layer, before in zip(model.model.layers, dense.model.layers, strict=True)
+    ]
+    assert all(same[:gone]) and not same[gone]
 
 
 @pytest.mark.parametrize("shares", [[("attention", 0.67)], [("attention", 0.34), ("mlp", 0.67)]], ids=str)
