@@ -49,7 +49,8 @@ class BlockPruner:
         inputs: HiddenStates,
         dense: HiddenStates,
         wanted: HiddenStates,
-        as_dense: DecoderBlock | None = None,
+        *,
+        whole: bool = True,
     ) -> tuple[nn.Module, list[str]]:
         """The block with its units cut and masked, and the names of what has lost its repair again.
 
@@ -57,43 +58,49 @@ class BlockPruner:
             block: the dense one, or what is left of it without a branch; it may be changed.
             inputs, dense: what enters it after the pruned blocks, and in the dense model.
             wanted: what leaves it in the dense model.
-            as_dense: the dense block, if ``block`` is what is left of it.
+            whole: has the block both of its branches? If not, its layers are not fitted to the dense stream: what they lack of
+                their inputs they can't make up for, and what they fit instead made SmolLM2 worse (`docs/figures/language.md`).
         """
-        as_dense = as_dense or block
         chosen = self.plan.of_blocks
         if not chosen:
-            # Blocks or branches have gone: what is left makes up for them as far as it can.
-            if self.plan.compensation == "none" or (as_dense is block and torch.equal(inputs.read(0), dense.read(0))):
+            # Blocks or branches before have gone: what is left makes up for them as far as it can.
+            if self.plan.compensation == "none" or not whole or torch.equal(inputs.read(0), dense.read(0)):
                 return block, []
-            return self._aimed(block, block, BlockInputs(block, inputs, self.fitted, self.held, as_dense, dense), wanted), []
+            return self._aimed(block, BlockInputs(block, inputs, self.fitted, self.held, block, dense), wanted), []
         if all(not patterns.is_axis(name) and name != patterns.BRANCH for name, _ in chosen):
             resolved = method.get(self.plan.criterion)
             if BlockMasks.can(block, resolved, self.plan.compensation):
-                return block, self._masked(block, inputs, dense, resolved, as_dense)
+                return block, self._masked(block, inputs, dense if whole else None, resolved)
         made, left_out = self._cut(block, inputs, wanted)
         # A fit fills masks: it is for blocks that are cut alone.
-        if self.plan.compensation == "none" or made is block or not all(patterns.is_axis(name) for name, _ in chosen):
+        if (
+            self.plan.compensation == "none"
+            or made is block
+            or not whole
+            or not all(patterns.is_axis(name) for name, _ in chosen)
+        ):
             return made, left_out
-        return self._aimed(made, block, BlockInputs(block, inputs, self.fitted, self.held, as_dense, dense), wanted), left_out
+        return self._aimed(made, BlockInputs(block, inputs, self.fitted, self.held, block, dense), wanted), left_out
 
     def _masked(
-        self, block: DecoderBlock, inputs: HiddenStates, dense: HiddenStates, resolved: method.Method, as_dense: DecoderBlock
+        self, block: DecoderBlock, inputs: HiddenStates, dense: HiddenStates | None, resolved: method.Method
     ) -> list[str]:
-        beside = (copy.deepcopy(as_dense), dense) if self.plan.compensation != "none" else ()
+        beside = (copy.deepcopy(block), dense) if self.plan.compensation != "none" and dense is not None else ()
         masks = BlockMasks(BlockInputs(block, inputs, self.fitted, self.held, *beside), self.plan.compensation)
         left_out: list[str] = []
         for pattern, share in self.plan.of_blocks:
             left_out += masks.run(resolved, patterns.get(pattern), share, lambda unit: not self._excluded(unit))
         return [f"{self.name}.{name}" for name in left_out]
 
-    def _aimed(self, made: nn.Module, uncut: DecoderBlock, inputs: BlockInputs, wanted: HiddenStates) -> nn.Module:
+    def _aimed(self, made: nn.Module, inputs: BlockInputs, wanted: HiddenStates) -> nn.Module:
         """The cut block fitted to the dense stream, where its class holds such sizes and the block gains by it.
 
         Windows that were held out have chosen how far each layer moves; here the whole block is asked whether nothing went wrong.
         """
-        layer = copy.deepcopy(uncut.layer)
+        assert inputs.dense_block is not None
+        layer = copy.deepcopy(inputs.dense_block.layer)
         fill(layer, block_tensors(made))
-        block = DecoderBlock(layer, uncut.given).eval()
+        block = DecoderBlock(layer, inputs.dense_block.given).eval()
         one = inputs.entering.read(0)
         try:
             same = torch.allclose(block(one), made(one), rtol=1e-3, atol=1e-4)

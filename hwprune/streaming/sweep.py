@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -129,11 +128,9 @@ class Sweep:
         block = block_of(self.folder, index, given[index])
         self._advance(block, source, dense_out)
         pruner = BlockPruner(self.plan, f"{self.folder.blocks}.{index}", self.fitted, self.held)
-        as_dense = block
         if gone := [kind for kind, places in done.silent.items() if index in places]:
-            block = copy.deepcopy(block)
             silence(block, gone, pruned_in.read(0))
-        module, plain = pruner.prune(block, pruned_in, source, dense_out, as_dense)
+        module, plain = pruner.prune(block, pruned_in, source, dense_out, whole=not gone)
         error = spread = 0.0
         for window in range(len(self.ids)):
             made = module(pruned_in.read(window))

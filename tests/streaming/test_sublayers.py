@@ -91,26 +91,42 @@ def test_the_rest_is_pruned_and_repaired_beside_them(tmp_path, folder, words):
     alone = SweepPlan([("attention", 0.34), ("neuron", 0.25)], "obs", "none")
     plain = road.prune_folder(folder, data(words), alone, tmp_path / "plain", score=True)
     assert whole(tmp_path / "out").config.intermediate_size == 36
-    assert facts["silent"] == plain["silent"] and facts["perplexity"] < plain["perplexity"]
+    assert facts["silent"] == plain["silent"] and facts["errors"][0] < plain["errors"][0]
     masked = SweepPlan([("mlp", 0.34), ("unstructured", 0.5)], "sparsegpt", "obs")
     assert road.prune_folder(folder, data(words), masked, tmp_path / "masked")["generates"]
 
 
-def test_what_is_left_makes_up_for_what_is_gone(tmp_path, folder, words):
-    """Each layer is fitted to the dense stream: the block without attention comes nearer to the dense one on held-out windows."""
+@pytest.mark.parametrize("pattern", ["attention", "layer"])
+def test_what_is_left_makes_up_for_what_is_gone(tmp_path, words, pattern):
+    """Whole blocks behind it are fitted to the dense stream, and come nearer to it on held-out windows; those that have lost their
+    attention are not."""
+    folder = llama(tmp_path / "dense", depth=4)
+    model = whole(folder)
+    with torch.no_grad():  # those that go: not the last
+        for layer in model.model.layers[1:3]:
+            layer.self_attn.o_proj.weight.mul_(0.3)
+            layer.mlp.down_proj.weight.mul_(0.3)
+    model.save_pretrained(str(folder))
     made = {
-        how: road.prune_folder(folder, data(words), SweepPlan([("attention", 0.34)], "obs", how), tmp_path / how)
+        how: road.prune_folder(
+            folder, TextData(words, None, length=16, most=48, judged=4), SweepPlan([(pattern, 0.5)], "obs", how), tmp_path / how
+        )
         for how in ("none", "obs")
     }
-    (gone,) = made["obs"]["silent"]["attention"]
+    assert made["none"]["kept"] == made["obs"]["kept"] and made["none"]["silent"] == made["obs"]["silent"]
     plain, repaired = (made[how]["errors"] for how in ("none", "obs"))
-    assert repaired[:gone] == plain[:gone] == [0.0] * gone and 0 < repaired[gone] < plain[gone]
-    dense, model = whole(folder), whole(tmp_path / "obs")
+    dense, model = whole(folder).model.layers, whole(tmp_path / "obs").model.layers
     same = [
-        all(torch.equal(mine, theirs) for mine, theirs in zip(layer.mlp.parameters(), before.mlp.parameters(), strict=True))
-        for layer, before in zip(model.model.layers, dense.model.layers, strict=True)
+        all(
+            torch.equal(mine, theirs) or not mine.any()
+            for mine, theirs in zip(model[place].parameters(), dense[index].parameters(), strict=True)
+        )
+        for place, index in enumerate(made["obs"]["kept"])
     ]
-    assert all(same[:gone]) and not same[gone]
+    assert (made["obs"]["silent"].get("attention") or [i for i in range(4) if i not in made["obs"]["kept"]]) == [1, 2]
+    first = 3 if pattern == "attention" else 1  # the first place whose block may be fitted
+    assert all(same[:first]) and not same[first]
+    assert repaired[:first] == plain[:first] and repaired[first] < plain[first]
 
 
 @pytest.mark.parametrize("shares", [[("attention", 0.67)], [("attention", 0.34), ("mlp", 0.67)]], ids=str)

@@ -82,11 +82,11 @@ def test_a_block_that_is_done_again_after_a_kill_is_the_same(tmp_path, folder, w
     _, whole_run = swept(folder, words, tmp_path, plan)
     real, calls = BlockPruner.prune, []
 
-    def killed(self, *rest):
+    def killed(self, *rest, **more):
         calls.append(int(self.name.rpartition(".")[2]))
         if calls == [0, 2]:
             raise KeyboardInterrupt
-        return real(self, *rest)
+        return real(self, *rest, **more)
 
     monkeypatch.setattr(BlockPruner, "prune", killed)
     with pytest.raises(KeyboardInterrupt):
