@@ -103,11 +103,11 @@ def block_size(file: Path) -> int:
     return int(max(sizes, default=1))
 
 
-def check_architecture(file: Path) -> None:
-    """Raises `UsageError` if there is no architecture for this file's model without some of its attention."""
+def check_architecture(file: Path, silent: Sequence[int] = ()) -> None:
+    """Raises `UsageError` if no architecture holds this file's model without some of its attention (at these places)."""
     import gguf
 
-    by_block(architecture(gguf.GGUFReader(str(file))), ())
+    by_block(architecture(gguf.GGUFReader(str(file))), silent)
 
 
 def by_block(arch: str, silent: Sequence[int]) -> str:

@@ -13,12 +13,15 @@ import torch
 from torch import nn
 
 from hwprune import runtimes
+from hwprune.common.telling import Tell
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency.bench import Bench
 from hwprune.records import target as targets
 from hwprune.records.target import Target
+from hwprune.streaming import phases
 from hwprune.streaming.blocks import block_of, entering, leaving
 from hwprune.streaming.folder import LanguageFolder
+from hwprune.streaming.phases import Tokens
 
 RUNTIME = "llama.cpp"
 PREFIXES = (8, 24, 64)
@@ -85,6 +88,29 @@ def check_llama(file: Path, read_back: LanguageFolder, ids: torch.Tensor) -> flo
                 )
             worst = max(worst, divergence)
     return worst
+
+
+def tried(
+    dense: Path, file: Path, read_back: LanguageFolder, ids: torch.Tensor, tokens: Tokens | None, like: Target | None, step: Tell
+) -> dict[str, Any]:
+    """A pruned file in llama.cpp: ``llama_divergence`` and, with ``tokens``, ``llama_phases``. One that fails does not stay.
+
+    Args:
+        dense: the dense file, beside which latencies are measured.
+        read_back: see `check_llama`.
+        tokens: prompt and answer whose latencies are measured.
+        like: see `cpu`.
+    """
+    step("running the GGUF file in llama.cpp")
+    try:
+        facts: dict[str, Any] = {"llama_divergence": check_llama(file, read_back, ids)}
+    except BaseException:
+        file.unlink()
+        raise
+    if tokens is not None:
+        target = cpu(tokens.prompt + tokens.new, like)
+        facts["llama_phases"] = phases.measure((dense, inputs), (file, inputs), target, tokens, step).to_json()
+    return facts
 
 
 @torch.no_grad()

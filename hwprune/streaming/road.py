@@ -6,7 +6,6 @@ import resource
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,8 @@ def prune_folder(
     calibration, judged = data.read(source)
     dtype = torch.bfloat16 if folder.dtype == torch.bfloat16 else torch.float32
     sweep = Sweep(folder, calibration, plan, work / "sweep", dtype, step)
-    done, generates = _written(sweep, out, work, memory)
+    dense_file = given / gguf if gguf_out and gguf is not None else None
+    done, generates = _written(sweep, out, work, memory, dense_file)
     facts: dict[str, Any] = {
         "out": str(out), "dense_params": parameters(folder), "params": parameters(LanguageFolder(out), done),
         "generates": generates, "kept": done.kept, "silent": done.silent, "blocks": folder.depth, "errors": done.errors,
@@ -124,7 +124,7 @@ def prune_folder(
         if score:
             facts["gguf_perplexity"] = perplexity(window_losses(back, judged, step, work))
         if llama_files.missing() is None:
-            facts |= _in_llama(given / gguf, out, back, calibration[:1], tokens, target, step)
+            facts |= llama_files.tried(given / gguf, out / gguf_writing.NAME, back, calibration[:1], tokens, target, step)
         else:
             facts["llama_missing"] = llama_files.missing()
     if with_cache:
@@ -178,10 +178,25 @@ def _check_cache(folder: LanguageFolder, memory: int | None) -> None:
     cached_onnx.cache_shape(cached_onnx.loaded(folder.path))
 
 
-def _written(sweep: Sweep, out: Path, work: Path, memory: int | None) -> tuple[Swept, bool]:
-    """Run the sweep and write its folder: what it did, and whether the folder was loaded as a whole and generates."""
+def _silent_places(done: Swept) -> list[int]:
+    """Places, among the kept blocks, of those without attention."""
+    return [done.kept.index(index) for index in done.silent.get(ATTENTION, [])]
+
+
+def _written(sweep: Sweep, out: Path, work: Path, memory: int | None, gguf: Path | None = None) -> tuple[Swept, bool]:
+    """Run the sweep and write its folder: what it did, and whether the folder was loaded as a whole and generates.
+
+    Args:
+        gguf: the dense file, if one like it is to be written.
+    """
+
+    def check(done: Swept) -> None:
+        if gguf is not None and (places := _silent_places(done)):
+            gguf_writing.check_architecture(gguf, places)
+        check_first(sweep, done)
+
     try:
-        done = sweep.run(partial(check_first, sweep))
+        done = sweep.run(check)
     except BaseException as error:
         nothing_to_go_on_with = isinstance(error, UsageError) or not sweep.block_file(0).is_file()
         if sweep.owns_work and nothing_to_go_on_with:
@@ -202,7 +217,7 @@ def _as_gguf(source: Path, out: Path, done: Swept, work: Path, step: Tell) -> tu
     written, file = LanguageFolder(out), out / gguf_writing.NAME
     shutil.rmtree(work / "read back", ignore_errors=True)  # a killed run's
     try:
-        silent = [done.kept.index(index) for index in done.silent.get(ATTENTION, [])]
+        silent = _silent_places(done)
         counts = gguf_writing.write_gguf(source, written, done.kept, file, silent)
         if silent:  # transformers knows no such blocks
             back = gguf_writing.read_back(file, written, work / "read back", silent)
@@ -214,29 +229,6 @@ def _as_gguf(source: Path, out: Path, done: Swept, work: Path, step: Tell) -> tu
         raise
     sizes = {"gguf_bytes": file.stat().st_size, "dense_gguf_bytes": source.stat().st_size}
     return back, {**sizes, "gguf_types": dict(counts)}
-
-
-def _in_llama(
-    source: Path, out: Path, back: LanguageFolder, ids: torch.Tensor, tokens: Tokens | None, target: Target | None, step: Tell
-) -> dict[str, Any]:
-    """The GGUF file in llama.cpp; one that it can't run does not stay.
-
-    Args:
-        source: the dense file, beside which latencies are measured.
-        back: what was read back from the pruned one.
-    """
-    file = out / gguf_writing.NAME
-    step("running the GGUF file in llama.cpp")
-    try:
-        facts: dict[str, Any] = {"llama_divergence": llama_files.check_llama(file, back, ids)}
-    except BaseException:
-        file.unlink()
-        raise
-    if tokens is not None:
-        room = llama_files.cpu(tokens.prompt + tokens.new, target)
-        measured = phases.measure((source, llama_files.inputs), (file, llama_files.inputs), room, tokens, step)
-        facts["llama_phases"] = measured.to_json()
-    return facts
 
 
 def _cached(folder: Path, out: Path, ids: torch.Tensor | None) -> tuple[Path, CacheShape]:

@@ -12,6 +12,7 @@ from hwprune.records.measurement import Measurement
 from hwprune.streaming import gguf_writing, llama_files, road
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.phases import Phases, Tokens
+from hwprune.streaming.sweep import Sweep
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload import gguf_file
 from hwprune.workload.text_windows import TextData
@@ -105,8 +106,10 @@ def test_what_no_gguf_file_holds_is_refused_before_anything(tmp_path, file, monk
         run(file, tmp_path / "out", plan=SweepPlan([("attention", 0.34)], "l2", "none"))
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
+    monkeypatch.setattr(Sweep, "_kept", lambda *_: ([0, 1, 2], {"attention": [0]}))
     with pytest.raises(UsageError, match="first block without attention"):
-        gguf_writing.by_block("llama", [0])
+        run(file, tmp_path / "out", plan=SweepPlan([("attention", 0.34)], "l2", "none"))
+    assert not any((tmp_path / "out").glob("*"))
 
 
 def test_both_files_are_timed_in_llama_cpp_and_no_onnx_file_is_made(tmp_path, file, monkeypatch):
