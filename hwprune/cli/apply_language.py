@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
 WHOLE = ("layer", "attention", "mlp")
-"""Patterns of whole blocks, and of their attention or MLP."""
+"""`sweep_plan.WHOLE`, without the imports that it needs: the command line starts at once."""
 
 
 def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) -> int:
@@ -43,6 +44,10 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
             gguf_out="gguf" in formats,
             tokens=Tokens.parse(options.tokens) if options.measure else None, step=progress.stage,
         )  # fmt: skip
+    except KeyboardInterrupt:
+        if (out / road.WORK).is_dir():
+            print("The same command goes on at the block where it was.", file=sys.stderr)
+        raise
     finally:
         progress.close()
     if options.json:
@@ -72,9 +77,7 @@ def _tell(facts: dict[str, Any]) -> None:
     )
     print(f"What was written computes what was pruned, and {loads}.")
     if any(facts["silent"].values()):
-        print(
-            "Its class knows no such blocks: the folder holds zeros there, and is as large as before. ONNX files leave them out."
-        )
+        print("Its class knows no such blocks: the folder holds zeros there, as large as before. ONNX and GGUF files have none.")
     if facts["plain"]:
         places = formatting.some(len(facts["plain"]), "place")
         print(f"In {places} the repair did not help windows that it had not seen, and was left out.")

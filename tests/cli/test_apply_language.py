@@ -7,7 +7,9 @@ import json
 import onnxruntime
 import pytest
 
-from hwprune.cli import main
+from hwprune.cli import apply_language, main
+from hwprune.streaming import sweep_plan
+from hwprune.streaming.sweep import Sweep
 from tests.streaming.helpers import gguf_llama, llama, text, whole
 
 
@@ -119,3 +121,27 @@ def test_a_gguf_file_gets_smaller_whatever_was_asked(tmp_path, capsys):
     assert asked.fields["deci.feed_forward_length"].contents() == [90] * 3
     assert (tmp_path / "asked" / "model.gguf").stat().st_size > (tmp_path / "out" / "model.gguf").stat().st_size
     assert "multiples of" not in capsys.readouterr().out
+
+
+def test_the_command_line_knows_what_goes_as_a_whole():
+    assert apply_language.WHOLE == sweep_plan.WHOLE
+
+
+def test_ctrl_c_tells_how_to_go_on(place, tmp_path, capsys, monkeypatch):
+    real, calls = Sweep._block, []
+
+    def stopped(self, *rest):
+        calls.append(rest)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *rest)
+
+    monkeypatch.setattr(Sweep, "_block", stopped)
+    words = [
+        "apply", "mlp=0.5", f"hf:{place / 'model'}", "--text", str(place / "a.txt"), "--length", "16", "--windows", "8",
+        "--format", "huggingface", "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert main.main(words) == 130
+    assert "The same command goes on at the block where it was." in capsys.readouterr().err
+    assert main.main(words) == 0 and len(calls) == 3  # the first block is not done again
+    assert "no MLP in 1 of 2 blocks" in capsys.readouterr().out
