@@ -13,6 +13,7 @@ import torch
 from hwprune.errors import WorkloadError
 from hwprune.layers.layer import Layer
 from hwprune.layers.statistics import LayerStatistics
+from hwprune.second_order.products import gram
 
 MIN_ROWS = 8192
 """Positions that every layer's statistics see, if the data has as many."""
@@ -70,7 +71,7 @@ class GramSums:
             self.shift = columns.mean(dim=1, keepdim=True)
         self.rows += columns.shape[1]
         columns = columns - self.shift
-        self.gram = self.gram + columns.mT @ columns
+        self.gram = self.gram + gram(columns)
         self.sum = self.sum + columns.sum(dim=1, dtype=torch.float64)
         if self.layer.matrix.kind == "conv":
             drawn = self.layer.sampled_channels(x, ceil(MIN_ROWS * share), generator).float()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from hwprune.second_order import hessian, least_squares
+from hwprune.second_order import hessian, least_squares, products
 
 STRENGTHS = (0.01, 0.1, 1.0)
 """Ridges as shares of the Gram matrix's mean diagonal. Weaker ones make no difference to what a network puts out."""
@@ -52,7 +52,7 @@ def refit(
     if constant is not None:
         centre, mean = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
     x, y, hx, hy = x - centre, y - mean, hx - centre, hy - mean
-    gram = (x.mT @ x).double() / x.shape[1]
+    gram = products.gram(x).double() / x.shape[1]
     product = (y.mT @ x).double() / x.shape[1]  # (G, out / G, d)
     # What the old weights leave, without computing their outputs: (y - old x) x^T = y x^T - old x x^T.
     cross = product - old @ gram
@@ -74,7 +74,7 @@ def refit(
         shift += confirmed * ((whole_mean - whole @ old.mT)[:, 0] - shift)
     if not any(chosen.factor > 0 for chosen in found):
         return new, shift
-    gram = (x.shape[1] * gram + (hx.mT @ hx).double()) / rows - more.mT @ more
+    gram = (x.shape[1] * gram + products.gram(hx).double()) / rows - more.mT @ more
     cross = (x.shape[1] * product + (hy.mT @ hx).double()) / rows - more_mean.mT @ more - old @ gram
     for g, chosen in enumerate(found):
         if chosen.factor > 0:

@@ -11,6 +11,7 @@ import torch
 
 from hwprune.errors import WorkloadError
 from hwprune.layers.statistics import LayerStatistics
+from hwprune.second_order.products import gram
 from hwprune.streaming.block_layers import BlockLinear, input_of, linears
 from hwprune.streaming.blocks import DecoderBlock
 from hwprune.streaming.hidden_states import HiddenStates
@@ -48,7 +49,7 @@ class InputSums:
         x = inputs.reshape(-1, inputs.shape[-1]).float()
         moved = x - self.shift
         self.rows += len(x)
-        self.gram = self.gram + (moved.T @ moved if self.products else moved.square().sum(dim=0, dtype=torch.float64))
+        self.gram = self.gram + (gram(moved) if self.products else moved.square().sum(dim=0, dtype=torch.float64))
         self.total = self.total + moved.sum(dim=0, dtype=torch.float64)
         self.absolute = self.absolute + x.abs().sum(dim=0, dtype=torch.float64)
         self.zero = self.zero + (x == 0).sum(dim=0)
