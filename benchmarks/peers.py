@@ -2,10 +2,12 @@
 
     python benchmarks/peers.py [resnet20 wide_cnn] [--seed 0] [--tpe-trials 100] [--trials 40] [--only NAME ...]
 
-needs torch-pruning and nvidia-modelopt, in an environment of their own that also sees hwprune's. Four ways to the same front:
+needs torch-pruning and nvidia-modelopt, in an environment of their own that also sees hwprune's. Ways to the same front:
 
 * ``Torch-Pruning uniform``: MagnitudePruner, one ratio for all layers, 20 ratios, channels as they come and rounded to 8.
 * ``Optuna TPE``: Torch-Pruning's cut with a ratio for each layer and a rounding, chosen by Optuna's multi-objective TPE.
+* ``... inner layers``: the same, but layers that write to the residual stream are left alone, as one does who has seen that cutting
+  them by magnitude ruins a network that is not trained afterwards.
 * ``FastNAS``: modelopt's with sizes in steps of 8 channels, one search for each of nine budgets of multiply-accumulates (its own
   constraint), the sensitivities found once.
 * ``hwprune``: `hwprune search` as it comes.
@@ -25,7 +27,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,20 @@ class Arena:
         return points
 
 
+def inner_layers(arena: Arena) -> list[str]:
+    """Convolutions whose outputs no other layer writes to."""
+    import torch_pruning
+
+    graph = torch_pruning.DependencyGraph().build_dependency(arena.workload.model, arena.inputs)
+    found = []
+    for name, module in arena.workload.model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            group = graph.get_pruning_group(module, torch_pruning.prune_conv_out_channels, [0])
+            writers = {id(dep.target.module) for dep, _ in group if dep.handler == torch_pruning.prune_conv_out_channels}
+            found += [name] * (len(writers) == 1)
+    return found
+
+
 def torch_pruning(arena: Arena, ratio: float, round_to: int, by_layer: dict[str, float] | None = None) -> nn.Module:
     """A copy pruned by Torch-Pruning; ``by_layer``: ratios of named layers."""
     import torch_pruning
@@ -155,16 +171,21 @@ def torch_pruning(arena: Arena, ratio: float, round_to: int, by_layer: dict[str,
     return model
 
 
-def uniform(arena: Arena, _options: argparse.Namespace) -> Iterator[tuple[float, float, Path, nn.Module]]:
+def uniform(
+    arena: Arena, _options: argparse.Namespace, layers: Sequence[str] = ()
+) -> Iterator[tuple[float, float, Path, nn.Module]]:
+    """``layers``: the only ones that are pruned; none: all are."""
     for place, (ratio, round_to) in enumerate(itertools.product(RATIOS, (1, ROUND_TO))):
-        model = torch_pruning(arena, float(ratio), round_to)
+        by_layer = dict.fromkeys(layers, float(ratio))
+        model = torch_pruning(arena, 0.0 if layers else float(ratio), round_to, by_layer)
         yield (*arena.candidate(model, f"uniform{place}"), model)
 
 
-def tpe(arena: Arena, options: argparse.Namespace) -> Iterator[tuple[float, float, Path, nn.Module]]:
+def tpe(arena: Arena, options: argparse.Namespace, layers: Sequence[str] = ()) -> Iterator[tuple[float, float, Path, nn.Module]]:
+    """``layers``: the only ones that are pruned; none: all are."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=optuna.samplers.TPESampler(seed=options.seed))
-    names = [name for name, module in arena.workload.model.named_modules() if isinstance(module, nn.Conv2d)]
+    names = list(layers) or [name for name, module in arena.workload.model.named_modules() if isinstance(module, nn.Conv2d)]
     for number in range(options.tpe_trials):
         trial = study.ask()
         ratios = {name: trial.suggest_float(name, 0.0, 0.9) for name in names}
@@ -205,7 +226,11 @@ def fastnas(arena: Arena, options: argparse.Namespace) -> Iterator[tuple[float, 
 
 
 PEERS: dict[str, Callable[[Arena, argparse.Namespace], Iterator[tuple[float, float, Path, nn.Module]]]] = {
-    "Torch-Pruning uniform": uniform, "Optuna TPE": tpe, "FastNAS": fastnas,
+    "Torch-Pruning uniform": uniform,
+    "Torch-Pruning uniform, inner layers": lambda arena, options: uniform(arena, options, inner_layers(arena)),
+    "Optuna TPE": tpe,
+    "Optuna TPE, inner layers": lambda arena, options: tpe(arena, options, inner_layers(arena)),
+    "FastNAS": fastnas,
 }  # fmt: skip
 
 
