@@ -11,6 +11,8 @@ needs torch-pruning and nvidia-modelopt, in an environment of their own that als
 * ``FastNAS``: modelopt's with sizes in steps of 8 channels, one search for each of nine budgets of multiply-accumulates (its own
   constraint), the sensitivities found once.
 * ``hwprune``: `hwprune search` as it comes.
+* ``hwprune, fresh batch norms``: the same from the network that a search of the wide CNN advises; drops are counted from the network
+  that was given, as for all others.
 
 Every candidate of the others gets its batch norms re-estimated on the calibration images, is exported with torch.onnx.export and
 scored on the same validation images. The front in (validation drop, latency) of each, at most twelve points, is then measured in
@@ -234,13 +236,16 @@ PEERS: dict[str, Callable[[Arena, argparse.Namespace], Iterator[tuple[float, flo
 }  # fmt: skip
 
 
+FRESH = "hwprune, fresh batch norms"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=["resnet20", "wide_cnn"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=40, help="of hwprune")
     parser.add_argument("--tpe-trials", type=int, default=100)
-    parser.add_argument("--only", nargs="*", default=[*PEERS, "hwprune"])
+    parser.add_argument("--only", nargs="*", default=[*PEERS, "hwprune", FRESH])
     options = parser.parse_args()
     heading("Peers on the same splits and the same latency protocol")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -258,6 +263,13 @@ def main() -> None:
             if "hwprune" in options.only:
                 points, spent = search(ROOT, name, options.seed, ["--trials", str(options.trials)], Path(folder) / "run")
                 print(row("hwprune", options.seed, points, spent), flush=True)
+            if FRESH in options.only and hasattr(workloads, f"{name}_fresh"):
+                again = getattr(workloads, f"{name}_fresh")(options.seed)
+                gain = score(again.model, again, "test") - arena.dense_test
+                words = ["--trials", str(options.trials)]
+                points, spent = search(ROOT, f"{name}_fresh", options.seed, words, Path(folder) / "fresh")
+                points = [(drop - gain, speedup) for drop, speedup in points]
+                print(row(FRESH, options.seed, points, spent), flush=True)
             print()
 
 

@@ -137,6 +137,11 @@ def wide_cnn(seed: int = 0) -> hwprune.Workload:
     return _cifar("wide-cnn-cifar10", WideCNN(), mean, std, "wide_cnn_cifar10.pt", int(seed))
 
 
+def wide_cnn_fresh(seed: int = 0) -> hwprune.Workload:
+    """The same with batch norms estimated anew, as a search of `wide_cnn` advises."""
+    return hwprune.refresh_batch_norms(wide_cnn(seed))
+
+
 class SentenceClassifier(nn.Module):
     """A sentence encoder, mean-pooled over the words, and a logistic head."""
 

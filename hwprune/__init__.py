@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hwprune.structure.torch.analyse import trace
     from hwprune.structure.torch.graph import AxisGraph
     from hwprune.workload.metrics import Metric
+    from hwprune.workload.running_statistics import refresh_batch_norms
     from hwprune.workload.workload import Workload
 
 __version__ = VERSION
@@ -77,6 +78,7 @@ _HOMES = {
     "prune": "pruning.pruner",
     "prune_gradually": "recovery.recover",
     "recover": "recovery.recover",
+    "refresh_batch_norms": "workload.running_statistics",
     "search": "searching.search",
     "solve": "methods.method",
     "trace": "structure.torch.analyse",
@@ -116,6 +118,7 @@ __all__ = [
     "prune",
     "prune_gradually",
     "recover",
+    "refresh_batch_norms",
     "search",
     "solve",
     "trace",

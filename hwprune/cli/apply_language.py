@@ -11,7 +11,7 @@ from typing import Any
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
-WHOLE = ("layer", "attention", "mlp")
+WHOLE = ("layer", "hidden", "attention", "mlp")
 """`sweep_plan.WHOLE`, without the imports that it needs: the command line starts at once."""
 
 
@@ -31,8 +31,9 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     wanted = [(name, level if level is not None else 0.0) for name, level in choices]
     criterion = options.criterion or ("obs" if _cuts(wanted) else "sparsegpt")
     formats, source = options.format.split(","), Path(options.workload.removeprefix("hf:"))
-    multiple = options.multiple or road.usual_multiple(source, options.gguf, gguf_out="gguf" in formats)
-    plan = SweepPlan(wanted, criterion, options.compensation or "obs", tuple(options.exclude), multiple)
+    width = any(name == "hidden" for name, _ in wanted)
+    multiple = options.multiple or road.usual_multiple(source, options.gguf, gguf_out="gguf" in formats, width=width)
+    plan = SweepPlan(wanted, criterion, options.compensation or "obs", tuple(options.exclude), multiple, strict="gguf" in formats)
     numbers = {"text": options.text, "length": options.length, "windows": options.windows}
     data = text_data({key: value for key, value in numbers.items() if value is not None})
     progress = make_progress(quiet=options.quiet)
@@ -67,11 +68,12 @@ def _tell(facts: dict[str, Any]) -> None:
 
     gone = facts["blocks"] - len(facts["kept"])
     sizes = f"{formatting.count(facts['dense_params'])} -> {formatting.count(facts['params'])} parameters"
+    narrow = f", {facts['width']} channels between blocks" if facts["width"] else ""
     dropped = f", {gone} of {facts['blocks']} blocks dropped" if gone else ""
     for kind, places in facts["silent"].items():
         dropped += f", no {'MLP' if kind == 'mlp' else kind} in {len(places)} of {facts['blocks']} blocks"
     spent = f"{formatting.duration(facts['seconds'])}, at most {formatting.size(facts['peak_bytes'])} of memory"
-    print(f"Pruned block by block: {sizes}{dropped}; {spent}.")
+    print(f"Pruned block by block: {sizes}{narrow}{dropped}; {spent}.")
     loads = (
         "loads in transformers and generates" if facts["generates"] else "was run block by block (too large to load as a whole)"
     )

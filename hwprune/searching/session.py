@@ -108,6 +108,7 @@ class Session:
             evaluator = Evaluator(pruner, bench, self.setup.source(bench, pruner), self.resolved.runs_on, self.run)
             baseline = self.setup.measure_dense(evaluator)
             self.setup.compare_splits(evaluator, baseline)
+            self.setup.look_at_batch_norms(evaluator)
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 device = replace(device, isa=str(store.read("isa") or device.isa))

@@ -37,7 +37,7 @@ from hwprune.searching.space.thorough import calibration_note, with_thorough_com
 from hwprune.searching.study.attributes import COMPENSATION, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
 from hwprune.searching.time_plan import LEAST_TRIALS, PREPARATION
-from hwprune.workload import data_checks
+from hwprune.workload import data_checks, running_statistics
 from hwprune.workload.workload import Workload
 
 
@@ -158,6 +158,12 @@ class Setup:
         """Warn where the dense model scores otherwise on test than on validation; for the search, not for each worker."""
         test = evaluator.dense.first_test_score()
         if test is not None and (word := data_checks.apart(evaluator.metric, baseline.metric, test)):
+            self._warn(word)
+
+    def look_at_batch_norms(self, evaluator: Evaluator) -> None:
+        """Say so where the dense model would be better with the calibration data's statistics."""
+        split = evaluator.dense.validation
+        if word := running_statistics.advice(self.workload, evaluator.metric, split.file, split.dense, split.targets):
             self._warn(word)
 
     def _warn(self, word: str) -> None:

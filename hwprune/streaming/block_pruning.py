@@ -24,6 +24,7 @@ from hwprune.streaming.input_sums import BlockInputs
 from hwprune.streaming.refitting import refit
 from hwprune.streaming.sublayers import Silent
 from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.streaming.width import Width, narrowed
 from hwprune.workload.workload import Workload
 
 NEURON = "neuron"
@@ -81,6 +82,34 @@ class BlockPruner:
         ):
             return made, left_out
         return self._aimed(made, BlockInputs(block, inputs, self.fitted, self.held, block, dense), wanted), left_out
+
+    @torch.no_grad()
+    def narrow(
+        self,
+        block: DecoderBlock,
+        layer: nn.Module,
+        width: Width,
+        inputs: HiddenStates,
+        dense: HiddenStates,
+        wanted: HiddenStates,
+        *,
+        whole: bool,
+    ) -> DecoderBlock:
+        """The block without some channels of the stream, fitted to the dense stream where it gains by it.
+
+        Args:
+            layer: a block of the narrow model, which is filled.
+            width: for the names in the block.
+            inputs: what enters it after the pruned blocks, with the channels that stay.
+            dense, wanted: what enters and leaves the dense block; of ``wanted`` the channels that stay.
+            whole: see `prune`.
+        """
+        made = narrowed(block, layer, width, dense, self.fitted)
+        if self.plan.compensation == "none" or not whole:
+            return made
+        fitted = DecoderBlock(copy.deepcopy(made.layer), made.given).eval()
+        refit(BlockInputs(fitted, inputs, self.fitted, self.held, block, dense), lambda unit: not self._excluded(unit), width)
+        return fitted if self._error(fitted, inputs, wanted) < self._error(made, inputs, wanted) else made
 
     def _masked(
         self, block: DecoderBlock, inputs: HiddenStates, dense: HiddenStates | None, resolved: method.Method

@@ -23,6 +23,7 @@ SIZES = (
 """Numbers of configurations that are sizes of layers."""
 WIDTHS_OF_HEADS = ("head_dim", "kv_channels")
 COUNTS_OF_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "num_key_value_heads", "n_kv_heads")
+WIDTHS = ("hidden_size", "n_embd", "d_model")
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """Names for the number of blocks."""
 
@@ -68,6 +69,30 @@ def fitted(kind: Any, config: Any, wanted: Shapes) -> Any:
             first = first or error
     assert first is not None
     raise first
+
+
+def followers_of_width(kind: Any, config: Any) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """The hidden width, and name of each parameter -> its dims that are the width, found by doubling it.
+
+    Raises:
+        UsageError: the class has no such number, or makes other sizes of it, too, as GPT-2 does of its queries, keys and values.
+    """
+    config = _explicit_sizes(kind, _explicit_heads(kind, copy.deepcopy(config)))
+    name = next((name for name in WIDTHS if isinstance(getattr(config, name, None), int)), None)
+    after = None if name is None else _doubled(kind, config, name)
+    if name is None or after is None:
+        raise UsageError(f"{kind.__name__} has no hidden width that can be changed")
+    size, found = getattr(config, name), {}
+    for key, shape in _shapes(kind, config).items():
+        changed = tuple(dim for dim, (old, new) in enumerate(zip(shape, after[key], strict=True)) if old != new)
+        # A matrix that has it in both dims makes heads of it.
+        if len(changed) > 1 or any(shape[dim] != size or after[key][dim] != 2 * size for dim in changed):
+            raise UsageError(
+                f"{kind.__name__} makes other sizes of its {name}, too ({key} would follow): its hidden width can't be cut alone"
+            )
+        if changed:
+            found[key] = changed
+    return size, found
 
 
 def _doubled(kind: Any, config: Any, name: str) -> Shapes | None:

@@ -51,8 +51,7 @@ def write_folder(sweep: Sweep, done: Swept, out: Path, memory: int | None = None
     """
     folder = sweep.folder
     dtype = folder.dtype
-    shapes = {name: tuple(x.shape) for name, x in folder.skeleton.named_parameters(remove_duplicate=False)}
-    wanted = {name: shape for name, shape in shapes.items() if not name.startswith(f"{folder.blocks}.")}
+    wanted = sweep.shapes(done)
     for place in range(len(done.kept)):
         wanted |= {f"{folder.blocks}.{place}.{name}": shape for name, shape in _shapes(sweep.block_file(place)).items()}
     config = fitted(folder.kind, with_depth(folder.config, done.kept), wanted)
@@ -90,13 +89,12 @@ def check_first(sweep: Sweep, done: Swept) -> None:
     from safetensors.torch import load_file
 
     folder = sweep.folder
-    wanted = {name: tuple(x.shape) for name, x in folder.skeleton.named_parameters(remove_duplicate=False)}
-    wanted = {name: shape for name, shape in wanted.items() if not name.startswith(f"{folder.blocks}.")}
+    wanted = sweep.shapes(done)
     for place in range(len(done.kept)):
         wanted |= {f"{folder.blocks}.{place}.{name}": shape for name, shape in _shapes(sweep.block_file(0)).items()}
     config = fitted(folder.kind, with_depth(folder.config, done.kept), wanted)
     made = skeleton(folder.kind, config)
-    fill(made, {name: x.float() for name, x in folder.load(folder.other_tensors()).items()})
+    fill(made, {name: x.float() for name, x in sweep.other_tensors(done).items()})
     layer = made.get_submodule(f"{folder.blocks}.0")
     fill(layer, _with_zeros(load_file(str(sweep.block_file(0))), layer))
     hidden, given = entering(made, folder.blocks, sweep.ids[:1])
@@ -133,7 +131,7 @@ def _parts(sweep: Sweep, done: Swept, made: torch.nn.Module) -> Iterator[dict[st
     from safetensors.torch import load_file
 
     folder = sweep.folder
-    yield folder.load(folder.other_tensors())
+    yield sweep.other_tensors(done)
     for place in range(len(done.kept)):
         start = f"{folder.blocks}.{place}."
         tensors = _with_zeros(load_file(str(sweep.block_file(place))), made.get_submodule(start.removesuffix(".")))

@@ -95,12 +95,16 @@ def architecture(reader: Any) -> str:
     return str(reader.fields["general.architecture"].contents())
 
 
-def block_size(file: Path) -> int:
-    """Weights of a row that share a scale in the widest of a file's types: sizes that it does not divide need a wider type."""
+def block_size(file: Path, *, width: bool = False) -> int:
+    """Weights of a row that share a scale in the widest of a file's types: sizes that it does not divide need a wider type.
+
+    Args:
+        width: of all matrices; else of those alone whose rows are as long as there are neurons.
+    """
     import gguf
 
-    sizes = [gguf.GGML_QUANT_SIZES[one.tensor_type][0] for one in gguf.GGUFReader(str(file)).tensors if "ffn_down" in one.name]
-    return int(max(sizes, default=1))
+    read = [one for one in gguf.GGUFReader(str(file)).tensors if len(one.shape) > 1 and (width or "ffn_down" in one.name)]
+    return int(max((gguf.GGML_QUANT_SIZES[one.tensor_type][0] for one in read), default=1))
 
 
 def check_architecture(file: Path, silent: Sequence[int] = ()) -> None:

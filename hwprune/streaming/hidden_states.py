@@ -37,3 +37,19 @@ class HiddenStates:
         """Delete the file."""
         del self._data
         self.path.unlink(missing_ok=True)
+
+
+class Channels(HiddenStates):
+    """Some channels of others, to be read."""
+
+    def __init__(self, whole: HiddenStates, kept: torch.Tensor) -> None:
+        self.whole, self.kept = whole, kept
+        self.path, self.shape = whole.path, (*whole.shape[:2], len(kept))
+
+    def read(self, index: int) -> torch.Tensor:
+        """(1, tokens, kept channels) of one window, in 32 bits."""
+        return self.whole.read(index)[..., self.kept]
+
+    def write(self, index: int, value: torch.Tensor) -> None:
+        """They are for reading alone."""
+        raise NotImplementedError

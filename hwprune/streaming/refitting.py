@@ -7,26 +7,26 @@ from collections.abc import Callable
 import torch
 
 from hwprune.streaming import targets
-from hwprune.streaming.block_layers import in_order, linears
+from hwprune.streaming.block_layers import BlockLinear, in_order, linears
 from hwprune.streaming.input_sums import BlockInputs, cross_of, statistics_of
+from hwprune.streaming.width import Width
 
 
 @torch.no_grad()
-def refit(inputs: BlockInputs, wanted: Callable[[str], bool]) -> list[str]:
+def refit(inputs: BlockInputs, wanted: Callable[[str], bool], width: Width | None = None) -> list[str]:
     """Change the weights of the cut block; returns the names of those that were changed.
 
     Args:
         inputs: the cut block, and the dense one beside it. Layers are fitted whose outputs are all there still, or are the dense
             layer's own rows.
         wanted: may the layer of this weight be changed?
+        width: which channels of the stream between blocks the cut block has; None: all that the dense one has.
     """
     assert inputs.dense_block is not None
     dense = {linear.name: linear for linear in linears(inputs.dense_block)}
     changed = []
     for group in in_order(inputs.block, inputs.entering.read(0)):
-        rows = {
-            linear.name: kept_rows(linear.weight, dense[linear.name].weight) if wanted(linear.name) else None for linear in group
-        }
+        rows = {linear.name: _rows(linear, dense[linear.name], width) if wanted(linear.name) else None for linear in group}
         if all(kept is None for kept in rows.values()):
             continue
         sums = inputs.sums(group[0])
@@ -44,6 +44,12 @@ def refit(inputs: BlockInputs, wanted: Callable[[str], bool]) -> list[str]:
                 linear.write(targets.moved(now, aim, *whole, ridge))
                 changed.append(linear.name)
     return changed
+
+
+def _rows(now: BlockLinear, dense: BlockLinear, width: Width | None) -> torch.Tensor | None:
+    if width is not None and (1 if now.transposed else 0) in width.dims.get(now.name, ()):
+        return width.kept
+    return kept_rows(now.weight, dense.weight)
 
 
 def kept_rows(now: torch.Tensor, dense: torch.Tensor) -> torch.Tensor | None:

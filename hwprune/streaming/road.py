@@ -38,7 +38,7 @@ CHECKED_TOKENS = 64
 SQUARES = 4
 """Matrices of the widest input's size in each dim, at most, while a block is pruned."""
 MULTIPLE = 32
-"""Numbers of neurons are multiples of this where nobody says another: kernels of CPUs and GPUs work in such pieces."""
+"""Numbers of neurons and channels are multiples of this where nobody says another: kernels work in such pieces."""
 
 
 def prune_folder(
@@ -73,11 +73,11 @@ def prune_folder(
         target: where ONNX files are measured. Default: this CPU.
 
     Returns:
-        ``out params dense_params generates kept silent blocks errors plain seconds peak_bytes``, with ``score`` also ``perplexity
-        dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``, with ``tokens`` also
-        ``phases`` (see `Phases`; of ONNX files), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes gguf_types``, and
-        ``llama_missing`` (why llama.cpp can't be used) or ``llama_divergence`` (see `check_llama`) and, with ``tokens``,
-        ``llama_phases``, and with ``score`` also ``gguf_perplexity``.
+        ``out params dense_params generates kept silent blocks errors plain width seconds peak_bytes``, with ``score`` also
+        ``perplexity dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``, with
+        ``tokens`` also ``phases`` (see `Phases`; of ONNX files), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes
+        gguf_types``, and ``llama_missing`` (why llama.cpp can't be used) or ``llama_divergence`` (see `check_llama`) and, with
+        ``tokens``, ``llama_phases``, and with ``score`` also ``gguf_perplexity``.
 
     Raises:
         UsageError, WorkloadError: see `LanguageFolder`, `TextData`, `Sweep`, `write_folder`.
@@ -107,7 +107,7 @@ def prune_folder(
     facts: dict[str, Any] = {
         "out": str(out), "dense_params": parameters(folder), "params": parameters(LanguageFolder(out), done),
         "generates": generates, "kept": done.kept, "silent": done.silent, "blocks": folder.depth, "errors": done.errors,
-        "plain": done.plain,
+        "plain": done.plain, "width": len(done.width) or None,
     }  # fmt: skip
     if score:
         facts["dense_perplexity"] = perplexity(window_losses(folder, judged, step, work))
@@ -142,10 +142,14 @@ def prune_folder(
     return facts
 
 
-def usual_multiple(source: Path, gguf: str | None, *, gguf_out: bool) -> int:
-    """What numbers of neurons should be multiples of: of `MULTIPLE`, and of what the types of a GGUF file need."""
+def usual_multiple(source: Path, gguf: str | None, *, gguf_out: bool, width: bool = False) -> int:
+    """What numbers of neurons, or channels, should be multiples of: of `MULTIPLE`, and of what the types of a GGUF file need.
+
+    Args:
+        width: are channels of the stream cut?
+    """
     if gguf_out and gguf is not None and (source / gguf).is_file():
-        return max(MULTIPLE, gguf_writing.block_size(source / gguf))
+        return max(MULTIPLE, gguf_writing.block_size(source / gguf, width=width))
     return MULTIPLE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
@@ -18,13 +20,16 @@ from hwprune.streaming import influence
 from hwprune.streaming.block_pruning import BlockPruner, block_tensors
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.folder import LanguageFolder
-from hwprune.streaming.hidden_states import HiddenStates
+from hwprune.streaming.hidden_states import Channels, HiddenStates
 from hwprune.streaming.sublayers import silence
-from hwprune.streaming.sweep_plan import LAYER, WHOLE, SweepPlan
+from hwprune.streaming.sweep_plan import HIDDEN, LAYER, WHOLE, SweepPlan
+from hwprune.streaming.width import Width, channel_costs, count_near, dims_of, narrow_skeleton, narrowed_ends
 
 HELD_OUT = 4
 """Every fourth window tells whether a refit that has not seen it helps. If so, the refit is made again with all windows."""
 STATE = "state.json"
+ENDS = "ends.safetensors"
+"""The tensors outside the blocks, where they are others than the dense model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,14 @@ class Swept:
         errors: of each kept block: mean square of the difference from the dense stream on held-out windows, over the variance of
             the dense one.
         plain: blocks, or layers in them, whose repair did not help held-out windows, and was left out.
+        width: channels of the dense model's stream that are still there, in order; empty: all are.
     """
 
     kept: list[int]
     silent: dict[str, list[int]] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     plain: list[str] = field(default_factory=list)
+    width: list[int] = field(default_factory=list)
 
 
 class Sweep:
@@ -73,6 +80,7 @@ class Sweep:
     ) -> None:
         self.folder, self.ids, self.plan, self.work, self.dtype, self.step = folder, ids, plan, work, dtype, step
         self.owns_work = False
+        self._narrow_skeleton: nn.Module | None = None
         self.held = [w for w in range(len(ids)) if w % HELD_OUT == HELD_OUT - 1] or [0]
         self.fitted = [w for w in range(len(ids)) if w not in self.held] or [0]
         self._key = {
@@ -93,13 +101,15 @@ class Sweep:
         done = self._begun()
         self.owns_work = True
         if done is None:
-            dense, pruned = self._streams(shape, 0)
+            dense = self._stream("dense", shape, 0)
             for window in range(len(self.ids)):
-                made = entering(ends, self.folder.blocks, self.ids[window : window + 1])[0]
-                dense.write(window, made)
-                pruned.write(window, made)
+                dense.write(window, entering(ends, self.folder.blocks, self.ids[window : window + 1])[0])
             del ends
-            done = Swept(*self._kept(given, dense))
+            done = Swept(*self._kept(given, dense), width=self._channels(given, dense))
+            pruned = self._stream("pruned", self._narrow(done, shape), 0)
+            entered = self._as_wide(done, dense)
+            for window in range(len(self.ids)):
+                pruned.write(window, entered.read(window))
             self._save(done)
         else:
             del ends
@@ -108,17 +118,46 @@ class Sweep:
             self._block(done, place, given, shape)
             if place == 0:
                 check(done)
+        if done.width:
+            self._finish_ends(done, shape)
         return done
 
     def block_file(self, place: int) -> Path:
         """Tensors of the block at this place among the kept ones, by their names in the block."""
         return self.work / f"block-{place:04d}.safetensors"
 
+    def _finish_ends(self, done: Swept, shape: tuple[int, int, int]) -> None:
+        from safetensors.torch import save_file
+
+        last = len(done.kept)
+        dense, pruned = self._stream("dense", shape, last), self._stream("pruned", self._narrow(done, shape), last)
+        tensors = narrowed_ends(
+            self.folder, self._narrow_model(self._width(done)), self._width(done), self.ids, dense, pruned, self.fitted
+        )
+        save_file(tensors, str(self.work / ENDS))
+
+    def other_tensors(self, done: Swept) -> dict[str, torch.Tensor]:
+        """The tensors of the pruned model that are in no block."""
+        from safetensors.torch import load_file
+
+        if (self.work / ENDS).is_file():
+            return load_file(str(self.work / ENDS))
+        tensors = self.folder.load(self.folder.other_tensors())
+        return self._width(done).cut(tensors) if done.width else tensors
+
+    def shapes(self, done: Swept) -> dict[str, tuple[int, ...]]:
+        """Name of each parameter outside the blocks -> its shape in the pruned model."""
+        shapes = {name: tuple(x.shape) for name, x in self.folder.skeleton.named_parameters(remove_duplicate=False)}
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{self.folder.blocks}.")}
+        return {name: self._width(done).shape(name, shape) for name, shape in shapes.items()} if done.width else shapes
+
     def _block(self, done: Swept, place: int, given: list[Any], shape: tuple[int, int, int]) -> None:
         from safetensors.torch import save_file
 
-        dense_in, pruned_in = self._streams(shape, place)
-        dense_out, pruned_out = self._streams(shape, place + 1)
+        (dense_in, dense_out), (pruned_in, pruned_out) = (
+            (self._stream(name, size, place), self._stream(name, size, place + 1))
+            for name, size in (("dense", shape), ("pruned", self._narrow(done, shape)))
+        )
         index = done.kept[place]
         # The dense stream goes through dropped blocks too. What entered stays as it is, for one who goes on after a kill.
         source, passed = dense_in, HiddenStates(self.work / "passed", shape, self.dtype)
@@ -129,14 +168,21 @@ class Sweep:
         self._advance(block, source, dense_out)
         pruner = BlockPruner(self.plan, f"{self.folder.blocks}.{index}", self.fitted, self.held)
         if gone := [kind for kind, places in done.silent.items() if index in places]:
-            silence(block, gone, pruned_in.read(0))
-        module, plain = pruner.prune(block, pruned_in, source, dense_out, whole=not gone)
+            silence(block, gone, source.read(0))
+        wanted_out = self._as_wide(done, dense_out)
+        if done.width:
+            width = self._width(done)
+            layer = copy.deepcopy(self._narrow_model(width).get_submodule(f"{self.folder.blocks}.{index}"))
+            width = width.of(f"{self.folder.blocks}.{index}.")
+            block = pruner.narrow(block, layer, width, pruned_in, source, wanted_out, whole=not gone)
+            source = pruned_in  # what else is cut in it is held against the narrow block
+        module, plain = pruner.prune(block, pruned_in, source, wanted_out, whole=not gone)
         error = spread = 0.0
         for window in range(len(self.ids)):
             made = module(pruned_in.read(window))
             pruned_out.write(window, made)
             if window in self.held:
-                wanted = dense_out.read(window)
+                wanted = wanted_out.read(window)
                 error += float((made - wanted).double().square().sum())
                 spread += float((wanted - wanted.mean()).double().square().sum())
         tensors = block_tensors(module)
@@ -153,7 +199,7 @@ class Sweep:
 
     def _kept(self, given: list[Any], entered: HiddenStates) -> tuple[list[int], dict[str, list[int]]]:
         """The blocks that stay, and those of them that lose a branch."""
-        shares = {kind: share for kind, share in self.plan.patterns if kind in WHOLE}
+        shares = {kind: share for kind, share in self.plan.patterns if kind in WHOLE and kind != HIDDEN}
         kept, depth = list(range(self.folder.depth)), self.folder.depth
         if not shares:
             return kept, {}
@@ -168,9 +214,37 @@ class Sweep:
                 silent[kind] = sorted(index for _, index in order[: round(share * depth)])
         return kept, silent
 
-    def _streams(self, shape: tuple[int, int, int], place: int) -> tuple[HiddenStates, HiddenStates]:
-        dense, pruned = (HiddenStates(self.work / f"{name}-{place:04d}", shape, self.dtype) for name in ("dense", "pruned"))
-        return dense, pruned
+    def _channels(self, given: list[Any], entered: HiddenStates) -> list[int]:
+        """The channels of the stream that stay; none are named if all do."""
+        share = dict(self.plan.patterns).get(HIDDEN)
+        if share is None:
+            return []
+        dims, size = dims_of(self.folder), entered.shape[-1]
+        count = count_near(self.folder, dims, size - round(share * size), self.plan.multiple, strict=self.plan.strict)
+        self._narrow_model(Width(torch.arange(count), dims))  # what can't be is known before minutes of work
+        costs = channel_costs(
+            self.folder, given, entered, self.work, dims, (self.fitted, self.held), self.ids,
+            refitted=self.plan.compensation != "none", step=self.step,
+        )  # fmt: skip
+        return [int(channel) for channel in costs.topk(count).indices.sort().values]
+
+    def _width(self, done: Swept) -> Width:
+        return Width(torch.tensor(done.width), dims_of(self.folder))
+
+    def _narrow_model(self, width: Width) -> nn.Module:
+        if self._narrow_skeleton is None:
+            self._narrow_skeleton = narrow_skeleton(self.folder, width)
+        return self._narrow_skeleton
+
+    def _narrow(self, done: Swept, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return (*shape[:2], len(done.width)) if done.width else shape
+
+    def _as_wide(self, done: Swept, states: HiddenStates) -> HiddenStates:
+        """The channels of the dense stream that the pruned one has."""
+        return Channels(states, torch.tensor(done.width)) if done.width else states
+
+    def _stream(self, name: str, shape: tuple[int, int, int], place: int) -> HiddenStates:
+        return HiddenStates(self.work / f"{name}-{place:04d}", shape, self.dtype)
 
     def _begun(self) -> Swept | None:
         """What a killed sweep has finished."""

@@ -11,8 +11,10 @@ from hwprune.streaming.sublayers import KINDS
 
 LAYER = "layer"
 """Pattern of whole blocks: the fraction of them that goes, those first that turn what passes them least."""
-WHOLE = (LAYER, *KINDS)
-"""Patterns of what goes as a whole, or stays: blocks, and their attention or their MLP alone."""
+HIDDEN = "hidden"
+"""Pattern of the width of the stream between blocks: the fraction of its channels that goes, in the whole model."""
+WHOLE = (LAYER, HIDDEN, *KINDS)
+"""Patterns that are decided before the first block is pruned: blocks, their attention or their MLP alone, and the width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,9 @@ class SweepPlan:
         criterion: or a method.
         compensation: of the kept weights, with what the pruned blocks before have made as inputs.
         exclude: shell patterns of units that stay as they are, such as ``*.self_attn.*``.
-        multiple: where the dense number of neurons is a multiple of this, the new one is, too. 1: as asked, to the neuron.
+        multiple: where the dense number of neurons is a multiple of this, the new one is, too. 1: as asked, to the neuron. The
+            number of the stream's channels is a multiple of it, or of a part of it where the class needs another.
+        strict: of all of it.
     """
 
     patterns: Sequence[tuple[str, float]]
@@ -32,13 +36,15 @@ class SweepPlan:
     compensation: str
     exclude: Sequence[str] = ()
     multiple: int = 1
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.multiple < 1:
             raise UsageError(f"numbers of neurons can't be multiples of {self.multiple}")
         for name, share in self.patterns:
             if name in WHOLE and not 0 < share < 1:
-                raise UsageError(f"{name}={share:g}: the fraction of the blocks that lose it must be between 0 and 1")
+                what = "channels that go" if name == HIDDEN else "blocks that lose it"
+                raise UsageError(f"{name}={share:g}: the fraction of the {what} must be between 0 and 1")
 
     @property
     def of_blocks(self) -> list[tuple[str, float]]:

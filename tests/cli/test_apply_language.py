@@ -65,7 +65,10 @@ def test_an_onnx_file_with_a_cache_and_both_phases(place, tmp_path, capsys):
         (["layer=1.5", "hf:{model}", "--text", "{text}"], "must be between 0 and 1"),
         (["neurons=0.25", "hf:{model}", "--text", "{text}"], "neuron"),
         (["neuron=0.25", "hf:{model}", "--text", "{text}", "--memory", "10kB"], "one block of LlamaForCausalLM needs about"),
-        (["hidden=0.25", "hf:{model}", "--text", "{text}", "--length", "16"], "takes pattern hidden"),
+        (
+            ["hidden=1", "hf:{model}", "--text", "{text}", "--length", "16"],
+            "the fraction of the channels that go must be between",
+        ),
     ],
 )
 def test_what_can_not_be_done_is_one_message(place, tmp_path, capsys, words, message):

@@ -31,6 +31,7 @@ def file(tmp_path_factory):
         ([("neuron", 0.25), ("head", 0.5)], {"Q8_0": 22, "F32": 7}),
         ([("neuron", 0.3)], {"Q8_0": 19, "F32": 7, "F16": 3}),  # 90 columns are no whole blocks of 32
         ([("layer", 0.34)], {"Q8_0": 15, "F32": 5}),
+        ([("hidden", 0.5)], {"Q8_0": 22, "F32": 7}),
     ],
     ids=str,
 )
@@ -44,7 +45,7 @@ def test_the_file_is_what_was_pruned(tmp_path, file, patterns, types):
     back = gguf_file.unpacked(tmp_path / "out", "model.gguf", tmp_path / "back")
     found, wanted = whole(back).state_dict(), whole(tmp_path / "out").state_dict()
     for name in wanted:  # cut rows lie in other blocks, with other scales
-        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=0.01)
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=0.02)
     assert math.log(facts["gguf_perplexity"]) == pytest.approx(math.log(facts["perplexity"]), abs=0.05)
     assert facts["gguf_bytes"] < facts["dense_gguf_bytes"]
     reader = gguf.GGUFReader(str(tmp_path / "out" / "model.gguf"))
@@ -52,7 +53,7 @@ def test_the_file_is_what_was_pruned(tmp_path, file, patterns, types):
     assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == len(WORDS) + 2
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     for key, name in (
-        ("block_count", "num_hidden_layers"), ("feed_forward_length", "intermediate_size"),
+        ("block_count", "num_hidden_layers"), ("feed_forward_length", "intermediate_size"), ("embedding_length", "hidden_size"),
         ("attention.head_count", "num_attention_heads"), ("attention.head_count_kv", "num_key_value_heads"),
         ("attention.key_length", "head_dim"),
     ):  # fmt: skip

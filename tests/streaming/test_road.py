@@ -35,6 +35,12 @@ def data(words, **more):
         ([("neuron", 0.25), ("head", 0.5)], {"intermediate_size": 36, "num_key_value_heads": 1}),
         ([("layer", 0.34)], {"num_hidden_layers": 2}),
         ([("layer", 0.34), ("neuron", 0.5)], {"num_hidden_layers": 2, "intermediate_size": 24}),
+        ([("hidden", 0.25)], {"hidden_size": 24, "num_attention_heads": 4, "head_dim": 8, "intermediate_size": 48}),
+        (
+            [("hidden", 0.25), ("neuron", 0.5), ("layer", 0.34)],
+            {"hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 2},
+        ),
+        ([("hidden", 0.25), ("head", 0.5)], {"hidden_size": 24, "num_key_value_heads": 1, "num_attention_heads": 1}),
     ],
     ids=str,
 )
