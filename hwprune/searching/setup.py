@@ -162,6 +162,8 @@ class Setup:
 
     def look_at_batch_norms(self, evaluator: Evaluator) -> None:
         """Say so where the dense model would be better with the calibration data's statistics."""
+        if self.late():
+            return
         split = evaluator.dense.validation
         if word := running_statistics.advice(self.workload, evaluator.metric, split.file, split.dense, split.targets):
             self._warn(word)

@@ -94,8 +94,8 @@ class BlockPruner:
         wanted: HiddenStates,
         *,
         whole: bool,
-    ) -> DecoderBlock:
-        """The block without some channels of the stream, fitted to the dense stream where it gains by it.
+    ) -> tuple[DecoderBlock, bool]:
+        """The block without some channels of the stream, fitted to the dense stream where it gains by it, and if it did.
 
         Args:
             layer: a block of the narrow model, which is filled.
@@ -106,10 +106,11 @@ class BlockPruner:
         """
         made = narrowed(block, layer, width, dense, self.fitted)
         if self.plan.compensation == "none" or not whole:
-            return made
+            return made, True
         fitted = DecoderBlock(copy.deepcopy(made.layer), made.given).eval()
         refit(BlockInputs(fitted, inputs, self.fitted, self.held, block, dense), lambda unit: not self._excluded(unit), width)
-        return fitted if self._error(fitted, inputs, wanted) < self._error(made, inputs, wanted) else made
+        helps = self._error(fitted, inputs, wanted) < self._error(made, inputs, wanted)
+        return (fitted if helps else made), helps
 
     def _masked(
         self, block: DecoderBlock, inputs: HiddenStates, dense: HiddenStates | None, resolved: method.Method

@@ -106,6 +106,7 @@ def check_first(sweep: Sweep, done: Swept) -> None:
         raise UsageError(
             f"{folder.kind.__name__} derives something from its sizes that this cut changes (rotary frequencies from the size of "
             f"its heads, for instance): a block of the new sizes computes something else (difference {difference:.2g})"
+            + (". Beside hidden= other sizes must fit the new width: try another share of heads" if done.width else "")
         )
 
 

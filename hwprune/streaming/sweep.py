@@ -105,7 +105,8 @@ class Sweep:
             for window in range(len(self.ids)):
                 dense.write(window, entering(ends, self.folder.blocks, self.ids[window : window + 1])[0])
             del ends
-            done = Swept(*self._kept(given, dense), width=self._channels(given, dense))
+            kept, gone = self._kept(given, dense)
+            done = Swept(kept, gone, width=self._channels(given, dense, kept, gone))
             pruned = self._stream("pruned", self._narrow(done, shape), 0)
             entered = self._as_wide(done, dense)
             for window in range(len(self.ids)):
@@ -174,7 +175,8 @@ class Sweep:
             width = self._width(done)
             layer = copy.deepcopy(self._narrow_model(width).get_submodule(f"{self.folder.blocks}.{index}"))
             width = width.of(f"{self.folder.blocks}.{index}.")
-            block = pruner.narrow(block, layer, width, pruned_in, source, wanted_out, whole=not gone)
+            block, helped = pruner.narrow(block, layer, width, pruned_in, source, wanted_out, whole=not gone)
+            done.plain.extend([] if helped else [pruner.name])
             source = pruned_in  # what else is cut in it is held against the narrow block
         module, plain = pruner.prune(block, pruned_in, source, wanted_out, whole=not gone)
         error = spread = 0.0
@@ -214,7 +216,7 @@ class Sweep:
                 silent[kind] = sorted(index for _, index in order[: round(share * depth)])
         return kept, silent
 
-    def _channels(self, given: list[Any], entered: HiddenStates) -> list[int]:
+    def _channels(self, given: list[Any], entered: HiddenStates, kept: list[int], gone: dict[str, list[int]]) -> list[int]:
         """The channels of the stream that stay; none are named if all do."""
         share = dict(self.plan.patterns).get(HIDDEN)
         if share is None:
@@ -224,7 +226,7 @@ class Sweep:
         self._narrow_model(Width(torch.arange(count), dims))  # what can't be is known before minutes of work
         costs = channel_costs(
             self.folder, given, entered, self.work, dims, (self.fitted, self.held), self.ids,
-            refitted=self.plan.compensation != "none", step=self.step,
+            refitted=self.plan.compensation != "none", kept=kept, gone=gone, step=self.step,
         )  # fmt: skip
         return [int(channel) for channel in costs.topk(count).indices.sort().values]
 

@@ -41,6 +41,9 @@ class SweepPlan:
     def __post_init__(self) -> None:
         if self.multiple < 1:
             raise UsageError(f"numbers of neurons can't be multiples of {self.multiple}")
+        names = [name for name, _ in self.patterns]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"{twice} is given twice")
         for name, share in self.patterns:
             if name in WHOLE and not 0 < share < 1:
                 what = "channels that go" if name == HIDDEN else "blocks that lose it"

@@ -22,12 +22,12 @@ from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
 from hwprune.second_order import hessian
 from hwprune.streaming import config_sizes
-from hwprune.streaming.block_layers import in_order
+from hwprune.streaming.block_layers import in_order, linears
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering, leaving
 from hwprune.streaming.folder import LanguageFolder, fill, skeleton
 from hwprune.streaming.hidden_states import HiddenStates
 from hwprune.streaming.input_sums import BlockInputs, statistics_of
-from hwprune.streaming.sublayers import Silent
+from hwprune.streaming.sublayers import Silent, names_of
 
 NEAR = (0.05, 0.15)
 """How far from what was asked the number of channels may be, as a share of all: at best, and at most."""
@@ -140,6 +140,8 @@ def channel_costs(
     ids: torch.Tensor,
     *,
     refitted: bool,
+    kept: Sequence[int] | None = None,
+    gone: Mapping[str, Sequence[int]] | None = None,
     step: Tell = silent,
 ) -> torch.Tensor:
     """What each channel of the stream costs: (width,) float64, the sum of shares of outputs that its readers would lose.
@@ -152,6 +154,8 @@ def channel_costs(
         windows: those that are fitted, those that are held out.
         ids: (windows, tokens).
         refitted: will the other weights make up for it (optimal brain surgeon), or stay as they are?
+        kept: blocks that count; None: all.
+        gone: ``attention``, ``mlp`` -> blocks in which it does not count.
     """
     states = HiddenStates(work / "width", entered.shape, torch.float32)
     for window in range(len(entered)):
@@ -160,17 +164,34 @@ def channel_costs(
     for index in range(folder.depth):
         step("finding the channels that matter least", index, folder.depth)
         block = block_of(folder, index, given[index])
-        start = f"{folder.blocks}.{index}."
-        inputs = BlockInputs(block, states, *windows)
-        for group in in_order(block, states.read(0)):
-            readers = [linear for linear in group if (0 if linear.transposed else 1) in dims.get(start + linear.name, ())]
-            if readers:
-                moments = statistics_of([*inputs.sums(readers[0])], readers[0].name).hessian(centred=False)[0]
-                total += sum(_shares(linear.weight, moments, refitted=refitted) for linear in readers)
+        if kept is None or index in kept:
+            inside = {name.removeprefix(f"{folder.blocks}.{index}."): places for name, places in dims.items()}
+            left_out = tuple(f"{names_of(block.layer)[kind]}." for kind, places in (gone or {}).items() if index in places)
+            counted = {name: places for name, places in inside.items() if not name.startswith(left_out)}
+            total += _of_block(BlockInputs(block, states, *windows), counted, refitted=refitted)
         for window in range(len(states)):
             states.write(window, block(states.read(window)))
     total += _of_words(folder, ids, states)
     states.remove()
+    return total
+
+
+def _of_block(inputs: BlockInputs, dims: Mapping[str, tuple[int, ...]], *, refitted: bool) -> torch.Tensor:
+    """(width,): what the readers in one block would lose. ``dims``: of the tensors that count, by their names in the block."""
+    total = torch.zeros(inputs.entering.shape[-1], dtype=torch.float64)
+    known = {linear.name for linear in linears(inputs.block)}
+    for group in in_order(inputs.block, inputs.entering.read(0)):
+        readers = [linear for linear in group if (0 if linear.transposed else 1) in dims.get(linear.name, ())]
+        if readers:
+            moments = statistics_of([*inputs.sums(readers[0])], readers[0].name).hessian(centred=False)[0]
+            total += sum(_shares(linear.weight, moments, refitted=refitted) for linear in readers)
+    # Routers and experts are no linear layers: each counts by its own weights at a channel, as what it is given isn't known.
+    for name, parameter in inputs.block.layer.named_parameters():
+        if name not in known and name in dims and parameter.ndim > 1:
+            squares = parameter.detach().double().square()
+            for dim in dims[name]:
+                each = squares.sum(dim=[other for other in range(squares.ndim) if other != dim])
+                total += each / each.sum().clamp(min=1e-30)
     return total
 
 
@@ -216,7 +237,7 @@ def narrowed(block: DecoderBlock, layer: nn.Module, width: Width, dense: HiddenS
     made = DecoderBlock(layer, block.given).eval()
     fill(made.layer, width.cut(dict(block.layer.state_dict())))
     norms = {
-        name: (block.layer.get_submodule(name), made.layer.get_submodule(name), _Products())
+        name: (block.layer.get_submodule(name), made.layer.get_submodule(name), _Products(made.layer.get_submodule(name)))
         for name in _norms(width, dict(block.layer.named_parameters()))
     }
     handles = [
@@ -230,7 +251,7 @@ def narrowed(block: DecoderBlock, layer: nn.Module, width: Width, dense: HiddenS
     for handle in handles:
         handle.remove()
     for _, after, sums in norms.values():
-        after.get_parameter("weight").data.mul_(sums.factor)
+        _strengthen(after, sums.factor)
     return made
 
 
@@ -241,20 +262,40 @@ def _norms(width: Width, there: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 class _Products:
-    """Sums for the factor that brings what a norm makes nearest to what it should make."""
+    """Sums for the factor that brings what a norm makes, its bias apart, nearest to what it should make."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.Module) -> None:
+        bias = norm._parameters.get("bias")
+        self.bias = 0.0 if bias is None else bias.detach().double()
         self.product = self.energy = 0.0
 
     def add(self, made: torch.Tensor, wanted: torch.Tensor) -> None:
         """What a norm made in one window, and what it should have made: (1, tokens, channels) each."""
-        self.product += float((made.double() * wanted.double()).sum())
-        self.energy += float(made.double().square().sum())
+        mine, theirs = made.double() - self.bias, wanted.double() - self.bias
+        self.product += float((mine * theirs).sum())
+        self.energy += float(mine.square().sum())
 
     @property
     def factor(self) -> float:
         """1 where nothing tells."""
         return self.product / self.energy if self.energy > 0 and self.product > 0 else 1.0
+
+
+def _strengthen(norm: nn.Module, factor: float) -> None:
+    """Let a norm make so many times what it makes, its bias apart; some classes store a weight that something is added to."""
+    weight = norm.get_parameter("weight").data
+    probe = copy.deepcopy(norm)
+    x = torch.linspace(-1, 2, len(weight)).expand(2, 1, -1)
+    bias = probe._parameters.get("bias")
+    if bias is not None:
+        bias.data.zero_()
+    made = []
+    for value in (0.0, 1.0):
+        probe.get_parameter("weight").data.fill_(value)
+        made.append(probe(x).double())
+    slope = made[1] - made[0]
+    added = float((made[0] * slope).sum() / slope.square().sum().clamp(min=1e-30))
+    weight.copy_(factor * (weight + added) - added)
 
 
 @torch.no_grad()
@@ -282,7 +323,7 @@ def narrowed_ends(
         before = ends.get_submodule(name)
         after = copy.deepcopy(narrow.get_submodule(name))
         fill(after, width.of(f"{name}.").cut(dict(before.state_dict())))
-        sums = _Products()
+        sums = _Products(after)
         last: list[torch.Tensor] = []
         handle = before.register_forward_pre_hook(lambda _module, given, last=last: last.append(given[0]))
         for window in windows:
@@ -292,5 +333,6 @@ def narrowed_ends(
             if last and last[-1].shape == hidden.shape and torch.equal(last[-1], hidden):  # it is the one behind the blocks
                 sums.add(after(pruned.read(window)), before(hidden)[..., width.kept])
         handle.remove()
-        tensors[f"{name}.weight"] = (tensors[f"{name}.weight"].float() * sums.factor).to(tensors[f"{name}.weight"].dtype)
+        _strengthen(after, sums.factor)
+        tensors[f"{name}.weight"] = after.get_parameter("weight").detach().to(tensors[f"{name}.weight"].dtype)
     return tensors

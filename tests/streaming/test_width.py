@@ -71,6 +71,80 @@ def test_what_a_layer_loses_with_an_input_is_its_share_of_the_outputs():
     torch.testing.assert_close(width._shares(w, moments, refitted=True), torch.tensor(left, dtype=torch.float64))
 
 
+def norms():
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+
+    return [torch.nn.LayerNorm(16), LlamaRMSNorm(16), GemmaRMSNorm(16), NemotronLayerNorm1P(16)]  # two add 1 to their weight
+
+
+@pytest.mark.parametrize("norm", norms(), ids=lambda norm: type(norm).__name__)
+def test_norms_are_made_stronger_whatever_they_add_to_their_weight(norm):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(torch.randn(16))
+        bias = getattr(norm, "bias", None)
+        bias = torch.zeros(16) if bias is None else bias
+        x = torch.randn(2, 5, 16)
+        before = norm(x) - bias
+        width._strengthen(norm, 0.8)
+        torch.testing.assert_close(norm(x) - bias, 0.8 * before, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_norm_should_make_is_compared_without_its_bias():
+    norm = torch.nn.LayerNorm(8)
+    torch.nn.init.constant_(norm.bias, 5.0)
+    sums = width._Products(norm)
+    made = torch.randn(1, 4, 8)
+    sums.add(made + 5, 0.7 * made + 5)
+    assert sums.factor == pytest.approx(0.7)
+
+
+def test_what_experts_read_counts(tmp_path, words):
+    """Columns of experts that are twenty times as strong as the others' must not go, though nothing else reads them."""
+    path = llama(tmp_path / "m", kind="Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8)
+    model = whole(path)
+    strong = [2, 5, 9, 11, 17, 23, 26, 30]
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.experts.gate_up_proj[..., strong] *= 20
+            for name in ("q_proj", "k_proj", "v_proj"):
+                getattr(layer.self_attn, name).weight[:, strong] *= 0.01
+    model.save_pretrained(str(path))
+    road.prune_folder(path, data(words), SweepPlan([("hidden", 0.25)], "l2", "none"), tmp_path / "out")
+    left = whole(tmp_path / "out").model.embed_tokens.weight
+    before = model.model.embed_tokens.weight
+    assert all(any(torch.equal(before[:, channel], column) for column in left.T) for channel in strong)
+
+
+def test_readers_in_blocks_that_go_do_not_count(tmp_path, words):
+    """What only the dropped block reads has no reader left."""
+    path = llama(tmp_path / "m", tied=False)
+    model = whole(path)
+    alone = [1, 4, 8, 12, 15, 22, 27, 29]
+    with torch.no_grad():
+        for index, layer in enumerate(model.model.layers):
+            attention = [getattr(layer.self_attn, name) for name in ("q_proj", "k_proj", "v_proj")]
+            for module in (*attention, layer.mlp.gate_proj, layer.mlp.up_proj):
+                module.weight[:, alone] *= 20 if index == 1 else 0
+        model.lm_head.weight[:, alone] = 0
+        model.model.layers[1].self_attn.o_proj.weight *= 1e-3
+        model.model.layers[1].mlp.down_proj.weight *= 1e-3
+    model.save_pretrained(str(path))
+    ids, _ = data(words).read(path)
+    plan = SweepPlan([("hidden", 0.25), ("layer", 0.34)], "l2", "none")
+    done = Sweep(LanguageFolder(path), ids, plan, tmp_path / "work").run()
+    assert done.kept == [0, 2]
+    assert not set(alone) & set(done.width)
+
+
+def test_a_pattern_that_is_given_twice_is_refused():
+    with pytest.raises(UsageError, match="hidden is given twice"):
+        SweepPlan([("hidden", 0.1), ("hidden", 0.4)], "obs", "obs")
+
+
 def test_a_repair_brings_blocks_nearer_to_the_dense_stream(tmp_path, folder, words):
     errors = {
         compensation: road.prune_folder(
