@@ -45,6 +45,7 @@ from hwprune.latency import fresh
 from hwprune.latency.bench import Bench
 from hwprune.records import pareto, target
 from hwprune.workload import scoring
+from hwprune.workload.running_statistics import refresh_batch_norms
 from hwprune.workload.workload import Workload
 
 RATIOS = np.linspace(0.03, 0.9, 20)
@@ -252,7 +253,11 @@ def main() -> None:
     for name in options.names:
         with tempfile.TemporaryDirectory() as folder:
             arena = Arena(getattr(workloads, name)(options.seed), Path(folder))
-            print(f"## {name}: dense {arena.dense_metric:.4f} on validation, {arena.dense_test:.4f} on test\n")
+            fresh_model = refresh_batch_norms(arena.workload).model
+            again = " and ".join(f"{score(fresh_model, arena.workload, split):.4f}" for split in ("validation", "test"))
+            print(
+                f"## {name}: dense {arena.dense_metric:.4f} on validation, {arena.dense_test:.4f} on test; fresh batch norms: {again}\n"
+            )
             print("| pruner | seed | G2 | G5 | at 0.5 points | at 1 | at 2 | points | s |")
             print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
             for label, pruner in PEERS.items():

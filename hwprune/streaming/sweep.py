@@ -19,11 +19,12 @@ from hwprune.errors import UsageError
 from hwprune.streaming import influence
 from hwprune.streaming.block_pruning import BlockPruner, block_tensors
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering
+from hwprune.streaming.channel_costs import channel_costs
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import Channels, HiddenStates
 from hwprune.streaming.sublayers import silence
 from hwprune.streaming.sweep_plan import HIDDEN, LAYER, WHOLE, SweepPlan
-from hwprune.streaming.width import Width, channel_costs, count_near, dims_of, narrow_skeleton, narrowed_ends
+from hwprune.streaming.width import Width, count_near, dims_of, narrow_skeleton, narrowed_ends
 
 HELD_OUT = 4
 """Every fourth window tells whether a refit that has not seen it helps. If so, the refit is made again with all windows."""
