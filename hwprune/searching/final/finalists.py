@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 
 from hwprune.records import pareto
 from hwprune.records.trial import Trial
@@ -20,6 +21,8 @@ MOST_PROMOTED = 4
 """Candidates that are measured in a later round."""
 STEP = 0.1
 """Share of the worst drop that matters by which two candidates of one speed differ, so that both are worth a measurement."""
+WIDE = math.log(2)
+"""Gap in log speedup that is not left where a candidate of the front lies in it."""
 FINE, COARSE = math.log(1.03), math.log(1.1)
 """Gaps in log speedup that are not filled any more: between points that differ in drop, and between those that only differ in how
 close they are to dense."""
@@ -67,7 +70,38 @@ def finalists(
         behind = pareto.layers(good, lambda t: (belief.drop(t), objectives(t)[1]), most=3)[1:]
         for layer in behind:
             chosen = spread(chosen, layer, most, COARSE)
-    return sorted(chosen, key=lambda t: objectives(t)[1])
+    return _bridged(chosen, front, most)
+
+
+def _bridged(chosen: Sequence[Trial], front: Sequence[Trial], most: int) -> list[Trial]:
+    """Sorted by speed, with a candidate of the front in every gap of more than `WIDE` that one lies in.
+
+    Its place is that of the finalist which is nearest to its neighbours.
+    """
+
+    def logs(trial: Trial) -> float:
+        return math.log(objectives(trial)[1])
+
+    found = sorted(chosen, key=logs)
+    for _ in range(len(front)):
+        wide = [
+            (logs(upper) - logs(lower), min(between, key=lambda t: abs(2 * logs(t) - logs(lower) - logs(upper))))
+            for lower, upper in pairwise(found)
+            if logs(upper) - logs(lower) > WIDE
+            and (between := [t for t in front if logs(lower) + FINE < logs(t) < logs(upper) - FINE])
+        ]
+        if not wide:
+            break
+        bridge = max(wide, key=lambda one: one[0])[1]
+        found = sorted([*found, bridge], key=logs)
+        if len(found) > most:
+            widths = {place: logs(found[place + 1]) - logs(found[place - 1]) for place in range(1, len(found) - 1)}
+            place = min((place for place in widths if found[place] is not bridge), key=lambda place: widths[place], default=0)
+            if not place or widths[place] > WIDE:  # else that would be the next gap
+                found.remove(bridge)
+                break
+            del found[place]
+    return found
 
 
 def eligible(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
+import pytest
 
+from hwprune.records import pareto
 from hwprune.records.measurement import Measurement
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.final import finalists, point
@@ -123,3 +126,19 @@ def test_the_gentlest_have_a_place_however_many_there_are_beyond_them():
     others = [trial(2 + i, 0.004 + 0.003 * i, 2.3 * math.exp(0.12 * i), 0.02 + 0.02 * i) for i in range(15)]
     found = chosen([gentle, fastest_untold, *others])
     assert len(found) == finalists.MOST_FINALISTS and {0, 1, 16} <= set(found)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_neighbours_are_more_than_a_factor_of_two_apart_where_a_candidate_lies_between(seed):
+    """Fronts whose slow end nobody can tell from dense, and a crowd of fast ones that differ: the crowd took all the places."""
+    draw = np.random.default_rng(seed)
+    speeds = np.sort(np.exp(draw.uniform(0.05, math.log(30), size=draw.integers(8, 60))))
+    divergences = np.sort(10 ** draw.uniform(-4, -0.5, size=len(speeds)))
+    trials = [trial(i, 0.3 * kl, speed, kl) for i, (speed, kl) in enumerate(zip(speeds, divergences, strict=True))]
+    found, belief = chosen(trials), DropBelief(trials, Limits(max_drop=None))
+    front = {t.number for t in pareto.non_dominated(trials, lambda t: (belief.drop(t), t.speedup.value))}
+    assert len(found) <= finalists.MOST_FINALISTS
+    for lower, upper in pairwise(found):
+        if speeds[upper] > 2 * speeds[lower]:
+            between = [i for i in range(lower + 1, upper) if 1.03 * speeds[lower] < speeds[i] < speeds[upper] / 1.03]
+            assert not front & set(between), (speeds[lower], speeds[upper])
