@@ -21,8 +21,9 @@ MOST_PROMOTED = 4
 """Candidates that are measured in a later round."""
 STEP = 0.1
 """Share of the worst drop that matters by which two candidates of one speed differ, so that both are worth a measurement."""
-WIDE = math.log(2)
-"""Gap in log speedup that is not left where a candidate of the front lies in it."""
+WIDE = math.log(1.8)
+"""Gap in log speedup that is not left where a candidate of the front lies in it: a factor of two, less what measuring again may
+add to it."""
 FINE, COARSE = math.log(1.03), math.log(1.1)
 """Gaps in log speedup that are not filled any more: between points that differ in drop, and between those that only differ in how
 close they are to dense."""
