@@ -162,8 +162,9 @@ class Setup:
 
     def look_at_batch_norms(self, evaluator: Evaluator) -> None:
         """Say so where the dense model would be better with the calibration data's statistics."""
-        if self.late():
+        if self.late() or not running_statistics.batch_norms(self.workload.model):
             return
+        self.progress.stage("comparing batch-norm statistics")
         split = evaluator.dense.validation
         if word := running_statistics.advice(self.workload, evaluator.metric, split.file, split.dense, split.targets):
             self._warn(word)

@@ -49,7 +49,7 @@ def refresh_batch_norms(workload: Workload) -> Workload:
         WorkloadError: the model can't take the calibration data.
     """
     model = copy.deepcopy(workload.model).eval()
-    norms = _batch_norms(model)
+    norms = batch_norms(model)
     if not norms:
         raise UsageError(f"{workload.name} has no batch norms with running statistics")
     before = [{name: x.clone() for name, x in norm.named_buffers()} for norm in norms]
@@ -116,7 +116,7 @@ def advice(workload: Workload, metric: Metric, file: Path, dense: scoring.Output
         file: evaluation samples.
         dense, targets: the dense model's outputs on them, and what is right, batch by batch.
     """
-    if metric.agreement or any(target is None for target in targets) or not _batch_norms(workload.model):
+    if metric.agreement or any(target is None for target in targets) or not batch_norms(workload.model):
         return None
     try:
         return _compared(workload, metric, file, dense, targets)
@@ -168,7 +168,8 @@ def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Those of its modules that have running statistics."""
     return [
         part
         for part in model.modules()
