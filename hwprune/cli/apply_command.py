@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
-        help="recipe.json, or PATTERN=SPARSITY[,PATTERN...]; with --format huggingface also layer, attention, mlp",
+        help="recipe.json, or PATTERN=SPARSITY[,PATTERN...]; with --format huggingface also layer, hidden, attention, mlp",
     )
     args.add_workload(parser)
     parser.add_argument("--criterion", metavar="NAME", help="a name of `hwprune criteria`, for PATTERN=SPARSITY (default: obs)")

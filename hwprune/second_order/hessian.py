@@ -38,7 +38,7 @@ def inverse(h: torch.Tensor) -> torch.Tensor:
     """Inverse of a positive definite (d, d) matrix.
 
     With one thread: LAPACK's ``potri`` lets its threads wait for each other at every small step. Beside other work two of them
-    took 1.0 s for 576 columns and up to 17 s for 2,048, where one takes 0.004 and 0.2 s (two on a free machine 0.006 and 0.25).
+    take seconds now and then, and on a free machine no less time than one (`benchmarks/second_order.py`).
     """
     factor = cholesky(h)
     threads = torch.get_num_threads()

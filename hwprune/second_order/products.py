@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-SMALLEST = 128
-"""Columns below which a block is no longer divided: smaller products run more slowly than they save."""
+SMALLEST = 384
+"""Columns below which a block is no longer divided: on a machine that others use, smaller products cost more than they save."""
 
 
 def gram(x: torch.Tensor) -> torch.Tensor:
     """``x^T x`` of (..., rows, d), (..., d, d): the blocks above the diagonal, of diagonal blocks the same again, and mirrored.
 
-    Matrix products know nothing of the symmetry; from 576 columns on this takes 0.55 to 0.7 of their time, and gives the same.
+    Matrix products know nothing of the symmetry; from 768 columns on this takes less time (`benchmarks/second_order.py`).
     """
     d = x.shape[-1]
     if d < 2 * SMALLEST:

@@ -126,11 +126,13 @@ def advice(workload: Workload, metric: Metric, file: Path, dense: scoring.Output
 
 def _compared(workload: Workload, metric: Metric, file: Path, dense: scoring.Outputs, targets: Sequence[Any]) -> str | None:
     sizes = [len(batch[0]) for batch in dense]
-    chosen: list[int] = []
+    chosen: set[int] = set()
+    looked_at = 0
     for place in torch.randperm(len(sizes), generator=torch.Generator().manual_seed(0)).tolist():
-        if sum(sizes[one] for one in chosen) < EXAMPLES:
-            chosen.append(place)
-    looked_at = sum(sizes[place] for place in chosen)
+        if looked_at >= EXAMPLES:
+            break
+        chosen.add(place)
+        looked_at += sizes[place]
     if looked_at < FEWEST:
         return None
     model = refresh_batch_norms(workload).model

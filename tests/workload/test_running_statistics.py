@@ -134,6 +134,11 @@ def test_examples_of_all_of_validation_are_looked_at(tmp_path):
     assert told(other, tmp_path) is None
 
 
+def test_a_handful_of_examples_says_nothing(tmp_path):
+    assert told(workload(shift=4.0, examples=50), tmp_path)
+    assert told(workload(shift=4.0, examples=20, batch=10), tmp_path) is None
+
+
 def test_a_search_says_so(tmp_path):
     result = hwprune.search(workload(shift=4.0), trials=1, out=tmp_path / "run")
     assert sum("hwprune.refresh_batch_norms(workload)" in note for note in result.notes) == 1
