@@ -134,9 +134,11 @@ def test_examples_of_all_of_validation_are_looked_at(tmp_path):
     assert told(other, tmp_path) is None
 
 
-def test_a_handful_of_examples_says_nothing(tmp_path):
-    assert told(workload(shift=4.0, examples=50), tmp_path)
-    assert told(workload(shift=4.0, examples=20, batch=10), tmp_path) is None
+@pytest.mark.parametrize(("limit", "value"), [("FEWEST", 601), ("LEAST", 0.9)])
+def test_few_examples_or_a_small_gain_are_not_worth_a_word(tmp_path, monkeypatch, limit, value):
+    assert told(workload(shift=4.0), tmp_path)
+    monkeypatch.setattr(running_statistics, limit, value)
+    assert told(workload(shift=4.0), tmp_path) is None
 
 
 def test_a_search_says_so(tmp_path):
