@@ -26,6 +26,8 @@ EPILOG = """RECIPE is a recipe.json, or the same choice for every unit that fits
   hwprune apply branch=0.2 model.py:workload --out out --score          the fifth of the branches that change least
   hwprune apply neuron=0.25 hf:FOLDER --text valid.txt --format huggingface --out out --score
       a language model block by block: one block in memory at a time; layer=0.2 drops whole blocks
+  hwprune apply blocks.json hf:FOLDER --text valid.txt --format huggingface --out out --score
+      each block as the file says: {"schema": 1, "blocks": [{"neuron": 0.25}, {}, {"attention": 1}, {"layer": 1}, ...]}
 """
 
 
@@ -35,7 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
-        help="recipe.json, or PATTERN=SPARSITY[,PATTERN...]; with --format huggingface also layer, hidden, attention, mlp",
+        help="recipe.json, or PATTERN=SPARSITY[,PATTERN...]; with --format huggingface also layer, hidden, attention, mlp, or a "
+        "file that says it for each block",
     )
     args.add_workload(parser)
     parser.add_argument("--criterion", metavar="NAME", help="a name of `hwprune criteria`, for PATTERN=SPARSITY (default: obs)")
@@ -89,9 +92,10 @@ def run(options: argparse.Namespace) -> int:
     if "gguf" in formats and "huggingface" not in formats:
         raise UsageError("--format gguf goes with huggingface: --format huggingface,gguf")
     if "huggingface" in formats:
-        if options.recipe.endswith(".json") or options.scope:
-            raise UsageError("--format huggingface takes PATTERN=SPARSITY, the same for every block")
-        return apply_language.run(options, _parse(options.recipe, apply_language.WHOLE))
+        if options.scope:
+            raise UsageError("--scope is not for --format huggingface, which takes a model block by block")
+        by_block = options.recipe.endswith(".json")
+        return apply_language.run(options, [] if by_block else _parse(options.recipe, apply_language.WHOLE))
     if options.memory is not None or options.choices or options.measure or options.multiple:
         raise UsageError(
             "--memory, --choices, --multiple and --measure are for --format huggingface, which takes a model block by block"

@@ -16,10 +16,15 @@ WHOLE = ("layer", "hidden", "attention", "mlp")
 
 
 def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) -> int:
-    """Prune a language model block by block, and tell what came of it."""
+    """Prune a language model block by block, and tell what came of it.
+
+    Args:
+        choices: pattern, sparsity; without any the recipe is a file that says it for each block.
+    """
     from hwprune.cli.progress_bar import make_progress
     from hwprune.streaming import road
     from hwprune.streaming.phases import Tokens
+    from hwprune.streaming.plan_file import read_blocks
     from hwprune.streaming.sweep_plan import SweepPlan
     from hwprune.workload.language import text_data
 
@@ -29,11 +34,13 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     if out.exists() and any(out.iterdir()) and not (out / road.WORK).is_dir():  # with it, a killed run is gone on with
         raise UsageError(f"{out} is not an empty folder: choose another --out")
     wanted = [(name, level if level is not None else 0.0) for name, level in choices]
+    by_block = () if wanted else read_blocks(Path(options.recipe))
     criterion = options.criterion or ("obs" if _cuts(wanted) else "sparsegpt")
     formats, source = options.format.split(","), Path(options.workload.removeprefix("hf:"))
     width = any(name == "hidden" for name, _ in wanted)
     multiple = options.multiple or road.usual_multiple(source, options.gguf, gguf_out="gguf" in formats, width=width)
-    plan = SweepPlan(wanted, criterion, options.compensation or "obs", tuple(options.exclude), multiple, strict="gguf" in formats)
+    compensation, strict = options.compensation or "obs", "gguf" in formats
+    plan = SweepPlan(wanted, criterion, compensation, tuple(options.exclude), multiple, strict, by_block)
     numbers = {"text": options.text, "length": options.length, "windows": options.windows}
     data = text_data({key: value for key, value in numbers.items() if value is not None})
     progress = make_progress(quiet=options.quiet)
@@ -55,7 +62,7 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         print(json.dumps(facts))
         return 0
     _tell(facts)
-    if multiple > 1 and any(name == "neuron" for name, _ in wanted):
+    if multiple > 1 and any("neuron" in block for block in (dict(wanted), *by_block)):
         print(f"Numbers of neurons are multiples of {multiple} (--multiple 1: as asked).")
     print(f"Files: {out}")
     return 0
@@ -78,7 +85,11 @@ def _tell(facts: dict[str, Any]) -> None:
         "loads in transformers and generates" if facts["generates"] else "was run block by block (too large to load as a whole)"
     )
     print(f"What was written computes what was pruned, and {loads}.")
-    if any(facts["silent"].values()):
+    if facts["uneven"]:
+        code = "AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)"
+        vllm = "vLLM knows the layout (Nemotron-NAS; not run here)" if facts["vllm"] else "vLLM knows no such layout"
+        print(f"Blocks have different sizes, which the class itself does not know: code lies in the folder, {code}; {vllm}.")
+    elif any(facts["silent"].values()):
         print("Its class knows no such blocks: the folder holds zeros there, as large as before. ONNX and GGUF files have none.")
     if facts["plain"]:
         places = formatting.some(len(facts["plain"]), "place")

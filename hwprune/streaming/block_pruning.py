@@ -22,8 +22,8 @@ from hwprune.streaming.folder import fill
 from hwprune.streaming.hidden_states import HiddenStates
 from hwprune.streaming.input_sums import BlockInputs
 from hwprune.streaming.refitting import refit
-from hwprune.streaming.sublayers import Silent
 from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.streaming.uneven_model import Silent
 from hwprune.streaming.width import Width, narrowed
 from hwprune.workload.workload import Workload
 

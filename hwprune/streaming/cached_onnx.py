@@ -81,8 +81,9 @@ class CacheShape:
 def loaded(folder: Path) -> nn.Module:
     """The model in 32 bits, as its user loads it, but for attention and MLPs whose weights are zero: they are left out."""
     opened = LanguageFolder(folder)
-    model: nn.Module = opened.kind.from_pretrained(str(folder), dtype=torch.float32).eval()
-    silence_zeros(model, opened.blocks)
+    model = opened.whole()
+    if not opened.uneven:
+        silence_zeros(model, opened.blocks)
     return model
 
 

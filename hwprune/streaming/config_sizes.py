@@ -40,6 +40,9 @@ def with_depth(config: Any, kept: list[int]) -> Any:
         raise UsageError(f"{type(config).__name__} does not say how many blocks there are: its blocks can't be dropped")
     kinds = getattr(config, "layer_types", None)
     setattr(found, name, len(kept))
+    if uneven := getattr(config, folder.UNEVEN, None):
+        of_kept = {key: [uneven[key][index] for index in kept] for key in ("shapes", "gone")}
+        setattr(found, folder.UNEVEN, {**uneven, **of_kept})
     if kinds:
         with contextlib.suppress(AttributeError):  # computed from other numbers
             found.layer_types = [kinds[index] for index in kept]

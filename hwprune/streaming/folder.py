@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from hwprune.errors import UsageError, WorkloadError, described
+from hwprune.streaming import uneven_model
 from hwprune.workload.language import is_causal
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+UNEVEN = "uneven"
+"""Where config.json tells blocks' own sizes: ``class``, ``model_type``, and what `uneven_model.resize` takes."""
 
 
 class OtherNamesError(WorkloadError):
@@ -47,7 +50,7 @@ class LanguageFolder:
             raise UsageError(f"{self.path} holds no config.json: give the folder of a Hugging Face model")
         transformers = _library()
         try:
-            self.config: Any = transformers.AutoConfig.from_pretrained(str(self.path))
+            self.config: Any = _config(transformers, self.path)
             name = (self.config.architectures or [""])[0]
             self.kind: Any = getattr(transformers, name)
         except Exception as error:  # the library raises what it meets
@@ -64,6 +67,22 @@ class LanguageFolder:
                 f"{self.path} holds {len(self.files)} tensors, but not {missing[0]} ({len(missing)} are missing): transformers "
                 "keeps this class's weights under other names in files than in memory"
             )
+
+    @property
+    def uneven(self) -> bool:
+        """Do blocks have sizes of their own, which the class itself does not know?"""
+        return hasattr(self.config, UNEVEN)
+
+    def whole(self) -> nn.Module:
+        """The whole model in 32 bits, in eval mode."""
+        if self.uneven:
+            made = copy.deepcopy(self.skeleton)
+            fill(made, {name: x.float() for name, x in self.load(self.files).items()})
+            if getattr(self.config, "tie_word_embeddings", False):
+                made.tie_weights()  # type: ignore[operator]
+            return made.eval()
+        model: nn.Module = self.kind.from_pretrained(str(self.path), dtype=torch.float32).eval()
+        return model
 
     @property
     def depth(self) -> int:
@@ -125,6 +144,8 @@ def skeleton(kind: Any, config: Any) -> nn.Module:
     """A model without weights: parameters on the meta device; buffers, which the class computes itself, are real."""
     with _no_parameters():
         model: nn.Module = getattr(kind, "_from_config", kind)(config)
+        if uneven := getattr(config, UNEVEN, None):
+            uneven_model.resize(model, uneven)
     return model.eval()
 
 
@@ -161,6 +182,17 @@ def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
             part._parameters[last] = nn.Parameter(tensor, requires_grad=False)
         elif last in part._buffers:
             part._buffers[last] = tensor
+
+
+def _config(transformers: Any, path: Path) -> Any:
+    """The configuration; code that lies beside it is not run."""
+    facts = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if UNEVEN not in facts:
+        return transformers.AutoConfig.from_pretrained(str(path))
+    facts["model_type"], facts["architectures"] = facts[UNEVEN]["model_type"], [facts[UNEVEN]["class"]]
+    return transformers.AutoConfig.for_model(
+        **{key: value for key, value in facts.items() if key not in ("auto_map", "block_configs")}
+    )
 
 
 def _files(path: Path) -> dict[str, str]:

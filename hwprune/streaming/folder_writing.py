@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hwprune.errors import RunError, UsageError, described
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering, leaving
 from hwprune.streaming.config_sizes import fitted, with_depth
-from hwprune.streaming.folder import INDEX, LanguageFolder, fill, skeleton
+from hwprune.streaming.folder import INDEX, UNEVEN, LanguageFolder, fill, skeleton
 from hwprune.streaming.hidden_states import HiddenStates
+from hwprune.streaming.sublayers import lengths_of
 from hwprune.streaming.sweep import Sweep, Swept
+from hwprune.streaming.uneven import NORMS, Uneven, differ
 
 OTHERS = (
     "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "generation_config.json",
@@ -32,6 +35,8 @@ TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of hidden states after the last block, over their largest, by the type that was written."""
 
 
+GENERATED = 4
+"""Tokens that must be the same with a cache as without one."""
 LOADED = 1e-3
 """Largest difference of logits between the loaded model and its blocks one by one, over the largest logit."""
 
@@ -51,15 +56,24 @@ def write_folder(sweep: Sweep, done: Swept, out: Path, memory: int | None = None
     """
     folder = sweep.folder
     dtype = folder.dtype
-    wanted = sweep.shapes(done)
-    for place in range(len(done.kept)):
-        wanted |= {f"{folder.blocks}.{place}.{name}": shape for name, shape in _shapes(sweep.block_file(place)).items()}
-    config = fitted(folder.kind, with_depth(folder.config, done.kept), wanted)
-    config.use_cache = True
-    config.architectures = [folder.kind.__name__]
+    shapes = [_shapes(sweep.block_file(place)) for place in range(len(done.kept))]
+    uneven = _uneven(sweep, done, shapes)
+    config = with_depth(folder.config, done.kept)
     out.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(out))
-    _write_weights(sweep, done, out, dtype, skeleton(folder.kind, config))
+    if uneven is not None:
+        config.use_cache = True
+        uneven.write(config, out)
+    else:
+        if folder.uneven:
+            delattr(config, UNEVEN)
+        wanted = sweep.shapes(done)
+        for place, own in enumerate(shapes):
+            wanted |= {f"{folder.blocks}.{place}.{name}": shape for name, shape in own.items()}
+        config = fitted(folder.kind, config, wanted)
+        config.use_cache = True
+        config.architectures = [folder.kind.__name__]
+        config.save_pretrained(str(out))
+    _write_weights(sweep, done, out, dtype, skeleton(folder.kind, config), uneven)
     for pattern in OTHERS:
         for path in folder.path.glob(pattern):
             shutil.copy2(path, out / path.name)
@@ -89,10 +103,14 @@ def check_first(sweep: Sweep, done: Swept) -> None:
     from safetensors.torch import load_file
 
     folder = sweep.folder
-    wanted = sweep.shapes(done)
-    for place in range(len(done.kept)):
-        wanted |= {f"{folder.blocks}.{place}.{name}": shape for name, shape in _shapes(sweep.block_file(0)).items()}
-    config = fitted(folder.kind, with_depth(folder.config, done.kept), wanted)
+    own, config = _shapes(sweep.block_file(0)), with_depth(folder.config, done.kept)
+    if sweep.plan.by_block or folder.uneven:
+        config = _uneven_like(sweep, [own] * len(done.kept)).config(config)
+    else:
+        wanted = sweep.shapes(done)
+        for place in range(len(done.kept)):
+            wanted |= {f"{folder.blocks}.{place}.{name}": shape for name, shape in own.items()}
+        config = fitted(folder.kind, config, wanted)
     made = skeleton(folder.kind, config)
     fill(made, {name: x.float() for name, x in sweep.other_tensors(done).items()})
     layer = made.get_submodule(f"{folder.blocks}.0")
@@ -110,6 +128,29 @@ def check_first(sweep: Sweep, done: Swept) -> None:
         )
 
 
+def _uneven(sweep: Sweep, done: Swept, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> Uneven | None:
+    """What is needed for blocks of different sizes; None: all have the same, apart from what zeros can stand for."""
+    if done.width:  # what is not in the blocks has other sizes, too: the configuration must say them
+        return None
+    lost = {index for places in done.silent.values() for index in places}
+    if not differ([own for index, own in zip(done.kept, shapes, strict=True) if index not in lost] or shapes[:1]):
+        return None
+    return _uneven_like(sweep, shapes)
+
+
+def _uneven_like(sweep: Sweep, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> Uneven:
+    folder = sweep.folder
+    hidden, given = entering(folder.ends(), folder.blocks, sweep.ids[:1])
+    lengths: dict[str, int] = {}
+    for gone in getattr(folder.config, UNEVEN, {}).get("gone", []):
+        lengths |= {name: length for name, length in gone.items() if name not in NORMS.values()}
+    for index in range(folder.depth):
+        if found := lengths_of(block_of(folder, index, given[index]), hidden):
+            lengths |= found
+            break
+    return Uneven(folder.kind, folder.blocks, shapes, lengths)
+
+
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import safe_open
 
@@ -123,11 +164,12 @@ def _with_zeros(tensors: dict[str, torch.Tensor], layer: torch.nn.Module) -> dic
     return tensors | {name: torch.zeros(x.shape) for name, x in gone.items()}
 
 
-def _parts(sweep: Sweep, done: Swept, made: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+def _parts(sweep: Sweep, done: Swept, made: torch.nn.Module, uneven: Uneven | None) -> Iterator[dict[str, torch.Tensor]]:
     """The tensors, a file's worth at a time.
 
     Args:
         made: the new model without weights.
+        uneven: its blocks, where they have different sizes.
     """
     from safetensors.torch import load_file
 
@@ -135,11 +177,17 @@ def _parts(sweep: Sweep, done: Swept, made: torch.nn.Module) -> Iterator[dict[st
     yield sweep.other_tensors(done)
     for place in range(len(done.kept)):
         start = f"{folder.blocks}.{place}."
-        tensors = _with_zeros(load_file(str(sweep.block_file(place))), made.get_submodule(start.removesuffix(".")))
+        tensors = load_file(str(sweep.block_file(place)))
+        if uneven is None:
+            tensors = _with_zeros(tensors, made.get_submodule(start.removesuffix(".")))
+        else:
+            tensors = {name: x for name, x in tensors.items() if uneven.keeps(place, name)}
         yield {f"{start}{name}": x for name, x in tensors.items()}
 
 
-def _write_weights(sweep: Sweep, done: Swept, out: Path, dtype: torch.dtype, made: torch.nn.Module) -> None:
+def _write_weights(
+    sweep: Sweep, done: Swept, out: Path, dtype: torch.dtype, made: torch.nn.Module, uneven: Uneven | None
+) -> None:
     """Files of about `SHARD` bytes, no more than one of which is in memory."""
     from safetensors.torch import save_file
 
@@ -153,7 +201,7 @@ def _write_weights(sweep: Sweep, done: Swept, out: Path, dtype: torch.dtype, mad
         files.append((path, list(waiting)))
         waiting.clear()
 
-    for tensors in _parts(sweep, done, made):
+    for tensors in _parts(sweep, done, made, uneven):
         stored = {key: x.to(dtype).contiguous() if x.is_floating_point() else x for key, x in tensors.items()}
         added = sum(x.numel() * x.element_size() for x in stored.values())
         if waiting and size + added > SHARD:
@@ -202,9 +250,10 @@ def _check_whole(sweep: Sweep, done: Swept, out: Path) -> None:
     expected = leaving(ends, written.blocks, one, hidden)
     del ends, hidden, given
     try:
-        model = written.kind.from_pretrained(str(out), dtype=torch.float32).eval()
+        model = _loaded(written, out)
         found = model(one, use_cache=False).logits
-        made = model.generate(one[:, :8], max_new_tokens=4, do_sample=False)
+        made = model.generate(one[:, :8], max_new_tokens=GENERATED, do_sample=False, repetition_penalty=1.0)
+        by_cache = model(made[:, :-1], use_cache=False).logits[0, 7:]
     except Exception as error:  # the library raises what it meets
         raise RunError(f"{written.kind.__name__} does not load or generate from {out}: {described(error)}") from error
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
@@ -212,6 +261,19 @@ def _check_whole(sweep: Sweep, done: Swept, out: Path) -> None:
         raise RunError(f"{out}, loaded as a whole, computes something else than block by block (difference {difference:.2g})")
     if made.shape[1] <= 8:
         raise RunError(f"{written.kind.__name__} generates nothing from {out}")
+    # Each word that came out of a cache must be the likeliest without one, too, or as likely.
+    chosen = by_cache.gather(1, made[0, 8:, None])[:, 0]
+    if not bool((by_cache.amax(1) - chosen <= LOADED * float(expected.abs().max())).all()):
+        raise RunError(f"{written.kind.__name__} goes on with other tokens with a cache than without one, from {out}")
+
+
+def _loaded(written: LanguageFolder, out: Path) -> Any:
+    """The model as its user loads it."""
+    import transformers
+
+    if written.uneven:  # the code is the one that was written here
+        return transformers.AutoModelForCausalLM.from_pretrained(str(out), dtype=torch.float32, trust_remote_code=True).eval()
+    return written.kind.from_pretrained(str(out), dtype=torch.float32).eval()
 
 
 def _shape(sweep: Sweep, ends: torch.nn.Module) -> tuple[int, int, int]:

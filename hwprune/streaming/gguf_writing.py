@@ -8,7 +8,7 @@ by block (NVIDIA's Llama-3_1-Nemotron-51B was the first).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def write_gguf(source: Path, folder: LanguageFolder, kept: Sequence[int], out: P
 
     reader = gguf.GGUFReader(str(source))
     dense = architecture(reader)
-    arch = by_block(dense, silent) if silent else dense
+    arch = by_block(dense, silent) if silent or folder.uneven else dense
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     if arch not in kinds or dense not in GGUF_CONFIG_MAPPING:
         raise UsageError(f"a GGUF file of architecture {arch} can't be written: gguf or transformers does not know its names")
@@ -51,7 +51,8 @@ def write_gguf(source: Path, folder: LanguageFolder, kept: Sequence[int], out: P
     names = gguf.get_tensor_name_map(kinds[arch], depth)
     types = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
     writer = gguf.GGUFWriter(str(out), arch)
-    _copy_fields(reader, writer, (dense, arch), folder.config, GGUF_CONFIG_MAPPING[dense], (folder.depth, silent))
+    sizes = _sizes(folder, names, silent) if arch != dense else {}
+    _copy_fields(reader, writer, (dense, arch), folder.config, GGUF_CONFIG_MAPPING[dense], sizes)
     counts: Counter[str] = Counter()
     for name in folder.files:
         told = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -64,7 +65,7 @@ def write_gguf(source: Path, folder: LanguageFolder, kept: Sequence[int], out: P
         was = types.get(names.get_name(_before(name, folder, kept), try_suffixes=(".weight", ".bias")) or "")
         array = folder.load([name])[name].float().numpy()
         if arch in PERMUTED and name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")):
-            array = _in_pairs(array, _heads(folder.config, name))
+            array = _in_pairs(array, _heads(folder.config, array))
         counts[_add(writer, told, array, was)] += 1
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -163,7 +164,7 @@ def read_back(file: Path, written: LanguageFolder, out: Path, silent: Sequence[i
             continue
         array = gguf.quants.dequantize(stored[told].data, stored[told].tensor_type).reshape(own.shape)
         if arch in PERMUTED and name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")):
-            heads = _heads(written.config, name)
+            heads = _heads(written.config, array)
             array = array.reshape(heads, len(array) // heads // 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
         found[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     out.mkdir(parents=True)
@@ -178,28 +179,19 @@ def _copy_fields(
     archs: tuple[str, str],
     config: Any,
     mapping: dict[str, str | None],
-    blocks: tuple[int, Sequence[int]],
+    by_block: Mapping[str, list[int]],
 ) -> None:
     """Every field of the dense file, with the numbers of the new configuration.
 
     Args:
         archs: of the dense file, and of the new one.
-        blocks: their number, and which of them don't attend.
+        by_block: numbers that the file has for each block.
     """
     import gguf
 
     dense, arch = archs
-    depth, silent = blocks
-    by_block = {}
-    if silent:
-        heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        by_block = {
-            "attention.head_count": [0 if place in silent else heads for place in range(depth)],
-            "attention.head_count_kv": [0 if place in silent else groups for place in range(depth)],
-            "feed_forward_length": [config.intermediate_size] * depth,
-        }
-        for key, values in by_block.items():
-            writer.add_array(f"{arch}.{key}", values)
+    for key, values in by_block.items():
+        writer.add_array(f"{arch}.{key}", values)
     new = {
         f"{dense}.{key}": getattr(config, attribute)
         for key, attribute in mapping.items()
@@ -214,10 +206,10 @@ def _copy_fields(
         inner = kinds[-1] if len(kinds) > 1 else gguf.GGUFValueType.STRING if isinstance(value, list) else None
         told = f"{arch}.{name.removeprefix(f'{dense}.')}" if name.startswith(f"{dense}.") else name
         writer.add_key_value(told, value, kinds[0], sub_type=inner)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = _head_size(config)
     for key in ("attention.key_length", "attention.value_length"):  # else it would follow from the heads, which are fewer now
         if f"{dense}.{key}" not in reader.fields:
-            writer.add_uint32(f"{arch}.{key}", int(size))
+            writer.add_uint32(f"{arch}.{key}", size)
 
 
 def _add(writer: Any, name: str, array: np.ndarray[Any, Any], was: Any) -> str:
@@ -246,9 +238,38 @@ def _before(name: str, folder: LanguageFolder, kept: Sequence[int]) -> str:
     return f"{start}{kept[int(place)]}.{rest}"
 
 
-def _heads(config: Any, name: str) -> int:
-    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return int(groups if "k_proj" in name else config.num_attention_heads)
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _heads(config: Any, array: np.ndarray[Any, Any]) -> int:
+    """How many heads lie in the rows of queries or keys."""
+    return len(array) // _head_size(config)
+
+
+def _sizes(folder: LanguageFolder, names: Any, silent: Sequence[int]) -> dict[str, list[int]]:
+    """Numbers of the file that it has for each block.
+
+    Args:
+        names: the library's, of tensors.
+    """
+    stored = {
+        names.get_name(name, try_suffixes=(".weight", ".bias")) or "": name for name in folder.files if name.endswith(".weight")
+    }
+
+    def rows(tensor: str) -> list[int]:
+        found = []
+        for place in range(folder.depth):
+            name = stored.get(f"blk.{place}.{tensor}.weight")
+            found.append(0 if name is None else folder.skeleton.get_parameter(name).shape[0])
+        return found
+
+    heads, groups = ([count // _head_size(folder.config) for count in rows(name)] for name in ("attn_q", "attn_k"))
+    return {
+        "attention.head_count": [0 if place in silent else count for place, count in enumerate(heads)],
+        "attention.head_count_kv": [0 if place in silent else count for place, count in enumerate(groups)],
+        "feed_forward_length": rows("ffn_up"),
+    }
 
 
 def _in_pairs(array: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hwprune.common import formatting
+from hwprune.common.files import read_json
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
 from hwprune.records import target as targets
@@ -26,6 +27,7 @@ from hwprune.streaming.phases import Tokens
 from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
 from hwprune.streaming.sweep import Sweep, Swept
 from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.streaming.uneven import DECI
 from hwprune.workload import gguf_file
 from hwprune.workload.text_windows import TextData, tokenizer_of
 
@@ -73,7 +75,8 @@ def prune_folder(
         target: where ONNX files are measured. Default: this CPU.
 
     Returns:
-        ``out params dense_params generates kept silent blocks errors plain width seconds peak_bytes``, with ``score`` also
+        ``out params dense_params generates kept silent blocks errors plain width uneven vllm seconds peak_bytes`` (``uneven``:
+        blocks have different sizes; ``vllm``: and vLLM knows their form), with ``score`` also
         ``perplexity dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``, with
         ``tokens`` also ``phases`` (see `Phases`; of ONNX files), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes
         gguf_types``, and ``llama_missing`` (why llama.cpp can't be used) or ``llama_divergence`` (see `check_llama`) and, with
@@ -90,9 +93,9 @@ def prune_folder(
             "--format gguf writes a file like the one that --gguf reads; of other models llama.cpp's convert_hf_to_gguf.py makes "
             "one from the folder"
         )
-    if gguf_out and any(name == MLP for name, _ in plan.patterns):
+    if gguf_out and plan.takes(MLP):
         raise UsageError("GGUF files hold no blocks without an MLP: write --format huggingface,onnx")
-    if gguf_out and gguf is not None and (source / gguf).is_file() and any(name == ATTENTION for name, _ in plan.patterns):
+    if gguf_out and gguf is not None and (source / gguf).is_file() and (plan.by_block or plan.takes(ATTENTION)):
         gguf_writing.check_architecture(source / gguf)
     given, (source, folder) = source, _opened(source, gguf, work, memory)
     with_cache = onnx or (tokens is not None and not (gguf_out and llama_files.missing() is None))
@@ -107,7 +110,8 @@ def prune_folder(
     facts: dict[str, Any] = {
         "out": str(out), "dense_params": parameters(folder), "params": parameters(LanguageFolder(out), done),
         "generates": generates, "kept": done.kept, "silent": done.silent, "blocks": folder.depth, "errors": done.errors,
-        "plain": done.plain, "width": len(done.width) or None,
+        "plain": done.plain, "width": len(done.width) or None, "uneven": LanguageFolder(out).uneven,
+        "vllm": read_json(out / "config.json").get("architectures") == [DECI],
     }  # fmt: skip
     if score:
         facts["dense_perplexity"] = perplexity(window_losses(folder, judged, step, work))
@@ -195,8 +199,8 @@ def _written(sweep: Sweep, out: Path, work: Path, memory: int | None, gguf: Path
     """
 
     def check(done: Swept) -> None:
-        if gguf is not None and (places := _silent_places(done)):
-            gguf_writing.check_architecture(gguf, places)
+        if gguf is not None and (sweep.plan.by_block or done.silent):
+            gguf_writing.check_architecture(gguf, _silent_places(done))
         check_first(sweep, done)
 
     try:
@@ -223,7 +227,7 @@ def _as_gguf(source: Path, out: Path, done: Swept, work: Path, step: Tell) -> tu
     try:
         silent = _silent_places(done)
         counts = gguf_writing.write_gguf(source, written, done.kept, file, silent)
-        if silent:  # transformers knows no such blocks
+        if silent or written.uneven:  # transformers knows no such blocks
             back = gguf_writing.read_back(file, written, work / "read back", silent)
         else:
             back = LanguageFolder(gguf_file.unpacked(out, file.name, work / "read back"))
@@ -261,7 +265,7 @@ def parameters(folder: LanguageFolder, done: Swept | None = None) -> int:
         done: what made the folder: branches that are gone, and zeros in it, don't count.
     """
     count = sum(x.numel() for x in folder.skeleton.parameters())
-    for kind, places in ({} if done is None else done.silent).items():
+    for kind, places in ({} if done is None or folder.uneven else done.silent).items():
         assert done is not None
         for index in places:
             layer = folder.skeleton.get_submodule(f"{folder.blocks}.{done.kept.index(index)}")

@@ -15,6 +15,7 @@ from torch import nn
 
 from hwprune.errors import RunError, UsageError
 from hwprune.streaming.blocks import DecoderBlock
+from hwprune.streaming.uneven_model import Silent
 
 ATTENTION, MLP = "attention", "mlp"
 KINDS = (ATTENTION, MLP)
@@ -22,23 +23,6 @@ _OF_ATTENTION = frozenset({"attention_mask", "position_embeddings", "past_key_va
 """Arguments that tell a module which attends from others."""
 SAME = 1e-4
 """Largest difference between what enters and what leaves a block without branches, over the largest number that enters."""
-
-
-class Silent(nn.Module):
-    """In the place of a branch that is gone: zeros, in the form in which the branch gave its result.
-
-    Args:
-        length: of the tuple; 0: the branch gave a tensor.
-    """
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.length = length
-
-    def forward(self, *given: Any, **named: Any) -> Any:
-        hidden = next(x for x in (*given, named.get("hidden_states"), *named.values()) if isinstance(x, torch.Tensor))
-        nothing = torch.zeros_like(hidden)
-        return (nothing, *[None] * (self.length - 1)) if self.length else nothing
 
 
 def names_of(layer: nn.Module) -> dict[str, str]:
@@ -81,6 +65,20 @@ def silence(block: DecoderBlock, kinds: Sequence[str], hidden: torch.Tensor) -> 
     for kind, name in names.items():
         if kind not in kinds:
             setattr(block.layer, name, were[kind])
+
+
+@torch.no_grad()
+def lengths_of(block: DecoderBlock, hidden: torch.Tensor) -> dict[str, int]:
+    """Name of each branch's module -> length of the tuple that it gives; 0: a tensor. None where `names_of` fails.
+
+    Args:
+        hidden: (1, tokens, width), something that may enter the block.
+    """
+    try:
+        names = names_of(block.layer).values()
+    except UsageError:
+        return {}
+    return _lengths({name: block.layer.get_submodule(name) for name in names}, lambda: block(hidden))
 
 
 @torch.no_grad()

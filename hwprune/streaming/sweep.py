@@ -22,7 +22,7 @@ from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.channel_costs import channel_costs
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import Channels, HiddenStates
-from hwprune.streaming.sublayers import silence
+from hwprune.streaming.sublayers import KINDS, silence
 from hwprune.streaming.sweep_plan import HIDDEN, LAYER, WHOLE, SweepPlan
 from hwprune.streaming.width import Width, count_near, dims_of, narrow_skeleton, narrowed_ends
 
@@ -67,7 +67,7 @@ class Sweep:
         owns_work: what is in ``work`` is this sweep's own, since `run` has looked at it.
 
     Raises:
-        UsageError: ``work`` belongs to another sweep.
+        UsageError: ``work`` belongs to another sweep, or the plan is for another number of blocks.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class Sweep:
         step: Tell = silent,
     ) -> None:
         self.folder, self.ids, self.plan, self.work, self.dtype, self.step = folder, ids, plan, work, dtype, step
+        if plan.by_block and len(plan.by_block) != folder.depth:
+            raise UsageError(f"the plan has {len(plan.by_block)} blocks, the model {folder.depth}")
         self.owns_work = False
         self._narrow_skeleton: nn.Module | None = None
         self.held = [w for w in range(len(ids)) if w % HELD_OUT == HELD_OUT - 1] or [0]
@@ -168,7 +170,7 @@ class Sweep:
             source = passed
         block = block_of(self.folder, index, given[index])
         self._advance(block, source, dense_out)
-        pruner = BlockPruner(self.plan, f"{self.folder.blocks}.{index}", self.fitted, self.held)
+        pruner = BlockPruner(self.plan.of(index), f"{self.folder.blocks}.{index}", self.fitted, self.held)
         if gone := [kind for kind, places in done.silent.items() if index in places]:
             silence(block, gone, source.read(0))
         wanted_out = self._as_wide(done, dense_out)
@@ -204,6 +206,10 @@ class Sweep:
         """The blocks that stay, and those of them that lose a branch."""
         shares = {kind: share for kind, share in self.plan.patterns if kind in WHOLE and kind != HIDDEN}
         kept, depth = list(range(self.folder.depth)), self.folder.depth
+        if self.plan.by_block:
+            kept = [index for index in kept if index not in self.plan.lost(LAYER)]
+            lost = {kind: [index for index in self.plan.lost(kind) if index in kept] for kind in KINDS}
+            return kept, {kind: places for kind, places in lost.items() if places}
         if not shares:
             return kept, {}
         scores = influence.of_parts(self.folder, given, entered, self.work, list(shares), self.step)

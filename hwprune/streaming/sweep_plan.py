@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from hwprune.errors import UsageError
@@ -29,6 +29,8 @@ class SweepPlan:
         multiple: where the dense number of neurons is a multiple of this, the new one is, too. 1: as asked, to the neuron. The
             number of the stream's channels is a multiple of it, or of a part of it where the class needs another.
         strict: of all of it.
+        by_block: of each block of the dense model, pattern -> sparsity; ``layer``, ``attention`` and ``mlp`` go with 1. Beside
+            it there are no ``patterns``.
     """
 
     patterns: Sequence[tuple[str, float]]
@@ -37,6 +39,7 @@ class SweepPlan:
     exclude: Sequence[str] = ()
     multiple: int = 1
     strict: bool = False
+    by_block: Sequence[Mapping[str, float]] = ()
 
     def __post_init__(self) -> None:
         if self.multiple < 1:
@@ -48,11 +51,28 @@ class SweepPlan:
             if name in WHOLE and not 0 < share < 1:
                 what = "channels that go" if name == HIDDEN else "blocks that lose it"
                 raise UsageError(f"{name}={share:g}: the fraction of the {what} must be between 0 and 1")
+        if self.by_block and self.patterns:
+            raise UsageError("what is said block by block leaves no place for patterns of all blocks")
 
     @property
     def of_blocks(self) -> list[tuple[str, float]]:
         """The patterns that are for what is in a block."""
         return [(name, share) for name, share in self.patterns if name not in WHOLE]
+
+    def of(self, index: int) -> SweepPlan:
+        """The plan of one block of the dense model."""
+        if not self.by_block:
+            return self
+        own = [(name, share) for name, share in self.by_block[index].items() if name not in WHOLE and share > 0]
+        return replace(self, patterns=own, by_block=())
+
+    def lost(self, kind: str) -> list[int]:
+        """The blocks of the dense model that are said to lose this: ``layer``, ``attention`` or ``mlp``."""
+        return [index for index, block in enumerate(self.by_block) if block.get(kind)]
+
+    def takes(self, kind: str) -> bool:
+        """Does any block lose this: ``attention`` or ``mlp``?"""
+        return any(name == kind for name, _ in self.patterns) or bool(self.lost(kind))
 
     def kept(self, size: int, sparsity: float) -> int:
         """Neurons that stay of so many: the nearest multiple, and never all of them."""

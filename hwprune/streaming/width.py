@@ -22,7 +22,7 @@ from hwprune.streaming import config_sizes
 from hwprune.streaming.blocks import DecoderBlock, entering, leaving
 from hwprune.streaming.folder import LanguageFolder, fill, skeleton
 from hwprune.streaming.hidden_states import HiddenStates
-from hwprune.streaming.sublayers import Silent
+from hwprune.streaming.uneven_model import Silent
 
 NEAR = (0.05, 0.15)
 """How far from what was asked the number of channels may be, as a share of all: at best, and at most."""

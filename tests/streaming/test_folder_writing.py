@@ -27,8 +27,10 @@ def test_the_tokenizer_comes_along_and_small_memory_loads_nothing_as_a_whole(tmp
     assert write_folder(sweep, done, tmp_path / "again") is True
 
 
-def test_blocks_of_different_sizes_are_refused_with_the_number(tmp_path, folder, words):
-    sweep, done = sweep_of(folder, words, tmp_path, SweepPlan([("neuron", 0.5)], "l2", "none", ("model.layers.1.*",)))
+def test_a_new_width_beside_different_sizes_is_refused_with_the_number(tmp_path, folder, words):
+    sweep, done = sweep_of(
+        folder, words, tmp_path, SweepPlan([("hidden", 0.25), ("neuron", 0.5)], "l2", "none", ("model.layers.1.*",))
+    )
     with pytest.raises(UsageError, match="intermediate_size would have to be 24 and 48"):
         write_folder(sweep, done, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.safetensors"))
