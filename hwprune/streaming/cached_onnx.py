@@ -111,6 +111,11 @@ def write_cached_onnx(model: nn.Module, shape: CacheShape, path: Path) -> Path:
     Raises:
         UsageError: PyTorch can't export the model.
     """
+    return save_onnx(exported(model, shape), path)
+
+
+def exported(model: nn.Module, shape: CacheShape) -> onnx.ModelProto:
+    """The model as ONNX, in memory. Raises `UsageError`: PyTorch can't export it."""
     batch, tokens, past = _EXAMPLE
     ids = torch.zeros(batch, tokens, dtype=torch.int64)
     earlier = [torch.from_numpy(x) for x in shape.empty(batch, past)]
@@ -133,7 +138,7 @@ def write_cached_onnx(model: nn.Module, shape: CacheShape, path: Path) -> Path:
     proto = made.model_proto
     _name_dims(proto)
     tidy.strip(proto)
-    return save_onnx(proto, path)
+    return proto
 
 
 @torch.no_grad()

@@ -16,9 +16,8 @@ from hwprune.streaming.blocks import DecoderBlock, block_of, entering, leaving
 from hwprune.streaming.config_sizes import fitted, with_depth
 from hwprune.streaming.folder import INDEX, UNEVEN, LanguageFolder, fill, skeleton
 from hwprune.streaming.hidden_states import HiddenStates
-from hwprune.streaming.sublayers import lengths_of
 from hwprune.streaming.sweep import Sweep, Swept
-from hwprune.streaming.uneven import NORMS, Uneven, differ
+from hwprune.streaming.uneven import Uneven, differ, known_lengths
 
 OTHERS = (
     "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "generation_config.json",
@@ -141,14 +140,7 @@ def _uneven(sweep: Sweep, done: Swept, shapes: Sequence[Mapping[str, tuple[int, 
 def _uneven_like(sweep: Sweep, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> Uneven:
     folder = sweep.folder
     hidden, given = entering(folder.ends(), folder.blocks, sweep.ids[:1])
-    lengths: dict[str, int] = {}
-    for gone in getattr(folder.config, UNEVEN, {}).get("gone", []):
-        lengths |= {name: length for name, length in gone.items() if name not in NORMS.values()}
-    for index in range(folder.depth):
-        if found := lengths_of(block_of(folder, index, given[index]), hidden):
-            lengths |= found
-            break
-    return Uneven(folder.kind, folder.blocks, shapes, lengths)
+    return Uneven(folder.kind, folder.blocks, shapes, known_lengths(folder, given, hidden))
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

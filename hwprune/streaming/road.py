@@ -14,10 +14,11 @@ import torch
 from hwprune.common import formatting
 from hwprune.common.files import read_json
 from hwprune.common.telling import Tell, silent
-from hwprune.errors import UsageError
+from hwprune.errors import RunError, UsageError
 from hwprune.records import target as targets
 from hwprune.records.target import Target
 from hwprune.streaming import cached_onnx, gguf_writing, llama_files, phases
+from hwprune.streaming.assembled_onnx import NotAssembledError, write_assembled
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder, OtherNamesError
 from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
@@ -136,7 +137,7 @@ def prune_folder(
         made, shape = _cached(out, (out if onnx else work) / "onnx", calibration[:1, :CHECKED_TOKENS])
         facts["cache_bytes_per_token"] = shape.bytes_per_token
         if tokens is not None:
-            dense = _cached(source, work / "dense-onnx", None)
+            dense = _cached(source, work / "dense-onnx", calibration[:1, :CHECKED_TOKENS])
             facts["dense_cache_bytes_per_token"] = dense[1].bytes_per_token
             before, after = ((path, one.inputs) for path, one in (dense, (made, shape)))
             facts["phases"] = phases.measure(before, after, target or targets.load("cpu"), tokens, step).to_json()
@@ -239,18 +240,22 @@ def _as_gguf(source: Path, out: Path, done: Swept, work: Path, step: Tell) -> tu
     return back, {**sizes, "gguf_types": dict(counts)}
 
 
-def _cached(folder: Path, out: Path, ids: torch.Tensor | None) -> tuple[Path, CacheShape]:
-    """A folder's model as an ONNX file with a cache, checked with tokens of text if there are any."""
-    model = cached_onnx.loaded(folder)
-    shape = cached_onnx.cache_shape(model)
-    made = cached_onnx.write_cached_onnx(model, shape, out / "model.onnx")
-    if ids is not None:
-        try:
-            cached_onnx.check_cached_onnx(made, model, shape, ids)
-        except BaseException:
-            shutil.rmtree(out)
-            raise
-    return made, shape
+def _cached(folder: Path, out: Path, ids: torch.Tensor) -> tuple[Path, CacheShape]:
+    """A folder's model as an ONNX file with a cache, checked with tokens of text."""
+    model, path = cached_onnx.loaded(folder), out / "model.onnx"
+    try:
+        shape = write_assembled(LanguageFolder(folder), path)
+        cached_onnx.check_cached_onnx(path, model, shape, ids)
+        return path, shape
+    except (NotAssembledError, RunError):  # blocks of this class don't come apart, or are not what their shapes say
+        shape = cached_onnx.cache_shape(model)
+        cached_onnx.write_cached_onnx(model, shape, path)
+    try:
+        cached_onnx.check_cached_onnx(path, model, shape, ids)
+    except BaseException:
+        shutil.rmtree(out)
+        raise
+    return path, shape
 
 
 def _bytes(folder: LanguageFolder) -> int:

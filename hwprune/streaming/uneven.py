@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hwprune.common.files import dump_json, read_json
 from hwprune.streaming import folder, uneven_model
+from hwprune.streaming.blocks import block_of
 from hwprune.streaming.folder import UNEVEN as KEY
+from hwprune.streaming.folder import LanguageFolder
+from hwprune.streaming.sublayers import lengths_of
 
 CODE, CONFIG_CODE = "modeling_uneven.py", "configuration_uneven.py"
 LLAMA, DECI = "LlamaForCausalLM", "DeciLMForCausalLM"
@@ -153,6 +158,22 @@ class Uneven:
             (out / CONFIG_CODE).write_text(text, encoding="utf-8")
         (out / "config.json").write_text(dump_json(facts))
         return told is not None
+
+
+def known_lengths(source: LanguageFolder, given: Sequence[Mapping[str, Any]], hidden: torch.Tensor) -> dict[str, int]:
+    """Name of each branch -> length of the tuple that it gives (0: a tensor); empty if there are no such branches.
+
+    Args:
+        given: what each block is given besides (see `blocks.entering`).
+        hidden: (1, tokens, width), what enters the first block.
+    """
+    lengths: dict[str, int] = {}
+    for gone in getattr(source.config, KEY, {}).get("gone", []):
+        lengths |= {name: length for name, length in gone.items() if name not in NORMS.values()}
+    for index in range(source.depth):
+        if found := lengths_of(block_of(source, index, given[index]), hidden):
+            return lengths | found
+    return lengths
 
 
 def differ(blocks: Sequence[Shapes]) -> bool:
