@@ -69,6 +69,7 @@ def require_new(name: str | Path) -> Path:
     return path
 
 
+PHASES = ("prefill", "decode")
 _LATENCY = re.compile(r"(\d+(?:\.\d+)?)(ms|us|s)")
 
 
@@ -78,6 +79,19 @@ def latency(text: str) -> float:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a latency: write 2ms, 150us or 0.01s")
     return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
+
+
+def latencies(text: str) -> float | dict[str, float]:
+    """A latency, or one of each phase: prefill=200ms,decode=30ms."""
+    if "=" not in text:
+        return latency(text)
+    found: dict[str, float] = {}
+    for word in text.split(","):
+        name, _, value = word.partition("=")
+        if name not in PHASES or name in found:
+            raise argparse.ArgumentTypeError(f"{text!r}: write prefill=200ms,decode=30ms, or one of the two")
+        found[name] = latency(value)
+    return found
 
 
 def size(text: str) -> int:

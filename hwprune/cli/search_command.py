@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwprune.cli import arguments as args
+from hwprune.cli import search_language
 from hwprune.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ EPILOG = """examples:
   hwprune search model.py:workload --recover distill:2 --quantize int8,int4
   hwprune search --job job.toml --trials 100
   hwprune search --resume --out runs/demo --trials 80
+  hwprune search hf:FOLDER --text valid.txt,test.txt --tokens 128+64 --max-latency prefill=200ms,decode=30ms
 """
 
 
@@ -45,7 +47,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=args.whole, metavar="N", help="(default: 0)")
     parser.add_argument("--max-drop", type=args.drop, metavar="0.01", help="largest drop, in the metric's own unit; 1%% is 0.01")
     parser.add_argument("--min-speedup", type=args.number, metavar="1.5", help="smallest speedup")
-    parser.add_argument("--max-latency", type=args.latency, metavar="2ms", help="longest latency of one batch: 2ms, 150us, 0.01s")
+    parser.add_argument(
+        "--max-latency", type=args.latencies, metavar="2ms", help="longest latency of one batch: 2ms, 150us, 0.01s; "
+        "of a language model prefill=200ms,decode=30ms"
+    )  # fmt: skip
     parser.add_argument("--max-size", type=args.size, metavar="20MB", help="largest file of the model")
     parser.add_argument(
         "--recover",
@@ -82,6 +87,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="4GB",
         help="memory that running a candidate may take (default: 3/4 of the machine's)",
     )
+    parser.add_argument(
+        "--tokens",
+        metavar="P+N",
+        help="of a language model: P tokens in, N out, whose time counts (default: 128+64)",
+    )
+    parser.add_argument("--windows", metavar="N", type=args.whole, help="of a language model: calibrating windows (default: 64)")
+    parser.add_argument("--points", metavar="N", type=args.whole, help="of a language model: points to write (default: 4)")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME-TIME)")
     parser.add_argument("--storage", metavar="URL", help="Optuna storage (default: SQLite in the run directory)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -93,6 +105,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.resume and not options.out:
         raise UsageError("--resume needs --out, the run directory to go on with")
+    if search_language.wanted(options):
+        return search_language.run(options)
+    if options.tokens or options.windows or options.points or isinstance(options.max_latency, dict):
+        raise UsageError("--tokens, --windows, --points and limits of phases are for hf:FOLDER of a language model with --text")
     if options.resume and options.job:
         raise UsageError("a resumed run has a job of its own: leave --job out")
     job = _changed(_first(options), options)

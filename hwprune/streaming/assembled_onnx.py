@@ -227,9 +227,14 @@ class _Graph:
         streams = self._after({behind for _, behind in self._marks})
         if before & streams:  # a value of one block that others use
             raise NotAssembledError("blocks use what other blocks have made of the text")
+        renamed = {name: f"{PAST}.0.key" for name in self.types if name.startswith(PAST)}
+        if any(self.nodes[i].op_type != "Shape" for i in before if not renamed.keys().isdisjoint(self.nodes[i].input)):
+            raise NotAssembledError("blocks use what others keep of the text")
         kept = tuple(self.nodes[i] for i in after if i in behind)
         made = frozenset(name for node in kept for name in node.output) - {"logits"}
-        return _Ends(tuple(self.nodes[i] for i in sorted(before)), enters, kept, made, leaves)
+        # Lengths are read off the keys and values of any block; all have the same, and the model may have none of that kind.
+        first = tuple(_renamed(self.nodes[i], renamed) for i in sorted(before))
+        return _Ends(first, enters, kept, made, leaves)
 
     def _weights(self, layer: nn.Module) -> dict[str, tuple[str, bool]]:
         """The initializers that are parameters of a block, by their numbers, which are random."""
@@ -299,6 +304,16 @@ def write_assembled(folder: LanguageFolder, path: Path) -> CacheShape:
     blocks = blocks_of(folder)
     kinds = [{name: tuple(x.shape) for name, x in block.items()} for block in blocks]
     return Assembler(folder, kinds, lengths).write(blocks, path)
+
+
+def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    """A copy of a node that takes other values."""
+    copied = onnx.NodeProto()
+    copied.CopyFrom(node)
+    taken = [names.get(name, name) for name in node.input]
+    del copied.input[:]
+    copied.input.extend(taken)
+    return copied
 
 
 class _Names:

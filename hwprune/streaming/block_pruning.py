@@ -22,12 +22,12 @@ from hwprune.streaming.folder import fill
 from hwprune.streaming.hidden_states import HiddenStates
 from hwprune.streaming.input_sums import BlockInputs
 from hwprune.streaming.refitting import refit
-from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.streaming.sweep_plan import KV, SweepPlan
 from hwprune.streaming.uneven_model import Silent
 from hwprune.streaming.width import Width, narrowed
 from hwprune.workload.workload import Workload
 
-NEURON = "neuron"
+NEURON, HEAD = "neuron", "head"
 PREFIX = "layer."
 """How names of a `DecoderBlock`'s tensors begin."""
 
@@ -68,20 +68,43 @@ class BlockPruner:
             if self.plan.compensation == "none" or not whole or torch.equal(inputs.read(0), dense.read(0)):
                 return block, []
             return self._aimed(block, BlockInputs(block, inputs, self.fitted, self.held, block, dense), wanted), []
-        if all(not patterns.is_axis(name) and name != patterns.BRANCH for name, _ in chosen):
+        if all(not _cuts(name) and name != patterns.BRANCH for name, _ in chosen):
             resolved = method.get(self.plan.criterion)
             if BlockMasks.can(block, resolved, self.plan.compensation):
                 return block, self._masked(block, inputs, dense if whole else None, resolved)
         made, left_out = self._cut(block, inputs, wanted)
         # A fit fills masks: it is for blocks that are cut alone.
-        if (
-            self.plan.compensation == "none"
-            or made is block
-            or not whole
-            or not all(patterns.is_axis(name) for name, _ in chosen)
-        ):
+        if self.plan.compensation == "none" or made is block or not whole or not all(_cuts(name) for name, _ in chosen):
             return made, left_out
         return self._aimed(made, BlockInputs(block, inputs, self.fitted, self.held, block, dense), wanted), left_out
+
+    @torch.no_grad()
+    def options(
+        self, block: DecoderBlock, inputs: HiddenStates, wanted: Sequence[Sequence[tuple[str, float]]]
+    ) -> list[dict[str, torch.Tensor]]:
+        """The block's tensors with each of several choices, all fitted to the same inputs, which are looked at once.
+
+        Args:
+            wanted: for each option the patterns with their shares.
+
+        Raises:
+            UsageError: the block does not take a pattern.
+        """
+        pruner = self._pruner(block, inputs, sorted([*self.fitted, *self.held]))
+        found = []
+        for chosen in wanted:
+            one = BlockPruner(replace(self.plan, patterns=chosen, by_block=()), self.name, self.fitted, self.held)
+            found.append(block_tensors(self._candidate(pruner, one._choices(pruner), self.plan.compensation)))
+        return found
+
+    @torch.no_grad()
+    def sizes(self, block: DecoderBlock, inputs: HiddenStates) -> dict[str, int]:
+        """``neuron``, ``kv`` -> how many there are; what can't be cut is left out."""
+        pruner = self._pruner(block, inputs, self.fitted[:1])
+        neurons = [unit.size for unit in pruner.units.values() if unit.role == NEURON]
+        groups = groups_of(pruner)
+        found = {NEURON: neurons[0]} if len(neurons) == 1 else {}
+        return found if groups is None else found | {KV: pruner.units[groups].size}
 
     @torch.no_grad()
     def narrow(
@@ -177,12 +200,16 @@ class BlockPruner:
         for name, share in self.plan.of_blocks:
             try:
                 with torch.enable_grad():
-                    recipe = uniform_recipe(pruner, name, share, self.plan.criterion, self.plan.compensation)
+                    pattern = HEAD if name == KV else name
+                    recipe = uniform_recipe(pruner, pattern, share, self.plan.criterion, self.plan.compensation)
             except UsageError:
                 if part_is_gone:  # and with it what this pattern is for
                     continue
                 raise
-            found += [self._rounded(pruner, choice) for choice in recipe.choices if not self._excluded(choice.unit)]
+            chosen = recipe.choices
+            if name == KV:
+                chosen = tuple(choice for choice in chosen if choice.unit == groups_of(pruner))
+            found += [self._rounded(pruner, choice) for choice in chosen if not self._excluded(choice.unit)]
         return found
 
     def _rounded(self, pruner: Pruner, choice: UnitChoice) -> UnitChoice:
@@ -197,6 +224,16 @@ class BlockPruner:
 
     def _error(self, module: nn.Module, inputs: HiddenStates, wanted: HiddenStates) -> float:
         return sum(float((module(inputs.read(w)) - wanted.read(w)).double().square().sum()) for w in self.held)
+
+
+def _cuts(name: str) -> bool:
+    return name == KV or patterns.is_axis(name)
+
+
+def groups_of(pruner: Pruner) -> str | None:
+    """The unit of a block's key-value groups: of those of heads the one that most tensors have; None: there is none."""
+    heads = [unit for unit in pruner.units.values() if unit.role == HEAD and unit.axis is not None]
+    return max(heads, key=lambda unit: len(unit.axis.members)).name if heads else None  # type: ignore[union-attr]
 
 
 def block_tensors(module: nn.Module) -> dict[str, torch.Tensor]:

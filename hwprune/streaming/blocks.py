@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from hwprune.errors import WorkloadError
-from hwprune.streaming.folder import LanguageFolder
+from hwprune.streaming.folder import LanguageFolder, fill
+from hwprune.streaming.uneven_model import Silent, tell_sizes
 
 _CACHES = ("past_key_values", "past_key_value", "cache", "use_cache", "layer_past")
 
@@ -117,3 +119,19 @@ def leaving(ends: nn.Module, blocks: str, ids: torch.Tensor, hidden: torch.Tenso
 def block_of(folder: LanguageFolder, index: int, given: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> DecoderBlock:
     """A block with its weights and what the model gives it."""
     return DecoderBlock(folder.block(index, dtype), given).eval()
+
+
+def with_tensors(block: DecoderBlock, tensors: Mapping[str, torch.Tensor], lengths: Mapping[str, int]) -> DecoderBlock:
+    """A block of the same class with other tensors, of other sizes perhaps.
+
+    Args:
+        tensors: parameter -> tensor. Branches of which there are none are gone.
+        lengths: see `uneven.Uneven`.
+    """
+    layer = copy.deepcopy(block.layer)
+    for name, length in lengths.items():
+        if not any(key.startswith(f"{name}.") for key in tensors):
+            setattr(layer, name, Silent(length))
+    fill(layer, tensors)
+    tell_sizes(layer)
+    return DecoderBlock(layer, block.given).eval()

@@ -131,8 +131,7 @@ def _uneven(sweep: Sweep, done: Swept, shapes: Sequence[Mapping[str, tuple[int, 
     """What is needed for blocks of different sizes; None: all have the same, apart from what zeros can stand for."""
     if done.width:  # what is not in the blocks has other sizes, too: the configuration must say them
         return None
-    lost = {index for places in done.silent.values() for index in places}
-    if not differ([own for index, own in zip(done.kept, shapes, strict=True) if index not in lost] or shapes[:1]):
+    if not differ(shapes):
         return None
     return _uneven_like(sweep, shapes)
 

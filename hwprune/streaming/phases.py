@@ -134,7 +134,7 @@ def measure(
             step(f"measuring {phase}")
             examples = {}
             for key, (_, inputs) in (("dense", dense), ("model", pruned)):
-                examples[key] = _write(inputs(tokens.batch, count, past), Path(scratch) / f"{phase}-{key}.npz")
+                examples[key] = write_inputs(inputs(tokens.batch, count, past), Path(scratch) / f"{phase}-{key}.npz")
             with Bench(target) as bench:
                 settings = replace(fresh.settings_for(bench.clock), limit_s=LIMIT_S, fewest_quads=FEWEST)
             found[phase] = fresh.remeasure({"model": pruned[0]}, dense[0], examples, lambda: Bench(target), settings)
@@ -147,8 +147,8 @@ def measure(
     )  # fmt: skip
 
 
-def _write(inputs: Sequence[np.ndarray], path: Path) -> Path:
-    """A samples file of one batch."""
+def write_inputs(inputs: Sequence[np.ndarray], path: Path) -> Path:
+    """A samples file of one batch; returns its path."""
     arrays = {f"00000.input{place}": array for place, array in enumerate(inputs)}
     np.savez(path, allow_pickle=False, **arrays)
     return path

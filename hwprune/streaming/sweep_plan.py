@@ -13,6 +13,8 @@ LAYER = "layer"
 """Pattern of whole blocks: the fraction of them that goes, those first that turn what passes them least."""
 HIDDEN = "hidden"
 """Pattern of the width of the stream between blocks: the fraction of its channels that goes, in the whole model."""
+KV = "kv"
+"""Pattern of key-value groups, each with its queries; ``head`` also takes queries out of the groups that stay."""
 WHOLE = (LAYER, HIDDEN, *KINDS)
 """Patterns that are decided before the first block is pruned: blocks, their attention or their MLP alone, and the width."""
 

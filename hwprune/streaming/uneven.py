@@ -177,5 +177,7 @@ def known_lengths(source: LanguageFolder, given: Sequence[Mapping[str, Any]], hi
 
 
 def differ(blocks: Sequence[Shapes]) -> bool:
-    """Do blocks have different sizes?"""
-    return any(dict(block) != dict(blocks[0]) for block in blocks[1:])
+    """Has a parameter different shapes in those blocks that have it?"""
+    return any(
+        len({tuple(block[name]) for block in blocks if name in block}) > 1 for name in {key for block in blocks for key in block}
+    )

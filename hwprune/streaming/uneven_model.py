@@ -45,8 +45,7 @@ def resize(model: nn.Module, uneven: dict[str, Any]) -> nn.Module:
             old = layer.get_parameter(name)
             new = torch.empty(tuple(shape), dtype=old.dtype, device=old.device)
             setattr(layer.get_submodule(owner), last, nn.Parameter(new, requires_grad=old.requires_grad))
-        for part in layer.modules():
-            _tell_sizes(part)
+        tell_sizes(layer)
         attends.append(not any(_numbered(layer.get_submodule(name)) for name in gone))
         for name, length in gone.items():
             owner, _, last = name.rpartition(".")
@@ -57,15 +56,15 @@ def resize(model: nn.Module, uneven: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _tell_sizes(part: nn.Module) -> None:
-    """What modules have noted of their sizes."""
-    for child in part.children():
-        weight = getattr(child, "weight", None)
-        if isinstance(child, nn.Linear) and weight is not None:
-            child.out_features, child.in_features = weight.shape
-    queries, keys = getattr(part, "q_proj", None), getattr(part, "k_proj", None)
-    if isinstance(queries, nn.Linear) and isinstance(keys, nn.Linear) and hasattr(part, "num_key_value_groups"):
-        part.num_key_value_groups = len(queries.weight) // len(keys.weight)  # type: ignore[assignment]
+def tell_sizes(layer: nn.Module) -> None:
+    """Let modules know their new sizes where they have noted the old ones."""
+    for part in layer.modules():
+        weight = getattr(part, "weight", None)
+        if isinstance(part, nn.Linear) and weight is not None:
+            part.out_features, part.in_features = weight.shape
+        queries, keys = getattr(part, "q_proj", None), getattr(part, "k_proj", None)
+        if isinstance(queries, nn.Linear) and isinstance(keys, nn.Linear) and hasattr(part, "num_key_value_groups"):
+            part.num_key_value_groups = len(queries.weight) // len(keys.weight)  # type: ignore[assignment]
 
 
 def _numbered(module: nn.Module) -> list[nn.Module]:

@@ -117,6 +117,11 @@ def test_alike_but_for_attention_that_is_gone_need_no_code(tmp_path, folder, wor
     assert not facts["uneven"] and not bool(whole(out).model.layers[1].self_attn.q_proj.weight.any())
 
 
+def test_other_sizes_beside_attention_that_is_gone_do(tmp_path, folder, words):
+    out, facts = run(tmp_path, folder, words, ({}, {"neuron": 0.5, "attention": 1}, {}))
+    assert facts["uneven"] and user_loads(out).model.layers[1].mlp.gate_proj.weight.shape == (24, 32)
+
+
 def test_the_onnx_file_has_the_sizes_too(tmp_path, deep, words):
     out, _ = run(tmp_path, deep, words, BLOCKS, onnx=True)
     session = onnxruntime.InferenceSession(str(out / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])

@@ -1,0 +1,70 @@
+"""hwprune search hf:FOLDER --text ...: which size each block of a language model keeps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from hwprune.errors import UsageError
+
+NOT_HERE = (
+    "job", "time", "sampler", "max_drop", "min_speedup", "max_size", "recover", "quantize", "remote", "table", "estimate",
+    "database", "all_patterns", "trial_timeout", "memory_limit", "storage", "data", "shape",
+)  # fmt: skip
+"""Options of `hwprune search` that this search has no use for."""
+
+
+def wanted(options: argparse.Namespace) -> bool:
+    """Is it a language model's folder with a text?"""
+    return bool(options.workload and options.workload.startswith("hf:") and options.text)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Search, and tell what came of it."""
+    from hwprune.cli.progress_bar import make_progress
+    from hwprune.language.language_record import told
+    from hwprune.language.language_search import LanguageJob, search_language
+    from hwprune.streaming import road
+    from hwprune.streaming.phases import Tokens
+    from hwprune.workload.language import text_data
+
+    given = [f"--{name.replace('_', '-')}" for name in NOT_HERE if getattr(options, name) is not None]
+    if given or options.words:
+        raise UsageError(f"the search of a language model takes no {', '.join(given or options.words)}")
+    if isinstance(options.max_latency, float):
+        raise UsageError("a language model has two latencies: --max-latency prefill=200ms,decode=30ms")
+    source = Path(options.workload.removeprefix("hf:"))
+    numbers = {"text": options.text, "length": options.length, "windows": options.windows}
+    job = LanguageJob(
+        source, text_data({key: value for key, value in numbers.items() if value is not None}),
+        Tokens.parse(options.tokens or "128+64"), options.gguf, options.target or "cpu", options.space or "default",
+        options.max_latency, options.trials or 40, options.points or 4, options.seed or 0,
+        road.usual_multiple(source, options.gguf, gguf_out=options.gguf is not None),
+    )  # fmt: skip
+    out = Path(options.out or f"runs/{source.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    progress = make_progress(quiet=options.quiet or options.json, verbose=options.verbose)
+    try:
+        record = search_language(job, out, resume=options.resume, step=progress.stage)
+    except KeyboardInterrupt:
+        progress.close()
+        if out.is_dir():
+            words = [word for word in sys.argv[1:] if word != "--resume"]
+            again = shlex.join(["hwprune", *words, *([] if options.out else ["--out", str(out)]), "--resume"])
+            print(f"\nhwprune: interrupted; go on with:\n  {again}", file=sys.stderr)
+        return 130
+    finally:
+        progress.close()
+    if options.json:
+        print(json.dumps({"run": str(out), "front": record["front"], "refused": record["refused"]}))
+    elif not options.quiet:
+        print(told(record))
+        for reason in record["refused"]:
+            print(f"Not searched: {reason}")
+        print(f"\nFiles: {out / 'candidates'} (each a folder for transformers with onnx/model.onnx and blocks.json)")
+        best = record["front"][0]["trial"]
+        print(f"\nAs a GGUF file: hwprune apply {out / 'candidates' / str(best) / 'blocks.json'} ... --format huggingface,gguf")
+    return 0

@@ -1,0 +1,116 @@
+"""What a search of a language model leaves: record.json, front.csv, and a text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwprune.common import formatting
+from hwprune.common.files import dump_json, write_atomic
+from hwprune.language.part_choices import Choices
+from hwprune.streaming.folder import LanguageFolder
+from hwprune.streaming.phases import Phases
+
+if TYPE_CHECKING:
+    from hwprune.language.phase_prices import Prices
+    from hwprune.language.phase_study import PhaseStudy
+
+RECORD, FRONT = "record.json", "front.csv"
+COLUMNS = (
+    "trial", "perplexity", "dense_perplexity", "prefill_s", "prefill_speedup", "prefill_ci_low", "prefill_ci_high", "decode_s",
+    "decode_speedup", "decode_ci_low", "decode_ci_high", "answer_s", "answer_speedup", "params", "cache_bytes_per_token", "model",
+    "blocks",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of the front.
+
+    Attributes:
+        trial: its number.
+        blocks: see `part_choices.by_block`.
+        facts: see `road.prune_folder`.
+        unrepaired: divergence and perplexity of the trial, on held-out windows of the calibration text.
+    """
+
+    trial: int
+    blocks: Sequence[Mapping[str, float]]
+    facts: Mapping[str, Any]
+    unrepaired: Mapping[str, float]
+
+    @property
+    def phases(self) -> Phases:
+        """Both phases, in fresh processes."""
+        return Phases.from_json(self.facts["phases"])
+
+
+def write_record(
+    out: Path,
+    job: Mapping[str, Any],
+    folder: LanguageFolder,
+    choices: Choices,
+    damages: Sequence[Mapping[str, float]],
+    prices: Prices,
+    study: PhaseStudy,
+    points: Sequence[Point],
+    seconds: float,
+) -> dict[str, Any]:
+    """Write both files; returns what is in the record."""
+    trials = [
+        {"number": one.number, "state": one.state.name, "values": one.values, "params": one.params, **one.user_attrs}
+        for one in study.study.get_trials(deepcopy=False)
+    ]
+    record: dict[str, Any] = {
+        "schema": 1, "kind": "language", "job": dict(job), "class": folder.kind.__name__, "depth": folder.depth,
+        "choices": [asdict(one) for one in (*choices.attention, *choices.mlp)], "refused": list(choices.refused),
+        "damages": list(damages), "prices": {"dense": dict(prices.dense), "saved": {k: dict(v) for k, v in prices.saved.items()}},
+        "trials": trials, "front": [asdict(point) for point in points], "seconds": seconds,
+    }  # fmt: skip
+    write_atomic(out / RECORD, dump_json(record))
+    write_atomic(out / FRONT, front_csv(points))
+    return record
+
+
+def front_csv(points: Sequence[Point]) -> str:
+    """A row for each point, slowest first."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for point in points:
+        phases, facts = point.phases, point.facts
+        both = [
+            (one.value, ratio.value, ratio.ci_low, ratio.ci_high)
+            for one, ratio in ((phases.prefill, phases.prefill_speedup), (phases.decode, phases.decode_speedup))
+        ]
+        rows.writerow([
+            point.trial, facts["perplexity"], facts["dense_perplexity"], *both[0], *both[1], phases.answer_s,
+            phases.answer_speedup, facts["params"], facts["cache_bytes_per_token"],
+            f"candidates/{point.trial}", f"candidates/{point.trial}/blocks.json",
+        ])  # fmt: skip
+    return text.getvalue()
+
+
+def told(record: Mapping[str, Any]) -> str:
+    """The front as a table for a terminal."""
+    points = [Point(**point) for point in record["front"]]
+    first = points[0]
+    asked = first.phases.tokens
+    lines = [
+        f"Dense: perplexity {first.facts['dense_perplexity']:.2f}, {formatting.count(first.facts['dense_params'])} parameters. "
+        f"Prompt of {asked.prompt} tokens, then {asked.new} one by one.",
+        "",
+        f"{'trial':>5}  {'perplexity':>10}  {'prompt':>22}  {'token':>22}  {'answer':>7}  {'parameters':>10}",
+    ]
+    for point in points:
+        phases = point.phases
+        both = [formatting.speedup(one.value, one.ci_low, one.ci_high) for one in (phases.prefill_speedup, phases.decode_speedup)]
+        lines.append(
+            f"{point.trial:>5}  {point.facts['perplexity']:>10.2f}  {both[0]:>22}  {both[1]:>22}  "
+            f"{phases.answer_speedup:>6.2f}x  {formatting.count(point.facts['params']):>10}"
+        )
+    return "\n".join(lines)
