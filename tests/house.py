@@ -73,6 +73,8 @@ TESTED_ELSEWHERE = {
     "searching.result": ("searching/test_session.py", "a result is given by a whole search"),
     "searching.sampling.items": ("searching/sampling/test_savings_estimator.py", "items are built from savings"),
     "searching.sampling.posterior": ("searching/sampling/test_knapsack.py", "what is believed shows in what is proposed"),
+    "streaming.block_templates": ("streaming/test_assembled_onnx.py", "templates are what files are put together from"),
+    "streaming.written_files": ("streaming/test_road.py", "files are written by the whole road"),
     "searching.sampling.savings": ("searching/sampling/test_savings_estimator.py", "savings are what the estimator gives"),
     "searching.search": ("searching/test_session.py", "the function runs a session"),
     "searching.setup": ("searching/test_session.py", "parts are set up for a whole search"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwprune.common import formatting
 from hwprune.common.files import dump_json, write_atomic
-from hwprune.language.part_choices import Choices
+from hwprune.language.part_choices import PartChoices
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.phases import Phases
 
@@ -28,7 +28,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class LanguagePoint:
     """A point of the front.
 
     Attributes:
@@ -53,11 +53,11 @@ def write_record(
     out: Path,
     job: Mapping[str, Any],
     folder: LanguageFolder,
-    choices: Choices,
+    choices: PartChoices,
     damages: Sequence[Mapping[str, float]],
     prices: Prices,
     study: PhaseStudy,
-    points: Sequence[Point],
+    points: Sequence[LanguagePoint],
     seconds: float,
 ) -> dict[str, Any]:
     """Write both files; returns what is in the record."""
@@ -76,7 +76,7 @@ def write_record(
     return record
 
 
-def front_csv(points: Sequence[Point]) -> str:
+def front_csv(points: Sequence[LanguagePoint]) -> str:
     """A row for each point, slowest first."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -97,7 +97,7 @@ def front_csv(points: Sequence[Point]) -> str:
 
 def told(record: Mapping[str, Any]) -> str:
     """The front as a table for a terminal."""
-    points = [Point(**point) for point in record["front"]]
+    points = [LanguagePoint(**point) for point in record["front"]]
     first = points[0]
     asked = first.phases.tokens
     lines = [

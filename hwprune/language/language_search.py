@@ -16,8 +16,8 @@ from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import RunError, UsageError
 from hwprune.language import part_damages
-from hwprune.language.language_record import RECORD, Point, write_record
-from hwprune.language.part_choices import PARTS, Allocation, Choices, by_block, choices_for
+from hwprune.language.language_record import RECORD, LanguagePoint, write_record
+from hwprune.language.part_choices import PARTS, Allocation, PartChoices, by_block, choices_for
 from hwprune.language.part_damages import PartStore, Texts
 from hwprune.language.phase_prices import DENSE, PhaseBench, measure_prices
 from hwprune.language.phase_study import Allocator, PhaseStudy
@@ -32,11 +32,13 @@ from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
+from hwprune.streaming.perplexity import perplexity, window_losses
 from hwprune.streaming.phases import Tokens
 from hwprune.streaming.plan_file import write_blocks
 from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.streaming.uneven import known_lengths
+from hwprune.streaming.written_files import KnownDense
 from hwprune.workload import gguf_file
 from hwprune.workload.text_windows import TextData
 
@@ -103,7 +105,7 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     folder = LanguageFolder(source)
     if folder.uneven:
         raise UsageError("this model's blocks have different sizes already: search from the dense model")
-    calibration, _ = job.data.read(source)
+    calibration, judged = job.data.read(source)
     texts = _divided(calibration)
     plan = SweepPlan((), "obs", "obs", tuple(job.exclude), job.multiple)
     first, given = _first_block(folder, texts.fitted, work)
@@ -129,7 +131,8 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
 
         study = PhaseStudy(out, allocator, scorer.score, measure, job.seed)
         study.run(job.trials, lambda done, trials, text: step(f"trials: {text}" if text else "trials", done, trials))
-    points = _finalists(study, job, choices, plan, source, out, target, step)
+    known = KnownDense(_dense_perplexity(folder, judged, work, step), dense)
+    points = _finalists(study, job, choices, plan, source, out, target, known, step)
     record = write_record(out, job.to_json(), folder, choices, damages, prices, study, points, time.monotonic() - started)
     if not points:
         raise RunError(f"no trial keeps the limits; the run is kept: {out / RECORD}")
@@ -183,7 +186,7 @@ def _choices(
     plan: SweepPlan,
     job: LanguageJob,
     work: Path,
-) -> tuple[Choices, PartStore]:
+) -> tuple[PartChoices, PartStore]:
     """What the first block can do all can; what it can't is known before anything is measured."""
     block, states = first
     lengths = known_lengths(folder, given, states.read(0))
@@ -197,9 +200,9 @@ def _choices(
 
 
 def _samples(
-    first: tuple[DecoderBlock, HiddenStates], choices: Choices, plan: SweepPlan, store: PartStore
+    first: tuple[DecoderBlock, HiddenStates], choices: PartChoices, plan: SweepPlan, store: PartStore
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """`Choice.name`, `DENSE` -> tensors of the first block so; and of each combination of an attention without an MLP."""
+    """`PartChoice.name`, `DENSE` -> tensors of the first block so; and of each combination of an attention without an MLP."""
     block, states = first
     own = {name: x.detach() for name, x in block.layer.named_parameters()}
     cheap = replace(plan, criterion="l2", compensation="none")
@@ -227,9 +230,24 @@ def _dense_file(folder: LanguageFolder, assembler: Assembler, work: Path, ids: t
     return path, shape
 
 
+def _dense_perplexity(folder: LanguageFolder, judged: torch.Tensor, work: Path, step: Tell) -> float:
+    file = work / "dense.json"
+    if not file.is_file():
+        write_atomic(file, dump_json({"perplexity": perplexity(window_losses(folder, judged, step, work))}))
+    return float(read_json(file)["perplexity"])
+
+
 def _finalists(
-    study: PhaseStudy, job: LanguageJob, choices: Choices, plan: SweepPlan, source: Path, out: Path, target: Target, step: Tell
-) -> list[Point]:
+    study: PhaseStudy,
+    job: LanguageJob,
+    choices: PartChoices,
+    plan: SweepPlan,
+    source: Path,
+    out: Path,
+    target: Target,
+    known: KnownDense,
+    step: Tell,
+) -> list[LanguagePoint]:
     """Points spread over the front, pruned block by block, written, scored and measured in fresh processes."""
     front, found = study.front(), []
     for trial in _spread(front, job.points):
@@ -238,11 +256,12 @@ def _finalists(
         if not (place / "result.json").is_file():
             facts = road.prune_folder(
                 source, job.data, replace(plan, by_block=blocks), place, score=True, onnx=True, tokens=job.tokens, target=target,
+                known=known,
                 step=lambda text, *rest, number=trial.number: step(f"candidate {number}: {text}", *rest),
             )  # fmt: skip
             write_blocks(place / "blocks.json", blocks)
             write_atomic(place / "result.json", dump_json(facts))
-        found.append(Point(trial.number, blocks, read_json(place / "result.json"), dict(trial.user_attrs["score"])))
+        found.append(LanguagePoint(trial.number, blocks, read_json(place / "result.json"), dict(trial.user_attrs["score"])))
     return found
 
 

@@ -11,16 +11,16 @@ from hwprune.streaming.sweep_plan import KV, LAYER, SweepPlan
 
 NEURON = "neuron"
 EIGHTHS = (1, 2, 3, 4, 5, 6)
-"""Of the neurons, that go."""
+"""Shares of the neurons that go."""
 MOST_GROUPS = 4
-"""Choices for key-value groups; where there are more groups, they are spread over them."""
+"""PartChoices for key-value groups; where there are more groups, they are spread over them."""
 SPACES = ("default", "uniform", "deci", "depth")
 """Names of spaces. ``uniform``: blocks are all alike, as classes of transformers hold them. ``deci``: groups of keys and values
 stay, as vLLM's Nemotron-NAS layout needs it. ``depth``: whole blocks, attention and MLPs go, nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PartChoice:
     """What becomes of a block's attention, or of its MLP.
 
     Attributes:
@@ -42,23 +42,23 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
-    """Of a block's two parts; the first choice of each is the dense one, and the others are smaller and smaller.
+class PartChoices:
+    """The choices of a block's two parts; the first choice of each is the dense one, and the others are smaller and smaller.
 
     Attributes:
         refused: what can't be cut, with the reason.
     """
 
-    attention: tuple[Choice, ...]
-    mlp: tuple[Choice, ...]
+    attention: tuple[PartChoice, ...]
+    mlp: tuple[PartChoice, ...]
     refused: tuple[str, ...] = ()
 
-    def of(self, part: str) -> tuple[Choice, ...]:
+    def of(self, part: str) -> tuple[PartChoice, ...]:
         """The choices of ``attention`` or ``mlp``."""
         return self.attention if part == ATTENTION else self.mlp
 
     @property
-    def all(self) -> tuple[Choice, ...]:
+    def all(self) -> tuple[PartChoice, ...]:
         """All but the dense ones."""
         return (*self.attention[1:], *self.mlp[1:])
 
@@ -66,7 +66,7 @@ class Choices:
 PARTS = (ATTENTION, MLP)
 
 
-def choices_for(sizes: Mapping[str, int], plan: SweepPlan, space: str, parts: Mapping[str, str]) -> Choices:
+def choices_for(sizes: Mapping[str, int], plan: SweepPlan, space: str, parts: Mapping[str, str]) -> PartChoices:
     """The choices in a space.
 
     Args:
@@ -80,29 +80,29 @@ def choices_for(sizes: Mapping[str, int], plan: SweepPlan, space: str, parts: Ma
     if space not in SPACES:
         raise UsageError(f"--space of a language model is one of {', '.join(SPACES)}, got {space!r}")
     groups, neurons = sizes.get(KV, 1), sizes.get(NEURON, 1)
-    attention = [Choice(ATTENTION, "", 0.0, groups)]
-    mlp = [Choice(MLP, "", 0.0, neurons)]
+    attention = [PartChoice(ATTENTION, "", 0.0, groups)]
+    mlp = [PartChoice(MLP, "", 0.0, neurons)]
     refused = [f"{part} as a whole: {reason}" for part, reason in parts.items()]
     if space not in ("depth", "deci"):
         counts = range(groups - 1, 0, -1)
         step = max(1, -(-len(counts) // MOST_GROUPS))
-        attention += [Choice(ATTENTION, KV, 1 - kept / groups, kept) for kept in counts[::step]]
+        attention += [PartChoice(ATTENTION, KV, 1 - kept / groups, kept) for kept in counts[::step]]
     if space != "depth" and NEURON in sizes:
         kept = dict.fromkeys(plan.kept(neurons, eighth / 8) for eighth in EIGHTHS)
-        mlp += [Choice(MLP, NEURON, 1 - count / neurons, count) for count in kept if count < neurons]
+        mlp += [PartChoice(MLP, NEURON, 1 - count / neurons, count) for count in kept if count < neurons]
     for part, found in ((ATTENTION, attention), (MLP, mlp)):
         if part not in parts and space != "uniform":
-            found.append(Choice(part, part, 1.0, 0))
+            found.append(PartChoice(part, part, 1.0, 0))
     if len(attention) + len(mlp) == 2:
         raise UsageError(f"nothing of this model can be cut in space {space}:", refused or ["no axis was found in its blocks"])
-    return Choices(tuple(attention), tuple(mlp), tuple(refused))
+    return PartChoices(tuple(attention), tuple(mlp), tuple(refused))
 
 
 Allocation = Sequence[tuple[int, int]]
-"""Of each block: which choice of its attention, and of its MLP."""
+"""Which choice of its attention, and of its MLP, each block gets."""
 
 
-def by_block(choices: Choices, allocation: Allocation) -> tuple[dict[str, float], ...]:
+def by_block(choices: PartChoices, allocation: Allocation) -> tuple[dict[str, float], ...]:
     """The allocation as `SweepPlan.by_block`."""
     found = []
     for places in allocation:

@@ -19,7 +19,7 @@ import torch
 from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError, first_line
-from hwprune.language.part_choices import Choice, Choices
+from hwprune.language.part_choices import PartChoice, PartChoices
 from hwprune.streaming.block_pruning import BlockPruner
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering, leaving, with_tensors
 from hwprune.streaming.folder import LanguageFolder
@@ -59,11 +59,13 @@ class PartStore:
     lengths: Mapping[str, int]
     modules: Mapping[str, str]
 
-    def path(self, index: int, choice: Choice) -> Path:
+    def path(self, index: int, choice: PartChoice) -> Path:
         """The file of a block's choice."""
         return self.place / f"{index:04d}-{choice.name}.safetensors"
 
-    def save(self, index: int, choice: Choice, tensors: Mapping[str, torch.Tensor], dense: Mapping[str, torch.Tensor]) -> None:
+    def save(
+        self, index: int, choice: PartChoice, tensors: Mapping[str, torch.Tensor], dense: Mapping[str, torch.Tensor]
+    ) -> None:
         """Keep the tensors that are others than the dense block's."""
         from safetensors.torch import save_file
 
@@ -75,7 +77,7 @@ class PartStore:
         save_file(changed, str(partial))
         partial.rename(self.path(index, choice))
 
-    def tensors(self, index: int, chosen: Sequence[Choice], dense: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def tensors(self, index: int, chosen: Sequence[PartChoice], dense: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A block's tensors with a choice of each part. Branches that are gone have none."""
         from safetensors.torch import load_file
 
@@ -90,9 +92,9 @@ class PartStore:
 
 @torch.no_grad()
 def part_damages(
-    folder: LanguageFolder, texts: Texts, choices: Choices, plan: SweepPlan, store: PartStore, work: Path, step: Tell = silent
+    folder: LanguageFolder, texts: Texts, choices: PartChoices, plan: SweepPlan, store: PartStore, work: Path, step: Tell = silent
 ) -> list[dict[str, float]]:
-    """Of each block: `Choice.name` -> nats a token, of that choice alone.
+    """For each block `PartChoice.name` -> nats a token that this choice alone costs.
 
     Args:
         plan: how weights are solved.

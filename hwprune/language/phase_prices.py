@@ -18,7 +18,7 @@ import torch
 from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import CandidateFailure, RunError
-from hwprune.language.part_choices import PARTS, Allocation, Choice, Choices
+from hwprune.language.part_choices import PARTS, Allocation, PartChoice, PartChoices
 from hwprune.latency.bench import Bench
 from hwprune.latency.fresh import settings_for
 from hwprune.latency.paired import Paired
@@ -38,13 +38,13 @@ class Prices:
 
     Attributes:
         dense: phase -> seconds of the dense model.
-        saved: phase -> `Choice.name` -> seconds that one block saves.
+        saved: phase -> `PartChoice.name` -> seconds that one block saves.
     """
 
     dense: Mapping[str, float]
     saved: Mapping[str, Mapping[str, float]]
 
-    def predicted(self, phase: str, choices: Choices, allocation: Allocation) -> float:
+    def predicted(self, phase: str, choices: PartChoices, allocation: Allocation) -> float:
         """Seconds of a model with these choices."""
         left = self.dense[phase]
         for places in allocation:
@@ -52,7 +52,7 @@ class Prices:
                 left -= self.saving(phase, choices.of(part)[place])
         return left
 
-    def saving(self, phase: str, choice: Choice) -> float:
+    def saving(self, phase: str, choice: PartChoice) -> float:
         """Seconds that one block saves by this choice."""
         return self.saved[phase].get(choice.name, 0.0) if choice.pattern else 0.0
 
@@ -105,7 +105,7 @@ def measure_prices(
     bench: PhaseBench,
     assembler: Assembler,
     samples: Mapping[str, Mapping[str, torch.Tensor]],
-    choices: Choices,
+    choices: PartChoices,
     depth: int,
     work: Path,
     step: Tell = silent,
@@ -113,7 +113,7 @@ def measure_prices(
     """The table.
 
     Args:
-        samples: `Choice.name` -> tensors of a block with that choice, and `DENSE`; their numbers do not matter for the time.
+        samples: `PartChoice.name` -> tensors of a block with that choice, and `DENSE`; their numbers do not matter for the time.
         work: folder for files, and for `FILE`, from which a killed run goes on.
 
     Raises:

@@ -20,7 +20,7 @@ import numpy as np
 import optuna
 
 from hwprune.errors import CandidateFailure, UsageError
-from hwprune.language.part_choices import PARTS, Allocation, Choices
+from hwprune.language.part_choices import PARTS, Allocation, PartChoices
 from hwprune.language.phase_prices import PHASES, Prices
 from hwprune.language.trial_scores import Score
 from hwprune.latency.paired import Paired
@@ -68,7 +68,7 @@ class Allocator:
 
     def __init__(
         self,
-        choices: Choices,
+        choices: PartChoices,
         damages: Sequence[Mapping[str, float]],
         prices: Prices,
         tokens: Tokens,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from hwprune.language.part_choices import PARTS, Allocation, Choice, Choices
+from hwprune.language.part_choices import PARTS, Allocation, PartChoice, PartChoices
 from hwprune.language.part_damages import PartStore, divergence
 from hwprune.streaming.blocks import block_of, entering, leaving, with_tensors
 from hwprune.streaming.folder import LanguageFolder
@@ -38,7 +38,7 @@ class TrialScorer:
         work: folder for hidden states.
     """
 
-    def __init__(self, folder: LanguageFolder, held: torch.Tensor, choices: Choices, store: PartStore, work: Path) -> None:
+    def __init__(self, folder: LanguageFolder, held: torch.Tensor, choices: PartChoices, store: PartStore, work: Path) -> None:
         self._folder, self._held, self._choices, self._store = folder, held, choices, store
         ends = folder.ends()
         first, self._given = entering(ends, folder.blocks, held[:1])
@@ -47,7 +47,7 @@ class TrialScorer:
             self._entered.write(window, entering(ends, folder.blocks, held[window : window + 1])[0])
         self._dense = self._run([(0, 0)] * folder.depth)
 
-    def chosen(self, places: tuple[int, int]) -> list[Choice]:
+    def chosen(self, places: tuple[int, int]) -> list[PartChoice]:
         """A block's choices."""
         return [self._choices.of(part)[place] for part, place in zip(PARTS, places, strict=True)]
 

@@ -14,12 +14,10 @@ import torch
 from hwprune.common import formatting
 from hwprune.common.files import read_json
 from hwprune.common.telling import Tell, silent
-from hwprune.errors import RunError, UsageError
+from hwprune.errors import UsageError
 from hwprune.records import target as targets
 from hwprune.records.target import Target
-from hwprune.streaming import cached_onnx, gguf_writing, llama_files, phases
-from hwprune.streaming.assembled_onnx import NotAssembledError, write_assembled
-from hwprune.streaming.cached_onnx import CacheShape
+from hwprune.streaming import cached_onnx, gguf_writing, llama_files
 from hwprune.streaming.folder import LanguageFolder, OtherNamesError
 from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
@@ -29,6 +27,7 @@ from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
 from hwprune.streaming.sweep import Sweep, Swept
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.streaming.uneven import DECI
+from hwprune.streaming.written_files import KnownDense, cached_facts, gguf_facts, silent_places
 from hwprune.workload import gguf_file
 from hwprune.workload.text_windows import TextData, tokenizer_of
 
@@ -58,6 +57,7 @@ def prune_folder(
     gguf_out: bool = False,
     tokens: Tokens | None = None,
     target: Target | None = None,
+    known: KnownDense | None = None,
     step: Tell = silent,
 ) -> dict[str, Any]:
     """Prune a causal language model block by block and write a folder that transformers loads.
@@ -74,6 +74,7 @@ def prune_folder(
         tokens: prompt and answer whose latencies are measured, before and after, with the files that are written; without any
             of them with ONNX files. None: none are.
         target: where ONNX files are measured. Default: this CPU.
+        known: what is known of the dense model already.
 
     Returns:
         ``out params dense_params generates kept silent blocks errors plain width uneven vllm seconds peak_bytes`` (``uneven``:
@@ -115,7 +116,7 @@ def prune_folder(
         "vllm": read_json(out / "config.json").get("architectures") == [DECI],
     }  # fmt: skip
     if score:
-        facts["dense_perplexity"] = perplexity(window_losses(folder, judged, step, work))
+        facts["dense_perplexity"] = known.perplexity if known else perplexity(window_losses(folder, judged, step, work))
         facts["perplexity"] = perplexity(window_losses(LanguageFolder(out), judged, step, work))
         facts |= {"windows": len(judged), "length": data.length}
     if questions is not None:
@@ -124,7 +125,7 @@ def prune_folder(
         facts["accuracy"] = accuracy(LanguageFolder(out), tokenizer, questions, step)
         facts["questions"] = len(questions)
     if gguf_out and gguf is not None:
-        back, told = _as_gguf(given / gguf, out, done, work, step)
+        back, told = gguf_facts(given / gguf, out, done, work, step)
         facts |= told
         if score:
             facts["gguf_perplexity"] = perplexity(window_losses(back, judged, step, work))
@@ -133,14 +134,17 @@ def prune_folder(
         else:
             facts["llama_missing"] = llama_files.missing()
     if with_cache:
-        step("writing the ONNX file")
-        made, shape = _cached(out, (out if onnx else work) / "onnx", calibration[:1, :CHECKED_TOKENS])
-        facts["cache_bytes_per_token"] = shape.bytes_per_token
-        if tokens is not None:
-            dense = _cached(source, work / "dense-onnx", calibration[:1, :CHECKED_TOKENS])
-            facts["dense_cache_bytes_per_token"] = dense[1].bytes_per_token
-            before, after = ((path, one.inputs) for path, one in (dense, (made, shape)))
-            facts["phases"] = phases.measure(before, after, target or targets.load("cpu"), tokens, step).to_json()
+        facts |= cached_facts(
+            source,
+            out,
+            onnx=onnx,
+            work=work,
+            ids=calibration[:1, :CHECKED_TOKENS],
+            tokens=tokens,
+            target=target or targets.load("cpu"),
+            known=known,
+            step=step,
+        )
     shutil.rmtree(work)
     facts["seconds"] = time.monotonic() - started
     facts["peak_bytes"] = peak_bytes()
@@ -187,11 +191,6 @@ def _check_cache(folder: LanguageFolder, memory: int | None) -> None:
     cached_onnx.cache_shape(cached_onnx.loaded(folder.path))
 
 
-def _silent_places(done: Swept) -> list[int]:
-    """Places, among the kept blocks, of those without attention."""
-    return [done.kept.index(index) for index in done.silent.get(ATTENTION, [])]
-
-
 def _written(sweep: Sweep, out: Path, work: Path, memory: int | None, gguf: Path | None = None) -> tuple[Swept, bool]:
     """Run the sweep and write its folder: what it did, and whether the folder was loaded as a whole and generates.
 
@@ -201,7 +200,7 @@ def _written(sweep: Sweep, out: Path, work: Path, memory: int | None, gguf: Path
 
     def check(done: Swept) -> None:
         if gguf is not None and (sweep.plan.by_block or done.silent):
-            gguf_writing.check_architecture(gguf, _silent_places(done))
+            gguf_writing.check_architecture(gguf, silent_places(done))
         check_first(sweep, done)
 
     try:
@@ -218,44 +217,6 @@ def _written(sweep: Sweep, out: Path, work: Path, memory: int | None, gguf: Path
             if path.is_file():
                 path.unlink()
         raise
-
-
-def _as_gguf(source: Path, out: Path, done: Swept, work: Path, step: Tell) -> tuple[LanguageFolder, dict[str, Any]]:
-    """What was read back from the file that was written, and facts of it."""
-    step("writing the GGUF file")
-    written, file = LanguageFolder(out), out / gguf_writing.NAME
-    shutil.rmtree(work / "read back", ignore_errors=True)  # a killed run's
-    try:
-        silent = _silent_places(done)
-        counts = gguf_writing.write_gguf(source, written, done.kept, file, silent)
-        if silent or written.uneven:  # transformers knows no such blocks
-            back = gguf_writing.read_back(file, written, work / "read back", silent)
-        else:
-            back = LanguageFolder(gguf_file.unpacked(out, file.name, work / "read back"))
-        gguf_writing.check_gguf(written, back)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
-    sizes = {"gguf_bytes": file.stat().st_size, "dense_gguf_bytes": source.stat().st_size}
-    return back, {**sizes, "gguf_types": dict(counts)}
-
-
-def _cached(folder: Path, out: Path, ids: torch.Tensor) -> tuple[Path, CacheShape]:
-    """A folder's model as an ONNX file with a cache, checked with tokens of text."""
-    model, path = cached_onnx.loaded(folder), out / "model.onnx"
-    try:
-        shape = write_assembled(LanguageFolder(folder), path)
-        cached_onnx.check_cached_onnx(path, model, shape, ids)
-        return path, shape
-    except (NotAssembledError, RunError):  # blocks of this class don't come apart, or are not what their shapes say
-        shape = cached_onnx.cache_shape(model)
-        cached_onnx.write_cached_onnx(model, shape, path)
-    try:
-        cached_onnx.check_cached_onnx(path, model, shape, ids)
-    except BaseException:
-        shutil.rmtree(out)
-        raise
-    return path, shape
 
 
 def _bytes(folder: LanguageFolder) -> int:

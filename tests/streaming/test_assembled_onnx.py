@@ -8,7 +8,8 @@ import torch
 
 from hwprune.errors import RunError
 from hwprune.streaming import assembled_onnx, road
-from hwprune.streaming.assembled_onnx import Assembler, NotAssembledError, blocks_of, write_assembled
+from hwprune.streaming.assembled_onnx import Assembler, blocks_of, write_assembled
+from hwprune.streaming.block_templates import NotAssembledError
 from hwprune.streaming.blocks import entering
 from hwprune.streaming.cached_onnx import check_cached_onnx
 from hwprune.streaming.folder import LanguageFolder
@@ -20,7 +21,9 @@ from tests.streaming.helpers import llama, whole
 IDS = (torch.arange(24)[None] * 7) % 60
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Phi3"])
+@pytest.mark.parametrize(
+    "kind", ["Llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("Qwen3", "Phi3", "Mistral", "Granite", "Olmo2"))]
+)
 def test_a_folder_computes_the_same(tmp_path, kind):
     folder = llama(tmp_path / "model", depth=3, kind=kind)
     shape = write_assembled(LanguageFolder(folder), tmp_path / "model.onnx")

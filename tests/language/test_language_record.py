@@ -1,0 +1,35 @@
+"""front.csv and the table on a terminal."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict
+
+from hwprune.language.language_record import LanguagePoint, front_csv, told
+from hwprune.records.measurement import Measurement
+from hwprune.streaming.phases import Phases, Tokens
+
+
+def point():
+    second, ratio = Measurement(0.1, "s", 0.09, 0.11, 6), Measurement(1.25, "x", 1.2, 1.3, 6)
+    token, same = Measurement(0.01, "s", 0.009, 0.011, 6), Measurement(1.0, "x", 0.99, 1.01, 6)
+    phases = Phases(Tokens(128, 64), second, token, ratio, Measurement(1.5, "x", 1.4, 1.6, 6), same, same)
+    facts = {
+        "perplexity": 30.5, "dense_perplexity": 24.25, "params": 120_000_000, "dense_params": 134_000_000,
+        "cache_bytes_per_token": 40_000, "phases": phases.to_json(),
+    }  # fmt: skip
+    return LanguagePoint(7, ({"neuron": 0.5}, {}), facts, {"divergence": 0.3, "perplexity": 33.0})
+
+
+def test_a_row_for_each_point():
+    (row,) = csv.DictReader(front_csv([point()]).splitlines())
+    assert (row["trial"], row["perplexity"], row["prefill_s"], row["decode_speedup"]) == ("7", "30.5", "0.1", "1.5")
+    # 0.1 s and 64 tokens of 0.01 s, where dense took 0.125 s and 0.015 s.
+    assert float(row["answer_s"]) == 0.74 and abs(float(row["answer_speedup"]) - (0.125 + 64 * 0.015) / 0.74) < 1e-12
+    assert row["model"] == "candidates/7" and row["blocks"] == "candidates/7/blocks.json"
+
+
+def test_the_table_fits_a_terminal_and_says_both_phases():
+    text = told({"front": [asdict(point())]})
+    assert "1.25x [1.20, 1.30]" in text and "1.50x [1.40, 1.60]" in text and "perplexity 24.25" in text
+    assert max(len(line) for line in text.splitlines()) <= 100

@@ -1,0 +1,127 @@
+"""The search as its user runs it: the front's files are what the table says."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import onnxruntime
+import pytest
+import torch
+import transformers
+
+from hwprune.cli import main
+from hwprune.cli.arguments import latencies
+from hwprune.errors import UsageError
+from hwprune.language.language_search import LanguageJob, search_language
+from hwprune.streaming import road
+from hwprune.streaming.plan_file import read_blocks
+from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.workload.text_windows import TextData
+from tests.streaming.helpers import llama, losses, text
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("a language model")
+    llama(place / "model", depth=3, hidden=64, neurons=128, heads=4)
+    text(place / "a.txt", 3000)
+    text(place / "b.txt", 600, seed=3)
+    return place
+
+
+def words(place, out, *more):
+    return [
+        "search", f"hf:{place / 'model'}", "--text", f"{place / 'a.txt'},{place / 'b.txt'}", "--length", "16", "--windows", "12",
+        "--tokens", "8+4", "--trials", "3", "--points", "1", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def test_one_command_is_the_whole_search(place, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main.main(words(place, out)) == 0
+    told = capsys.readouterr().out
+    (row,) = csv.DictReader((out / "front.csv").read_text().splitlines())
+    assert f"{float(row['perplexity']):.2f}" in told and f"{float(row['answer_speedup']):.2f}x" in told
+    folder = out / row["model"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=True, dtype=torch.float32).eval()
+    _, judged = TextData(place / "a.txt", place / "b.txt", length=16).read(place / "model")
+    assert float(row["perplexity"]) == pytest.approx(float(losses(model, judged).mean().exp()), rel=1e-4)
+    # Branches whose numbers are all zero stand for what is gone: they don't count.
+    zeros = {".".join(name.split(".")[:4]) for name, p in model.named_parameters() if not p.any()}
+    counted = [p.numel() for name, p in model.named_parameters() if ".".join(name.split(".")[:4]) not in zeros]
+    assert int(row["params"]) == sum(counted)
+    session = onnxruntime.InferenceSession(str(folder / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    past = [node for node in session.get_inputs() if "past" in node.name]
+    assert int(row["cache_bytes_per_token"]) == 4 * sum(node.shape[1] * node.shape[3] for node in past)
+    assert len(read_blocks(folder / "blocks.json")) == 3
+    record = json.loads((out / "record.json").read_text())
+    assert record["front"][0]["trial"] == int(row["trial"]) and len(record["trials"]) >= 3
+    assert int(row["params"]) < 0.95 * record["front"][0]["facts"]["dense_params"]
+    assert main.main(words(place, out)) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert main.main(words(place, out, "--resume", "--space", "depth")) == 2
+    assert "has another space" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on(place, tmp_path, capsys):
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-m", "hwprune.cli.main", *words(place, out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (out / "work" / "prices.json").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = (out / "work" / "damages.json").stat().st_mtime_ns
+    assert main.main(words(place, out, "--resume")) == 0
+    assert (out / "work" / "damages.json").stat().st_mtime_ns == before
+    assert (out / "front.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["uniform", "deci", "depth"])
+def test_spaces_end_in_folders_of_their_kind(place, tmp_path, space):
+    out = tmp_path / "run"
+    assert main.main(words(place, out, "--space", space)) == 0
+    (row,) = csv.DictReader((out / "front.csv").read_text().splitlines())
+    config = json.loads((out / row["model"] / "config.json").read_text())
+    assert config["architectures"] == (["DeciLMForCausalLM"] if space == "deci" and "uneven" in config else ["LlamaForCausalLM"])
+    if space == "uniform":
+        assert not list((out / row["model"]).glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--max-latency", "2ms"], "prefill=200ms,decode=30ms"),
+        (["--max-drop", "0.01"], "takes no --max-drop"),
+        (["--space", "dfault"], "--space of a language model is one of"),
+        (["--windows", "3"], "needs at least 5"),
+    ],
+)
+def test_what_can_not_be_done_is_one_message(place, tmp_path, capsys, more, message):
+    assert main.main(words(place, tmp_path / "run", *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_limits_of_phases_are_read(capsys):
+    assert latencies("prefill=200ms,decode=0.03s") == {"prefill": 0.2, "decode": 0.03} and latencies("2ms") == 0.002
+    with pytest.raises(argparse.ArgumentTypeError, match="write prefill=200ms"):
+        latencies("prefil=200ms")
+    assert main.main(["search", "demo:digits", "--tokens", "8+4"]) == 2
+    assert "are for hf:FOLDER of a language model" in capsys.readouterr().err
+
+
+def test_an_uneven_model_is_not_searched_again(place, tmp_path):
+    data = TextData(place / "a.txt", None, length=16, most=8, judged=4)
+    road.prune_folder(place / "model", data, SweepPlan((), "l2", "none", by_block=({"neuron": 0.5}, {}, {})), tmp_path / "uneven")
+    with pytest.raises(UsageError, match="search from the dense model"):
+        search_language(LanguageJob(tmp_path / "uneven", data), tmp_path / "run")

@@ -1,0 +1,82 @@
+"""Prices from a bench that answers by a known formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hwprune.errors import CandidateFailure, RunError
+from hwprune.language.part_choices import choices_for
+from hwprune.language.phase_prices import DENSE, measure_prices
+from hwprune.latency.paired import Paired
+from hwprune.records.measurement import Measurement
+from hwprune.streaming.sweep_plan import SweepPlan
+
+CHOICES = choices_for({"neuron": 64, "kv": 2}, SweepPlan((), "obs", "obs", multiple=32), "default", {})
+SAVED = {"attention-1": (0.01, 0.002), "attention-0": (0.03, 0.001), "mlp-32": (0.02, -0.001), "mlp-0": (0.04, 0.004)}
+FIRST = {"prefill": 1.0, "decode": 0.1}
+DEPTH = 5
+
+
+class Assembler:
+    """Notes what it is to write."""
+
+    def write(self, blocks, path):
+        path.write_text(blocks[1]["name"])
+        assert blocks[0]["name"] == DENSE and len(blocks) == DEPTH
+        return blocks[1]["name"]
+
+
+class Bench:
+    """A machine that is a tenth slower each time it is asked."""
+
+    def __init__(self):
+        self.asked, self.slow = [], 1.0
+
+    def measure(self, path, shape):
+        self.asked.append(shape)
+        self.slow *= 1.1
+        found = {}
+        for phase, saved in zip(("prefill", "decode"), SAVED[path.read_text()], strict=True):
+            dense = FIRST[phase] * self.slow
+            ratio = FIRST[phase] / (FIRST[phase] - (DEPTH - 1) * saved)
+            latency = Measurement(dense / ratio, "s", 0, 1, 3, {"dense_s": dense})
+            found[phase] = Paired(Measurement(ratio, "x", 0, 9, 3, {"clock": "wall"}), latency)
+        return found
+
+
+def samples():
+    return {name: {"name": name, "x": torch.zeros(1)} for name in (DENSE, *SAVED)}
+
+
+def test_what_a_block_saves_is_found_from_ratios_on_a_machine_that_slows_down(tmp_path):
+    prices = measure_prices(Bench(), Assembler(), samples(), CHOICES, DEPTH, tmp_path)
+    slow = prices.dense["prefill"] / FIRST["prefill"]
+    for name, saved in SAVED.items():
+        assert prices.saved["prefill"][name] == pytest.approx(saved[0] * slow)
+        assert prices.saved["decode"][name] == pytest.approx(saved[1] * slow)  # what makes it slower, too
+    found = prices.predicted("prefill", CHOICES, [(0, 0), (1, 1), (2, 0), (2, 2), (0, 0)])
+    assert found == pytest.approx(slow * (1.0 - 0.01 - 0.02 - 0.03 - 0.03 - 0.04))
+
+
+def test_a_killed_run_goes_on_at_the_choice_where_it_was(tmp_path):
+    class Dies(Bench):
+        def measure(self, path, shape):
+            if len(self.asked) == 2:
+                raise KeyboardInterrupt
+            return super().measure(path, shape)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_prices(Dies(), Assembler(), samples(), CHOICES, DEPTH, tmp_path)
+    bench = Bench()
+    prices = measure_prices(bench, Assembler(), samples(), CHOICES, DEPTH, tmp_path)
+    assert bench.asked == ["mlp-32", "mlp-0"] and set(prices.saved["decode"]) == set(SAVED)
+
+
+def test_a_choice_that_does_not_run_is_named(tmp_path):
+    class Fails(Bench):
+        def measure(self, path, shape):
+            raise CandidateFailure("measure", "no kernel")
+
+    with pytest.raises(RunError, match="attention-1 in each block can't be run: no kernel"):
+        measure_prices(Fails(), Assembler(), samples(), CHOICES, DEPTH, tmp_path)
