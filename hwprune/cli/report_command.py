@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from hwprune.cli import arguments as args
+from hwprune.cli import search_language
 
 EPILOG = """examples:
   hwprune report runs/demo
@@ -29,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.report.writing import write_formats
 
     out = Path(options.out) if options.out else None
+    if search_language.is_run(Path(options.run_directory)):
+        return search_language.report(Path(options.run_directory), out)
     record, files = write_formats(Path(options.run_directory), options.format, out)
     print(files[0].read_text(encoding="utf-8") if options.format == "md" else summary(record, args.width()))
     # Of a report that is printed itself this is no part: it may be on its way into a pull request.

@@ -64,7 +64,28 @@ def run(options: argparse.Namespace) -> int:
         print(told(record))
         for reason in record["refused"]:
             print(f"Not searched: {reason}")
-        print(f"\nFiles: {out / 'candidates'} (each a folder for transformers with onnx/model.onnx and blocks.json)")
+        print(f"\nReport: {out / 'report.html'}")
+        print(f"Files:  {out / 'candidates'} (each a folder for transformers with onnx/model.onnx and blocks.json)")
         best = record["front"][0]["trial"]
         print(f"\nAs a GGUF file: hwprune apply {out / 'candidates' / str(best) / 'blocks.json'} ... --format huggingface,gguf")
+    return 0
+
+
+def is_run(run_directory: Path) -> bool:
+    """Is it the run of such a search?"""
+    return (run_directory / "language.json").is_file() and (run_directory / "record.json").is_file()
+
+
+def report(run_directory: Path, out: Path | None) -> int:
+    """Write its page and table anew."""
+    from hwprune.common.files import read_json
+    from hwprune.language.language_record import FRONT, LanguagePoint, front_csv, told
+    from hwprune.language.language_report import FILE, write_report
+
+    record, place = read_json(run_directory / "record.json"), out or run_directory
+    place.mkdir(parents=True, exist_ok=True)
+    write_report(record, place / FILE)
+    (place / FRONT).write_text(front_csv([LanguagePoint(**point) for point in record["front"]]))
+    print(told(record))
+    print(f"\nWritten: {place / FILE}, {place / FRONT}")
     return 0

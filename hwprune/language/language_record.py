@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hwprune.common import formatting
 from hwprune.common.files import dump_json, write_atomic
 from hwprune.language.part_choices import PartChoices
+from hwprune.searching.recording import versions
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.phases import Phases
 
@@ -69,7 +70,7 @@ def write_record(
         "schema": 1, "kind": "language", "job": dict(job), "class": folder.kind.__name__, "depth": folder.depth,
         "choices": [asdict(one) for one in (*choices.attention, *choices.mlp)], "refused": list(choices.refused),
         "damages": list(damages), "prices": {"dense": dict(prices.dense), "saved": {k: dict(v) for k, v in prices.saved.items()}},
-        "trials": trials, "front": [asdict(point) for point in points], "seconds": seconds,
+        "versions": versions(), "trials": trials, "front": [asdict(point) for point in points], "seconds": seconds,
     }  # fmt: skip
     write_atomic(out / RECORD, dump_json(record))
     write_atomic(out / FRONT, front_csv(points))

@@ -17,9 +17,11 @@ from hwprune.common.telling import Tell, silent
 from hwprune.errors import RunError, UsageError
 from hwprune.language import part_damages
 from hwprune.language.language_record import RECORD, LanguagePoint, write_record
+from hwprune.language.language_report import FILE as REPORT
+from hwprune.language.language_report import write_report
 from hwprune.language.part_choices import PARTS, Allocation, PartChoices, by_block, choices_for
 from hwprune.language.part_damages import PartStore, Texts
-from hwprune.language.phase_prices import DENSE, PhaseBench, measure_prices
+from hwprune.language.phase_prices import PhaseBench, measure_prices
 from hwprune.language.phase_study import Allocator, PhaseStudy
 from hwprune.language.trial_scores import TrialScorer
 from hwprune.latency.paired import Paired
@@ -30,6 +32,7 @@ from hwprune.streaming.assembled_onnx import Assembler, blocks_of
 from hwprune.streaming.block_pruning import BlockPruner
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.cached_onnx import CacheShape
+from hwprune.streaming.continuation import continuation, in_words
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
 from hwprune.streaming.perplexity import perplexity, window_losses
@@ -49,6 +52,10 @@ LOOKED, LOOKED_LENGTH = 2, 256
 """Windows, and tokens of each, on which single choices are looked at: differences between choices are paired, token by token."""
 HELD = 2
 """Windows that trials are scored on."""
+MOST_DIVERGENCE = 1.0
+"""Nats a token, before any repair, beyond which a model is not written: its perplexity is some three times the dense one's."""
+PROMPT, NEW = 32, 48
+"""Tokens of a text that each point goes on with, and of what it says."""
 CHECKED_TOKENS = 64
 """Tokens on which the dense model's file is compared with PyTorch."""
 
@@ -118,7 +125,7 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     dense = _dense_file(folder, assembler, work, texts.fitted[:1, :CHECKED_TOKENS])
     damages = part_damages.part_damages(folder, texts, choices, plan, store, work, step)
     with PhaseBench(target, job.tokens, dense, work) as bench:
-        prices = measure_prices(bench, assembler, samples, choices, folder.depth, work, step)
+        prices = measure_prices(bench, assembler, samples, blocks_of(folder), choices, work, step)
         allocator = Allocator(
             choices, damages, prices, job.tokens, dict(job.limits or {}), uniform=job.space == "uniform"
         )  # fmt: skip
@@ -132,8 +139,9 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         study = PhaseStudy(out, allocator, scorer.score, measure, job.seed)
         study.run(job.trials, lambda done, trials, text: step(f"trials: {text}" if text else "trials", done, trials))
     known = KnownDense(_dense_perplexity(folder, judged, work, step), dense)
-    points = _finalists(study, job, choices, plan, source, out, target, known, step)
+    points = _finalists(study, job, choices, plan, source, out, target, known, judged, step)
     record = write_record(out, job.to_json(), folder, choices, damages, prices, study, points, time.monotonic() - started)
+    write_report(record, out / REPORT)
     if not points:
         raise RunError(f"no trial keeps the limits; the run is kept: {out / RECORD}")
     return record
@@ -202,14 +210,14 @@ def _choices(
 def _samples(
     first: tuple[DecoderBlock, HiddenStates], choices: PartChoices, plan: SweepPlan, store: PartStore
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """`PartChoice.name`, `DENSE` -> tensors of the first block so; and of each combination of an attention without an MLP."""
+    """`PartChoice.name` -> tensors of the first block so; and of each attention without an MLP."""
     block, states = first
     own = {name: x.detach() for name, x in block.layer.named_parameters()}
     cheap = replace(plan, criterion="l2", compensation="none")
     pruner = BlockPruner(cheap, "block", [0], [])
     solvable = [one for one in choices.all if one.pattern != one.part]
     found = pruner.options(block, states, [[(one.pattern, one.share)] for one in solvable]) if solvable else []
-    samples = {DENSE: own} | {one.name: tensors for one, tensors in zip(solvable, found, strict=True)}
+    samples = {one.name: tensors for one, tensors in zip(solvable, found, strict=True)}
     for one in choices.all:
         if one.pattern == one.part:
             samples[one.name] = store.tensors(0, [one], own)
@@ -246,6 +254,7 @@ def _finalists(
     out: Path,
     target: Target,
     known: KnownDense,
+    judged: torch.Tensor,
     step: Tell,
 ) -> list[LanguagePoint]:
     """Points spread over the front, pruned block by block, written, scored and measured in fresh processes."""
@@ -259,17 +268,30 @@ def _finalists(
                 known=known,
                 step=lambda text, *rest, number=trial.number: step(f"candidate {number}: {text}", *rest),
             )  # fmt: skip
+            if facts["generates"]:
+                before = _dense_words(source, judged, out)
+                facts["continuation"] = before | {"model": continuation(LanguageFolder(place), judged[:1, :PROMPT], NEW)}
             write_blocks(place / "blocks.json", blocks)
             write_atomic(place / "result.json", dump_json(facts))
         found.append(LanguagePoint(trial.number, blocks, read_json(place / "result.json"), dict(trial.user_attrs["score"])))
     return found
 
 
+def _dense_words(source: Path, judged: torch.Tensor, out: Path) -> dict[str, str]:
+    """A prompt, and how the dense model goes on."""
+    file = out / WORK / "words.json"
+    if not file.is_file():
+        folder, ids = LanguageFolder(source), judged[:1, :PROMPT]
+        write_atomic(file, dump_json({"prompt": in_words(source, ids), "dense": continuation(folder, ids, NEW)}))
+    return dict(read_json(file))
+
+
 def _spread(front: Sequence[Any], count: int) -> list[Any]:
-    """So many of them, evenly over the logarithm of the speedup, the fastest among them."""
-    if len(front) <= count:
-        return list(front)
-    logs = np.log([one.values[1] for one in front])
-    wanted = np.linspace(logs[0], logs[-1], count + 1)[1:]
+    """So many of them, evenly over the logarithm of the speedup, the fastest that is of use among them."""
+    useful = [one for one in front if one.values[0] <= MOST_DIVERGENCE] or list(front[:1])
+    if len(useful) <= count:
+        return useful
+    logs = np.log([one.values[1] for one in useful])
+    wanted = np.linspace(min(logs[0], 0.0), logs[-1], count + 1)[1:]
     places = {int(np.abs(logs - one).argmin()) for one in wanted}
-    return [front[place] for place in sorted(places)]
+    return [useful[place] for place in sorted(places)]

@@ -165,6 +165,7 @@ class PhaseStudy:
         self, run: Path, allocator: Allocator, score: Callable[[Allocation], Score], measure: Measure, seed: int
     ) -> None:
         self._allocator, self._score, self._measure = allocator, score, measure
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             study_name=NAME, storage=f"sqlite:///{run / FILE}", directions=["minimize", "maximize"], load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=FIRST, constant_liar=False),

@@ -106,6 +106,10 @@ class Record:
         raise UsageError(f"the run has no trial {number}")
 
 
+LANGUAGE = "language"
+"""``kind`` in the record of a language model's search."""
+
+
 def read_record(run: Path) -> Record:
     """The record of a run directory. Raises `UsageError` if there is none or it isn't one."""
     path = run / "record.json"
@@ -114,6 +118,11 @@ def read_record(run: Path) -> Record:
     data = read_json(path)
     if not isinstance(data, dict) or data.get("schema") != 1:
         raise UsageError(f"{path} is not a record of schema 1")
+    if data.get("kind") == LANGUAGE:
+        raise UsageError(
+            f"{run} is the search of a language model: its points are the folders in candidates/, which transformers loads, and "
+            "this command is for other searches (`hwprune report` writes its page anew)"
+        )
     missing = [key for key in _NEEDED if key not in data]
     if missing:
         raise UsageError(f"{path} lacks {', '.join(missing)}")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -19,6 +20,7 @@ import transformers
 from hwprune.cli import main
 from hwprune.cli.arguments import latencies
 from hwprune.errors import UsageError
+from hwprune.language import language_search
 from hwprune.language.language_search import LanguageJob, search_language
 from hwprune.streaming import road
 from hwprune.streaming.plan_file import read_blocks
@@ -96,6 +98,15 @@ def test_spaces_end_in_folders_of_their_kind(place, tmp_path, space):
     assert config["architectures"] == (["DeciLMForCausalLM"] if space == "deci" and "uneven" in config else ["LlamaForCausalLM"])
     if space == "uniform":
         assert not list((out / row["model"]).glob("*.py"))
+
+
+def test_points_are_spread_over_what_is_of_use():
+    front = [SimpleNamespace(values=(0.05 * n, 1 + 0.1 * n)) for n in range(1, 30)]
+    found = [one.values[1] for one in language_search._spread(front, 3)]
+    assert found == pytest.approx([1.4, 2.1, 3.0])  # cube roots of 3 apart, none beyond 1 nat
+    assert language_search._spread(front[:2], 3) == front[:2]
+    ruined = [SimpleNamespace(values=(5.0, 1.1)), SimpleNamespace(values=(6.0, 1.2))]
+    assert language_search._spread(ruined, 3) == ruined[:1] and language_search._spread([], 3) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.language.part_choices import choices_for
-from hwprune.language.phase_prices import DENSE, measure_prices
+from hwprune.language.phase_prices import measure_prices
 from hwprune.latency.paired import Paired
 from hwprune.records.measurement import Measurement
 from hwprune.streaming.sweep_plan import SweepPlan
@@ -19,12 +19,14 @@ DEPTH = 5
 
 
 class Assembler:
-    """Notes what it is to write."""
+    """Notes what it is to write: the sample's size tells its name."""
 
     def write(self, blocks, path):
-        path.write_text(blocks[1]["name"])
-        assert blocks[0]["name"] == DENSE and len(blocks) == DEPTH
-        return blocks[1]["name"]
+        sizes = [len(block["x"]) for block in blocks]
+        assert sizes[0] == 10 and sizes[1:] == [sizes[1]] * (DEPTH - 1)
+        assert len({float(block["x"][0]) for block in blocks}) == DEPTH  # equal blocks would share caches
+        path.write_text(list(SAVED)[sizes[1] - 1])
+        return path.read_text()
 
 
 class Bench:
@@ -46,11 +48,15 @@ class Bench:
 
 
 def samples():
-    return {name: {"name": name, "x": torch.zeros(1)} for name in (DENSE, *SAVED)}
+    return {name: {"x": torch.zeros(place)} for place, name in enumerate(SAVED, start=1)}
+
+
+def blocks():
+    return [{"x": torch.full((10,), float(index))} for index in range(DEPTH)]
 
 
 def test_what_a_block_saves_is_found_from_ratios_on_a_machine_that_slows_down(tmp_path):
-    prices = measure_prices(Bench(), Assembler(), samples(), CHOICES, DEPTH, tmp_path)
+    prices = measure_prices(Bench(), Assembler(), samples(), blocks(), CHOICES, tmp_path)
     slow = prices.dense["prefill"] / FIRST["prefill"]
     for name, saved in SAVED.items():
         assert prices.saved["prefill"][name] == pytest.approx(saved[0] * slow)
@@ -67,9 +73,9 @@ def test_a_killed_run_goes_on_at_the_choice_where_it_was(tmp_path):
             return super().measure(path, shape)
 
     with pytest.raises(KeyboardInterrupt):
-        measure_prices(Dies(), Assembler(), samples(), CHOICES, DEPTH, tmp_path)
+        measure_prices(Dies(), Assembler(), samples(), blocks(), CHOICES, tmp_path)
     bench = Bench()
-    prices = measure_prices(bench, Assembler(), samples(), CHOICES, DEPTH, tmp_path)
+    prices = measure_prices(bench, Assembler(), samples(), blocks(), CHOICES, tmp_path)
     assert bench.asked == ["mlp-32", "mlp-0"] and set(prices.saved["decode"]) == set(SAVED)
 
 
@@ -79,4 +85,4 @@ def test_a_choice_that_does_not_run_is_named(tmp_path):
             raise CandidateFailure("measure", "no kernel")
 
     with pytest.raises(RunError, match="attention-1 in each block can't be run: no kernel"):
-        measure_prices(Fails(), Assembler(), samples(), CHOICES, DEPTH, tmp_path)
+        measure_prices(Fails(), Assembler(), samples(), blocks(), CHOICES, tmp_path)
