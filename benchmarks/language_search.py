@@ -26,7 +26,9 @@ def neurons_of(speedup: float, record: Mapping[str, Any]) -> float:
     """Share of the neurons that goes, between the sizes that were priced."""
     dense, saved, depth = record["prices"]["dense"]["decode"], record["prices"]["saved"]["decode"], record["depth"]
     whole = next(one["kept"] for one in record["choices"] if one["part"] == "mlp")
-    known = sorted((1 - one["kept"] / whole, depth * saved[f"mlp-{one['kept']}"]) for one in record["choices"] if one["pattern"] == "neuron")
+    known = sorted(
+        (1 - one["kept"] / whole, depth * saved[f"mlp-{one['kept']}"]) for one in record["choices"] if one["pattern"] == "neuron"
+    )
     wanted, before = dense * (1 - 1 / speedup), (0.0, 0.0)
     for share, seconds in known:
         if seconds >= wanted:

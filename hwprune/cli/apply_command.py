@@ -31,6 +31,10 @@ EPILOG = """RECIPE is a recipe.json, or the same choice for every unit that fits
 """
 
 
+OF_LANGUAGE = ("memory", "choices", "measure", "multiple", "quantize", "recover")
+"""Options for language models alone."""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -75,6 +79,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens", metavar="P+N", default="128+64", help="with --measure: a prompt of P tokens, N new ones (default: 128+64)"
     )
+    parser.add_argument(
+        "--recover", metavar="distill:TOKENS", help="with --format huggingface: the dense model teaches the pruned one, from so "
+        "many tokens of --text, such as distill:100k"
+    )  # fmt: skip
+    parser.add_argument(
+        "--quantize", metavar="P,...", help="with --format huggingface,onnx: also files with weights of fewer bits: int8, int4"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for model.onnx, model.safetensors and recipe.json")
     args.add_output(parser)
@@ -96,10 +107,8 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError("--scope is not for --format huggingface, which takes a model block by block")
         by_block = options.recipe.endswith(".json")
         return apply_language.run(options, [] if by_block else _parse(options.recipe, apply_language.WHOLE))
-    if options.memory is not None or options.choices or options.measure or options.multiple:
-        raise UsageError(
-            "--memory, --choices, --multiple and --measure are for --format huggingface, which takes a model block by block"
-        )
+    if given := [f"--{name}" for name in OF_LANGUAGE if getattr(options, name)]:
+        raise UsageError(f"{', '.join(given)}: for --format huggingface, which takes a language model block by block")
     out = args.require_new(options.out)
     wanted = None if options.recipe.endswith(".json") else _parse(options.recipe)
     if wanted is None and (options.criterion or options.scope):

@@ -22,7 +22,8 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         choices: pattern, sparsity; without any the recipe is a file that says it for each block.
     """
     from hwprune.cli.progress_bar import make_progress
-    from hwprune.streaming import road
+    from hwprune.streaming import quantised_onnx, road
+    from hwprune.streaming.distilling import tokens_of
     from hwprune.streaming.phases import Tokens
     from hwprune.streaming.plan_file import read_blocks
     from hwprune.streaming.sweep_plan import SweepPlan
@@ -43,6 +44,10 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     plan = SweepPlan(wanted, criterion, compensation, tuple(options.exclude), multiple, strict, by_block)
     numbers = {"text": options.text, "length": options.length, "windows": options.windows}
     data = text_data({key: value for key, value in numbers.items() if value is not None})
+    precisions = quantised_onnx.parse(options.quantize) if options.quantize else ()
+    if precisions and "onnx" not in formats:
+        raise UsageError("--quantize writes ONNX files: --format huggingface,onnx")
+    learned = tokens_of(options.recover) if options.recover else 0
     progress = make_progress(quiet=options.quiet)
     try:
         facts = road.prune_folder(
@@ -50,7 +55,8 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
             score=options.score,
             choices=Path(options.choices) if options.choices else None, onnx="onnx" in formats,
             gguf_out="gguf" in formats,
-            tokens=Tokens.parse(options.tokens) if options.measure else None, step=progress.stage,
+            tokens=Tokens.parse(options.tokens) if options.measure else None, quantize=precisions,
+            distil_tokens=learned, step=progress.stage,
         )  # fmt: skip
     except KeyboardInterrupt:
         if (out / road.WORK).is_dir():
@@ -71,7 +77,6 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
 def _tell(facts: dict[str, Any]) -> None:
     """What came of it, a line each."""
     from hwprune.common import formatting
-    from hwprune.streaming.phases import Phases
 
     gone = facts["blocks"] - len(facts["kept"])
     sizes = f"{formatting.count(facts['dense_params'])} -> {formatting.count(facts['params'])} parameters"
@@ -94,6 +99,13 @@ def _tell(facts: dict[str, Any]) -> None:
     if facts["plain"]:
         places = formatting.some(len(facts["plain"]), "place")
         print(f"In {places} the repair did not help windows that it had not seen, and was left out.")
+    if "distilled" in facts:
+        told = facts["distilled"]
+        spent, before = (formatting.duration(told[key]) for key in ("seconds", "teacher_seconds"))
+        change = f"{told['before']:.3f} -> {told['after']:.3f} nats a token from it on windows that took no part"
+        how = "" if told["kept"] else ": it was left out"
+        learned = f"{formatting.count(told['tokens'])} tokens in {spent} (its own words: {before})"
+        print(f"Taught by the dense model: {learned}; {change}{how}.")
     if facts["params"] == facts["dense_params"]:
         print("Zeros alone make nothing faster: the folder is as large as before, for runtimes that know the pattern.")
     if "perplexity" in facts:
@@ -104,6 +116,14 @@ def _tell(facts: dict[str, Any]) -> None:
     if "accuracy" in facts:
         share = f"{formatting.percent(facts['dense_accuracy'])} -> {formatting.percent(facts['accuracy'])}"
         print(f"Right answers to {formatting.some(facts['questions'], 'question')}: {share}")
+    _tell_files(facts)
+
+
+def _tell_files(facts: dict[str, Any]) -> None:
+    """What lies beside the folder."""
+    from hwprune.common import formatting
+    from hwprune.streaming.phases import Phases
+
     if "gguf_bytes" in facts:
         types = ", ".join(f"{count} {name}" for name, count in sorted(facts["gguf_types"].items()))
         before, after = (formatting.size(facts[key]) for key in ("dense_gguf_bytes", "gguf_bytes"))
@@ -121,6 +141,12 @@ def _tell(facts: dict[str, Any]) -> None:
     if "phases" in facts:
         print("In ONNX Runtime, on one thread of this CPU:")
         print("\n".join(Phases.from_json(facts["phases"]).text()))
+    for name, told in facts.get("quantised", {}).items():
+        before, after = (formatting.size(told[key]) for key in ("float_bytes", "bytes"))
+        scored = f"; perplexity {told['perplexity']:.2f}" if "perplexity" in told else ""
+        print(f"{name} ({told['file']}): {before} -> {after}{scored}.")
+        if "phases" in told:
+            print("\n".join(Phases.from_json(told["phases"]).text()))
 
 
 def _cuts(wanted: list[tuple[str, float]]) -> bool:

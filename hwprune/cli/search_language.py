@@ -12,7 +12,7 @@ from pathlib import Path
 from hwprune.errors import UsageError
 
 NOT_HERE = (
-    "job", "time", "sampler", "max_drop", "min_speedup", "max_size", "recover", "quantize", "remote", "table", "estimate",
+    "job", "time", "sampler", "max_drop", "min_speedup", "max_size", "remote", "table", "estimate",
     "database", "all_patterns", "trial_timeout", "memory_limit", "storage", "data", "shape",
 )  # fmt: skip
 """Options of `hwprune search` that this search has no use for."""
@@ -26,9 +26,11 @@ def wanted(options: argparse.Namespace) -> bool:
 def run(options: argparse.Namespace) -> int:
     """Search, and tell what came of it."""
     from hwprune.cli.progress_bar import make_progress
+    from hwprune.language.language_job import LanguageJob
     from hwprune.language.language_record import told
-    from hwprune.language.language_search import LanguageJob, search_language
-    from hwprune.streaming import road
+    from hwprune.language.language_search import search_language
+    from hwprune.streaming import quantised_onnx, road
+    from hwprune.streaming.distilling import tokens_of
     from hwprune.streaming.phases import Tokens
     from hwprune.workload.language import text_data
 
@@ -44,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         Tokens.parse(options.tokens or "128+64"), options.gguf, options.target or "cpu", options.space or "default",
         options.max_latency, options.trials or 40, options.points or 4, options.seed or 0,
         road.usual_multiple(source, options.gguf, gguf_out=options.gguf is not None),
+        quantize=quantised_onnx.parse(options.quantize) if options.quantize else (),
+        distil_tokens=tokens_of(options.recover) if options.recover else 0,
     )  # fmt: skip
     out = Path(options.out or f"runs/{source.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     progress = make_progress(quiet=options.quiet or options.json, verbose=options.verbose)
@@ -85,7 +89,9 @@ def report(run_directory: Path, out: Path | None) -> int:
     record, place = read_json(run_directory / "record.json"), out or run_directory
     place.mkdir(parents=True, exist_ok=True)
     write_report(record, place / FILE)
-    (place / FRONT).write_text(front_csv([LanguagePoint(**point) for point in record["front"]]))
+    (place / FRONT).write_text(
+        front_csv([LanguagePoint(**point) for point in record["front"]], record.get("dense_quantised", {}))
+    )
     print(told(record))
     print(f"\nWritten: {place / FILE}, {place / FRONT}")
     return 0

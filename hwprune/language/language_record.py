@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 RECORD, FRONT = "record.json", "front.csv"
 COLUMNS = (
-    "trial", "perplexity", "dense_perplexity", "prefill_s", "prefill_speedup", "prefill_ci_low", "prefill_ci_high", "decode_s",
-    "decode_speedup", "decode_ci_low", "decode_ci_high", "answer_s", "answer_speedup", "params", "cache_bytes_per_token", "model",
-    "blocks",
+    "trial", "precision", "perplexity", "dense_perplexity", "prefill_s", "prefill_speedup", "prefill_ci_low", "prefill_ci_high",
+    "decode_s", "decode_speedup", "decode_ci_low", "decode_ci_high", "answer_s", "answer_speedup", "params",
+    "cache_bytes_per_token", "model", "folder",
 )  # fmt: skip
+Row = tuple[str, str, Mapping[str, Any], "LanguagePoint | None"]
+"""Trial, precision, facts with ``perplexity`` and ``phases``, and its point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class LanguagePoint:
 def write_record(
     out: Path,
     job: Mapping[str, Any],
+    quantised: Mapping[str, Any],
     folder: LanguageFolder,
     choices: PartChoices,
     damages: Sequence[Mapping[str, float]],
@@ -61,7 +64,11 @@ def write_record(
     points: Sequence[LanguagePoint],
     seconds: float,
 ) -> dict[str, Any]:
-    """Write both files; returns what is in the record."""
+    """Write both files; returns what is in the record.
+
+    Args:
+        quantised: precision -> `quantised_facts` of the dense model.
+    """
     trials = [
         {"number": one.number, "state": one.state.name, "values": one.values, "params": one.params, **one.user_attrs}
         for one in study.study.get_trials(deepcopy=False)
@@ -70,28 +77,52 @@ def write_record(
         "schema": 1, "kind": "language", "job": dict(job), "class": folder.kind.__name__, "depth": folder.depth,
         "choices": [asdict(one) for one in (*choices.attention, *choices.mlp)], "refused": list(choices.refused),
         "damages": list(damages), "prices": {"dense": dict(prices.dense), "saved": {k: dict(v) for k, v in prices.saved.items()}},
-        "versions": versions(), "trials": trials, "front": [asdict(point) for point in points], "seconds": seconds,
+        "versions": versions(), "trials": trials, "front": [asdict(point) for point in points],
+        "dense_quantised": dict(quantised),        "seconds": seconds,
     }  # fmt: skip
     write_atomic(out / RECORD, dump_json(record))
-    write_atomic(out / FRONT, front_csv(points))
+    write_atomic(out / FRONT, front_csv(points, quantised))
     return record
 
 
-def front_csv(points: Sequence[LanguagePoint]) -> str:
-    """A row for each point, slowest first."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
+def rows_of(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> list[Row]:
+    """Everything that was measured, the dense model's files first.
+
+    Args:
+        dense: precision -> `quantised_facts` of the dense model.
+    """
+    rows: list[Row] = []
+    rows += [("dense", name, facts, None) for name, facts in dense.items()]
     for point in points:
-        phases, facts = point.phases, point.facts
+        rows.append((str(point.trial), "fp32", point.facts, point))
+        rows += [(str(point.trial), name, facts, point) for name, facts in point.facts.get("quantised", {}).items()]
+    return rows
+
+
+def front_csv(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
+    """A row for each point in each precision, slowest first.
+
+    Args:
+        dense: precision -> `quantised_facts` of the dense model.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for trial, precision, facts, point in rows_of(points, dense):
+        phases = Phases.from_json(facts["phases"])
         both = [
             (one.value, ratio.value, ratio.ci_low, ratio.ci_high)
             for one, ratio in ((phases.prefill, phases.prefill_speedup), (phases.decode, phases.decode_speedup))
         ]
-        rows.writerow([
-            point.trial, facts["perplexity"], facts["dense_perplexity"], *both[0], *both[1], phases.answer_s,
-            phases.answer_speedup, facts["params"], facts["cache_bytes_per_token"],
-            f"candidates/{point.trial}", f"candidates/{point.trial}/blocks.json",
+        known = points[0].facts if points else {}
+        params, cache = known.get("dense_params", ""), known.get("dense_cache_bytes_per_token", "")
+        if point is not None:
+            params, cache = point.facts["params"], point.facts["cache_bytes_per_token"]
+        place = "" if point is None else f"candidates/{trial}"
+        file = "work/dense" if point is None else f"{place}/onnx/model"
+        table.writerow([
+            trial, precision, facts["perplexity"], known.get("dense_perplexity", ""), *both[0], *both[1], phases.answer_s,
+            phases.answer_speedup, params, cache, f"{file}.onnx" if precision == "fp32" else f"{file}.{precision}.onnx", place,
         ])  # fmt: skip
     return text.getvalue()
 
@@ -105,13 +136,14 @@ def told(record: Mapping[str, Any]) -> str:
         f"Dense: perplexity {first.facts['dense_perplexity']:.2f}, {formatting.count(first.facts['dense_params'])} parameters. "
         f"Prompt of {asked.prompt} tokens, then {asked.new} one by one.",
         "",
-        f"{'trial':>5}  {'perplexity':>10}  {'prompt':>22}  {'token':>22}  {'answer':>7}  {'parameters':>10}",
+        f"{'trial':>5}  {'bits':>4}  {'perplexity':>10}  {'prompt':>20}  {'token':>20}  {'answer':>7}  {'parameters':>10}",
     ]
-    for point in points:
-        phases = point.phases
+    for trial, precision, facts, point in rows_of(points, record.get("dense_quantised", {})):
+        phases = Phases.from_json(facts["phases"])
         both = [formatting.speedup(one.value, one.ci_low, one.ci_high) for one in (phases.prefill_speedup, phases.decode_speedup)]
+        params = first.facts["dense_params"] if point is None else point.facts["params"]
         lines.append(
-            f"{point.trial:>5}  {point.facts['perplexity']:>10.2f}  {both[0]:>22}  {both[1]:>22}  "
-            f"{phases.answer_speedup:>6.2f}x  {formatting.count(point.facts['params']):>10}"
+            f"{trial:>5}  {precision:>4}  {facts['perplexity']:>10.2f}  {both[0]:>20}  {both[1]:>20}  "
+            f"{phases.answer_speedup:>6.2f}x  {formatting.count(params):>10}"
         )
     return "\n".join(lines)

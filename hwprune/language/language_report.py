@@ -12,8 +12,9 @@ from typing import Any
 
 from hwprune.common import formatting
 from hwprune.common.files import write_atomic
-from hwprune.language.language_record import LanguagePoint
+from hwprune.language.language_record import LanguagePoint, rows_of
 from hwprune.records.measurement import Measurement
+from hwprune.streaming.phases import Phases
 from hwprune.streaming.sublayers import ATTENTION, MLP
 
 FILE = "report.html"
@@ -37,7 +38,13 @@ def write_report(record: Mapping[str, Any], path: Path) -> None:
     name = Path(record["job"]["source"]).name
     body = [f"<h1>{escape(name)}: perplexity against measured time</h1>", _summary(record, points)]
     if points:
-        body += [_table(points), '<div class="two">', _chart(points, "prefill"), _chart(points, "decode"), "</div>"]
+        body += [
+            _table(points, record.get("dense_quantised", {})),
+            '<div class="two">',
+            _chart(points, "prefill"),
+            _chart(points, "decode"),
+            "</div>",
+        ]
         body += ["<h2>What each block keeps</h2>", _legend(), *(_blocks(point, record) for point in points)]
         body += _continuations(points)
     body += [_trials(record), _predictions(record), _about(record)]
@@ -66,21 +73,21 @@ def _summary(record: Mapping[str, Any], points: Sequence[LanguagePoint]) -> str:
     return f'<p class="soft">{text}</p><p>{told}</p>'
 
 
-def _table(points: Sequence[LanguagePoint]) -> str:
-    head = "".join(
-        f"<th>{one}</th>"
-        for one in ("trial", "perplexity", "prompt", "", "token", "", "whole answer", "parameters", "cache a token", "files")
-    )
+def _table(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
+    names = ("trial", "weights", "perplexity", "prompt", "", "token", "", "whole answer", "parameters", "file")
+    head = "".join(f"<th>{one}</th>" for one in names)
     rows = []
-    for point in points:
-        phases, facts = point.phases, point.facts
+    for trial, precision, facts, point in rows_of(points, dense):
+        phases, known = Phases.from_json(facts["phases"]), points[0].facts
         asked = phases.tokens
+        size = f" ({formatting.size(facts['bytes'])})" if "bytes" in facts else ""
+        file = "model.onnx" if precision == "fp32" else facts["file"]
         cells = [
-            str(point.trial), f"{facts['perplexity']:.2f}",
+            trial, precision + size, f"{facts['perplexity']:.2f}",
             _ratio(phases.prefill_speedup), f"{asked.batch * asked.prompt / phases.prefill.value:.0f} tokens/s",
             _ratio(phases.decode_speedup), f"{asked.batch / phases.decode.value:.0f} tokens/s", f"{phases.answer_speedup:.2f}x",
-            formatting.count(facts["params"]), formatting.size(facts["cache_bytes_per_token"]),
-            f"<code>candidates/{point.trial}</code>",
+            formatting.count(known["dense_params"] if point is None else point.facts["params"]),
+            f"<code>work/{escape(file)}</code>" if point is None else f"<code>candidates/{trial}/onnx/{escape(file)}</code>",
         ]  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'

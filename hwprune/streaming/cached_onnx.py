@@ -72,6 +72,13 @@ class CacheShape:
         """What the file takes for so many new tokens after so many earlier ones."""
         return [np.ones((batch, count), np.int64), *self.empty(batch, past)]
 
+    @classmethod
+    def of_file(cls, path: Path) -> CacheShape:
+        """What a file says."""
+        graph = onnx.load(str(path), load_external_data=False).graph
+        dims = [item.type.tensor_type.shape.dim for item in graph.input if item.name.startswith(PAST)]
+        return cls(tuple(int(one[1].dim_value) for one in dims), tuple(int(one[3].dim_value) for one in dims))
+
     @property
     def bytes_per_token(self) -> int:
         """In 32 bits."""

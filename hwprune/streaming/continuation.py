@@ -21,6 +21,9 @@ def continuation(folder: LanguageFolder, ids: torch.Tensor, new: int) -> str:
     """
     model: Any = folder.whole()
     model.config.use_cache = True
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest:
+        new = max(1, min(new, longest - ids.shape[1]))
     made = model.generate(ids, max_new_tokens=new, do_sample=False, repetition_penalty=1.0)
     return in_words(folder.path, made[:, ids.shape[1] :])
 

@@ -6,6 +6,7 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hwprune.errors import UsageError
 from hwprune.records import target as targets
 from hwprune.records.target import Target
 from hwprune.streaming import cached_onnx, gguf_writing, llama_files
+from hwprune.streaming.distilling import distil
 from hwprune.streaming.folder import LanguageFolder, OtherNamesError
 from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
@@ -58,6 +60,8 @@ def prune_folder(
     tokens: Tokens | None = None,
     target: Target | None = None,
     known: KnownDense | None = None,
+    quantize: Sequence[str] = (),
+    distil_tokens: int = 0,
     step: Tell = silent,
 ) -> dict[str, Any]:
     """Prune a causal language model block by block and write a folder that transformers loads.
@@ -75,12 +79,16 @@ def prune_folder(
             of them with ONNX files. None: none are.
         target: where ONNX files are measured. Default: this CPU.
         known: what is known of the dense model already.
+        distil_tokens: tokens of the text that calibrates from which the dense model teaches the pruned one; 0: none. The whole
+            pruned model is in memory meanwhile.
+        quantize: precisions in which the ONNX file is written, too: ``onnx/model.int8.onnx`` (see `quantised_onnx`).
 
     Returns:
         ``out params dense_params generates kept silent blocks errors plain width uneven vllm seconds peak_bytes`` (``uneven``:
         blocks have different sizes; ``vllm``: and vLLM knows their form), with ``score`` also
         ``perplexity dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``, with
-        ``tokens`` also ``phases`` (see `Phases`; of ONNX files), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes
+        ``tokens`` also ``phases`` (see `Phases`; of ONNX files), with ``quantize`` also
+        ``quantised`` (precision -> `quantised_facts`), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes
         gguf_types``, and ``llama_missing`` (why llama.cpp can't be used) or ``llama_divergence`` (see `check_llama`) and, with
         ``tokens``, ``llama_phases``, and with ``score`` also ``gguf_perplexity``.
 
@@ -100,7 +108,7 @@ def prune_folder(
     if gguf_out and gguf is not None and (source / gguf).is_file() and (plan.by_block or plan.takes(ATTENTION)):
         gguf_writing.check_architecture(source / gguf)
     given, (source, folder) = source, _opened(source, gguf, work, memory)
-    with_cache = onnx or (tokens is not None and not (gguf_out and llama_files.missing() is None))
+    with_cache = onnx or bool(quantize) or (tokens is not None and not (gguf_out and llama_files.missing() is None))
     if with_cache:
         _check_cache(folder, memory)
     questions = None if choices is None else read_questions(choices)
@@ -115,6 +123,8 @@ def prune_folder(
         "plain": done.plain, "width": len(done.width) or None, "uneven": LanguageFolder(out).uneven,
         "vllm": read_json(out / "config.json").get("architectures") == [DECI],
     }  # fmt: skip
+    if distil_tokens:
+        facts["distilled"] = distil(out, folder, data.to_learn(source), distil_tokens, work, step).to_json()
     if score:
         facts["dense_perplexity"] = known.perplexity if known else perplexity(window_losses(folder, judged, step, work))
         facts["perplexity"] = perplexity(window_losses(LanguageFolder(out), judged, step, work))
@@ -137,12 +147,14 @@ def prune_folder(
         facts |= cached_facts(
             source,
             out,
-            onnx=onnx,
+            onnx=onnx or bool(quantize),
             work=work,
             ids=calibration[:1, :CHECKED_TOKENS],
             tokens=tokens,
             target=target or targets.load("cpu"),
             known=known,
+            precisions=quantize,
+            judged=judged if score else None,
             step=step,
         )
     shutil.rmtree(work)

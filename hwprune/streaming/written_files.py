@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from hwprune.common.telling import Tell
 from hwprune.errors import RunError
 from hwprune.records.target import Target
-from hwprune.streaming import cached_onnx, gguf_writing, phases
+from hwprune.streaming import cached_onnx, gguf_writing, phases, quantised_onnx
 from hwprune.streaming.assembled_onnx import write_assembled
 from hwprune.streaming.block_templates import NotAssembledError
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder
-from hwprune.streaming.phases import Tokens
+from hwprune.streaming.perplexity import perplexity
+from hwprune.streaming.phases import Inputs, Tokens
 from hwprune.streaming.sublayers import ATTENTION
 from hwprune.streaming.sweep import Swept
 from hwprune.workload import gguf_file
@@ -46,6 +48,8 @@ def cached_facts(
     tokens: Tokens | None,
     target: Target,
     known: KnownDense | None,
+    precisions: Sequence[str],
+    judged: torch.Tensor | None,
     step: Tell,
 ) -> dict[str, Any]:
     """Write the ONNX file, and measure it; returns what `road.prune_folder` tells of it.
@@ -55,16 +59,48 @@ def cached_facts(
         onnx: does the file stay?
         ids: (1, tokens) with which files are checked.
         tokens: what is measured; None: nothing is.
+        precisions: in which the file is written, too (see `quantised_onnx`).
+        judged: (windows, tokens) for the perplexity of these; None: it is not told.
     """
     step("writing the ONNX file")
     made, shape = cached_file(out, (out if onnx else work) / "onnx", ids)
     facts: dict[str, Any] = {"cache_bytes_per_token": shape.bytes_per_token}
-    if tokens is None:
-        return facts
-    before = cached_file(dense, work / "dense-onnx", ids) if known is None else known.onnx
-    facts["dense_cache_bytes_per_token"] = before[1].bytes_per_token
-    first, second = (before[0], before[1].inputs), (made, shape.inputs)
-    facts["phases"] = phases.measure(first, second, target, tokens, step).to_json()
+    if tokens is not None:
+        before = cached_file(dense, work / "dense-onnx", ids) if known is None else known.onnx
+        facts["dense_cache_bytes_per_token"] = before[1].bytes_per_token
+        reference = (before[0], before[1].inputs)
+        facts["phases"] = phases.measure(reference, (made, shape.inputs), target, tokens, step).to_json()
+    if precisions:
+        facts["quantised"] = {
+            name: quantised_facts((made, shape), name, judged, (reference, target, tokens) if tokens is not None else None, step)
+            for name in precisions
+        }
+    return facts
+
+
+def quantised_facts(
+    source: tuple[Path, CacheShape],
+    precision: str,
+    judged: torch.Tensor | None,
+    measured: tuple[tuple[Path, Inputs], Target, Tokens] | None,
+    step: Tell,
+) -> dict[str, Any]:
+    """Write a file beside ``source`` with weights of fewer bits: ``file bytes``, ``perplexity``, ``phases``.
+
+    Args:
+        judged: see `cached_facts`.
+        measured: the dense model's file with its inputs, where both are measured, and what; None: nothing is.
+    """
+    path, shape = source
+    step(f"writing {precision}")
+    made = path.with_name(f"{path.stem}.{precision}.onnx")
+    quantised_onnx.write_quantised(path, precision, made)
+    facts: dict[str, Any] = {"file": made.name, "bytes": made.stat().st_size, "float_bytes": path.stat().st_size}
+    if judged is not None:
+        facts["perplexity"] = perplexity(quantised_onnx.window_losses(made, shape, judged, step))
+    if measured is not None:
+        reference, target, tokens = measured
+        facts["phases"] = phases.measure(reference, (made, shape.inputs), target, tokens, step).to_json()
     return facts
 
 

@@ -37,6 +37,11 @@ class TextData:
         border = max(1, 3 * len(found) // 4)
         return _thin(found[:border], self.most), _thin(found[border:] if len(found) > 1 else found, self.judged)
 
+    def to_learn(self, folder: Path) -> torch.Tensor:
+        """(windows, tokens) of the whole text that calibrates; no token judges."""
+        found = windows(folder, self.calibration, self.length)
+        return found if self.test is not None else found[: max(1, 3 * len(found) // 4)]
+
 
 def windows(folder: str | Path, text: str | Path, length: int) -> torch.Tensor:
     """(windows, length) tokens of a text, as the folder's tokenizer makes them, without gaps; what is left over goes.

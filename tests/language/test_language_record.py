@@ -22,11 +22,22 @@ def point():
 
 
 def test_a_row_for_each_point():
-    (row,) = csv.DictReader(front_csv([point()]).splitlines())
+    (row,) = csv.DictReader(front_csv([point()], {}).splitlines())
     assert (row["trial"], row["perplexity"], row["prefill_s"], row["decode_speedup"]) == ("7", "30.5", "0.1", "1.5")
     # 0.1 s and 64 tokens of 0.01 s, where dense took 0.125 s and 0.015 s.
     assert float(row["answer_s"]) == 0.74 and abs(float(row["answer_speedup"]) - (0.125 + 64 * 0.015) / 0.74) < 1e-12
-    assert row["model"] == "candidates/7" and row["blocks"] == "candidates/7/blocks.json"
+    assert row["model"] == "candidates/7/onnx/model.onnx" and row["folder"] == "candidates/7" and row["precision"] == "fp32"
+
+
+def test_a_row_for_each_precision_and_for_the_dense_model_in_it():
+    one = point()
+    told = {"file": "model.int8.onnx", "bytes": 5, "float_bytes": 9, "perplexity": 31.0, "phases": one.facts["phases"]}
+    one = LanguagePoint(one.trial, one.blocks, dict(one.facts) | {"quantised": {"int8": told}}, one.unrepaired)
+    rows = list(csv.DictReader(front_csv([one], {"int8": told | {"perplexity": 25.0}}).splitlines()))
+    assert [(row["trial"], row["precision"], row["perplexity"], row["params"]) for row in rows] == [
+        ("dense", "int8", "25.0", "134000000"), ("7", "fp32", "30.5", "120000000"), ("7", "int8", "31.0", "120000000")
+    ]  # fmt: skip
+    assert rows[2]["model"] == "candidates/7/onnx/model.int8.onnx" and rows[0]["model"] == "work/dense.int8.onnx"
 
 
 def test_the_table_fits_a_terminal_and_says_both_phases():

@@ -20,8 +20,9 @@ import transformers
 from hwprune.cli import main
 from hwprune.cli.arguments import latencies
 from hwprune.errors import UsageError
-from hwprune.language import language_search
-from hwprune.language.language_search import LanguageJob, search_language
+from hwprune.language import front_points
+from hwprune.language.language_job import LanguageJob
+from hwprune.language.language_search import search_language
 from hwprune.streaming import road
 from hwprune.streaming.plan_file import read_blocks
 from hwprune.streaming.sweep_plan import SweepPlan
@@ -51,7 +52,7 @@ def test_one_command_is_the_whole_search(place, tmp_path, capsys):
     told = capsys.readouterr().out
     (row,) = csv.DictReader((out / "front.csv").read_text().splitlines())
     assert f"{float(row['perplexity']):.2f}" in told and f"{float(row['answer_speedup']):.2f}x" in told
-    folder = out / row["model"]
+    folder = out / row["folder"]
     model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=True, dtype=torch.float32).eval()
     _, judged = TextData(place / "a.txt", place / "b.txt", length=16).read(place / "model")
     assert float(row["perplexity"]) == pytest.approx(float(losses(model, judged).mean().exp()), rel=1e-4)
@@ -66,6 +67,17 @@ def test_one_command_is_the_whole_search(place, tmp_path, capsys):
     record = json.loads((out / "record.json").read_text())
     assert record["front"][0]["trial"] == int(row["trial"]) and len(record["trials"]) >= 3
     assert int(row["params"]) < 0.95 * record["front"][0]["facts"]["dense_params"]
+    # Weights of fewer bits, of a search that has ended: nothing is pruned again.
+    before = (folder / "onnx" / "model.onnx").stat().st_mtime_ns
+    assert main.main(words(place, out, "--resume", "--quantize", "int8")) == 0
+    rows = list(csv.DictReader((out / "front.csv").read_text().splitlines()))
+    assert [(one["trial"], one["precision"]) for one in rows] == [
+        ("dense", "int8"),
+        (row["trial"], "fp32"),
+        (row["trial"], "int8"),
+    ]
+    assert (folder / "onnx" / "model.onnx").stat().st_mtime_ns == before
+    assert (out / rows[2]["model"]).is_file() and (out / rows[0]["model"]).is_file() and "int8" in capsys.readouterr().out
     assert main.main(words(place, out)) == 2
     assert "go on with --resume" in capsys.readouterr().err
     assert main.main(words(place, out, "--resume", "--space", "depth")) == 2
@@ -94,19 +106,19 @@ def test_spaces_end_in_folders_of_their_kind(place, tmp_path, space):
     out = tmp_path / "run"
     assert main.main(words(place, out, "--space", space)) == 0
     (row,) = csv.DictReader((out / "front.csv").read_text().splitlines())
-    config = json.loads((out / row["model"] / "config.json").read_text())
+    config = json.loads((out / row["folder"] / "config.json").read_text())
     assert config["architectures"] == (["DeciLMForCausalLM"] if space == "deci" and "uneven" in config else ["LlamaForCausalLM"])
     if space == "uniform":
-        assert not list((out / row["model"]).glob("*.py"))
+        assert not list((out / row["folder"]).glob("*.py"))
 
 
 def test_points_are_spread_over_what_is_of_use():
     front = [SimpleNamespace(values=(0.05 * n, 1 + 0.1 * n)) for n in range(1, 30)]
-    found = [one.values[1] for one in language_search._spread(front, 3)]
+    found = [one.values[1] for one in front_points.spread(front, 3)]
     assert found == pytest.approx([1.4, 2.1, 3.0])  # cube roots of 3 apart, none beyond 1 nat
-    assert language_search._spread(front[:2], 3) == front[:2]
+    assert front_points.spread(front[:2], 3) == front[:2]
     ruined = [SimpleNamespace(values=(5.0, 1.1)), SimpleNamespace(values=(6.0, 1.2))]
-    assert language_search._spread(ruined, 3) == ruined[:1] and language_search._spread([], 3) == []
+    assert front_points.spread(ruined, 3) == ruined[:1] and front_points.spread([], 3) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""Points of the front, pruned block by block, written, and measured in fresh processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hwprune.common.files import dump_json, read_json, write_atomic
+from hwprune.common.telling import Tell
+from hwprune.language.language_job import WORK, LanguageJob
+from hwprune.language.language_record import LanguagePoint
+from hwprune.language.part_choices import PartChoices, by_block
+from hwprune.language.phase_study import PhaseStudy
+from hwprune.records.target import Target
+from hwprune.streaming import road
+from hwprune.streaming.cached_onnx import CacheShape
+from hwprune.streaming.continuation import continuation, in_words
+from hwprune.streaming.folder import LanguageFolder
+from hwprune.streaming.perplexity import perplexity, window_losses
+from hwprune.streaming.plan_file import write_blocks
+from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.streaming.written_files import KnownDense, quantised_facts
+
+MOST_DIVERGENCE = 1.0
+"""Nats a token, before any repair, beyond which a model is not written: its perplexity is some three times the dense one's."""
+PROMPT, NEW = 32, 48
+"""Tokens of a text that each point goes on with, and of what it says."""
+
+
+def dense_perplexity(folder: LanguageFolder, judged: torch.Tensor, work: Path, step: Tell) -> float:
+    file = work / "dense.json"
+    if not file.is_file():
+        write_atomic(file, dump_json({"perplexity": perplexity(window_losses(folder, judged, step, work))}))
+    return float(read_json(file)["perplexity"])
+
+
+def write_points(
+    study: PhaseStudy,
+    job: LanguageJob,
+    choices: PartChoices,
+    plan: SweepPlan,
+    source: Path,
+    out: Path,
+    target: Target,
+    known: KnownDense,
+    judged: torch.Tensor,
+    step: Tell,
+) -> list[LanguagePoint]:
+    """Points spread over the front, pruned block by block, written, scored and measured in fresh processes."""
+    front, found = study.front(), []
+    for trial in spread(front, job.points):
+        place = out / "candidates" / str(trial.number)
+        blocks = by_block(choices, json.loads(trial.user_attrs["allocation"]))
+        if not (place / "result.json").is_file():
+            facts = road.prune_folder(
+                source, job.data, replace(plan, by_block=blocks), place, score=True, onnx=True, tokens=job.tokens, target=target,
+                known=known, distil_tokens=job.distil_tokens,
+                step=lambda text, *rest, number=trial.number: step(f"candidate {number}: {text}", *rest),
+            )  # fmt: skip
+            if facts["generates"]:
+                before = _dense_words(source, judged, out)
+                facts["continuation"] = before | {"model": continuation(LanguageFolder(place), judged[:1, :PROMPT], NEW)}
+            write_blocks(place / "blocks.json", blocks)
+            write_atomic(place / "result.json", dump_json(facts))
+        facts = read_json(place / "result.json")
+        for name in (name for name in job.quantize if name not in facts.get("quantised", {})):
+            file = place / "onnx" / "model.onnx"
+            measured = ((known.onnx[0], known.onnx[1].inputs), target, job.tokens)
+            told = quantised_facts((file, CacheShape.of_file(file)), name, judged, measured, step)
+            facts["quantised"] = facts.get("quantised", {}) | {name: told}
+            write_atomic(place / "result.json", dump_json(facts))
+        found.append(LanguagePoint(trial.number, blocks, facts, dict(trial.user_attrs["score"])))
+    return found
+
+
+def dense_quantised(
+    job: LanguageJob, dense: tuple[Path, CacheShape], judged: torch.Tensor, target: Target, work: Path, step: Tell
+) -> dict[str, Any]:
+    """Precision -> `quantised_facts` of the dense model: what is to be had without pruning."""
+    found = {}
+    for name in job.quantize:
+        file = work / f"dense.{name}.json"
+        if not file.is_file():
+            measured = ((dense[0], dense[1].inputs), target, job.tokens)
+            write_atomic(file, dump_json(quantised_facts(dense, name, judged, measured, step)))
+        found[name] = read_json(file)
+    return found
+
+
+def _dense_words(source: Path, judged: torch.Tensor, out: Path) -> dict[str, str]:
+    """A prompt, and how the dense model goes on."""
+    file = out / WORK / "words.json"
+    if not file.is_file():
+        folder, ids = LanguageFolder(source), judged[:1, :PROMPT]
+        write_atomic(file, dump_json({"prompt": in_words(source, ids), "dense": continuation(folder, ids, NEW)}))
+    return dict(read_json(file))
+
+
+def spread(front: Sequence[Any], count: int) -> list[Any]:
+    """So many of them, evenly over the logarithm of the speedup, the fastest that is of use among them."""
+    useful = [one for one in front if one.values[0] <= MOST_DIVERGENCE] or list(front[:1])
+    if len(useful) <= count:
+        return useful
+    logs = np.log([one.values[1] for one in useful])
+    wanted = np.linspace(min(logs[0], 0.0), logs[-1], count + 1)[1:]
+    places = {int(np.abs(logs - one).argmin()) for one in wanted}
+    return [useful[place] for place in sorted(places)]
