@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ FIRST = 10
 """Trials with damages as they are, at budgets spread over the range."""
 LEAST, MOST = 0.05, 0.6
 """Shares of the dense time that budgets save."""
+FEWEST_SEEN = 4
+"""Trials from which on measured models correct the table of savings."""
 IMPOSSIBLE = 1e9
 """Damage of what is not finite."""
 MARGIN = 0.02
@@ -185,6 +187,7 @@ class PhaseStudy:
             self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
         while (done := len(self.finished())) < trials:
             told(done, trials, self._best_text())
+            self._learn_prices()
             trial = self.study.ask()
             bend = Bend(
                 trial.suggest_float("attention", 0.25, 4.0, log=True), trial.suggest_float("tilt", -3.0, 3.0),
@@ -216,12 +219,28 @@ class PhaseStudy:
         weights = {PREFILL: 1, DECODE: tokens.new}
         answer = sum(weights[phase] * found[phase].latency.value for phase in PHASES)
         dense = sum(weights[phase] * found[phase].latency.value * found[phase].ratio for phase in PHASES)
-        predicted = {p: allocator.prices.dense[p] / allocator.prices.predicted(p, allocator.choices, allocation) for p in PHASES}
+        predicted, added_up = (
+            {p: prices.dense[p] / prices.predicted(p, allocator.choices, allocation) for p in PHASES}
+            for prices in (allocator.prices, replace(allocator.prices, scale={}))
+        )
         ratios = {phase: paired.speedup for phase, paired in found.items()}
         trial.set_user_attr("score", asdict(score))
         trial.set_user_attr("speedups", {phase: [one.value, one.ci_low, one.ci_high] for phase, one in ratios.items()})
         trial.set_user_attr("predicted", predicted)
+        trial.set_user_attr("added_up", added_up)
         self.study.tell(trial, [score.divergence if math.isfinite(score.divergence) else IMPOSSIBLE, dense / answer])
+
+    def _learn_prices(self) -> None:
+        """Let whole models say how far their choices' savings add up."""
+        complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        seen: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
+        for one in complete:
+            for phase in PHASES:
+                told = 1 - 1 / one.user_attrs.get("added_up", one.user_attrs["predicted"])[phase]
+                if told > LEAST:
+                    seen[phase].append((1 - 1 / one.user_attrs["speedups"][phase][0], told))
+        if len(complete) >= FEWEST_SEEN:
+            self._allocator.prices = self._allocator.prices.learned(seen)
 
     def finished(self) -> list[optuna.trial.FrozenTrial]:
         """Trials that have ended, failed ones included."""

@@ -99,7 +99,11 @@ def test_formats_that_there_are(place, tmp_path, capsys):
         assert main.main([*words, "--format", format_]) == 2
         assert message in capsys.readouterr().err
     assert main.main([*words, "--format", "onnx", "--measure"]) == 2
-    assert "--measure are for --format huggingface" in capsys.readouterr().err
+    assert "--measure: for --format huggingface" in capsys.readouterr().err
+    assert main.main([*words, "--format", "huggingface", "--quantize", "int8"]) == 2
+    assert "--quantize writes ONNX files" in capsys.readouterr().err
+    assert main.main([*words, "--format", "huggingface", "--recover", "finetune:2"]) == 2
+    assert "takes distill:TOKENS" in capsys.readouterr().err
 
 
 def test_a_gguf_file_gets_smaller_whatever_was_asked(tmp_path, capsys):

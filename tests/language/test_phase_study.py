@@ -128,6 +128,29 @@ def test_each_trial_is_run_and_what_is_known_is_not_run_again(tmp_path):
     assert len(asked) == before
 
 
+def test_a_table_that_promises_too_much_is_corrected_by_whole_models(tmp_path):
+    """Models save four fifths of what their choices add up to: the later ones are predicted right, and keep their budget."""
+
+    def measure(allocation):
+        found = {}
+        for phase, dense, value in zip(("prefill", "decode"), (0.6, 0.08), seconds(allocation), strict=True):
+            true = dense - 0.8 * (dense - value)
+            latency = Measurement(true, "s", true, true, 3, {"dense_s": dense})
+            found[phase] = Paired(Measurement(dense / true, "x", dense / true, dense / true, 3, {"clock": "wall"}), latency)
+        return found
+
+    study = PhaseStudy(tmp_path, allocator(), score, measure, seed=0)
+    study.run(14, lambda *_: None)
+    complete = [one for one in study.finished() if one.state == optuna.trial.TrialState.COMPLETE]
+    first = complete[0].user_attrs
+    assert first["predicted"] == first["added_up"] and first["predicted"]["decode"] > first["speedups"]["decode"][0]
+    for one in complete[6:]:
+        told = one.user_attrs
+        if told["allocation"] not in [other.user_attrs["allocation"] for other in complete[:6]]:
+            assert told["predicted"]["prefill"] == pytest.approx(told["speedups"]["prefill"][0], rel=1e-6)
+            assert one.values[1] >= 1 / (1 - one.params["budget"]) - 1e-9
+
+
 def test_a_trial_that_a_kill_has_ended_is_run_anew(tmp_path):
     def dies(_allocation):
         raise KeyboardInterrupt
