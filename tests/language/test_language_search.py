@@ -67,7 +67,18 @@ def test_one_command_is_the_whole_search(place, tmp_path, capsys):
     record = json.loads((out / "record.json").read_text())
     assert record["front"][0]["trial"] == int(row["trial"]) and len(record["trials"]) >= 3
     assert int(row["params"]) < 0.95 * record["front"][0]["facts"]["dense_params"]
-    # Weights of fewer bits, of a search that has ended: nothing is pruned again.
+    assert main.main(words(place, out)) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert main.main(words(place, out, "--resume", "--space", "depth")) == 2
+    assert "has another space" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_weights_of_fewer_bits_may_be_asked_for_when_a_search_has_ended(place, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main.main(words(place, out)) == 0
+    (row,) = csv.DictReader((out / "front.csv").read_text().splitlines())
+    folder = out / row["folder"]
     before = (folder / "onnx" / "model.onnx").stat().st_mtime_ns
     assert main.main(words(place, out, "--resume", "--quantize", "int8")) == 0
     rows = list(csv.DictReader((out / "front.csv").read_text().splitlines()))
@@ -78,10 +89,6 @@ def test_one_command_is_the_whole_search(place, tmp_path, capsys):
     ]
     assert (folder / "onnx" / "model.onnx").stat().st_mtime_ns == before
     assert (out / rows[2]["model"]).is_file() and (out / rows[0]["model"]).is_file() and "int8" in capsys.readouterr().out
-    assert main.main(words(place, out)) == 2
-    assert "go on with --resume" in capsys.readouterr().err
-    assert main.main(words(place, out, "--resume", "--space", "depth")) == 2
-    assert "has another space" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -69,16 +69,25 @@ def test_zeros_that_stand_for_a_branch_are_left_out(tmp_path, folder, words):
     check_cached_onnx(tmp_path / "model.onnx", whole(tmp_path / "out"), shape, IDS)
 
 
-def test_what_does_not_come_apart_is_exported_whole(tmp_path, words, monkeypatch):
-    """Gemma's norms multiply by 1 + weight, which the exporter folds."""
-    folder = llama(tmp_path / "gemma", depth=2, kind="Gemma", head_dim=8)
+def gemma(place):
+    return llama(place, depth=2, kind="Gemma", head_dim=8)
+
+
+def test_what_the_exporter_folds_is_found_out(tmp_path):
+    """Gemma's norms multiply by 1 + weight."""
     with pytest.raises(NotAssembledError, match="input_layernorm"):
-        write_assembled(LanguageFolder(folder), tmp_path / "model.onnx")
+        write_assembled(LanguageFolder(gemma(tmp_path / "gemma")), tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+def test_what_does_not_come_apart_is_exported_whole(tmp_path, words):
     data = TextData(words, length=16, most=8, judged=4)
-    road.prune_folder(folder, data, SweepPlan([("neuron", 0.5)], "l2", "none"), tmp_path / "out", onnx=True)
+    plan = SweepPlan([("neuron", 0.5)], "l2", "none")
+    road.prune_folder(gemma(tmp_path / "gemma"), data, plan, tmp_path / "out", onnx=True)
     assert (tmp_path / "out" / "onnx" / "model.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_exported_whole(tmp_path, folder, words, monkeypatch):
     real = assembled_onnx.blocks_of
     monkeypatch.setattr(assembled_onnx, "blocks_of", lambda source: real(source)[::-1])
