@@ -13,6 +13,7 @@ from hwprune.common.telling import Tell, silent
 from hwprune.errors import RunError, UsageError
 from hwprune.language import part_damages
 from hwprune.language.front_points import dense_perplexity, dense_quantised, write_points
+from hwprune.language.joint_damages import added_up
 from hwprune.language.language_job import WORK, LanguageJob, claim
 from hwprune.language.language_record import RECORD, write_record
 from hwprune.language.language_report import FILE as REPORT
@@ -77,10 +78,11 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     damages = part_damages.part_damages(folder, texts, choices, plan, store, work, step)
     with PhaseBench(target, job.tokens, dense, work) as bench:
         prices = measure_prices(bench, assembler, samples, blocks_of(folder), choices, work, step)
+        scorer = TrialScorer(folder, texts.held, choices, store, work)
+        damages = added_up(scorer.score, choices, damages, work, step)
         allocator = Allocator(
             choices, damages, prices, job.tokens, dict(job.limits or {}), uniform=job.space == "uniform"
         )  # fmt: skip
-        scorer = TrialScorer(folder, texts.held, choices, store, work)
 
         def measure(allocation: Allocation) -> dict[str, Paired]:
             path = work / "trial.onnx"

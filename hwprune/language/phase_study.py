@@ -34,6 +34,9 @@ FIRST = 10
 """Trials with damages as they are, at budgets spread over the range."""
 LEAST, MOST = 0.05, 0.6
 """Shares of the dense time that budgets save."""
+FIXED = "fixed"
+"""Attribute of a trial that was not chosen by a knapsack."""
+MOST_PLAIN = 4
 FEWEST_SEEN = 4
 """Trials from which on measured models correct the table of savings."""
 IMPOSSIBLE = 1e9
@@ -115,6 +118,12 @@ class Allocator:
             for part in PARTS
         ) * len(self.damages) / self.dense_s  # fmt: skip
 
+    def plain(self) -> list[list[tuple[int, int]]]:
+        """What one would try without a search: the same neurons in all blocks. Nothing that is found may be worse than these."""
+        depth = len(self.damages)
+        found = [[(0, place)] * depth for place, one in enumerate(self.choices.mlp) if one.pattern not in ("", one.part)]
+        return [one for one in found[:MOST_PLAIN] if self.keeps_limits(one)]
+
     def damage(self, allocation: Allocation) -> float:
         """The sum of the choices' own damages."""
         return sum(
@@ -177,13 +186,20 @@ class PhaseStudy:
             raise UsageError("nothing that can be cut from this model saves 5 % of its time on this target")
         self._most = most
         if not self.study.trials:
+            plain = {"attention": 1.0, "tilt": 0.0, "spread": 1.0}
+            for allocation in allocator.plain():
+                saved = 1 - allocator.answer_s(allocation) / allocator.dense_s
+                self.study.enqueue_trial(
+                    plain | {"budget": min(max(saved, LEAST), most)}, user_attrs={FIXED: json.dumps(allocation)}
+                )
             for budget in np.linspace(LEAST, most, FIRST + 1)[1:]:
-                self.study.enqueue_trial({"budget": float(budget), "attention": 1.0, "tilt": 0.0, "spread": 1.0})
+                self.study.enqueue_trial(plain | {"budget": float(budget)})
 
     def run(self, trials: int, told: Callable[[int, int, str], None]) -> None:
         """Run until there are so many finished trials; a trial that a kill has ended is asked for anew."""
         for one in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            self.study.enqueue_trial(one.params)
+            kept = {key: value for key, value in one.user_attrs.items() if key == FIXED}
+            self.study.enqueue_trial(one.params, user_attrs=kept)
             self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
         while (done := len(self.finished())) < trials:
             told(done, trials, self._best_text())
@@ -196,7 +212,8 @@ class PhaseStudy:
             self._one(trial, trial.suggest_float("budget", LEAST, self._most), bend)
 
     def _one(self, trial: optuna.Trial, budget: float, bend: Bend) -> None:
-        allocation = self._allocator.best(budget, bend)
+        fixed = trial.user_attrs.get(FIXED)
+        allocation = self._allocator.best(budget, bend) if fixed is None else [(a, b) for a, b in json.loads(fixed)]
         if allocation is None:
             trial.set_user_attr("failure", "no allocation keeps the budget and the limits")
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -205,7 +222,8 @@ class PhaseStudy:
         for other in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
             if other.user_attrs["allocation"] == text:  # the same model again: its numbers are known
                 for key, value in other.user_attrs.items():
-                    trial.set_user_attr(key, value)
+                    if key != FIXED:
+                        trial.set_user_attr(key, value)
                 self.study.tell(trial, other.values)
                 return
         trial.set_user_attr("allocation", text)

@@ -32,7 +32,9 @@ HELD_EVERY = 12
 MOST_HELD = 8
 BATCH = 2
 """Windows in a step."""
-RATE = 1e-4
+RATE = 2e-4
+"""Between two that were tried on SmolLM2 with 30,000 tokens: 1e-4 came nearer to the dense model on held-out text (0.315 nats a
+token, 0.321 with 3e-4), 3e-4 to the right words of other text (perplexity 36.5 and 35.0)."""
 WARM_UP = 0.1
 """Part of the steps in which the rate grows; then it falls as a cosine to a tenth."""
 LONGEST = 1.0

@@ -105,6 +105,15 @@ def score(allocation):
     return Score(damage(allocation) * 1.3, 10 + damage(allocation))
 
 
+def test_what_one_would_try_without_a_search_is_tried_first(tmp_path):
+    study = PhaseStudy(tmp_path, allocator(), score, measured, seed=0)
+    study.run(1, lambda *_: None)
+    (one,) = study.finished()
+    assert json.loads(one.user_attrs["allocation"]) == [[0, 1]] * 3
+    limited = allocator(limits={"prefill": 0.4})
+    assert limited.plain() == [] and allocator().plain() == [[(0, 1)] * 3]
+
+
 def test_each_trial_is_run_and_what_is_known_is_not_run_again(tmp_path):
     asked = []
 
