@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     job = LanguageJob(
         source, text_data({key: value for key, value in numbers.items() if value is not None}),
         Tokens.parse(options.tokens or "128+64"), options.gguf, options.target or "cpu", options.space or "default",
-        options.max_latency, options.trials or 40, options.points or 4, options.seed or 0,
+        options.max_latency, options.trials or 60, options.points or 4, options.seed or 0,
         road.usual_multiple(source, options.gguf, gguf_out=options.gguf is not None),
         quantize=quantised_onnx.parse(options.quantize) if options.quantize else (),
         distil_tokens=tokens_of(options.recover) if options.recover else 0,

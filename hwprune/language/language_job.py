@@ -46,7 +46,7 @@ class LanguageJob:
     target: str = "cpu"
     space: str = "default"
     limits: Mapping[str, float] | None = None
-    trials: int = 40
+    trials: int = 60
     points: int = 4
     seed: int = 0
     multiple: int = road.MULTIPLE

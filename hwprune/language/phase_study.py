@@ -39,6 +39,8 @@ FIXED = "fixed"
 MOST_PLAIN = 4
 FEWEST_SEEN = 4
 """Trials from which on measured models correct the table of savings."""
+RUINED, STEPS = 1.5, 12
+"""Nats a token beyond which nobody wants a model, and budgets that are tried to find where that begins."""
 IMPOSSIBLE = 1e9
 """Damage of what is not finite."""
 MARGIN = 0.02
@@ -124,6 +126,14 @@ class Allocator:
         found = [[(0, place)] * depth for place, one in enumerate(self.choices.mlp) if one.pattern not in ("", one.part)]
         return [one for one in found[:MOST_PLAIN] if self.keeps_limits(one)]
 
+    def most_useful(self, most: float) -> float:
+        """The largest budget up to ``most`` whose best model is not yet ruined, by the sum of its damages."""
+        for budget in np.linspace(most, LEAST, STEPS):
+            allocation = self.best(float(budget), Bend())
+            if allocation is not None and self.damage(allocation) <= RUINED:
+                return float(budget)
+        return most
+
     def damage(self, allocation: Allocation) -> float:
         """The sum of the choices' own damages."""
         return sum(
@@ -181,7 +191,7 @@ class PhaseStudy:
             study_name=NAME, storage=f"sqlite:///{run / FILE}", directions=["minimize", "maximize"], load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=FIRST, constant_liar=False),
         )  # fmt: skip
-        most = min(MOST, 0.95 * allocator.most_saved())
+        most = allocator.most_useful(min(MOST, 0.95 * allocator.most_saved()))
         if most <= LEAST:
             raise UsageError("nothing that can be cut from this model saves 5 % of its time on this target")
         self._most = most

@@ -105,6 +105,16 @@ def score(allocation):
     return Score(damage(allocation) * 1.3, 10 + damage(allocation))
 
 
+def test_budgets_end_where_models_are_ruined(tmp_path):
+    ruinous = [{name: 20 * value for name, value in one.items()} for one in DAMAGES]
+    one = Allocator(CHOICES, ruinous, PRICES, TOKENS, {})
+    found = one.most_useful(0.4)
+    assert found < 0.4 and one.damage(one.best(found, Bend())) <= 1.5
+    higher = found + 0.35 / 11
+    assert one.damage(one.best(higher, Bend())) > 1.5
+    assert allocator().most_useful(0.4) == 0.4
+
+
 def test_what_one_would_try_without_a_search_is_tried_first(tmp_path):
     study = PhaseStudy(tmp_path, allocator(), score, measured, seed=0)
     study.run(1, lambda *_: None)
