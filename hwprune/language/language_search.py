@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hwprune.common.telling import Tell, silent
-from hwprune.errors import RunError, UsageError
+from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.language import part_damages
 from hwprune.language.front_points import dense_perplexity, dense_quantised, write_points
 from hwprune.language.joint_damages import added_up
@@ -28,6 +28,7 @@ from hwprune.records import target as targets
 from hwprune.streaming import cached_onnx
 from hwprune.streaming.assembled_onnx import Assembler, blocks_of
 from hwprune.streaming.block_pruning import BlockPruner
+from hwprune.streaming.block_templates import NotAssembledError
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder
@@ -86,7 +87,10 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
 
         def measure(allocation: Allocation) -> dict[str, Paired]:
             path = work / "trial.onnx"
-            shape = assembler.write(scorer.tensors(allocation), path)
+            try:
+                shape = assembler.write(scorer.tensors(allocation), path)
+            except NotAssembledError as error:
+                raise CandidateFailure("export", str(error)) from error
             return bench.measure(path, shape)
 
         study = PhaseStudy(out, allocator, scorer.score, measure, job.seed)

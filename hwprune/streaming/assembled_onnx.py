@@ -69,9 +69,11 @@ class Assembler:
         """Write the model with these blocks (parameter -> tensor); returns its cache.
 
         Raises:
-            NotAssembledError: a block is of no kind that was told.
+            NotAssembledError: a block is of no kind that was told, or no block attends.
         """
         kinds = [self._template(block) for block in blocks]
+        if not any(kind.past for kind in kinds):
+            raise NotAssembledError("no block attends: lengths are read off keys and values")
         graph, names = self._graph, _Names()
         nodes, weights = list(self._ends.before), []
         stream = self._ends.enters

@@ -33,7 +33,7 @@ from tests.streaming.helpers import llama, losses, text
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("a language model")
-    llama(place / "model", depth=3, hidden=64, neurons=128, heads=4)
+    llama(place / "model", depth=3, hidden=64, neurons=64, heads=4)
     text(place / "a.txt", 3000)
     text(place / "b.txt", 600, seed=3)
     return place

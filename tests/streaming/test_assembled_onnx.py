@@ -29,7 +29,7 @@ def test_a_folder_computes_the_same(tmp_path, kind):
     shape = write_assembled(LanguageFolder(folder), tmp_path / "model.onnx")
     model = whole(folder)
     check_cached_onnx(tmp_path / "model.onnx", model, shape, IDS)
-    model.model.layers[1].mlp.down_proj.weight.data *= 1.2
+    model.model.layers[1].mlp.down_proj.weight.data[:16] *= 1.5
     with pytest.raises(RunError):  # the check is no empty one
         check_cached_onnx(tmp_path / "model.onnx", model, shape, IDS)
 

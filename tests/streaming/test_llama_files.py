@@ -9,7 +9,7 @@ import torch
 
 from hwprune.errors import RunError, UsageError
 from hwprune.records.measurement import Measurement
-from hwprune.streaming import gguf_writing, llama_files, road
+from hwprune.streaming import gguf_writing, llama_files, phases, road
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.phases import Phases, Tokens
 from hwprune.streaming.sweep import Sweep
@@ -120,7 +120,7 @@ def test_both_files_are_timed_in_llama_cpp_and_no_onnx_file_is_made(tmp_path, fi
         one = Measurement(1.0, "x", 0.9, 1.1, 6)
         return Phases(tokens, one, one, one, one, one, one)
 
-    monkeypatch.setattr(road.phases, "measure", measure)
+    monkeypatch.setattr(phases, "measure", measure)
     facts = run(file, tmp_path / "out", tokens=Tokens(8, 4))
     assert seen == [(file, tmp_path / "out" / "model.gguf", "llama.cpp", [[[[1, 1, 1, 1]], [3]]] * 2)]
     assert facts["llama_divergence"] < 0.1 and facts["llama_phases"]["prompt"] == 8 and "phases" not in facts

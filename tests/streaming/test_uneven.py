@@ -122,6 +122,7 @@ def test_other_sizes_beside_attention_that_is_gone_do(tmp_path, folder, words):
     assert facts["uneven"] and user_loads(out).model.layers[1].mlp.gate_proj.weight.shape == (24, 32)
 
 
+@pytest.mark.slow
 def test_the_onnx_file_has_the_sizes_too(tmp_path, deep, words):
     out, _ = run(tmp_path, deep, words, BLOCKS, onnx=True)
     session = onnxruntime.InferenceSession(str(out / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
