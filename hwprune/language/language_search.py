@@ -39,7 +39,7 @@ from hwprune.streaming.uneven import known_lengths
 from hwprune.streaming.written_files import KnownDense
 from hwprune.workload import gguf_file
 
-LOOKED, LOOKED_LENGTH = 2, 256
+LOOKED, LOOKED_LENGTH = 4, 256
 """Windows, and tokens of each, on which single choices are looked at: differences between choices are paired, token by token."""
 HELD = 2
 """Windows that trials are scored on."""
@@ -117,7 +117,9 @@ def _divided(calibration: torch.Tensor) -> Texts:
     every = len(calibration) // (HELD + LOOKED)
     apart = list(range(0, every * (HELD + LOOKED), every))
     fitted = [window for window in range(len(calibration)) if window not in apart]
-    return Texts(calibration[fitted], calibration[apart[::2]][:, :LOOKED_LENGTH], calibration[apart[1::2]])
+    held = apart[1 :: len(apart) // HELD]
+    looked = [window for window in apart if window not in held]
+    return Texts(calibration[fitted], calibration[looked][:, :LOOKED_LENGTH], calibration[held])
 
 
 def _first_block(folder: LanguageFolder, ids: torch.Tensor, work: Path) -> tuple[tuple[DecoderBlock, HiddenStates], list[Any]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hwprune.common.files import dump_json, read_json, write_atomic
@@ -28,6 +29,8 @@ from hwprune.streaming.sublayers import silence
 from hwprune.streaming.sweep_plan import SweepPlan
 
 FILE = "damages.json"
+FEWEST_BLOCKS = 4
+"""Blocks below which nothing is known of how they differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def part_damages(
         work: folder for hidden states, and for `FILE`, from which a killed run goes on.
     """
     if (work / FILE).is_file():
-        return [dict(one) for one in read_json(work / FILE)["blocks"]]
+        return shrunk(read_json(work / FILE)["blocks"])
     ends = folder.ends()
     states, given = _entered(folder, ends, texts.fitted, work / "fitted")
     looked, looked_given = _entered(folder, ends, texts.looked, work / "looked")
@@ -129,7 +132,35 @@ def part_damages(
     states.remove()
     looked.remove()
     write_atomic(work / FILE, dump_json({"blocks": damages}))
-    return damages
+    return shrunk(damages)
+
+
+def shrunk(measured: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[str, float]]:
+    """Mean damages, drawn towards what their choice costs in all blocks as far as windows disagree.
+
+    A knapsack takes what looks cheap, and so what came out cheap by chance. (Models of SmolLM2 that were chosen by damages of two
+    windows cost a tenth to three tenths more than these add up to.) Empirical Bayes on the logarithms, with one noise a choice.
+
+    Args:
+        measured: of each block, choice -> the damage on each window.
+    """
+    found: list[dict[str, float]] = [{} for _ in measured]
+    for name in measured[0]:
+        values = np.array([block[name] for block in measured])  # (blocks, windows)
+        means = values.mean(1)
+        usable = np.isfinite(means) & (means > 0)
+        if values.shape[1] < 2 or usable.sum() < FEWEST_BLOCKS:
+            for block, mean in zip(found, means, strict=True):
+                block[name] = float(mean)
+            continue
+        logs = np.log(means[usable])
+        noise = float(np.median(values[usable].var(1, ddof=1) / values.shape[1] / means[usable] ** 2))
+        centre = float(np.median(logs))
+        spread = max(float(logs.var(ddof=1)) - noise, 0.0)
+        weight = spread / (spread + noise) if spread + noise > 0 else 1.0
+        for block, mean, known in zip(found, means, usable, strict=True):
+            block[name] = math.exp(centre + weight * (math.log(mean) - centre)) if known else float(mean)
+    return found
 
 
 def _entered(
@@ -144,13 +175,13 @@ def _entered(
 
 def _divergences(
     folder: LanguageFolder, ids: torch.Tensor, dense: torch.Tensor, streams: Mapping[tuple[int, str], torch.Tensor], step: Tell
-) -> list[dict[str, float]]:
+) -> list[dict[str, list[float]]]:
     ends = folder.ends()
     wanted = [_words(ends, folder, ids, dense, window) for window in range(len(ids))]
-    found: list[dict[str, float]] = [{} for _ in range(folder.depth)]
+    found: list[dict[str, list[float]]] = [{} for _ in range(folder.depth)]
     for place, ((index, name), stream) in enumerate(streams.items()):
         step("what each choice does to words", place, len(streams))
-        found[index][name] = sum(divergence(wanted[w], _words(ends, folder, ids, stream, w)) for w in range(len(ids))) / len(ids)
+        found[index][name] = [divergence(wanted[w], _words(ends, folder, ids, stream, w)) for w in range(len(ids))]
     return found
 
 

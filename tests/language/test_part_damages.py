@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -72,10 +73,43 @@ def test_each_block_has_each_choice_and_kept_sizes_are_what_is_stored(solved):
 
 
 def test_a_killed_run_does_not_look_again(solved, tmp_path, monkeypatch):
-    (tmp_path / "damages.json").write_text(json.dumps({"blocks": [{"mlp-0": 1.5}]}))
+    (tmp_path / "damages.json").write_text(json.dumps({"blocks": [{"mlp-0": [1.0, 2.0]}]}))
     monkeypatch.setattr(part_damages, "entering", None)
     found = part_damages.part_damages(solved.source, solved.texts, solved.choices, PLAN, solved.store, tmp_path)
     assert found == [{"mlp-0": 1.5}]
+
+
+def draw(noise, blocks=60, windows=4, spread=0.7):
+    """Damages whose truth is known, in different blocks, with noise that is a share of them."""
+    rng = np.random.default_rng(0)
+    truth = np.exp(rng.normal(-4, spread, blocks))
+    seen = truth[:, None] * np.exp(rng.normal(-(noise**2) / 2, noise, (blocks, windows)))
+    return truth, [{"mlp-32": list(row)} for row in seen]
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 1.5])
+def test_shrunk_damages_are_nearer_to_the_truth_than_means(noise):
+    truth, seen = draw(noise)
+    means = np.log([np.mean(one["mlp-32"]) for one in seen])
+    found = np.log([one["mlp-32"] for one in part_damages.shrunk(seen)])
+    assert np.square(found - np.log(truth)).mean() < np.square(means - np.log(truth)).mean()
+    # What looks cheapest is not taken for cheaper than it is as much as before.
+    cheap = means.argsort()[:15]
+    assert (found - np.log(truth))[cheap].mean() > (means - np.log(truth))[cheap].mean()
+
+
+def test_without_noise_nothing_is_shrunk_and_order_stays():
+    truth, seen = draw(0.0)
+    assert [one["mlp-32"] for one in part_damages.shrunk(seen)] == pytest.approx(list(truth))
+    _, seen = draw(1.0)
+    means = [np.mean(one["mlp-32"]) for one in seen]
+    assert np.argsort(means).tolist() == np.argsort([one["mlp-32"] for one in part_damages.shrunk(seen)]).tolist()
+
+
+def test_what_is_ruined_or_nothing_stays_as_it_is():
+    seen = [{"mlp-0": [math.inf, 1.0]}, {"mlp-0": [0.0, 0.0]}, *({"mlp-0": [0.5, 0.6 + 0.1 * i]} for i in range(6))]
+    found = [one["mlp-0"] for one in part_damages.shrunk(seen)]
+    assert found[0] == math.inf and found[1] == 0.0 and all(0.5 <= x <= 0.9 for x in found[2:])
 
 
 def test_a_divergence_that_is_no_number_is_infinite():
