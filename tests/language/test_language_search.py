@@ -109,9 +109,12 @@ def test_a_killed_search_goes_on(place, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("space", ["uniform", "deci", "depth"])
-def test_spaces_end_in_folders_of_their_kind(place, tmp_path, space):
+def test_spaces_end_in_folders_of_their_kind(tmp_path, space):
     out = tmp_path / "run"
-    assert main.main(words(place, out, "--space", space)) == 0
+    llama(tmp_path / "model", depth=3, hidden=64, neurons=256, heads=4)  # of fewer neurons none is worth its time
+    text(tmp_path / "a.txt", 3000)
+    text(tmp_path / "b.txt", 600, seed=3)
+    assert main.main(words(tmp_path, out, "--space", space)) == 0
     (row,) = csv.DictReader((out / "front.csv").read_text().splitlines())
     config = json.loads((out / row["folder"] / "config.json").read_text())
     assert config["architectures"] == (["DeciLMForCausalLM"] if space == "deci" and "uneven" in config else ["LlamaForCausalLM"])
