@@ -136,7 +136,7 @@ def told(record: Mapping[str, Any]) -> str:
         f"Dense: perplexity {first.facts['dense_perplexity']:.2f}, {formatting.count(first.facts['dense_params'])} parameters. "
         f"Prompt of {asked.prompt} tokens, then {asked.new} one by one.",
         "",
-        f"{'trial':>5}  {'bits':>4}  {'perplexity':>10}  {'prompt':>20}  {'token':>20}  {'answer':>7}  {'parameters':>10}",
+        f"{'trial':>5}  {'type':>4}  {'perplexity':>10}  {'prompt':>20}  {'token':>20}  {'answer':>7}  {'parameters':>10}",
     ]
     for trial, precision, facts, point in rows_of(points, record.get("dense_quantised", {})):
         phases = Phases.from_json(facts["phases"])
