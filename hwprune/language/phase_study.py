@@ -276,10 +276,13 @@ class PhaseStudy:
         return self.study.get_trials(deepcopy=False, states=ended)
 
     def front(self) -> list[optuna.trial.FrozenTrial]:
-        """Trials that no other beats in both, fastest last; of equal models the first."""
+        """Trials that no other beats in both, measured within the limits, fastest last; of equal models the first."""
         known: dict[str, optuna.trial.FrozenTrial] = {}
+        dense, limits = self._allocator.prices.dense, self._allocator.limits
         for one in self.study.best_trials:
-            known.setdefault(one.user_attrs["allocation"], one)
+            speedups = one.user_attrs["speedups"]
+            if all(dense[phase] / speedups[phase][0] <= limit for phase, limit in limits.items()):
+                known.setdefault(one.user_attrs["allocation"], one)
         return sorted(known.values(), key=lambda one: one.values[1])
 
     def _best_text(self) -> str:

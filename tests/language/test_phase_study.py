@@ -170,6 +170,24 @@ def test_a_table_that_promises_too_much_is_corrected_by_whole_models(tmp_path):
             assert one.values[1] >= 1 / (1 - one.params["budget"]) - 1e-9
 
 
+def test_what_was_measured_beyond_a_limit_is_not_on_the_front(tmp_path):
+    """The table promises that decode keeps 0.07 s; measured, every second model needs more."""
+    limited, count = allocator(limits={"decode": 0.07}), itertools.count()
+
+    def measure(allocation):
+        found = measured(allocation)
+        if next(count) % 2:
+            ratio = Measurement(0.08 / 0.075, "x", 1.0, 1.1, 3, {"clock": "wall"})
+            found["decode"] = Paired(ratio, Measurement(0.075, "s", 0.07, 0.08, 3, {"dense_s": 0.08}))
+        return found
+
+    study = PhaseStudy(tmp_path, limited, score, measure, seed=0)
+    study.run(10, lambda *_: None)
+    ratios = [one.user_attrs["speedups"]["decode"][0] for one in study.finished() if one.values]
+    assert any(0.08 / ratio > 0.07 for ratio in ratios)
+    assert study.front() and all(0.08 / one.user_attrs["speedups"]["decode"][0] <= 0.07 for one in study.front())
+
+
 def test_a_trial_that_a_kill_has_ended_is_run_anew(tmp_path):
     def dies(_allocation):
         raise KeyboardInterrupt
