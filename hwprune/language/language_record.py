@@ -58,7 +58,6 @@ def write_record(
     quantised: Mapping[str, Any],
     folder: LanguageFolder,
     choices: PartChoices,
-    damages: Sequence[Mapping[str, float]],
     prices: Prices,
     study: PhaseStudy,
     points: Sequence[LanguagePoint],
@@ -76,7 +75,7 @@ def write_record(
     record: dict[str, Any] = {
         "schema": 1, "kind": "language", "job": dict(job), "class": folder.kind.__name__, "depth": folder.depth,
         "choices": [asdict(one) for one in (*choices.attention, *choices.mlp)], "refused": list(choices.refused),
-        "damages": list(damages), "prices": {"dense": dict(prices.dense), "saved": {k: dict(v) for k, v in prices.saved.items()}},
+        "prices": {"dense": dict(prices.dense), "saved": {k: dict(v) for k, v in prices.saved.items()}},
         "versions": versions(), "trials": trials, "front": [asdict(point) for point in points],
         "dense_quantised": dict(quantised),        "seconds": seconds,
     }  # fmt: skip

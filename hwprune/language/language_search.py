@@ -11,18 +11,19 @@ import torch
 
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import CandidateFailure, RunError, UsageError
-from hwprune.language import part_damages
+from hwprune.language.allocator import Allocator
 from hwprune.language.front_points import dense_perplexity, dense_quantised, write_points
-from hwprune.language.joint_damages import added_up
 from hwprune.language.language_job import WORK, LanguageJob, claim
 from hwprune.language.language_record import RECORD, write_record
 from hwprune.language.language_report import FILE as REPORT
 from hwprune.language.language_report import write_report
 from hwprune.language.part_choices import PARTS, Allocation, PartChoices, choices_for
-from hwprune.language.part_damages import PartStore, Texts
-from hwprune.language.phase_prices import PhaseBench, measure_prices
-from hwprune.language.phase_study import Allocator, PhaseStudy
+from hwprune.language.part_options import PartStore, Texts, check_parts, solve_options
+from hwprune.language.phase_bench import PhaseBench
+from hwprune.language.phase_prices import measure_prices
+from hwprune.language.phase_study import PhaseStudy
 from hwprune.language.trial_scores import TrialScorer
+from hwprune.language.word_responses import Responder
 from hwprune.latency.paired import Paired
 from hwprune.records import target as targets
 from hwprune.streaming import cached_onnx
@@ -39,10 +40,12 @@ from hwprune.streaming.uneven import known_lengths
 from hwprune.streaming.written_files import KnownDense
 from hwprune.workload import gguf_file
 
-LOOKED, LOOKED_LENGTH = 4, 256
-"""Windows, and tokens of each, on which single choices are looked at: differences between choices are paired, token by token."""
-HELD = 2
+LOOKED, LOOKED_LENGTH, MOST_DRAWS = 32, 256, 9
+"""Windows of one draw, tokens of each, and draws, on which it is looked what words respond to."""
+HELD = 4
 """Windows that trials are scored on."""
+FEWEST, FEWEST_LOOKED, FEWEST_HELD = 7, 4, 2
+"""Windows without which there is no search; where there are not many, they are divided."""
 CHECKED_TOKENS = 64
 """Tokens on which the dense model's file is compared with PyTorch."""
 
@@ -66,7 +69,7 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     if folder.uneven:
         raise UsageError("this model's blocks have different sizes already: search from the dense model")
     calibration, judged = job.data.read(source)
-    texts = _divided(calibration)
+    texts = _divided(calibration, job.data.between(source))
     plan = SweepPlan((), "obs", "obs", tuple(job.exclude), job.multiple)
     first, given = _first_block(folder, texts.fitted, work)
     choices, store = _choices(folder, first, given, texts, plan, job, work)
@@ -76,14 +79,13 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         folder, [{name: tuple(x.shape) for name, x in block.items()} for block in samples.values()], store.lengths
     )
     dense = _dense_file(folder, assembler, work, texts.fitted[:1, :CHECKED_TOKENS])
-    damages = part_damages.part_damages(folder, texts, choices, plan, store, work, step)
+    solve_options(folder, texts.fitted, choices, plan, store, work, step)
+    responder = Responder(folder, texts.looked, choices, store, work, step)
     with PhaseBench(target, job.tokens, dense, work) as bench:
         prices = measure_prices(bench, assembler, samples, blocks_of(folder), choices, work, step)
         scorer = TrialScorer(folder, texts.held, choices, store, work)
-        damages = added_up(scorer.score, choices, damages, work, step)
-        allocator = Allocator(
-            choices, damages, prices, job.tokens, dict(job.limits or {}), uniform=job.space == "uniform"
-        )  # fmt: skip
+        limits = dict(job.limits or {})
+        allocator = Allocator(choices, prices, job.tokens, limits, folder.depth, uniform=job.space == "uniform")
 
         def measure(allocation: Allocation) -> dict[str, Paired]:
             path = work / "trial.onnx"
@@ -93,33 +95,49 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
                 raise CandidateFailure("export", str(error)) from error
             return bench.measure(path, shape)
 
-        study = PhaseStudy(out, allocator, scorer.score, measure, job.seed)
+        study = PhaseStudy(out, allocator, scorer.score, measure, responder.near, job.seed)
         study.run(job.trials, lambda done, trials, text: step(f"trials: {text}" if text else "trials", done, trials))
     known = KnownDense(dense_perplexity(folder, judged, work, step), dense)
     points = write_points(study, job, choices, plan, source, out, target, known, judged, step)
     quantised = dense_quantised(job, dense, judged, target, work, step)
-    record = write_record(
-        out, job.to_json(), quantised, folder, choices, damages, prices, study, points, time.monotonic() - started
-    )
+    record = write_record(out, job.to_json(), quantised, folder, choices, prices, study, points, time.monotonic() - started)
     write_report(record, out / REPORT)
     if not points:
         raise RunError(f"no trial keeps the limits; the run is kept: {out / RECORD}")
     return record
 
 
-def _divided(calibration: torch.Tensor) -> Texts:
-    """The calibration windows by what they are for."""
-    if len(calibration) < HELD + LOOKED + 1:
+def _divided(calibration: torch.Tensor, between: torch.Tensor) -> Texts:
+    """Windows by what they are for.
+
+    Args:
+        calibration: that were asked for.
+        between: others of the same text.
+    """
+    if len(between) >= HELD + LOOKED:
+        held, rest = _apart(between, HELD)
+        return Texts(calibration, _draws(rest[:, :LOOKED_LENGTH]), held)
+    if len(calibration) < FEWEST:
         raise UsageError(
-            f"the text that calibrates has {len(calibration)} windows; a search needs at least {HELD + LOOKED + 1}: "
+            f"the text that calibrates has {len(calibration)} windows; a search needs at least {FEWEST}: "
             "give a longer text, or a smaller --length"
         )
-    every = len(calibration) // (HELD + LOOKED)
-    apart = list(range(0, every * (HELD + LOOKED), every))
-    fitted = [window for window in range(len(calibration)) if window not in apart]
-    held = apart[1 :: len(apart) // HELD]
-    looked = [window for window in apart if window not in held]
-    return Texts(calibration[fitted], calibration[looked][:, :LOOKED_LENGTH], calibration[held])
+    held, rest = _apart(calibration, FEWEST_HELD)
+    looked, fitted = _apart(rest, max(FEWEST_LOOKED, len(rest) // 4))
+    return Texts(fitted, _draws(looked[:, :LOOKED_LENGTH]), held)
+
+
+def _apart(found: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """So many windows, evenly from the middle of as many parts, and the others."""
+    chosen = [(2 * place + 1) * len(found) // (2 * count) for place in range(count)]
+    return found[chosen], found[[place for place in range(len(found)) if place not in chosen]]
+
+
+def _draws(found: torch.Tensor) -> torch.Tensor:
+    """(draws, windows, tokens); each draw is spread over the text."""
+    draws = min(max(len(found) // LOOKED, 1), MOST_DRAWS)
+    size = min(len(found) // draws, LOOKED)
+    return torch.stack([found[draw::draws][:size] for draw in range(draws)])
 
 
 def _first_block(folder: LanguageFolder, ids: torch.Tensor, work: Path) -> tuple[tuple[DecoderBlock, HiddenStates], list[Any]]:
@@ -146,7 +164,7 @@ def _choices(
     if not lengths:
         raise UsageError(f"attention and MLP of {folder.kind.__name__} are not one module each: its blocks can't be searched")
     pruner = BlockPruner(plan, f"{folder.blocks}.0", list(range(len(texts.fitted))), [])
-    refused = part_damages.check_parts(block, states.read(0), PARTS)
+    refused = check_parts(block, states.read(0), PARTS)
     names = names_of(block.layer)
     store = PartStore(work / "options", lengths, {ATTENTION: names[ATTENTION], MLP: names[MLP]})
     return choices_for(pruner.sizes(block, states), plan, job.space, refused), store

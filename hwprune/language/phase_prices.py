@@ -8,8 +8,9 @@ same caches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,17 @@ from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.language.part_choices import PARTS, Allocation, PartChoice, PartChoices
-from hwprune.latency.bench import Bench
-from hwprune.latency.fresh import settings_for
-from hwprune.latency.paired import Paired
-from hwprune.records.target import Target
+from hwprune.language.phase_bench import PHASES, PhaseBench
 from hwprune.streaming.assembled_onnx import Assembler
-from hwprune.streaming.cached_onnx import CacheShape
-from hwprune.streaming.phases import DECODE, FEWEST, LIMIT_S, PREFILL, Tokens, write_inputs
+from hwprune.streaming.phases import PREFILL
 
 FILE = "prices.json"
-PHASES = (PREFILL, DECODE)
+SESSION = 0.015
+"""Standard deviation of a model's measured saving, as a share of the dense time. Copies of SmolLM2's dense file differ so."""
+ROUNDS = 2
+"""Measurements of each choice."""
+COMMON = 0.1
+"""Standard deviation of what choices save together over the sum of what each saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,10 @@ class Prices:
     Attributes:
         dense: phase -> seconds of the dense model.
         saved: phase -> `PartChoice.name` -> seconds that one block saves.
-        scale: phase -> what whole models were measured to save, over the sum of their choices; 1 where nothing is known.
     """
 
     dense: Mapping[str, float]
     saved: Mapping[str, Mapping[str, float]]
-    scale: Mapping[str, float] = field(default_factory=dict)
 
     def predicted(self, phase: str, choices: PartChoices, allocation: Allocation) -> float:
         """Seconds of a model with these choices."""
@@ -55,62 +55,36 @@ class Prices:
 
     def saving(self, phase: str, choice: PartChoice) -> float:
         """Seconds that one block saves by this choice."""
-        return self.scale.get(phase, 1.0) * self.saved[phase].get(choice.name, 0.0) if choice.pattern else 0.0
+        return self.saved[phase].get(choice.name, 0.0) if choice.pattern else 0.0
 
-    def learned(self, seen: Mapping[str, Sequence[tuple[float, float]]]) -> Prices:
-        """With the scale that measured models have.
+    def learned(self, choices: PartChoices, seen: Sequence[tuple[Allocation, Mapping[str, float]]]) -> Prices:
+        """The table, corrected by whole models that were measured: Bayes' rule for a linear model with normal errors.
 
-        SmolLM2's single tokens save about a tenth less than their choices add up to, prompts a twentieth; why was not found out.
+        A choice's own measurement is one model, in which a session's luck (`SESSION`) is a fifth of what an eighth of the neurons
+        saves; what choices save together may be less, or more, than the sum (`COMMON`).
 
         Args:
-            seen: phase -> (share of the dense time that was saved, and the sum of the choices' savings as a share of it).
+            seen: models, and phase -> dense seconds / theirs.
         """
-        scale = {phase: float(np.median([saved / told for saved, told in pairs])) for phase, pairs in seen.items() if pairs}
-        return replace(self, scale=scale)
-
-
-class PhaseBench:
-    """Measures models with a cache in both phases, in one process, each paired with the dense model.
-
-    Args:
-        dense: the dense model's file, and its cache.
-        scratch: folder for inputs.
-    """
-
-    def __init__(self, target: Target, tokens: Tokens, dense: tuple[Path, CacheShape], scratch: Path) -> None:
-        self._bench, self._tokens, self._scratch = Bench(target), tokens, scratch
-        self._dense_inputs = self._inputs("dense", dense[1])
-        self._settings = replace(settings_for(self._bench.clock), limit_s=LIMIT_S, fewest_quads=FEWEST)
-        self._bench.load("dense", dense[0], keep=True)
-
-    def __enter__(self) -> PhaseBench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bench.close()
-
-    def measure(self, path: Path, shape: CacheShape) -> dict[str, Paired]:
-        """Phase -> latency beside the dense one's.
-
-        Raises:
-            CandidateFailure: it can't be run.
-        """
-        self._bench.load("model", path)
-        inputs = self._inputs("model", shape)
-        try:
-            return {
-                phase: self._bench.pair("model", "dense", inputs[phase], self._settings, self._dense_inputs[phase])
-                for phase in PHASES
-            }
-        finally:
-            self._bench.drop("model")
-
-    def _inputs(self, key: str, shape: CacheShape) -> dict[str, Path]:
-        counts = {PREFILL: (self._tokens.prompt, 0), DECODE: (1, self._tokens.past)}
-        return {
-            phase: write_inputs(shape.inputs(self._tokens.batch, count, past), self._scratch / f"{key}-{phase}.npz")
-            for phase, (count, past) in counts.items()
-        }
+        if not seen:
+            return self
+        names = [one.name for one in choices.all]
+        blocks = len(seen[0][0]) - 1
+        counts = np.zeros((len(seen), len(names)))
+        for row, (allocation, _) in enumerate(seen):
+            for places in allocation:
+                for part, place in zip(PARTS, places, strict=True):
+                    if choices.of(part)[place].pattern:
+                        counts[row, names.index(choices.of(part)[place].name)] += 1 / blocks
+        saved: dict[str, dict[str, float]] = {}
+        for phase, table in self.saved.items():
+            before = np.array([table.get(name, 0.0) for name in names]) * blocks / self.dense[phase]
+            prior = SESSION**2 * np.eye(len(names)) + COMMON**2 * np.outer(before, before)
+            apart = np.array([1 - 1 / speedups[phase] for _, speedups in seen]) - counts @ before
+            gain = prior @ counts.T @ np.linalg.inv(counts @ prior @ counts.T + SESSION**2 * np.eye(len(seen)))
+            after = (before + gain @ apart) * self.dense[phase] / blocks
+            saved[phase] = {name: float(value) for name, value in zip(names, after, strict=True)}
+        return replace(self, saved=saved)
 
 
 def measure_prices(
@@ -133,29 +107,28 @@ def measure_prices(
     Raises:
         RunError: a choice can't be run.
     """
-    stored: dict[str, Any] = {"dense": {}, "saved": {phase: {} for phase in PHASES}}
-    if (work / FILE).is_file():
-        stored = read_json(work / FILE)
-    path = work / "priced.onnx"
-    for place, choice in enumerate(choices.all):
-        if choice.name in stored["saved"][PREFILL]:
-            continue
-        step("measuring what each choice saves", place, len(choices.all))
-        shape = assembler.write([dense[0], *(_cut_to(block, samples[choice.name]) for block in dense[1:])], path)
-        try:
-            found = bench.measure(path, shape)
-        except CandidateFailure as failure:
-            raise RunError(f"a model with {choice.name} in each block can't be run: {failure.reason}") from failure
-        for phase, paired in found.items():
-            before = paired.dense_latency_s
-            stored["dense"].setdefault(phase, []).append(before)
-            stored["saved"][phase][choice.name] = [before, paired.speedup.value]
-        write_atomic(work / FILE, dump_json(stored))
+    stored: dict[str, Any] = read_json(work / FILE) if (work / FILE).is_file() else {phase: {} for phase in PHASES}
+    path, order = work / "priced.onnx", list(choices.all)
+    for number in range(ROUNDS):
+        for place, choice in enumerate(order if number % 2 == 0 else order[::-1]):  # a machine that drifts favours nobody
+            if len(stored[PREFILL].get(choice.name, ())) > number:
+                continue
+            step("measuring what each choice saves", number * len(order) + place, ROUNDS * len(order))
+            shape = assembler.write([dense[0], *(_cut_to(block, samples[choice.name]) for block in dense[1:])], path)
+            try:
+                found = bench.measure(path, shape)
+            except CandidateFailure as failure:
+                raise RunError(f"a model with {choice.name} in each block can't be run: {failure.reason}") from failure
+            for phase, paired in found.items():
+                stored[phase].setdefault(choice.name, []).append([paired.latency.value * paired.ratio, paired.ratio])
+            write_atomic(work / FILE, dump_json(stored))
     path.unlink(missing_ok=True)
-    dense_s = {phase: float(np.median(values)) for phase, values in stored["dense"].items()}
-    depth = len(dense)
+    dense_s = {phase: float(np.median([before for pairs in stored[phase].values() for before, _ in pairs])) for phase in PHASES}
     saved = {
-        phase: {name: dense_s[phase] * (1 - 1 / speedup) / (depth - 1) for name, (_, speedup) in stored["saved"][phase].items()}
+        phase: {
+            name: dense_s[phase] * (1 - 1 / geometric_mean(ratio for _, ratio in pairs)) / (len(dense) - 1)
+            for name, pairs in stored[phase].items()
+        }
         for phase in PHASES
     }
     return Prices(dense_s, saved)

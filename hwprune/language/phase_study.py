@@ -1,177 +1,54 @@
-"""The search: knapsacks over measured savings and damages, whose weights Optuna learns from whole models.
+"""The search: near measured models, the best of each budget of time; Optuna learns how far from them it pays to go.
 
-Damages of single choices don't add up: blocks make up for each other, or make errors of others worse. So each trial bends them
-(by part, by depth, by their spread), takes the optimum of a knapsack for a budget of time, and runs that whole model: its
-divergence on held-out text, and both phases on the runtime. (SPDY, Frantar & Alistarh 2022, arXiv 2201.13096, searches a weight
-for each layer; with some thirty trials a few weights are what can be learned.)
+What cuts cost depends on what else is cut. So models of the front are looked at anew (`word_responses`): plain ones first,
+later the best that were found. Each trial takes such a model, the least divergence near it for a budget of time, and runs that
+whole model: its divergence on held-out text, and both phases on the runtime. (SPDY, Frantar & Alistarh 2022, arXiv 2201.13096,
+searches factors of damages that are measured once, in the dense model; EvoPress, Sieberling et al. 2024, arXiv 2410.14649,
+shows that these don't add up, and tries exchanges blindly.)
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
 
 from hwprune.errors import CandidateFailure, UsageError
-from hwprune.language.part_choices import PARTS, Allocation, PartChoices
-from hwprune.language.phase_prices import PHASES, Prices
+from hwprune.language.allocator import Allocator
+from hwprune.language.part_choices import Allocation
+from hwprune.language.phase_bench import PHASES
 from hwprune.language.trial_scores import Score
+from hwprune.language.word_responses import Responses
 from hwprune.latency.paired import Paired
-from hwprune.searching.sampling.exact_program import solve_limits
-from hwprune.streaming.phases import DECODE, PREFILL, Tokens
-from hwprune.streaming.sublayers import ATTENTION
+from hwprune.streaming.phases import DECODE, PREFILL
 
 FILE = "study.db"
 NAME = "hwprune-language"
 FIRST = 10
-"""Trials with damages as they are, at budgets spread over the range."""
+"""Trials at budgets spread over the range."""
 LEAST, MOST = 0.05, 0.6
 """Shares of the dense time that budgets save."""
-FIXED = "fixed"
-"""Attribute of a trial that was not chosen by a knapsack."""
-MOST_PLAIN = 4
-FEWEST_SEEN = 4
-"""Trials from which on measured models correct the table of savings."""
+FIXED, RANGE, LOOKED = "fixed", "most", "looked"
+"""Attributes: of a trial that was chosen without a budget; of the study, the largest budget, and the models looked at."""
 RUINED, STEPS = 1.5, 12
 """Nats a token beyond which nobody wants a model, and budgets that are tried to find where that begins."""
 IMPOSSIBLE = 1e9
-"""Damage of what is not finite."""
-MARGIN = 0.02
-"""A limit is kept by so much in prediction: prices are some per cent off."""
+"""Divergence of what is not finite."""
+REGIONS, MOST_ROUNDS, TRIALS_A_ROUND = 3, 3, 12
+"""Budgets near which models are looked at, how often at most, and trials between."""
+PAIRS, MOST_PAIRS = 8, 40
+"""Exchanges: of first trials, and at most."""
+ALIKE = 0.02
+"""Logarithm of time within which two looked-at models are equally near; the later one is taken."""
 
+NOTHING = "nothing that can be cut from this model saves 5 % of its time on this target"
 Measure = Callable[[Allocation], Mapping[str, Paired]]
-
-
-@dataclass(frozen=True, slots=True)
-class Bend:
-    """How a trial bends the damages.
-
-    Attributes:
-        attention: factor of attention's damages.
-        tilt: damages of the last block over those of the first one, as a power of e.
-        spread: power that they are taken to.
-    """
-
-    attention: float = 1.0
-    tilt: float = 0.0
-    spread: float = 1.0
-
-
-class Allocator:
-    """Optima of the knapsack.
-
-    Args:
-        damages: see `part_damages`.
-        limits: phase -> seconds.
-        uniform: all blocks are alike.
-    """
-
-    def __init__(
-        self,
-        choices: PartChoices,
-        damages: Sequence[Mapping[str, float]],
-        prices: Prices,
-        tokens: Tokens,
-        limits: Mapping[str, float],
-        *,
-        uniform: bool = False,
-    ) -> None:
-        self.choices, self.damages, self.prices, self.tokens = choices, damages, prices, tokens
-        self.limits, self.uniform = limits, uniform
-
-    def answer_s(self, allocation: Allocation) -> float:
-        """Predicted seconds of a whole answer."""
-        return sum(self._weight(phase) * self.prices.predicted(phase, self.choices, allocation) for phase in PHASES)
-
-    @property
-    def dense_s(self) -> float:
-        """Seconds of the dense model's answer."""
-        return sum(self._weight(phase) * self.prices.dense[phase] for phase in PHASES)
-
-    def best(self, budget: float, bend: Bend) -> list[tuple[int, int]] | None:
-        """The allocation of least damage whose answer saves this share of the dense time; None: there is none."""
-        if self.uniform:
-            return self._best_uniform(budget, bend)
-        errors: list[Any] = []
-        uses: list[list[Any]] = [[] for _ in range(1 + len(self.limits))]
-        for index in range(len(self.damages)):
-            for part in PARTS:
-                errors.append(self._errors(index, part, bend))
-                saved = {phase: np.array([self.prices.saving(phase, one) for one in self.choices.of(part)]) for phase in PHASES}
-                uses[0].append(-sum(self._weight(phase) * saved[phase] for phase in PHASES))
-                for row, phase in zip(uses[1:], self.limits, strict=True):
-                    row.append(-saved[phase])
-        limits = [(1 - MARGIN) * limit - self.prices.dense[phase] for phase, limit in self.limits.items()]
-        most = [-budget * self.dense_s, *limits]
-        found = solve_limits(errors, uses, most)
-        return None if found is None else list(zip(found[::2], found[1::2], strict=True))
-
-    def most_saved(self) -> float:
-        """The largest share of the dense time that any allocation saves, by prediction."""
-        return sum(
-            max(sum(self._weight(phase) * self.prices.saving(phase, one) for phase in PHASES) for one in self.choices.of(part))
-            for part in PARTS
-        ) * len(self.damages) / self.dense_s  # fmt: skip
-
-    def plain(self) -> list[list[tuple[int, int]]]:
-        """What one would try without a search: the same neurons in all blocks. Nothing that is found may be worse than these."""
-        depth = len(self.damages)
-        found = [[(0, place)] * depth for place, one in enumerate(self.choices.mlp) if one.pattern not in ("", one.part)]
-        return [one for one in found[:MOST_PLAIN] if self.keeps_limits(one)]
-
-    def most_useful(self, most: float) -> float:
-        """The largest budget up to ``most`` whose best model is not yet ruined, by the sum of its damages."""
-        for budget in np.linspace(most, LEAST, STEPS):
-            allocation = self.best(float(budget), Bend())
-            if allocation is not None and self.damage(allocation) <= RUINED:
-                return float(budget)
-        return most
-
-    def damage(self, allocation: Allocation) -> float:
-        """The sum of the choices' own damages."""
-        return sum(
-            float(self._errors(index, part, Bend())[place])
-            for index, places in enumerate(allocation)
-            for part, place in zip(PARTS, places, strict=True)
-        )
-
-    def keeps_limits(self, allocation: Allocation) -> bool:
-        """Is every phase predicted to keep its limit, with the margin?"""
-        return all(
-            self.prices.predicted(phase, self.choices, allocation) <= (1 - MARGIN) * limit for phase, limit in self.limits.items()
-        )
-
-    def _weight(self, phase: str) -> int:
-        return {PREFILL: 1, DECODE: self.tokens.new}[phase]
-
-    def _errors(self, index: int, part: str, bend: Bend) -> Any:
-        depth = max(len(self.damages) - 1, 1)
-        factor = math.exp(bend.tilt * (index / depth - 0.5)) * (bend.attention if part == ATTENTION else 1.0)
-        found = [0.0]
-        for choice in self.choices.of(part)[1:]:
-            damage = self.damages[index][choice.name]
-            # More that goes never costs less: a chance gain is no reason to cut more.
-            found.append(max(found[-1], factor * max(damage, 1e-9) ** bend.spread if math.isfinite(damage) else IMPOSSIBLE))
-        return np.array(found)
-
-    def _best_uniform(self, budget: float, bend: Bend) -> list[tuple[int, int]] | None:
-        depth, best, least = len(self.damages), None, math.inf
-        for places in product(range(len(self.choices.attention)), range(len(self.choices.mlp))):
-            allocation = [places] * depth
-            if self.answer_s(allocation) > (1 - budget) * self.dense_s or not self.keeps_limits(allocation):
-                continue
-            both = list(zip(PARTS, places, strict=True))
-            error = sum(float(self._errors(index, part, bend)[place]) for index in range(depth) for part, place in both)
-            if error < least:
-                best, least = allocation, error
-        return best
+Respond = Callable[[Allocation, int], Responses]
 
 
 class PhaseStudy:
@@ -180,30 +57,35 @@ class PhaseStudy:
     Args:
         run: folder for `FILE`.
         score, measure: what a trial does with its allocation.
+        respond: looks at a model, on a draw of that number; see `Responder.near`.
     """
 
     def __init__(
-        self, run: Path, allocator: Allocator, score: Callable[[Allocation], Score], measure: Measure, seed: int
+        self, run: Path, allocator: Allocator, score: Callable[[Allocation], Score], measure: Measure, respond: Respond, seed: int
     ) -> None:
-        self._allocator, self._score, self._measure = allocator, score, measure
+        self._allocator, self._score, self._measure, self._respond = allocator, score, measure, respond
+        self._table = allocator.prices
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             study_name=NAME, storage=f"sqlite:///{run / FILE}", directions=["minimize", "maximize"], load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=FIRST, constant_liar=False),
         )  # fmt: skip
-        most = allocator.most_useful(min(MOST, 0.95 * allocator.most_saved()))
-        if most <= LEAST:
-            raise UsageError("nothing that can be cut from this model saves 5 % of its time on this target")
-        self._most = most
+        if allocator.most_saved() <= LEAST:
+            raise UsageError(NOTHING)
+        if RANGE not in self.study.user_attrs:
+            self.study.set_user_attr(RANGE, self._most_useful(min(MOST, 0.95 * allocator.most_saved())))
+        self._most = float(self.study.user_attrs[RANGE])
+        if self._most <= LEAST:
+            raise UsageError(NOTHING)
+        self._near = [self._respond(one, draw) for one, draw in self.study.user_attrs.get(LOOKED, [])]
+        self._plain = [one for one in allocator.plain() if allocator.saved(one) <= self._most]
         if not self.study.trials:
-            plain = {"attention": 1.0, "tilt": 0.0, "spread": 1.0}
-            for allocation in allocator.plain():
-                saved = 1 - allocator.answer_s(allocation) / allocator.dense_s
-                self.study.enqueue_trial(
-                    plain | {"budget": min(max(saved, LEAST), most)}, user_attrs={FIXED: json.dumps(allocation)}
-                )
-            for budget in np.linspace(LEAST, most, FIRST + 1)[1:]:
-                self.study.enqueue_trial(plain | {"budget": float(budget)})
+            usual = {"attention": 1.0, "pairs": PAIRS}
+            for allocation in self._plain:
+                budget = min(max(allocator.saved(allocation), LEAST), self._most)
+                self.study.enqueue_trial(usual | {"budget": budget}, user_attrs={FIXED: json.dumps(allocation)})
+            for budget in np.linspace(LEAST, self._most, FIRST + 1)[1:]:
+                self.study.enqueue_trial(usual | {"budget": float(budget)})
 
     def run(self, trials: int, told: Callable[[int, int, str], None]) -> None:
         """Run until there are so many finished trials; a trial that a kill has ended is asked for anew."""
@@ -214,16 +96,77 @@ class PhaseStudy:
         while (done := len(self.finished())) < trials:
             told(done, trials, self._best_text())
             self._learn_prices()
+            self._look(done, trials)
             trial = self.study.ask()
-            bend = Bend(
-                trial.suggest_float("attention", 0.25, 4.0, log=True), trial.suggest_float("tilt", -3.0, 3.0),
-                trial.suggest_float("spread", 0.5, 1.5),
+            self._one(
+                trial, trial.suggest_float("budget", LEAST, self._most), trial.suggest_int("pairs", 1, MOST_PAIRS, log=True),
+                trial.suggest_float("attention", 0.5, 2.0, log=True),
             )  # fmt: skip
-            self._one(trial, trial.suggest_float("budget", LEAST, self._most), bend)
 
-    def _one(self, trial: optuna.Trial, budget: float, bend: Bend) -> None:
+    def _most_useful(self, most: float) -> float:
+        """The largest budget up to ``most`` whose models are not yet ruined: plain ones, or those expected near the dense one."""
+        before = (0.0, 0.0)
+        for allocation in self._allocator.plain():
+            now = (self._allocator.saved(allocation), min(self._score(allocation).divergence, IMPOSSIBLE))
+            if now[1] > RUINED:
+                part = (RUINED - before[1]) / (now[1] - before[1])
+                before = (before[0] + part * (now[0] - before[0]), RUINED)
+                break
+            before = now
+        else:
+            if before[0] > LEAST:
+                return most  # none of them is ruined
+        if before[0] > LEAST:
+            return min(most, before[0])
+        dense = self._respond([(0, 0)] * self._allocator.depth, 0)
+        for budget in np.linspace(most, LEAST, STEPS):
+            allocation = self._allocator.best(dense, float(budget), 0)
+            if allocation is not None and dense.expected(allocation) <= RUINED:
+                return float(budget)
+        return LEAST
+
+    def _look(self, done: int, trials: int) -> None:
+        """Look at a model near each of some budgets: after the plain ones, and again as better ones are found."""
+        first, looked = len(self._plain), list(self.study.user_attrs.get(LOOKED, []))
+        rounds = min(max((trials - first) // TRIALS_A_ROUND, 1), MOST_ROUNDS)
+        due = sum(done >= first + (trials - first) * number // rounds for number in range(rounds))
+        while len(looked) < due * REGIONS:
+            number = len(looked)
+            width = (self._most - LEAST) / REGIONS
+            base = self._base(LEAST + width * (number % REGIONS + 0.5), width / 2)
+            if any(other == base and draw // REGIONS == number // REGIONS for other, draw in looked):
+                draw = looked[-1][1]  # two budgets have the same model next to them: once is enough
+            else:
+                draw = number
+            self._near.append(self._respond([(a, b) for a, b in base], draw))
+            looked.append([base, draw])
+            self.study.set_user_attr(LOOKED, looked)
+
+    def _base(self, budget: float, apart: float) -> list[list[int]]:
+        """The model of the front next to a budget; or one that the known ones lead to, where none is near."""
+        front = [(json.loads(one.user_attrs["allocation"]), one) for one in self.front()]
+        near = sorted((abs(self._allocator.saved(allocation) - budget), place) for place, (allocation, _) in enumerate(front))
+        if near and near[0][0] <= apart:
+            return front[near[0][1]][0]  # type: ignore[no-any-return]
+        if not self._near:
+            self._near.append(self._respond([(0, 0)] * self._allocator.depth, 0))
+        found = self._allocator.best(self._nearest(budget), budget, PAIRS)
+        return [list(places) for places in found or self._nearest(budget).base]
+
+    def _nearest(self, budget: float) -> Responses:
+        """The looked-at model whose time is next to a budget's."""
+        away = [abs(math.log((1 - budget) / (1 - self._allocator.saved(one.base)))) for one in self._near]
+        return [one for one, distance in zip(self._near, away, strict=True) if distance <= min(away) + ALIKE][-1]
+
+    def _one(self, trial: optuna.Trial, budget: float, pairs: int, attention: float) -> None:
         fixed = trial.user_attrs.get(FIXED)
-        allocation = self._allocator.best(budget, bend) if fixed is None else [(a, b) for a, b in json.loads(fixed)]
+        if fixed is None:
+            near = self._nearest(budget)
+            allocation = self._allocator.best(near, budget, pairs, attention)
+            if allocation is not None:
+                trial.set_user_attr("expected", near.expected(allocation))
+        else:
+            allocation = [(a, b) for a, b in json.loads(fixed)]
         if allocation is None:
             trial.set_user_attr("failure", "no allocation keeps the budget and the limits")
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -232,7 +175,7 @@ class PhaseStudy:
         for other in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
             if other.user_attrs["allocation"] == text:  # the same model again: its numbers are known
                 for key, value in other.user_attrs.items():
-                    if key != FIXED:
+                    if key not in (FIXED, "expected"):
                         trial.set_user_attr(key, value)
                 self.study.tell(trial, other.values)
                 return
@@ -249,7 +192,7 @@ class PhaseStudy:
         dense = sum(weights[phase] * found[phase].latency.value * found[phase].ratio for phase in PHASES)
         predicted, added_up = (
             {p: prices.dense[p] / prices.predicted(p, allocator.choices, allocation) for p in PHASES}
-            for prices in (allocator.prices, replace(allocator.prices, scale={}))
+            for prices in (allocator.prices, self._table)
         )
         ratios = {phase: paired.speedup for phase, paired in found.items()}
         trial.set_user_attr("score", asdict(score))
@@ -259,16 +202,11 @@ class PhaseStudy:
         self.study.tell(trial, [score.divergence if math.isfinite(score.divergence) else IMPOSSIBLE, dense / answer])
 
     def _learn_prices(self) -> None:
-        """Let whole models say how far their choices' savings add up."""
+        """Let whole models say what choices save."""
         complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        seen: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
-        for one in complete:
-            for phase in PHASES:
-                told = 1 - 1 / one.user_attrs.get("added_up", one.user_attrs["predicted"])[phase]
-                if told > LEAST:
-                    seen[phase].append((1 - 1 / one.user_attrs["speedups"][phase][0], told))
-        if len(complete) >= FEWEST_SEEN:
-            self._allocator.prices = self._allocator.prices.learned(seen)
+        seen = {one.user_attrs["allocation"]: {p: one.user_attrs["speedups"][p][0] for p in PHASES} for one in complete}
+        pairs = [(json.loads(text), speedups) for text, speedups in seen.items()]
+        self._allocator.prices = self._table.learned(self._allocator.choices, pairs)
 
     def finished(self) -> list[optuna.trial.FrozenTrial]:
         """Trials that have ended, failed ones included."""

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from hwprune.language.part_choices import PARTS, Allocation, PartChoice, PartChoices
-from hwprune.language.part_damages import PartStore, divergence
+from hwprune.language.part_options import PartStore
 from hwprune.streaming.blocks import block_of, entering, leaving, with_tensors
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
@@ -94,3 +94,9 @@ class TrialScorer:
                 block = with_tensors(block, self._store.tensors(index, chosen, own), self._store.lengths)
             stream = block(stream)
         return stream
+
+
+def divergence(wanted: torch.Tensor, found: torch.Tensor) -> float:
+    """Mean over tokens of KL(wanted || found), in nats; of (tokens, words) log-probabilities. What is not finite is infinite."""
+    value = float(functional.kl_div(found, wanted, reduction="batchmean", log_target=True))
+    return value if math.isfinite(value) else math.inf

@@ -90,7 +90,12 @@ def entering(ends: nn.Module, blocks: str, ids: torch.Tensor) -> tuple[torch.Ten
 
 @torch.no_grad()
 def leaving(ends: nn.Module, blocks: str, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits (1, tokens, words) of what the last block has made.
+    """`logits_of` without gradients."""
+    return logits_of(ends, blocks, ids, hidden)
+
+
+def logits_of(ends: nn.Module, blocks: str, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits (1, tokens, words) of what the last block has made; gradients reach ``hidden``.
 
     Raises:
         WorkloadError: the model makes nothing of it.

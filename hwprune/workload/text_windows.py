@@ -42,6 +42,12 @@ class TextData:
         found = windows(folder, self.calibration, self.length)
         return found if self.test is not None else found[: max(1, 3 * len(found) // 4)]
 
+    def between(self, folder: Path) -> torch.Tensor:
+        """(windows, tokens) of the text that calibrates which neither calibrate nor judge; there may be none."""
+        found = self.to_learn(folder)
+        used = set(_places(len(found), self.most))
+        return found[[place for place in range(len(found)) if place not in used]]
+
 
 def windows(folder: str | Path, text: str | Path, length: int) -> torch.Tensor:
     """(windows, length) tokens of a text, as the folder's tokenizer makes them, without gaps; what is left over goes.
@@ -81,4 +87,8 @@ def next_tokens(ids: torch.Tensor) -> torch.Tensor:
 
 def _thin(found: torch.Tensor, most: int) -> torch.Tensor:
     """So many windows, evenly over the text."""
-    return found if len(found) <= most else found[torch.linspace(0, len(found) - 1, most).round().long()]
+    return found[_places(len(found), most)]
+
+
+def _places(count: int, most: int) -> list[int]:
+    return list(range(count)) if count <= most else torch.linspace(0, count - 1, most).round().long().tolist()

@@ -101,9 +101,9 @@ def test_a_killed_search_goes_on(place, tmp_path, capsys):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    before = (out / "work" / "damages.json").stat().st_mtime_ns
+    before = (out / "work" / "options.json").stat().st_mtime_ns
     assert main.main(words(place, out, "--resume")) == 0
-    assert (out / "work" / "damages.json").stat().st_mtime_ns == before
+    assert (out / "work" / "options.json").stat().st_mtime_ns == before
     assert (out / "front.csv").is_file()
 
 
@@ -137,7 +137,7 @@ def test_points_are_spread_over_what_is_of_use():
         (["--max-latency", "2ms"], "prefill=200ms,decode=30ms"),
         (["--max-drop", "0.01"], "takes no --max-drop"),
         (["--space", "dfault"], "--space of a language model is one of"),
-        (["--windows", "3"], "needs at least 7"),
+        (["--length", "400"], "needs at least 7"),
     ],
 )
 def test_what_can_not_be_done_is_one_message(place, tmp_path, capsys, more, message):

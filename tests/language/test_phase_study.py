@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 
+import numpy as np
 import optuna
 import pytest
 
 from hwprune.errors import CandidateFailure, UsageError
+from hwprune.language.allocator import Allocator
 from hwprune.language.part_choices import choices_for
 from hwprune.language.phase_prices import Prices
-from hwprune.language.phase_study import Allocator, Bend, PhaseStudy
+from hwprune.language.phase_study import PhaseStudy
 from hwprune.language.trial_scores import Score
+from hwprune.language.word_responses import Responses
 from hwprune.latency.paired import Paired
 from hwprune.records.measurement import Measurement
 from hwprune.streaming.phases import Tokens
@@ -31,9 +34,26 @@ DAMAGES = [
 TOKENS = Tokens(16, 4)
 
 
+PARTS = (("", "attention-1", "attention-0"), ("", "mlp-32", "mlp-0"))
+
+
 def allocator(**more):
-    limits = more.pop("limits", {})
-    return Allocator(CHOICES, DAMAGES, PRICES, TOKENS, limits, **more)
+    return Allocator(CHOICES, more.pop("prices", PRICES), TOKENS, more.pop("limits", {}), 3, **more)
+
+
+def respond(base, _draw=0):
+    """A machine whose damages add up, looked at near any model."""
+    cost = [[[DAMAGES[i].get(name, 0.0) for name in part] for part in PARTS] for i in range(3)]
+    linear = [cost[i][p][place] - cost[i][p][base[i][p]] for i in range(3) for p in (0, 1) for place in range(3)]
+    return Responses(tuple(tuple(one) for one in base), damage(base), np.array(linear), np.zeros((18, 18)), (3, 3))
+
+
+DENSE = [(0, 0)] * 3
+
+
+def study_of(place, one=None, seen=None, **more):
+    place.mkdir(exist_ok=True)
+    return PhaseStudy(place, one or allocator(), more.pop("score", score), seen or measured, more.pop("respond", respond), seed=0)
 
 
 def every():
@@ -50,12 +70,9 @@ def seconds(allocation):
 
 
 def damage(allocation):
-    total = 0.0
-    for index, (attention, mlp) in enumerate(allocation):
-        found = DAMAGES[index]
-        total += [0, found["attention-1"], max(found["attention-1"], found["attention-0"])][attention]
-        total += [0, found["mlp-32"], max(found["mlp-32"], found["mlp-0"])][mlp]
-    return total
+    return sum(
+        DAMAGES[index].get(PARTS[p][place], 0.0) for index, places in enumerate(allocation) for p, place in enumerate(places)
+    )
 
 
 @pytest.mark.parametrize("budget", [0.05, 0.1, 0.2, 0.3])
@@ -69,28 +86,20 @@ def test_the_least_damage_of_all_allocations_that_keep_budget_and_limits(budget,
         kept = {"prefill": prefill, "decode": decode}
         if prefill + 4 * decode <= (1 - budget) * dense + 1e-12 and all(kept[p] <= 0.98 * s + 1e-12 for p, s in limits.items()):
             allowed.append(damage(allocation))
-    found = one.best(budget, Bend())
+    found = one.best(respond(DENSE), budget, 20)
     assert (found is None) == (not allowed)
     if found is not None:
         assert damage(found) == pytest.approx(min(allowed), abs=1e-6)
-        assert one.damage(found) == pytest.approx(damage(found))
+        assert respond(DENSE).expected(found) == pytest.approx(damage(found))
         assert one.answer_s(found) == pytest.approx(seconds(found)[0] + 4 * seconds(found)[1])
 
 
 def test_uniform_blocks_are_alike_and_the_best_of_those():
-    found = allocator(uniform=True).best(0.2, Bend())
+    found = allocator(uniform=True).best(respond(DENSE), 0.2, 0)
     alike = [[places] * 3 for places in itertools.product(range(3), range(3))]
     dense = 0.6 + 4 * 0.08
     allowed = [damage(a) for a in alike if seconds(a)[0] + 4 * seconds(a)[1] <= 0.8 * dense]
     assert len(set(found)) == 1 and damage(found) == pytest.approx(min(allowed))
-
-
-def test_bends_move_what_is_cut():
-    plain = allocator().best(0.25, Bend())
-    dear = allocator().best(0.25, Bend(attention=100.0))
-    late = allocator().best(0.25, Bend(tilt=-8.0))
-    assert sum(a for a, _ in dear) <= sum(a for a, _ in plain)
-    assert sum(late[2]) >= sum(plain[2]) and late != plain
 
 
 def measured(allocation):
@@ -106,17 +115,32 @@ def score(allocation):
 
 
 def test_budgets_end_where_models_are_ruined(tmp_path):
-    ruinous = [{name: 20 * value for name, value in one.items()} for one in DAMAGES]
-    one = Allocator(CHOICES, ruinous, PRICES, TOKENS, {})
-    found = one.most_useful(0.4)
-    assert found < 0.4 and one.damage(one.best(found, Bend())) <= 1.5
-    higher = found + 0.35 / 11
-    assert one.damage(one.best(higher, Bend())) > 1.5
-    assert allocator().most_useful(0.4) == 0.4
+    """The plain model saves 0.174 of the time for 1.3 * 0.12 nats; ten times as dear, its range ends where 1.5 nats are."""
+    saved = allocator().saved([(0, 1)] * 3)
+    dear = study_of(tmp_path / "a", score=lambda one: Score(10 * score(one).divergence, 10))
+    assert dear.study.user_attrs["most"] == pytest.approx(saved * 1.5 / (13 * damage([(0, 1)] * 3)))
+    usual = study_of(tmp_path / "b")
+    assert usual.study.user_attrs["most"] == pytest.approx(0.95 * allocator().most_saved())
+
+
+def test_budgets_end_where_models_near_the_dense_one_are_expected_to_be_ruined(tmp_path):
+    """Where there are no plain models (all of them break the limit), what is near the dense one says it."""
+    one = allocator(limits={"prefill": 0.44})
+    assert one.plain() == []
+    asked = []
+
+    def dear(base, draw):
+        asked.append(base)
+        near = respond(base)
+        return Responses(near.base, near.divergence, 9 * near.linear, near.curvature, near.counts)
+
+    study = study_of(tmp_path, one, respond=dear)
+    found = one.best(respond(DENSE), study.study.user_attrs["most"], 0)
+    assert asked == [DENSE] and 9 * damage(found) <= 1.5
 
 
 def test_what_one_would_try_without_a_search_is_tried_first(tmp_path):
-    study = PhaseStudy(tmp_path, allocator(), score, measured, seed=0)
+    study = study_of(tmp_path)
     study.run(1, lambda *_: None)
     (one,) = study.finished()
     assert json.loads(one.user_attrs["allocation"]) == [[0, 1]] * 3
@@ -131,7 +155,7 @@ def test_each_trial_is_run_and_what_is_known_is_not_run_again(tmp_path):
         asked.append(json.dumps(allocation))
         return measured(allocation)
 
-    study = PhaseStudy(tmp_path, allocator(), score, measure, seed=0)
+    study = study_of(tmp_path, seen=measure)
     study.run(16, lambda *_: None)
     assert len(study.finished()) == 16 and len(asked) == len(set(asked))
     front = study.front()
@@ -141,7 +165,7 @@ def test_each_trial_is_run_and_what_is_known_is_not_run_again(tmp_path):
         prefill, decode = seconds(allocation)
         assert one.values == pytest.approx([1.3 * damage(allocation), 0.92 / (prefill + 4 * decode)])
         assert not any(o.values[0] < one.values[0] and o.values[1] > one.values[1] for o in study.study.best_trials)
-    again = PhaseStudy(tmp_path, allocator(), score, measure, seed=0)
+    again = study_of(tmp_path, seen=measure)
     before = len(asked)
     again.run(16, lambda *_: None)
     assert len(asked) == before
@@ -158,7 +182,7 @@ def test_a_table_that_promises_too_much_is_corrected_by_whole_models(tmp_path):
             found[phase] = Paired(Measurement(dense / true, "x", dense / true, dense / true, 3, {"clock": "wall"}), latency)
         return found
 
-    study = PhaseStudy(tmp_path, allocator(), score, measure, seed=0)
+    study = study_of(tmp_path, seen=measure)
     study.run(14, lambda *_: None)
     complete = [one for one in study.finished() if one.state == optuna.trial.TrialState.COMPLETE]
     first = complete[0].user_attrs
@@ -166,8 +190,9 @@ def test_a_table_that_promises_too_much_is_corrected_by_whole_models(tmp_path):
     for one in complete[6:]:
         told = one.user_attrs
         if told["allocation"] not in [other.user_attrs["allocation"] for other in complete[:6]]:
-            assert told["predicted"]["prefill"] == pytest.approx(told["speedups"]["prefill"][0], rel=1e-6)
-            assert one.values[1] >= 1 / (1 - one.params["budget"]) - 1e-9
+            true = told["speedups"]["prefill"][0]
+            assert abs(told["predicted"]["prefill"] - true) < 0.3 * abs(told["added_up"]["prefill"] - true)
+            assert one.values[1] >= 0.97 / (1 - one.params["budget"])
 
 
 def test_what_was_measured_beyond_a_limit_is_not_on_the_front(tmp_path):
@@ -181,7 +206,7 @@ def test_what_was_measured_beyond_a_limit_is_not_on_the_front(tmp_path):
             found["decode"] = Paired(ratio, Measurement(0.075, "s", 0.07, 0.08, 3, {"dense_s": 0.08}))
         return found
 
-    study = PhaseStudy(tmp_path, limited, score, measure, seed=0)
+    study = study_of(tmp_path, limited, measure)
     study.run(10, lambda *_: None)
     ratios = [one.user_attrs["speedups"]["decode"][0] for one in study.finished() if one.values]
     assert any(0.08 / ratio > 0.07 for ratio in ratios)
@@ -192,10 +217,10 @@ def test_a_trial_that_a_kill_has_ended_is_run_anew(tmp_path):
     def dies(_allocation):
         raise KeyboardInterrupt
 
-    study = PhaseStudy(tmp_path, allocator(), score, dies, seed=0)
+    study = study_of(tmp_path, seen=dies)
     with pytest.raises(KeyboardInterrupt):
         study.run(3, lambda *_: None)
-    again = PhaseStudy(tmp_path, allocator(), score, measured, seed=0)
+    again = study_of(tmp_path)
     again.run(12, lambda *_: None)  # the others that were waiting, and then this one
     states = [one.state for one in again.study.trials]
     assert states.count(optuna.trial.TrialState.COMPLETE) == 11 and states[0] == optuna.trial.TrialState.FAIL
@@ -207,7 +232,7 @@ def test_a_model_that_does_not_run_is_a_failed_trial(tmp_path):
     def fails(_allocation):
         raise CandidateFailure("measure", "no kernel")
 
-    study = PhaseStudy(tmp_path, allocator(), score, fails, seed=0)
+    study = study_of(tmp_path, seen=fails)
     study.run(2, lambda *_: None)
     assert [one.user_attrs["failure"] for one in study.finished()] == ["no kernel"] * 2 and not study.front()
 
@@ -215,4 +240,4 @@ def test_a_model_that_does_not_run_is_a_failed_trial(tmp_path):
 def test_a_model_that_nothing_makes_faster_is_told(tmp_path):
     nothing = Prices({"prefill": 0.6, "decode": 0.08}, {phase: dict.fromkeys(SAVED[phase], 0.0) for phase in SAVED})
     with pytest.raises(UsageError, match="saves 5 % of its time"):
-        PhaseStudy(tmp_path, Allocator(CHOICES, DAMAGES, nothing, TOKENS, {}), score, measured, 0)
+        study_of(tmp_path, allocator(prices=nothing))

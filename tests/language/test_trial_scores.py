@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hwprune.language.trial_scores import TrialScorer
-from tests.language.test_part_damages import by_hand, changed
+from tests.language.test_part_options import by_hand, changed
 from tests.streaming.helpers import losses, whole
 
 
