@@ -120,8 +120,8 @@ class PhaseStudy:
             return min(most, before[0])
         dense = self._respond([(0, 0)] * self._allocator.depth, 0)
         for budget in np.linspace(most, LEAST, STEPS):
-            allocation = self._allocator.best(dense, float(budget), 0)
-            if allocation is not None and dense.expected(allocation) <= RUINED:
+            found = self._allocator.best(dense, float(budget), 0)
+            if found is not None and dense.expected(found) <= RUINED:
                 return float(budget)
         return LEAST
 

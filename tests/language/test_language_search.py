@@ -137,7 +137,7 @@ def test_points_are_spread_over_what_is_of_use():
         (["--max-latency", "2ms"], "prefill=200ms,decode=30ms"),
         (["--max-drop", "0.01"], "takes no --max-drop"),
         (["--space", "dfault"], "--space of a language model is one of"),
-        (["--length", "400"], "needs at least 7"),
+        (["--length", "450"], "needs at least 7"),
     ],
 )
 def test_what_can_not_be_done_is_one_message(place, tmp_path, capsys, more, message):

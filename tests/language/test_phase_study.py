@@ -1,105 +1,26 @@
-"""Knapsacks against brute force, and the study with a machine that answers by a formula."""
+"""The study with a machine that answers by a formula."""
 
 from __future__ import annotations
 
 import itertools
 import json
 
-import numpy as np
 import optuna
 import pytest
 
 from hwprune.errors import CandidateFailure, UsageError
-from hwprune.language.allocator import Allocator
-from hwprune.language.part_choices import choices_for
 from hwprune.language.phase_prices import Prices
 from hwprune.language.phase_study import PhaseStudy
 from hwprune.language.trial_scores import Score
 from hwprune.language.word_responses import Responses
 from hwprune.latency.paired import Paired
 from hwprune.records.measurement import Measurement
-from hwprune.streaming.phases import Tokens
-from hwprune.streaming.sweep_plan import SweepPlan
-
-CHOICES = choices_for({"neuron": 64, "kv": 2}, SweepPlan((), "obs", "obs", multiple=32), "default", {})
-SAVED = {
-    "prefill": {"attention-1": 0.01, "attention-0": 0.03, "mlp-32": 0.05, "mlp-0": 0.08},
-    "decode": {"attention-1": 0.004, "attention-0": 0.011, "mlp-32": 0.002, "mlp-0": 0.004},
-}
-PRICES = Prices({"prefill": 0.6, "decode": 0.08}, SAVED)
-DAMAGES = [
-    {"attention-1": 0.02 * (i + 1), "attention-0": 0.1 / (i + 1), "mlp-32": 0.03 + 0.01 * i, "mlp-0": 0.3 - 0.05 * i}
-    for i in range(3)
-]
-TOKENS = Tokens(16, 4)
-
-
-PARTS = (("", "attention-1", "attention-0"), ("", "mlp-32", "mlp-0"))
-
-
-def allocator(**more):
-    return Allocator(CHOICES, more.pop("prices", PRICES), TOKENS, more.pop("limits", {}), 3, **more)
-
-
-def respond(base, _draw=0):
-    """A machine whose damages add up, looked at near any model."""
-    cost = [[[DAMAGES[i].get(name, 0.0) for name in part] for part in PARTS] for i in range(3)]
-    linear = [cost[i][p][place] - cost[i][p][base[i][p]] for i in range(3) for p in (0, 1) for place in range(3)]
-    return Responses(tuple(tuple(one) for one in base), damage(base), np.array(linear), np.zeros((18, 18)), (3, 3))
-
-
-DENSE = [(0, 0)] * 3
+from tests.language.parts import DENSE, SAVED, allocator, damage, respond, seconds
 
 
 def study_of(place, one=None, seen=None, **more):
     place.mkdir(exist_ok=True)
     return PhaseStudy(place, one or allocator(), more.pop("score", score), seen or measured, more.pop("respond", respond), seed=0)
-
-
-def every():
-    return itertools.product(itertools.product(range(3), range(3)), repeat=3)
-
-
-def seconds(allocation):
-    left = {"prefill": 0.6, "decode": 0.08}
-    for attention, mlp in allocation:
-        for phase in left:
-            left[phase] -= SAVED[phase].get(["", "attention-1", "attention-0"][attention], 0)
-            left[phase] -= SAVED[phase].get(["", "mlp-32", "mlp-0"][mlp], 0)
-    return left["prefill"], left["decode"]
-
-
-def damage(allocation):
-    return sum(
-        DAMAGES[index].get(PARTS[p][place], 0.0) for index, places in enumerate(allocation) for p, place in enumerate(places)
-    )
-
-
-@pytest.mark.parametrize("budget", [0.05, 0.1, 0.2, 0.3])
-@pytest.mark.parametrize("limits", [{}, {"decode": 0.075}, {"prefill": 0.5, "decode": 0.07}])
-def test_the_least_damage_of_all_allocations_that_keep_budget_and_limits(budget, limits):
-    one = allocator(limits=limits)
-    dense = 0.6 + 4 * 0.08
-    allowed = []
-    for allocation in every():
-        prefill, decode = seconds(allocation)
-        kept = {"prefill": prefill, "decode": decode}
-        if prefill + 4 * decode <= (1 - budget) * dense + 1e-12 and all(kept[p] <= 0.98 * s + 1e-12 for p, s in limits.items()):
-            allowed.append(damage(allocation))
-    found = one.best(respond(DENSE), budget, 20)
-    assert (found is None) == (not allowed)
-    if found is not None:
-        assert damage(found) == pytest.approx(min(allowed), abs=1e-6)
-        assert respond(DENSE).expected(found) == pytest.approx(damage(found))
-        assert one.answer_s(found) == pytest.approx(seconds(found)[0] + 4 * seconds(found)[1])
-
-
-def test_uniform_blocks_are_alike_and_the_best_of_those():
-    found = allocator(uniform=True).best(respond(DENSE), 0.2, 0)
-    alike = [[places] * 3 for places in itertools.product(range(3), range(3))]
-    dense = 0.6 + 4 * 0.08
-    allowed = [damage(a) for a in alike if seconds(a)[0] + 4 * seconds(a)[1] <= 0.8 * dense]
-    assert len(set(found)) == 1 and damage(found) == pytest.approx(min(allowed))
 
 
 def measured(allocation):
