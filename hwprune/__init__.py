@@ -19,6 +19,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from hwprune import criteria, patterns
     from hwprune.errors import HwpruneError
+    from hwprune.language.language_job import LanguageJob
+    from hwprune.language.language_search import search_language
     from hwprune.layers.part import Part
     from hwprune.layers.statistics import LayerStatistics
     from hwprune.layers.units import Unit
@@ -37,11 +39,14 @@ if TYPE_CHECKING:
     from hwprune.searching.sampling.problem import Choice, Item
     from hwprune.searching.search import join, search
     from hwprune.searching.stored_run import load
+    from hwprune.streaming.road import prune_folder
+    from hwprune.streaming.sweep_plan import SweepPlan
     from hwprune.structure.axes import Axis
     from hwprune.structure.torch.analyse import trace
     from hwprune.structure.torch.graph import AxisGraph
     from hwprune.workload.metrics import Metric
     from hwprune.workload.running_statistics import refresh_batch_norms
+    from hwprune.workload.text_windows import TextData
     from hwprune.workload.workload import Workload
 
 __version__ = VERSION
@@ -57,6 +62,7 @@ _HOMES = {
     "Inspection": "pruning.inspection",
     "Item": "searching.sampling.problem",
     "KnapsackSampler": "searching.sampling.knapsack",
+    "LanguageJob": "language.language_job",
     "LayerStatistics": "layers.statistics",
     "Method": "methods.method",
     "Metric": "workload.metrics",
@@ -66,7 +72,9 @@ _HOMES = {
     "Recipe": "records.recipe",
     "Recovered": "recovery.recover",
     "Result": "searching.result",
+    "SweepPlan": "streaming.sweep_plan",
     "Target": "records.target",
+    "TextData": "workload.text_windows",
     "Trial": "records.trial",
     "Unit": "layers.units",
     "UnitChoice": "records.recipe",
@@ -76,10 +84,12 @@ _HOMES = {
     "join": "searching.search",
     "load": "searching.stored_run",
     "prune": "pruning.pruner",
+    "prune_folder": "streaming.road",
     "prune_gradually": "recovery.recover",
     "recover": "recovery.recover",
     "refresh_batch_norms": "workload.running_statistics",
     "search": "searching.search",
+    "search_language": "language.language_search",
     "solve": "methods.method",
     "trace": "structure.torch.analyse",
     "uniform_recipe": "pruning.uniform",
@@ -95,6 +105,7 @@ __all__ = [
     "Inspection",
     "Item",
     "KnapsackSampler",
+    "LanguageJob",
     "LayerStatistics",
     "Method",
     "Metric",
@@ -104,7 +115,9 @@ __all__ = [
     "Recipe",
     "Recovered",
     "Result",
+    "SweepPlan",
     "Target",
+    "TextData",
     "Trial",
     "Unit",
     "UnitChoice",
@@ -116,10 +129,12 @@ __all__ = [
     "load",
     "patterns",
     "prune",
+    "prune_folder",
     "prune_gradually",
     "recover",
     "refresh_batch_norms",
     "search",
+    "search_language",
     "solve",
     "trace",
     "uniform_recipe",
