@@ -92,6 +92,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P+N",
         help="of a language model: P tokens in, N out, whose time counts (default: 128+64)",
     )
+    parser.add_argument("--max-cache", type=args.size, metavar="30kB", help="of a language model: largest cache of one token")
+    parser.add_argument("--choices", metavar="FILE", help="of a language model: questions in a .jsonl, answered by each point")
     parser.add_argument("--windows", metavar="N", type=args.whole, help="of a language model: calibrating windows (default: 64)")
     parser.add_argument("--points", metavar="N", type=args.whole, help="of a language model: points to write (default: 4)")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME-TIME)")
@@ -107,8 +109,10 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--resume needs --out, the run directory to go on with")
     if search_language.wanted(options):
         return search_language.run(options)
-    if options.tokens or options.windows or options.points or isinstance(options.max_latency, dict):
-        raise UsageError("--tokens, --windows, --points and limits of phases are for hf:FOLDER of a language model with --text")
+    alone = ("tokens", "windows", "points", "max_cache", "choices")
+    if any(getattr(options, name) for name in alone) or isinstance(options.max_latency, dict):
+        names = ", ".join("--" + name.replace("_", "-") for name in alone)
+        raise UsageError(f"{names} and limits of phases are for hf:FOLDER of a language model with --text")
     if options.resume and options.job:
         raise UsageError("a resumed run has a job of its own: leave --job out")
     job = _changed(_first(options), options)

@@ -12,7 +12,7 @@ from pathlib import Path
 from hwprune.errors import UsageError
 
 NOT_HERE = (
-    "job", "time", "sampler", "max_drop", "min_speedup", "max_size", "remote", "table", "estimate",
+    "job", "time", "sampler", "max_drop", "min_speedup", "remote", "table", "estimate",
     "database", "all_patterns", "trial_timeout", "memory_limit", "storage", "data", "shape",
 )  # fmt: skip
 """Options of `hwprune search` that this search has no use for."""
@@ -44,10 +44,11 @@ def run(options: argparse.Namespace) -> int:
     job = LanguageJob(
         source, text_data({key: value for key, value in numbers.items() if value is not None}),
         Tokens.parse(options.tokens or "128+64"), options.gguf, options.target or "cpu", options.space or "default",
-        options.max_latency, options.trials or 60, options.points or 4, options.seed or 0,
+        _limits(options), options.trials or 60, options.points or 4, options.seed or 0,
         road.usual_multiple(source, options.gguf, gguf_out=options.gguf is not None),
         quantize=quantised_onnx.parse(options.quantize) if options.quantize else (),
         distil_tokens=tokens_of(options.recover) if options.recover else 0,
+        questions=Path(options.choices) if options.choices else None,
     )  # fmt: skip
     out = Path(options.out or f"runs/{source.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     progress = make_progress(quiet=options.quiet or options.json, verbose=options.verbose)
@@ -73,6 +74,11 @@ def run(options: argparse.Namespace) -> int:
         best = record["front"][0]["trial"]
         print(f"\nAs a GGUF file: hwprune apply {out / 'candidates' / str(best) / 'blocks.json'} ... --format huggingface,gguf")
     return 0
+
+
+def _limits(options: argparse.Namespace) -> dict[str, float] | None:
+    given = {"size": options.max_size, "cache": options.max_cache}
+    return {**(options.max_latency or {}), **{name: value for name, value in given.items() if value}} or None
 
 
 def is_run(run_directory: Path) -> bool:

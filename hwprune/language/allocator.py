@@ -21,7 +21,7 @@ class Allocator:
     """Models of least divergence for a time.
 
     Args:
-        limits: phase -> seconds.
+        limits: phase -> seconds, ``size`` and ``cache`` -> bytes, see `Prices`.
         uniform: all blocks are alike.
     """
 
@@ -74,22 +74,23 @@ class Allocator:
         return [one for one in found if self.keeps_limits(one)]
 
     def keeps_limits(self, allocation: Allocation) -> bool:
-        """Is every phase predicted to keep its limit, with the margin?"""
-        return all(
-            self.prices.predicted(phase, self.choices, allocation) <= (1 - MARGIN) * limit for phase, limit in self.limits.items()
-        )
+        """Is everything predicted to keep its limit, times with their margin?"""
+        return all(self.prices.predicted(name, self.choices, allocation) <= self._limit(name) for name in self.limits)
 
     def _needs(self, budget: float) -> Needs:
         saved = {
-            phase: np.tile([self.prices.saving(phase, one) for part in PARTS for one in self.choices.of(part)], self.depth)
-            for phase in PHASES
+            name: np.tile([self.prices.saving(name, one) for part in PARTS for one in self.choices.of(part)], self.depth)
+            for name in (*PHASES, *self.limits)
         }
         rows = [sum(self._weight(phase) * saved[phase] for phase in PHASES)]
         least = [budget * self.dense_s]
-        for phase, limit in self.limits.items():
-            rows.append(saved[phase])
-            least.append(self.prices.dense[phase] - (1 - MARGIN) * limit)
+        for name in self.limits:
+            rows.append(saved[name])
+            least.append(self.prices.dense[name] - self._limit(name))
         return Needs(np.array(rows), np.array(least))
+
+    def _limit(self, name: str) -> float:
+        return self.limits[name] * (1 - MARGIN if name in PHASES else 1)
 
     def _weight(self, phase: str) -> int:
         return {PREFILL: 1, DECODE: self.tokens.new}[phase]

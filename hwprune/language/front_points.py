@@ -60,7 +60,7 @@ def write_points(
         if not (place / "result.json").is_file():
             facts = road.prune_folder(
                 source, job.data, replace(plan, by_block=blocks), place, score=True, onnx=True, tokens=job.tokens, target=target,
-                known=known, distil_tokens=job.distil_tokens,
+                known=known, distil_tokens=job.distil_tokens, choices=job.questions,
                 step=lambda text, *rest, number=trial.number: step(f"candidate {number}: {text}", *rest),
             )  # fmt: skip
             if facts["generates"]:

@@ -31,11 +31,12 @@ class LanguageJob:
         data: texts.
         tokens: prompt and answer whose time counts.
         space: see `part_choices.SPACES`.
-        limits: phase -> most seconds.
+        limits: phase -> most seconds; ``size``, ``cache`` -> most bytes of the file in 32 bits, and of what is kept of a token.
         trials: models that are run.
         points: of the front that are pruned block by block, written and measured in fresh processes.
         multiple: of numbers of neurons.
         distil_tokens: see `road.prune_folder`; of each point.
+        questions: a .jsonl file (see `read_questions`); the share of right answers of each point is told.
         quantize: precisions in which the dense model and each point are written, too (see `quantised_onnx`).
     """
 
@@ -53,6 +54,7 @@ class LanguageJob:
     exclude: Sequence[str] = ()
     quantize: Sequence[str] = ()
     distil_tokens: int = 0
+    questions: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For the run directory."""

@@ -24,7 +24,7 @@ RECORD, FRONT = "record.json", "front.csv"
 COLUMNS = (
     "trial", "precision", "perplexity", "dense_perplexity", "prefill_s", "prefill_speedup", "prefill_ci_low", "prefill_ci_high",
     "decode_s", "decode_speedup", "decode_ci_low", "decode_ci_high", "answer_s", "answer_speedup", "params",
-    "cache_bytes_per_token", "model", "folder",
+    "cache_bytes_per_token", "model", "folder", "right_answers", "dense_right_answers",
 )  # fmt: skip
 Row = tuple[str, str, Mapping[str, Any], "LanguagePoint | None"]
 """Trial, precision, facts with ``perplexity`` and ``phases``, and its point."""
@@ -122,6 +122,7 @@ def front_csv(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
         table.writerow([
             trial, precision, facts["perplexity"], known.get("dense_perplexity", ""), *both[0], *both[1], phases.answer_s,
             phases.answer_speedup, params, cache, f"{file}.onnx" if precision == "fp32" else f"{file}.{precision}.onnx", place,
+            "" if point is None or precision != "fp32" else facts.get("accuracy", ""), known.get("dense_accuracy", ""),
         ])  # fmt: skip
     return text.getvalue()
 
@@ -145,4 +146,8 @@ def told(record: Mapping[str, Any]) -> str:
             f"{trial:>5}  {precision:>4}  {facts['perplexity']:>10.2f}  {both[0]:>20}  {both[1]:>20}  "
             f"{phases.answer_speedup:>6.2f}x  {formatting.count(params):>10}"
         )
+    if any("accuracy" in point.facts for point in points):
+        shares = ", ".join(f"trial {point.trial} {formatting.percent(point.facts['accuracy'])}" for point in points)
+        count, dense = first.facts["questions"], formatting.percent(first.facts["dense_accuracy"])
+        lines += ["", f"Right answers to {count} questions: dense {dense}, {shares}."]
     return "\n".join(lines)

@@ -24,6 +24,7 @@ STYLE = """
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 16px; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .grid { stroke: var(--line); } svg .front { fill: var(--blue); } svg .range { stroke: var(--blue); }
+svg .bits { fill: none; stroke: var(--blue); stroke-width: 2; }
 svg .trial { fill: var(--grey); opacity: .6; } svg .dense { fill: var(--red); }
 svg .whole { fill: var(--line); } svg .kept { fill: var(--kept); }
 svg .gone { fill: none; stroke: var(--red); stroke-dasharray: 3 2; }
@@ -41,9 +42,10 @@ def write_report(record: Mapping[str, Any], path: Path) -> None:
         body += [
             _table(points, record.get("dense_quantised", {})),
             '<div class="two">',
-            _chart(points, "prefill"),
-            _chart(points, "decode"),
+            _chart(points, record.get("dense_quantised", {}), "prefill"),
+            _chart(points, record.get("dense_quantised", {}), "decode"),
             "</div>",
+            _answers(points),
         ]
         body += ["<h2>What each block keeps</h2>", _legend(), *(_blocks(point, record) for point in points)]
         body += _continuations(points)
@@ -130,25 +132,37 @@ def _axes(x: _Scale, y: _Scale, across: str, up: str) -> str:
     return "".join(parts)
 
 
-def _chart(points: Sequence[LanguagePoint], phase: str) -> str:
-    """Perplexity against one phase's speedup, with intervals."""
-    ratios = [getattr(point.phases, f"{phase}_speedup") for point in points]
-    quality = [point.facts["perplexity"] for point in points]
+def _chart(points: Sequence[LanguagePoint], dense_files: Mapping[str, Any], phase: str) -> str:
+    """Perplexity against one phase's speedup, with intervals; files of fewer bits are hollow."""
+    rows = rows_of(points, dense_files)
+    ratios = [getattr(Phases.from_json(facts["phases"]), f"{phase}_speedup") for _, _, facts, _ in rows]
     dense = points[0].facts["dense_perplexity"]
     x = _Scale([1.0, *(one.ci_low for one in ratios), *(one.ci_high for one in ratios)], EDGE, WIDTH - 10)
-    y = _Scale([dense, *quality], HEIGHT - EDGE, EDGE / 2)
+    y = _Scale([dense, *(facts["perplexity"] for _, _, facts, _ in rows)], HEIGHT - EDGE, EDGE / 2)
     what = "prompt" if phase == "prefill" else "single token"
     parts = [_axes(x, y, f"speedup of a {what}, measured", "perplexity")]
     parts.append(
         f'<rect class="dense" x="{x(1) - 4:.1f}" y="{y(dense) - 4:.1f}" width="8" height="8"><title>dense</title></rect>'
     )
-    for point, ratio, value in zip(points, ratios, quality, strict=True):
-        low, high = (f"{x(end):.1f}" for end in (ratio.ci_low, ratio.ci_high))
-        parts.append(f'<line class="range" x1="{low}" x2="{high}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        told = f"<title>trial {point.trial}</title>"
-        parts.append(f'<circle class="front" cx="{x(ratio.value):.1f}" cy="{y(value):.1f}" r="5">{told}</circle>')
-        parts.append(f'<text x="{x(ratio.value):.1f}" y="{y(value) - 9:.1f}" text-anchor="middle">{point.trial}</text>')
+    for (trial, precision, facts, _), ratio in zip(rows, ratios, strict=True):
+        low, high, across, up = f"{x(ratio.ci_low):.1f}", f"{x(ratio.ci_high):.1f}", x(ratio.value), y(facts["perplexity"])
+        name = trial if precision == "fp32" else f"{trial}, {precision}"
+        kind = "front" if precision == "fp32" else "bits"
+        parts.append(f'<line class="range" x1="{low}" x2="{high}" y1="{up:.1f}" y2="{up:.1f}"/>')
+        parts.append(f'<circle class="{kind}" cx="{across:.1f}" cy="{up:.1f}" r="5"><title>trial {name}</title></circle>')
+        anchor = "end" if across > WIDTH - 80 else "middle"
+        parts.append(f'<text x="{across:.1f}" y="{up - 9:.1f}" text-anchor="{anchor}">{name}</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="perplexity against {what}">{"".join(parts)}</svg>'
+
+
+def _answers(points: Sequence[LanguagePoint]) -> str:
+    """Right answers to the user's questions, where there are any."""
+    if not all("accuracy" in point.facts for point in points):
+        return ""
+    facts = points[0].facts
+    rows = [("dense", facts["dense_accuracy"]), *((f"trial {point.trial}", point.facts["accuracy"]) for point in points)]
+    cells = "".join(f"<tr><td>{name}</td><td>{formatting.percent(share)}</td></tr>" for name, share in rows)
+    return f"<p>Right answers to {facts['questions']} questions:</p><table>{cells}</table>"
 
 
 def _legend() -> str:
@@ -217,16 +231,17 @@ def _trials(record: Mapping[str, Any]) -> str:
 
 
 def _predictions(record: Mapping[str, Any]) -> str:
-    """How far the table of savings was from what was measured."""
+    """How far what was predicted of models was from what came of them."""
     rows = []
+    run = [one for one in record["trials"] if "speedups" in one]
     for phase, name in (("prefill", "prompt"), ("decode", "single token")):
-        errors = [
-            abs(one["predicted"][phase] / one["speedups"][phase][0] - 1) for one in record["trials"] if "predicted" in one
-        ]  # fmt: skip
-        if errors:
-            errors.sort()
-            rows.append(f"{name}: median {errors[len(errors) // 2]:.1%}, largest {errors[-1]:.1%} of {len(errors)} models")
-    return f"<p class='soft'>Predicted speedups against measured ones: {'; '.join(rows)}.</p>" if rows else ""
+        rows.append((f"speedup of a {name}", [abs(one["predicted"][phase] / one["speedups"][phase][0] - 1) for one in run]))
+    rows.append(("nats from dense", [abs(one["expected"] / one["values"][0] - 1) for one in run if "expected" in one]))
+    told = [
+        f"{name}: median {sorted(errors)[len(errors) // 2]:.1%}, largest {max(errors):.1%} of {len(errors)} models"
+        for name, errors in rows if errors
+    ]  # fmt: skip
+    return f"<p class='soft'>Predicted against measured: {'; '.join(told)}.</p>" if told else ""
 
 
 def _about(record: Mapping[str, Any]) -> str:

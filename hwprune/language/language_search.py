@@ -83,6 +83,7 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     responder = Responder(folder, texts.looked, choices, store, work, step)
     with PhaseBench(target, job.tokens, dense, work) as bench:
         prices = measure_prices(bench, assembler, samples, blocks_of(folder), choices, work, step)
+        prices = prices.with_sizes(dense, samples, blocks_of(folder)[0], choices)
         scorer = TrialScorer(folder, texts.held, choices, store, work)
         limits = dict(job.limits or {})
         allocator = Allocator(choices, prices, job.tokens, limits, folder.depth, uniform=job.space == "uniform")

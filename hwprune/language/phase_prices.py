@@ -22,9 +22,11 @@ from hwprune.errors import CandidateFailure, RunError
 from hwprune.language.part_choices import PARTS, Allocation, PartChoice, PartChoices
 from hwprune.language.phase_bench import PHASES, PhaseBench
 from hwprune.streaming.assembled_onnx import Assembler
+from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.phases import PREFILL
 
 FILE = "prices.json"
+SIZE, CACHE = "size", "cache"
 SESSION = 0.015
 """Standard deviation of a model's measured saving, as a share of the dense time. Copies of SmolLM2's dense file differ so."""
 ROUNDS = 2
@@ -35,27 +37,48 @@ COMMON = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Seconds.
+    """What models take: seconds of each phase, bytes of the file (`SIZE`), and bytes that are kept of each token (`CACHE`).
 
     Attributes:
-        dense: phase -> seconds of the dense model.
-        saved: phase -> `PartChoice.name` -> seconds that one block saves.
+        dense: resource -> what the dense model takes.
+        saved: resource -> `PartChoice.name` -> what one block saves.
     """
 
     dense: Mapping[str, float]
     saved: Mapping[str, Mapping[str, float]]
 
-    def predicted(self, phase: str, choices: PartChoices, allocation: Allocation) -> float:
-        """Seconds of a model with these choices."""
-        left = self.dense[phase]
+    def predicted(self, resource: str, choices: PartChoices, allocation: Allocation) -> float:
+        """What a model with these choices takes."""
+        left = self.dense[resource]
         for places in allocation:
             for part, place in zip(PARTS, places, strict=True):
-                left -= self.saving(phase, choices.of(part)[place])
+                left -= self.saving(resource, choices.of(part)[place])
         return left
 
-    def saving(self, phase: str, choice: PartChoice) -> float:
-        """Seconds that one block saves by this choice."""
-        return self.saved[phase].get(choice.name, 0.0) if choice.pattern else 0.0
+    def saving(self, resource: str, choice: PartChoice) -> float:
+        """What one block saves by this choice."""
+        return self.saved[resource].get(choice.name, 0.0) if choice.pattern else 0.0
+
+    def with_sizes(
+        self,
+        dense: tuple[Path, CacheShape],
+        samples: Mapping[str, Mapping[str, torch.Tensor]],
+        block: Mapping[str, torch.Tensor],
+        choices: PartChoices,
+    ) -> Prices:
+        """With the sizes, which are known without measuring.
+
+        Args:
+            dense: the dense model's file, and its cache.
+            samples: see `measure_prices`.
+            block: tensors of a dense block.
+        """
+        file, cache = dense[0], dense[1].bytes_per_token
+        whole, of_block = sum(one.stat().st_size for one in file.parent.glob(f"{file.name}*")), cache / (len(dense[1].heads) / 2)
+        sizes = {name: _bytes(block) - _bytes(sample) for name, sample in samples.items()}
+        kept = {one.name: one.kept / choices.attention[0].kept for one in choices.attention[1:]}
+        saved = {SIZE: sizes, CACHE: {name: of_block * (1 - share) for name, share in kept.items()}}
+        return replace(self, dense={**self.dense, SIZE: float(whole), CACHE: float(cache)}, saved={**self.saved, **saved})
 
     def learned(self, choices: PartChoices, seen: Sequence[tuple[Allocation, Mapping[str, float]]]) -> Prices:
         """The table, corrected by whole models that were measured: Bayes' rule for a linear model with normal errors.
@@ -76,8 +99,9 @@ class Prices:
                 for part, place in zip(PARTS, places, strict=True):
                     if choices.of(part)[place].pattern:
                         counts[row, names.index(choices.of(part)[place].name)] += 1 / blocks
-        saved: dict[str, dict[str, float]] = {}
-        for phase, table in self.saved.items():
+        saved = dict(self.saved)
+        for phase in PHASES:
+            table = self.saved[phase]
             before = np.array([table.get(name, 0.0) for name in names]) * blocks / self.dense[phase]
             prior = SESSION**2 * np.eye(len(names)) + COMMON**2 * np.outer(before, before)
             apart = np.array([1 - 1 / speedups[phase] for _, speedups in seen]) - counts @ before
@@ -132,6 +156,11 @@ def measure_prices(
         for phase in PHASES
     }
     return Prices(dense_s, saved)
+
+
+def _bytes(tensors: Mapping[str, torch.Tensor]) -> float:
+    """In 32 bits."""
+    return 4.0 * sum(x.numel() for x in tensors.values())
 
 
 def _cut_to(block: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

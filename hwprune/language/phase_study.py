@@ -123,7 +123,9 @@ class PhaseStudy:
             found = self._allocator.best(dense, float(budget), 0)
             if found is not None and dense.expected(found) <= RUINED:
                 return float(budget)
-        return LEAST
+        # A user's limits are kept even so: what is least ruined of what keeps them.
+        found = self._allocator.best(dense, LEAST, 0) if self._allocator.limits else None
+        return LEAST if found is None else min(most, max(1.3 * self._allocator.saved(found), 1.3 * LEAST))
 
     def _look(self, done: int, trials: int) -> None:
         """Look at a model near each of some budgets: after the plain ones, and again as better ones are found."""
@@ -219,7 +221,7 @@ class PhaseStudy:
         dense, limits = self._allocator.prices.dense, self._allocator.limits
         for one in self.study.best_trials:
             speedups = one.user_attrs["speedups"]
-            if all(dense[phase] / speedups[phase][0] <= limit for phase, limit in limits.items()):
+            if all(dense[phase] / speedups[phase][0] <= limits[phase] for phase in PHASES if phase in limits):
                 known.setdefault(one.user_attrs["allocation"], one)
         return sorted(known.values(), key=lambda one: one.values[1])
 

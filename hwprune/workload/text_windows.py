@@ -71,13 +71,19 @@ def windows(folder: str | Path, text: str | Path, length: int) -> torch.Tensor:
 
 
 def tokenizer_of(folder: str | Path) -> Any:
-    """The tokenizer of a Hugging Face folder. Raises `WorkloadError`."""
+    """The tokenizer of a Hugging Face folder. No code that lies in the folder is run. Raises `WorkloadError`."""
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # a configuration that it doesn't know is no matter for a tokenizer
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        # Without a word on code it asks on the terminal where a folder holds blocks of different sizes.
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # the library raises what it meets
         raise WorkloadError(f"the tokenizer of {folder} can't be loaded: {described(error)}") from error
+    finally:
+        logging.set_verbosity(before)
 
 
 def next_tokens(ids: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,27 @@ import itertools
 
 import pytest
 
-from tests.language.parts import DENSE, allocator, damage, every, respond, seconds
+from hwprune.language.phase_prices import Prices
+from tests.language.parts import DENSE, SAVED, allocator, damage, every, respond, seconds
+
+
+def test_sizes_are_limits_too():
+    """Each group of keys and values takes 100 bytes of a token, an MLP's half 7 of the file's."""
+    saved = {**SAVED, "cache": {"attention-1": 100, "attention-0": 200}, "size": {"mlp-32": 7, "mlp-0": 14}}
+    prices = Prices({"prefill": 0.6, "decode": 0.08, "cache": 600, "size": 100}, saved)
+    for limits in ({"cache": 300.0}, {"size": 80.0}, {"cache": 500.0, "size": 93.0}):
+        found = allocator(prices=prices, limits=limits).best(respond(DENSE), 0.05, 20)
+        cache = 600 - sum(100 * a for a, _ in found)
+        size = 100 - sum(7 * m for _, m in found)
+        assert cache <= limits.get("cache", 600) and size <= limits.get("size", 100)
+        allowed = [
+            damage(one) for one in every()
+            if 600 - sum(100 * a for a, _ in one) <= limits.get("cache", 600)
+            and 100 - sum(7 * m for _, m in one) <= limits.get("size", 100) and allocator().saved(one) >= 0.05
+        ]  # fmt: skip
+        assert damage(found) == pytest.approx(min(allowed))
+    assert allocator(prices=prices, limits={"size": 78.0}).plain() == []  # halves of all MLPs save 21 bytes
+    assert allocator(prices=prices, limits={"size": 1.0}).best(respond(DENSE), 0.05, 20) is None
 
 
 @pytest.mark.parametrize("budget", [0.05, 0.1, 0.2, 0.3])

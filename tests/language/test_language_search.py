@@ -73,6 +73,21 @@ def test_one_command_is_the_whole_search(place, tmp_path, capsys):
     assert "has another space" in capsys.readouterr().err
 
 
+def test_sizes_are_kept_and_questions_answered(place, tmp_path, capsys):
+    """The cache of a token in 32 bits: 3 blocks, 2 groups of 16 keys and 16 values."""
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "a b", "choices": ["c", "d e"], "answer": 0}\n' * 2)
+    out, most = tmp_path / "run", 4 * 32 * 4
+    more = ["--max-cache", f"{most}B", "--max-size", "300kB", "--choices", str(tmp_path / "questions.jsonl")]
+    assert main.main(words(place, out, *more)) == 0
+    (row,) = csv.DictReader((out / "front.csv").read_text().splitlines())
+    assert int(row["cache_bytes_per_token"]) <= most < 3 * 2 * 32 * 4
+    assert sum(one.stat().st_size for one in (out / row["folder"] / "onnx").glob("model.onnx*")) <= 300_000
+    assert row["right_answers"] in ("0.0", "0.5", "1.0") and "Right answers to 2 questions" in capsys.readouterr().out
+    prices = json.loads((out / "record.json").read_text())["prices"]
+    assert prices["dense"]["cache"] == 3 * 2 * 32 * 4 and prices["saved"]["cache"]["attention-0"] == 2 * 32 * 4
+    assert prices["saved"]["size"]["mlp-0"] == 4 * 3 * 64 * 64
+
+
 @pytest.mark.slow
 def test_weights_of_fewer_bits_may_be_asked_for_when_a_search_has_ended(place, tmp_path, capsys):
     out = tmp_path / "run"

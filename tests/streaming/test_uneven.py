@@ -16,7 +16,7 @@ from hwprune.errors import UsageError
 from hwprune.streaming import road
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.sweep_plan import SweepPlan
-from hwprune.workload.text_windows import TextData, windows
+from hwprune.workload.text_windows import TextData, tokenizer_of, windows
 from tests.streaming.helpers import gguf_llama, llama, losses, text, whole
 
 BLOCKS = ({"neuron": 0.5}, {"attention": 1.0}, {"layer": 1.0}, {"mlp": 1.0, "head": 0.5}, {})
@@ -135,11 +135,13 @@ def test_the_onnx_file_has_the_sizes_too(tmp_path, deep, words):
     torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-4)
 
 
-def test_it_is_pruned_further(tmp_path, deep, words):
+def test_it_is_pruned_further(tmp_path, deep, words, monkeypatch):
     """An uneven folder is a model like others: what lies beside it as code is not run."""
     out, _ = run(tmp_path, deep, words, ({"attention": 1}, {"neuron": 0.5}, {}, {}, {}))
     (out / "modeling_uneven.py").write_text("raise SystemExit('run')")
     (out / "configuration_uneven.py").write_text("raise SystemExit('run')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    assert len(tokenizer_of(out)("a b")["input_ids"]) == 2
     facts = road.prune_folder(out, data(words), SweepPlan([("layer", 0.4)], "obs", "none"), tmp_path / "again", score=True)
     assert len(facts["kept"]) == 3 and facts["perplexity"] > facts["dense_perplexity"]
     _, judged = data(words).read(out)
