@@ -39,7 +39,7 @@ RUINED, STEPS = 1.5, 12
 """Nats a token beyond which nobody wants a model, and budgets that are tried to find where that begins."""
 IMPOSSIBLE = 1e9
 """Divergence of what is not finite."""
-REGIONS, MOST_ROUNDS, TRIALS_A_ROUND = 3, 3, 12
+REGIONS, MOST_ROUNDS, TRIALS_A_ROUND = 4, 3, 12
 """Budgets near which models are looked at, how often at most, and trials between."""
 PAIRS, MOST_PAIRS = 8, 40
 """Exchanges: of first trials, and at most."""
@@ -113,11 +113,8 @@ class PhaseStudy:
                 before = (before[0] + part * (now[0] - before[0]), RUINED)
                 break
             before = now
-        else:
-            if before[0] > LEAST:
-                return most  # none of them is ruined
-        if before[0] > LEAST:
-            return min(most, before[0])
+        if before[0] > LEAST:  # where none of them is ruined, as much further as their divergence leaves room
+            return min(most, before[0] * max(RUINED / max(before[1], 1e-9), 1.0))
         dense = self._respond([(0, 0)] * self._allocator.depth, 0)
         for budget in np.linspace(most, LEAST, STEPS):
             found = self._allocator.best(dense, float(budget), 0)

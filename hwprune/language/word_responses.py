@@ -30,6 +30,8 @@ from hwprune.streaming.hidden_states import HiddenStates
 
 IMPOSSIBLE = 1e6
 """Nats that a choice costs whose output is not finite."""
+TOGETHER = 8
+"""Windows that go through a block at once."""
 FEWEST_BLOCKS = 4
 """Blocks below which nothing is known of how they differ."""
 ROBUST, FAR = 1.4826, 3.0
@@ -120,40 +122,39 @@ class Responder:
     def _found(self, base: tuple[tuple[int, int], ...], ids: torch.Tensor, draw: int) -> Responses:
         folder = self._folder
         ends = folder.ends()
-        first, given = entering(ends, folder.blocks, ids[:1])
+        given = entering(ends, folder.blocks, ids[:1])[1]
+        together = torch.split(ids, TOGETHER)
+        dense = [torch.cat([entering(ends, folder.blocks, one[None])[0] for one in some]) for some in together]
+        stream = dense
         states = [
-            HiddenStates(self._work / "response" / str(index), (len(ids), *first.shape[1:]), torch.float32)
+            HiddenStates(self._work / "response" / str(index), (len(ids), *dense[0].shape[1:]), torch.float32)
             for index in range(folder.depth)
         ]
-        dense, stream = [], []
-        for window in range(len(ids)):
-            dense.append(entering(ends, folder.blocks, ids[window : window + 1])[0])
-        stream = list(dense)
         for index in range(folder.depth):
             block = block_of(folder, index, given[index])
             with torch.no_grad():
-                for window, hidden in enumerate(stream):
-                    states[index].write(window, hidden)
+                for window, hidden in enumerate(torch.cat(stream)):
+                    states[index].write(window, hidden[None])
                 chosen = self._chosen(block, index, base[index])
                 stream = [hidden if chosen is None else chosen(hidden) for hidden in stream]
                 dense = [block(hidden) for hidden in dense]
         self._generator.manual_seed(draw)
         total, pulls, draws = 0.0, [], []
-        for window, (wanted, hidden) in enumerate(zip(dense, stream, strict=True)):
-            apart, pull, drawn = self._words(ends, ids[window : window + 1], wanted, hidden)
-            total += apart
-            pulls.append(pull)
-            draws.append(drawn)
+        for some, wanted, hidden in zip(together, dense, stream, strict=True):
+            found = [self._words(ends, some[n : n + 1], wanted[n : n + 1], hidden[n : n + 1]) for n in range(len(some))]
+            total += sum(one[0] for one in found)
+            pulls.append(torch.cat([one[1] for one in found]))
+            draws.append(torch.cat([one[2] for one in found]))
         linear, features = self._back(base, states, given, pulls, draws)
         for one in states:
             one.remove()
         counts = (len(self._choices.attention), len(self._choices.mlp))
         means = shrunk(linear, base, counts)
         flat = features.reshape(len(features), -1)
-        curvature = flat @ flat.T / flat.shape[1]
+        curvature = (flat @ flat.T / flat.shape[1]).astype(np.float64)
         impossible = ~(np.isfinite(means) & np.isfinite(np.diag(curvature)))
         means[impossible], curvature[impossible], curvature[:, impossible] = IMPOSSIBLE, 0.0, 0.0
-        return Responses(base, total / ids.numel(), means, curvature.astype(np.float64), counts)
+        return Responses(base, total / ids.numel(), means, curvature, counts)
 
     def _chosen(self, block: DecoderBlock, index: int, places: Sequence[int]) -> DecoderBlock | None:
         """A block with these choices; None where nothing of it is left."""
@@ -188,17 +189,15 @@ class Responder:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(choices, windows) nats, and (choices, windows, tokens) of the curvature, from the last block to the first."""
         counts = (len(self._choices.attention), len(self._choices.mlp))
-        windows, tokens = len(pulls), pulls[0].shape[1]
+        windows, tokens = sum(len(one) for one in pulls), pulls[0].shape[1]
         linear = np.zeros((len(base) * sum(counts), windows))
         features = np.zeros((len(base) * sum(counts), windows, tokens), np.float32)
         for index in reversed(range(len(base))):
             self._step("what words respond to", len(base) - 1 - index, len(base))
             block = block_of(self._folder, index, given[index])
-            for parameter in block.parameters():
-                parameter.requires_grad_(False)
             usual = self._chosen(block, index, base[index])
+            before = torch.split(torch.cat([states[index].read(window) for window in range(windows)]), TOGETHER)
             with torch.no_grad():
-                before = [states[index].read(window) for window in range(windows)]
                 after = [hidden if usual is None else usual(hidden) for hidden in before]
                 for part, count in enumerate(counts):
                     for place in range(count):
@@ -207,19 +206,19 @@ class Responder:
                             continue
                         places[part] = place
                         other, row = self._chosen(block, index, places), index * sum(counts) + part * counts[0] + place
-                        for window, hidden in enumerate(before):
-                            change = (hidden if other is None else other(hidden)) - after[window]
-                            linear[row, window] = float((change * pulls[window]).sum() / tokens)
-                            features[row, window] = (change * draws[window]).sum(-1)[0].numpy()
+                        for some, hidden in enumerate(before):
+                            change = (hidden if other is None else other(hidden)) - after[some]
+                            where = slice(some * TOGETHER, some * TOGETHER + len(hidden))
+                            linear[row, where] = ((change * pulls[some]).sum((1, 2)) / tokens).numpy()
+                            features[row, where] = (change * draws[some]).sum(-1).numpy()
             if usual is not None:
-                for parameter in usual.parameters():
-                    parameter.requires_grad_(False)
-                for window, hidden in enumerate(before):
+                usual.requires_grad_(False)
+                for some, hidden in enumerate(before):
                     entered = hidden.clone().requires_grad_()
                     made = usual(entered)
-                    (pull,) = torch.autograd.grad(made, entered, pulls[window], retain_graph=True)
-                    (drawn,) = torch.autograd.grad(made, entered, draws[window])
-                    pulls[window], draws[window] = pull, drawn
+                    (pull,) = torch.autograd.grad(made, entered, pulls[some], retain_graph=True)
+                    (drawn,) = torch.autograd.grad(made, entered, draws[some])
+                    pulls[some], draws[some] = pull, drawn
         return linear, features
 
 
