@@ -20,7 +20,7 @@ import transformers
 from hwprune.cli import main
 from hwprune.cli.arguments import latencies
 from hwprune.errors import UsageError
-from hwprune.language import front_points
+from hwprune.language import front_points, language_search
 from hwprune.language.language_job import LanguageJob
 from hwprune.language.language_search import search_language
 from hwprune.streaming import road
@@ -158,6 +158,29 @@ def test_points_are_spread_over_what_is_of_use():
 def test_what_can_not_be_done_is_one_message(place, tmp_path, capsys, more, message):
     assert main.main(words(place, tmp_path / "run", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def tokens_in(*parts):
+    return [int(token) for part in parts for token in part.flatten()]
+
+
+def test_every_window_has_one_purpose_and_what_calibrates_is_all_there(place):
+    data = TextData(place / "a.txt", place / "b.txt", length=16, most=12)
+    calibration, _ = data.read(place / "model")
+    everything = data.to_learn(place / "model")
+    numbered = torch.arange(len(everything) * 16).view(len(everything), 16)
+    places = [int((everything == one).all(1).nonzero()[0]) for one in calibration]
+    between = data.between(place / "model")
+    others = [n for n in range(len(everything)) if n not in places]
+    assert torch.equal(between, everything[others]) and len(calibration) == 12
+    texts = language_search._divided(numbered[places], numbered[others])
+    assert torch.equal(texts.fitted, numbered[places]) and texts.held.shape == (4, 16) and texts.looked.shape[1:] == (32, 16)
+    told = tokens_in(texts.fitted, texts.held, texts.looked)
+    assert len(told) == len(set(told))
+    # A text with nothing between: its own windows are divided.
+    few = language_search._divided(numbered[:12], numbered[:0])
+    told = tokens_in(few.fitted, few.held, few.looked)
+    assert len(told) == len(set(told)) and len(few.held) == 2 and len(few.looked[0]) == 4 and len(few.fitted) == 6
 
 
 def test_limits_of_phases_are_read(capsys):
