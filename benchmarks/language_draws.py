@@ -1,6 +1,6 @@
 """Does sequential compensation help whatever text calibrates? Three draws of calibration text, one recipe, the same test text.
 
-    python benchmarks/language_draws.py --folder FOLDER [--recipe neuron=0.2] [--windows 16] [--draws 3]
+    python benchmarks/language_draws.py --folder FOLDER [--recipe neuron=0.2] [--windows 16] [--draws 3] [--draw N]
 
 FOLDER: a Hugging Face folder, such as SmolLM2-135M unpacked to 32 bits. Each draw calibrates on another part of WikiText-2's
 validation text (HWPRUNE_DATA/wikitext2). The road in memory runs with ``obs`` (every layer fitted to its own dense inputs) and with
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--draw", type=int, help="only this one of them")
     options = parser.parse_args()
     heading("Calibration draws")
     lines = (DATA / "valid.txt").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -46,7 +47,7 @@ def main() -> None:
     print("| draw | obs | obs+sequential | block by block |")
     print("| --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as scratch:
-        for draw in range(options.draws):
+        for draw in range(options.draws) if options.draw is None else [options.draw]:
             part = Path(scratch) / f"{draw}.txt"
             part.write_text("".join(lines[draw * len(lines) // options.draws : (draw + 1) * len(lines) // options.draws]))
             texts = f"{part},{DATA / 'test.txt'}"
