@@ -108,13 +108,14 @@ class Responder:
         self._folder, self._looked, self._choices, self._store, self._work, self._step = (
             folder, looked, choices, store, work, step,
         )  # fmt: skip
-        self._generator = torch.Generator()
+        self._generator, self._count = torch.Generator(), 0
 
     def near(self, allocation: Allocation, draw: int) -> Responses:
         """Near a model, on the draw of that number (they come again after the last)."""
         draw %= len(self._looked)
         name = hashlib.sha256(json.dumps([draw, [list(one) for one in allocation]]).encode()).hexdigest()[:16]
         path = self._work / "responses" / f"{name}.npz"
+        self._count += 1
         if not path.is_file():
             self._found(tuple((a, b) for a, b in allocation), self._looked[draw], draw).save(path)
         return Responses.load(path)
@@ -193,7 +194,7 @@ class Responder:
         linear = np.zeros((len(base) * sum(counts), windows))
         features = np.zeros((len(base) * sum(counts), windows, tokens), np.float32)
         for index in reversed(range(len(base))):
-            self._step("what words respond to", len(base) - 1 - index, len(base))
+            self._step(f"what the words of model {self._count} respond to", len(base) - 1 - index, len(base))
             block = block_of(self._folder, index, given[index])
             usual = self._chosen(block, index, base[index])
             before = torch.split(torch.cat([states[index].read(window) for window in range(windows)]), TOGETHER)
