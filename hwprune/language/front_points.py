@@ -29,6 +29,8 @@ from hwprune.streaming.written_files import KnownDense, quantised_facts
 
 MOST_DIVERGENCE = 1.0
 """Nats a token, before any repair, beyond which a model is not written: its perplexity is some three times the dense one's."""
+NEAR = 0.1
+"""Share by which a point may lie above the hull."""
 PROMPT, NEW = 32, 48
 """Tokens of a text that each point goes on with, and of what it says."""
 
@@ -103,11 +105,27 @@ def _dense_words(source: Path, judged: torch.Tensor, out: Path) -> dict[str, str
 
 
 def spread(front: Sequence[Any], count: int) -> list[Any]:
-    """So many of them, evenly over the logarithm of the speedup, the fastest that is of use among them."""
+    """So many of them, evenly over the logarithm of the speedup, the fastest that is of use among them.
+
+    What lies far above the lower convex hull of divergence over the logarithm of the speedup is left out: the noise of a
+    measurement holds it on the front.
+    """
     useful = [one for one in front if one.values[0] <= MOST_DIVERGENCE] or list(front[:1])
     if len(useful) <= count:
         return useful
-    logs = np.log([one.values[1] for one in useful])
+    logs, divergences = np.log([one.values[1] for one in useful]), np.array([one.values[0] for one in useful])
+    hull: list[int] = []
+    for place in range(len(useful)):
+        while len(hull) > 1 and _above(logs, divergences, hull[-2], hull[-1], place):
+            hull.pop()
+        hull.append(place)
+    above = divergences / np.maximum(np.interp(logs, logs[hull], divergences[hull]), 1e-12) - 1
+    good = [place for place, share in enumerate(above) if share <= max(NEAR, sorted(above)[count - 1])]
     wanted = np.linspace(min(logs[0], 0.0), logs[-1], count + 1)[1:]
-    places = {int(np.abs(logs - one).argmin()) for one in wanted}
+    places = {good[int(np.abs(logs[good] - one).argmin())] for one in wanted}
     return [useful[place] for place in sorted(places)]
+
+
+def _above(x: np.ndarray, y: np.ndarray, first: int, middle: int, last: int) -> bool:
+    """Does the middle one lie on or above the line between the others?"""
+    return bool((y[middle] - y[first]) * (x[last] - x[first]) >= (y[last] - y[first]) * (x[middle] - x[first]))

@@ -142,6 +142,10 @@ def test_points_are_spread_over_what_is_of_use():
     found = [one.values[1] for one in front_points.spread(front, 3)]
     assert found == pytest.approx([1.4, 2.1, 3.0])  # cube roots of 3 apart, none beyond 1 nat
     assert front_points.spread(front[:2], 3) == front[:2]
+    # One that is slower by what a measurement is off, and better by next to nothing, is no point.
+    lucky = [*front[:12], SimpleNamespace(values=(0.89, 2.2001)), *front[13:]]
+    lucky[3] = SimpleNamespace(values=(0.249, 1.4))
+    assert all(one.values[0] not in (0.89, 0.249) for one in front_points.spread(lucky, 3))
     ruined = [SimpleNamespace(values=(5.0, 1.1)), SimpleNamespace(values=(6.0, 1.2))]
     assert front_points.spread(ruined, 3) == ruined[:1] and front_points.spread([], 3) == []
 
