@@ -24,6 +24,7 @@ MOST_LINES, EXPLAINED_LINES, MOST_CLASS_LINES, MOST_FIELDS, MOST_LOOSE = 400, 30
 FAMILIES = frozenset({"__init__", "base", "table", "graph", "point", "contract", "elementwise", "normalise", "recurrent"})
 """Stems that several folders share, because the files are of one kind."""
 MANY_FIELDS = {
+    "LanguageJob": "one field a word of language.json",
     "Job": "one field a word of job.toml",
     "Plan": "one field a word of a training's plan",
     "Trial": "one field a column of a trial in record.json",
