@@ -82,7 +82,7 @@ class Responses:
     @classmethod
     def load(cls, path: Path) -> Responses:
         """What `save` wrote."""
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             base = tuple((int(a), int(b)) for a, b in stored["base"])
             counts = (int(stored["counts"][0]), int(stored["counts"][1]))
             return cls(base, float(stored["divergence"]), stored["linear"], stored["curvature"], counts)
