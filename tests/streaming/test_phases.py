@@ -56,3 +56,30 @@ def test_each_model_is_timed_with_a_cache_of_its_own_heads(monkeypatch, tmp_path
     assert seen[1] == {"dense": [(1, 1), (1, 3, 20, 8), (1, 3, 20, 8)], "model": [(1, 1), (1, 2, 20, 8), (1, 2, 20, 8)]}
     with pytest.raises(RunError, match=r"prefill can't be measured on cpu: small\.onnx fails there"):
         phases.measure(*arguments)
+
+
+def test_what_a_process_does_to_all_files_is_no_speedup(monkeypatch):
+    """Six processes in which the reference is slow or fast by turns; the model is 1.2 times as fast as its copy in each."""
+    odd = [1.07, 0.93, 1.08, 0.98, 1.1, 0.96]
+    noise = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98]
+
+    def made(values):
+        ratio = sorted(values)[2] / 2 + sorted(values)[3] / 2
+        speedup = Measurement(ratio, "x", min(values), max(values), 6, {"speedups": values})
+        return Remeasured(Measurement(0.1 / ratio, "s", 0, 1, 6, {"dense_s": 0.1}), speedup)
+
+    found = {"dense": made(odd), "model": made([1.2 * a * b for a, b in zip(odd, noise, strict=True)])}
+    monkeypatch.setattr(phases.fresh, "remeasure", lambda *_: found)
+    shape = CacheShape((1, 1), (8, 8))
+    told = phases.measure(
+        (Path("a"), shape.inputs), (Path("b"), shape.inputs), targets.load("cpu"), Tokens(16, 8)
+    )  # fmt: skip
+    decode = told.decode_speedup
+    assert (decode.value, decode.ci_low, decode.ci_high) == pytest.approx((1.2, 1.2 * 0.98, 1.2 * 1.02))
+    assert told.decode.value == pytest.approx(0.1 / 1.2) and told.same_decode.ci_high == 1.1
+    assert decode.conditions["copies"] == odd
+
+
+def test_without_the_same_processes_nothing_is_changed():
+    one = Remeasured(measurement(0.1), measurement(1.3, "x"))
+    assert phases.beside_copies(one, measurement(1.0, "x")) is one
