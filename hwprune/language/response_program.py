@@ -76,10 +76,8 @@ def least_divergence(responses: Responses, needs: Needs, pairs: int, attention: 
         best, taken = float(alone.min()), [int(alone.argmin())]
         if pairs > 0:
             both = _pair_costs(moves, costs, curvature)
-            allowed = moves.part[:, None] != moves.part[None, :]
             for gain, left in zip(gains, slack, strict=True):
-                allowed &= gain[:, None] + gain[None, :] + left >= -1e-12
-            both[~allowed] = FORBIDDEN
+                both[gain[:, None] + gain[None, :] + left < -1e-12] = FORBIDDEN
             place = int(both.argmin())
             if both.flat[place] < best - GAIN:
                 best, taken = float(both.flat[place]), [int(x) for x in np.unravel_index(place, both.shape)]
@@ -126,10 +124,10 @@ def _costs(responses: Responses, rows: np.ndarray, linear: np.ndarray, curvature
 
 
 def _pair_costs(moves: _Moves, costs: np.ndarray, curvature: np.ndarray) -> np.ndarray:
-    """(moves, moves) what two changes cost."""
+    """(moves, moves) what two changes cost; two of the same part are none."""
     new, old = moves.new, moves.old
     joint = curvature[np.ix_(new, new)] - curvature[np.ix_(new, old)] - curvature[np.ix_(old, new)] + curvature[np.ix_(old, old)]
-    return costs[:, None] + costs[None, :] + joint  # type: ignore[no-any-return]
+    return np.where(moves.part[:, None] == moves.part[None, :], FORBIDDEN, costs[:, None] + costs[None, :] + joint)
 
 
 def _taken(rows: np.ndarray, moves: _Moves, taken: Sequence[int]) -> np.ndarray:

@@ -149,6 +149,16 @@ def test_a_trial_that_a_kill_has_ended_is_run_anew(tmp_path):
     assert any(one.params.get("budget") == first for one in again.study.trials[1:])
 
 
+def test_a_budget_is_searched_near_the_model_of_its_own_time_the_latest_of_equals(tmp_path):
+    study = study_of(tmp_path)
+    slow, fast = [(0, 1), (0, 0), (0, 0)], [(1, 1), (1, 1), (2, 1)]
+    again = respond(slow)
+    study._near = [respond(fast), respond(slow), again]
+    saved = study._allocator.saved
+    assert study._nearest(saved(fast) + 0.01).base == tuple(fast)
+    assert study._nearest(saved(slow) - 0.01) is again
+
+
 def test_a_model_that_does_not_run_is_a_failed_trial(tmp_path):
     def fails(_allocation):
         raise CandidateFailure("measure", "no kernel")

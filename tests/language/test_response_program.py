@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from hwprune.language.response_program import Needs, best_alike, least_divergence
+from hwprune.language import response_program
+from hwprune.language.response_program import FORBIDDEN, Needs, best_alike, least_divergence
 from hwprune.language.word_responses import Responses
 
 COUNTS, DEPTH = (2, 3), 4
@@ -16,7 +17,7 @@ COUNTS, DEPTH = (2, 3), 4
 def problem(seed, base=((0, 1),) * DEPTH):
     """A quadratic whose changes interfere, and savings that grow with the place."""
     random = np.random.default_rng(seed)
-    rows = DEPTH * sum(COUNTS)
+    rows = len(base) * sum(COUNTS)
     features = random.normal(0, 0.3, (rows, 40)) + 0.2 * random.normal(0, 0.3, 40)
     linear, saved = random.normal(0.02, 0.05, rows), np.zeros((2, rows))
     empty = Responses(base, 0.5, linear, features @ features.T, COUNTS)
@@ -83,6 +84,42 @@ def test_few_pairs_stay_near_the_model():
     assert near.expected(least_divergence(near, needs, 20)) <= near.expected(least_divergence(near, needs, 1)) + 1e-9
     one = least_divergence(near, needs, 1)
     assert (saved[:, near.rows(one)].sum(1) >= needs.least - 1e-12).all()
+
+
+def test_what_one_and_two_changes_cost_is_what_the_models_differ_by():
+    near, _ = problem(2)
+    start = [(1, 0), (0, 2), (0, 1), (1, 1)]
+    rows = np.array(near.rows(start))
+    moves, costs = response_program._costs(near, rows, near.linear, near.curvature)
+    both = response_program._pair_costs(moves, costs, near.curvature)
+    assert len(costs) == DEPTH * (sum(COUNTS) - 2)
+
+    def changed(*places):
+        found = list(rows)
+        for place in places:
+            found[moves.part[place]] = moves.new[place]
+        return near.expected(response_program._allocation(near, np.array(found)))
+
+    for first in range(len(costs)):
+        assert costs[first] == pytest.approx(changed(first) - near.expected(start))
+        for second in range(len(costs)):
+            if moves.part[first] == moves.part[second]:
+                assert both[first, second] == FORBIDDEN
+            else:
+                assert both[first, second] == pytest.approx(changed(first, second) - near.expected(start))
+
+
+def test_pairs_are_counted():
+    gains = []
+    for seed in range(6):
+        near, saved = problem(seed, ((0, 1),) * 12)
+        near.linear[:] += 0.3 * saved[0] - 0.3 * np.repeat(
+            saved[0, near.rows(near.base)], [2, 3] * 12
+        )  # what saves more costs more
+        needs = Needs(saved[:1], 0.98 * saved[:1, near.rows(near.base)].sum(1))
+        one, many = (near.expected(least_divergence(near, needs, pairs)) for pairs in (1, 20))
+        gains.append(one - many)
+    assert min(gains) >= -1e-9 and max(gains) > 1e-3
 
 
 def test_attention_that_costs_more_is_cut_less():
