@@ -68,8 +68,16 @@ def write_record(
     Args:
         quantised: precision -> `quantised_facts` of the dense model.
     """
+    estimates = study.estimates()
     trials = [
-        {"number": one.number, "state": one.state.name, "values": one.values, "params": one.params, **one.user_attrs}
+        {
+            "number": one.number,
+            "estimated": estimates.get(one.number),
+            "state": one.state.name,
+            "values": one.values,
+            "params": one.params,
+            **one.user_attrs,
+        }
         for one in study.study.get_trials(deepcopy=False)
     ]
     record: dict[str, Any] = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
+import numpy as np
 import optuna
 import pytest
 
@@ -147,6 +149,58 @@ def test_a_trial_that_a_kill_has_ended_is_run_anew(tmp_path):
     assert states.count(optuna.trial.TrialState.COMPLETE) == 11 and states[0] == optuna.trial.TrialState.FAIL
     first = again.study.trials[0].params["budget"]
     assert any(one.params.get("budget") == first for one in again.study.trials[1:])
+
+
+def test_what_came_out_fast_by_chance_is_not_taken_for_fast(tmp_path):
+    """Times that are 4 % off by chance, and say so: all models together know them better than each by itself."""
+    random = np.random.default_rng(1)
+
+    def noisy(allocation):
+        found = measured(allocation)
+        for phase, one in found.items():
+            off = math.exp(random.normal(0, 0.04))
+            ratio = Measurement(
+                one.ratio * off, "x", one.ratio * off * math.exp(-0.08), one.ratio * off * math.exp(0.08), 3, {"clock": "wall"}
+            )
+            seconds = one.latency.value / off
+            found[phase] = Paired(
+                ratio, Measurement(seconds, "s", seconds, seconds, 3, {"dense_s": one.latency.value * one.ratio})
+            )
+        return found
+
+    study = study_of(tmp_path, seen=noisy)
+    study.run(40, lambda *_: None)
+    alone, pooled = [], []
+    for one in study._complete():
+        allocation = json.loads(one.user_attrs["allocation"])
+        for phase, dense, true in zip(("prefill", "decode"), (0.6, 0.08), seconds(allocation), strict=True):
+            alone.append(math.log(one.user_attrs["speedups"][phase][0] * true / dense))
+            pooled.append(math.log(study.estimates()[one.number][phase] * true / dense))
+    assert np.square(pooled).mean() < 0.5 * np.square(alone).mean()
+    front = study.front()
+    assert [one.values for one in front] == sorted((one.values for one in front), key=lambda values: values[1])
+    assert all(a.values[0] < b.values[0] for a, b in itertools.pairwise(front))
+
+
+def test_a_model_that_is_what_it_measures_is_told_so(tmp_path):
+    """Savings that don't add up at all, measured without chance: the sum of choices says nothing."""
+    random = np.random.default_rng(2)
+    factors = {}
+
+    def odd(allocation):
+        found = measured(allocation)
+        for phase, one in found.items():
+            off = factors.setdefault((phase, json.dumps(allocation)), math.exp(random.normal(0, 0.1)))
+            ratio = Measurement(one.ratio * off, "x", one.ratio * off * 0.9999, one.ratio * off * 1.0001, 3, {"clock": "wall"})
+            value = one.latency.value / off
+            found[phase] = Paired(ratio, Measurement(value, "s", value, value, 3, {"dense_s": one.latency.value * one.ratio}))
+        return found
+
+    study = study_of(tmp_path, seen=odd)
+    study.run(20, lambda *_: None)
+    for number, found in study.estimates().items():
+        told = next(one for one in study._complete() if one.number == number).user_attrs["speedups"]
+        assert found["decode"] == pytest.approx(told["decode"][0], rel=1e-3)
 
 
 def test_a_budget_is_searched_near_the_model_of_its_own_time_the_latest_of_equals(tmp_path):
