@@ -77,6 +77,13 @@ def main() -> None:
     parser.add_argument("--recipes", default="neuron,layer", help="plain recipes to compare with")
     options = parser.parse_args()
     heading("A search's points beside plain recipes of the same speed")
+    asked = json.loads((options.run / "language.json").read_text(encoding="utf-8"))["tokens"] if options.against else {}
+    for word in options.against:
+        trial, _, folder = word.partition("=")
+        file = options.run / "candidates" / trial / "onnx" / "model.onnx"
+        print(f"{word}: {against(file, Path(folder) / 'onnx' / 'model.onnx', asked)}", flush=True)
+    if options.against:
+        return
     if not (options.run / "record.json").is_file():
         folder, gguf = model()
         hwprune(
@@ -87,12 +94,6 @@ def main() -> None:
     job = record["job"]
     data, tokens = job["data"], job["tokens"]
     texts = ",".join(str(text) for text in (data["calibration"], data["test"]) if text)
-    for word in options.against:
-        trial, _, folder = word.partition("=")
-        file = options.run / "candidates" / trial / "onnx" / "model.onnx"
-        print(f"{word}: {against(file, Path(folder) / 'onnx' / 'model.onnx', tokens)}", flush=True)
-    if options.against:
-        return
     first = record["front"][0]["facts"]
     print(f"{record['class']}, dense perplexity {first['dense_perplexity']:.2f}; calibrated on {data['most']} windows.\n")
     print("| | parameters | perplexity | prompt | token | answer |\n| --- | ---: | ---: | ---: | ---: | ---: |")
