@@ -138,8 +138,8 @@ class PhaseStudy:
             found = self._allocator.best(dense, float(budget), 0)
             if found is not None and dense.expected(found) <= RUINED:
                 return float(budget)
-        # A user's limits are kept even so: what is least ruined of what keeps them.
-        found = self._allocator.best(dense, LEAST, 0) if self._allocator.limits else None
+        # All are: what is least ruined of what keeps the limits, so that its user sees it.
+        found = self._allocator.best(dense, LEAST, 0)
         return LEAST if found is None else min(most, max(1.3 * self._allocator.saved(found), 1.3 * LEAST))
 
     def _look(self, done: int, trials: int) -> None:
