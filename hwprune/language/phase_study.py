@@ -151,10 +151,9 @@ class PhaseStudy:
             number = len(looked)
             width = (self._most - LEAST) / REGIONS
             base = self._base(LEAST + width * (number % REGIONS + 0.5), width / 2)
-            if any(other == base and draw // REGIONS == number // REGIONS for other, draw in looked):
-                draw = looked[-1][1]  # two budgets have the same model next to them: once is enough
-            else:
-                draw = number
+            # Two budgets may have the same model next to them: once a round is enough.
+            same = [other[1] for other in looked if other[0] == base and other[1] // REGIONS == number // REGIONS]
+            draw = same[0] if same else number
             self._near.append(self._respond([(a, b) for a, b in base], draw))
             looked.append([base, draw])
             self.study.set_user_attr(LOOKED, looked)

@@ -2,11 +2,10 @@
 
 The divergence from the dense model near a model is taken as a quadratic of what choices change in the outputs of their blocks.
 Its gradient says what each costs at once. Its curvature is Fisher's: the gradient of the log-likelihood of a word that the
-model itself draws, times the change, for each token; products of two choices' say how their errors add up or cancel. Near
-SmolLM2 without three eighths of its neurons single changes cost what was predicted within some 20 %, where damages in the dense
-model, added up, were off by half. (Fisher's curvature for pruning: Hassibi and Stork 1992; Kwon et al. 2022, arXiv 2204.09656,
-with products inside a layer. Here the products span the model.) That a change at one token meets another's at a later one is
-left out.
+model itself draws, times the change, for each token; products of two choices' say how their errors add up or cancel. How far it
+holds for whole models of SmolLM2 is told in docs/figures/language.md. (Fisher's curvature for pruning: Hassibi and Stork 1992;
+Kwon et al. 2022, arXiv 2204.09656, with products inside a layer. Here the products span the model.) That a change at one token
+meets another's at a later one is left out.
 """
 
 from __future__ import annotations
