@@ -84,7 +84,7 @@ def training_of(record: Record, number: object) -> dict[str, Any]:
     plan = recovery["plan"]
     return {
         "recovery": f"{plan['kind']}:{plan['epochs']:g}", "trained_from": recovery["of"],
-        "train_seconds": round(recovery["seconds"], 1), "drop_before_training": before,
+        "train_seconds": round(recovery["seconds"], 3), "drop_before_training": before,
     }  # fmt: skip
 
 
