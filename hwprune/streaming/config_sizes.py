@@ -62,16 +62,25 @@ def fitted(kind: Any, config: Any, wanted: Shapes) -> Any:
     config = _explicit_sizes(kind, _explicit_heads(kind, copy.deepcopy(config)))
     before = _shapes(kind, config)
     wanted = {name: shape for name, shape in wanted.items() if name in before}  # buffers are the class's own
-    doubled = {name: after for name in SIZES if (after := _doubled(kind, config, name)) is not None}
+    doubled: dict[str, Shapes] = {}
     first: UsageError | None = None
-    # The rows of a query projection are heads times their size: fewer of the one or of the other look alike.
-    for fixed in (WIDTHS_OF_HEADS, COUNTS_OF_HEADS):
-        try:
-            return _solved(kind, config, before, {k: after for k, after in doubled.items() if k not in fixed}, wanted)
-        except UsageError as error:
-            first = first or error
+    # A class may have sizes of other names, such as those of its experts: all its numbers are tried where the usual ones don't do.
+    for names in (SIZES, _other_numbers(config)):
+        doubled |= {name: after for name in names if (after := _doubled(kind, config, name)) not in (None, before)}
+        # The rows of a query projection are heads times their size: fewer of the one or of the other look alike.
+        for fixed in (WIDTHS_OF_HEADS, COUNTS_OF_HEADS):
+            try:
+                return _solved(kind, config, before, {k: after for k, after in doubled.items() if k not in fixed}, wanted)
+            except UsageError as error:
+                first = first or error
     assert first is not None
     raise first
+
+
+def _other_numbers(config: Any) -> list[str]:
+    """The names of a configuration's own numbers that may be sizes."""
+    known = {*SIZES, *DEPTHS, "vocab_size"}
+    return [name for name, value in config.to_dict().items() if isinstance(value, int) and value > 1 and name not in known]
 
 
 def followers_of_width(kind: Any, config: Any) -> tuple[int, dict[str, tuple[int, ...]]]:

@@ -47,6 +47,19 @@ def test_neurons_of_another_family_are_found():
     assert fitted(kind, make(**base), shapes(kind, wanted)).n_inner == 40
 
 
+def test_sizes_of_unusual_names_are_found():
+    """Experts have numbers of their own; that of the expert which all tokens take is told from that of the others."""
+    kind, make = transformers.Qwen3NextForCausalLM, transformers.Qwen3NextConfig
+    base = {
+        "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8, "num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    }  # fmt: skip
+    wanted = make(**{**base, "shared_expert_intermediate_size": 12})
+    found = fitted(kind, make(**base), shapes(kind, wanted))
+    assert (found.shared_expert_intermediate_size, found.moe_intermediate_size, found.intermediate_size) == (12, 16, 48)
+
+
 def test_layers_of_different_sizes_are_told():
     kind, config = transformers.LlamaForCausalLM, transformers.LlamaConfig(**LLAMA)
     wanted = shapes(kind, config)
