@@ -64,7 +64,7 @@ def fitted(kind: Any, config: Any, wanted: Shapes) -> Any:
     wanted = {name: shape for name, shape in wanted.items() if name in before}  # buffers are the class's own
     doubled: dict[str, Shapes] = {}
     first: UsageError | None = None
-    # A class may have sizes of other names, such as those of its experts: all its numbers are tried where the usual ones don't do.
+    # A class may have sizes of other names, such as those of its experts: where the usual ones do not do, all numbers are tried.
     for names in (SIZES, _other_numbers(config)):
         doubled |= {name: after for name in names if (after := _doubled(kind, config, name)) not in (None, before)}
         # The rows of a query projection are heads times their size: fewer of the one or of the other look alike.
