@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         if options.scope:
             raise UsageError("--scope is not for --format huggingface, which takes a model block by block")
         by_block = options.recipe.endswith(".json")
-        return apply_language.run(options, [] if by_block else _parse(options.recipe, apply_language.WHOLE))
+        return apply_language.run(options, [] if by_block else _parse(options.recipe, apply_language.PATTERNS))
     if given := [f"--{name}" for name in OF_LANGUAGE if getattr(options, name)]:
         raise UsageError(f"{', '.join(given)}: for --format huggingface, which takes a language model block by block")
     out = args.require_new(options.out)

@@ -11,8 +11,8 @@ from typing import Any
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
-WHOLE = ("layer", "hidden", "attention", "mlp")
-"""`sweep_plan.WHOLE`, without the imports that it needs: the command line starts at once."""
+PATTERNS = ("layer", "hidden", "attention", "mlp", "kv", "query")
+"""The patterns that only this road knows, without the imports that they need: the command line starts at once."""
 
 
 def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) -> int:

@@ -22,7 +22,7 @@ from hwprune.streaming.folder import fill
 from hwprune.streaming.hidden_states import HiddenStates
 from hwprune.streaming.input_sums import BlockInputs
 from hwprune.streaming.refitting import refit
-from hwprune.streaming.sweep_plan import KV, SweepPlan
+from hwprune.streaming.sweep_plan import KV, QUERY, SweepPlan
 from hwprune.streaming.uneven_model import Silent
 from hwprune.streaming.width import Width, narrowed
 from hwprune.workload.workload import Workload
@@ -200,15 +200,17 @@ class BlockPruner:
         for name, share in self.plan.of_blocks:
             try:
                 with torch.enable_grad():
-                    pattern = HEAD if name == KV else name
+                    pattern = HEAD if name in (KV, QUERY) else name
                     recipe = uniform_recipe(pruner, pattern, share, self.plan.criterion, self.plan.compensation)
             except UsageError:
                 if part_is_gone:  # and with it what this pattern is for
                     continue
                 raise
             chosen = recipe.choices
-            if name == KV:
-                chosen = tuple(choice for choice in chosen if choice.unit == groups_of(pruner))
+            if name in (KV, QUERY):
+                chosen = tuple(choice for choice in chosen if (choice.unit == groups_of(pruner)) == (name == KV))
+                if not chosen and not part_is_gone:
+                    raise UsageError(f"{self.name} has no {'key-value groups' if name == KV else 'queries that share a group'}")
             found += [self._rounded(pruner, choice) for choice in chosen if not self._excluded(choice.unit)]
         return found
 
@@ -227,7 +229,7 @@ class BlockPruner:
 
 
 def _cuts(name: str) -> bool:
-    return name == KV or patterns.is_axis(name)
+    return name in (KV, QUERY) or patterns.is_axis(name)
 
 
 def groups_of(pruner: Pruner) -> str | None:

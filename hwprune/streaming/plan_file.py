@@ -15,7 +15,7 @@ from typing import Any
 from hwprune import patterns
 from hwprune.errors import UsageError
 from hwprune.streaming.sublayers import KINDS
-from hwprune.streaming.sweep_plan import KV, LAYER
+from hwprune.streaming.sweep_plan import KV, LAYER, QUERY
 
 SCHEMA = 1
 GO = (LAYER, *KINDS)
@@ -38,7 +38,7 @@ def read_blocks(path: Path) -> tuple[dict[str, float], ...]:
         )
     if data.get("schema") != SCHEMA:
         raise UsageError(f"{path} has schema {data.get('schema')!r}; this version reads {SCHEMA}")
-    known = (*GO, KV, *patterns.AXIS_PATTERNS)
+    known = (*GO, KV, QUERY, *patterns.AXIS_PATTERNS)
     faults = [f"block {index}: {fault}" for index, block in enumerate(data["blocks"]) for fault in _faults(block, known)]
     if faults:
         raise UsageError(f"{path}:", faults)

@@ -14,7 +14,9 @@ LAYER = "layer"
 HIDDEN = "hidden"
 """Pattern of the width of the stream between blocks: the fraction of its channels that goes, in the whole model."""
 KV = "kv"
-"""Pattern of key-value groups, each with its queries; ``head`` also takes queries out of the groups that stay."""
+"""Pattern of key-value groups, each with its queries."""
+QUERY = "query"
+"""Pattern of queries in the groups, which stay. ``head`` is both."""
 WHOLE = (LAYER, HIDDEN, *KINDS)
 """Patterns that are decided before the first block is pruned: blocks, their attention or their MLP alone, and the width."""
 
@@ -24,7 +26,7 @@ class SweepPlan:
     """What is done to every block.
 
     Attributes:
-        patterns: (pattern, sparsity), as for `uniform_recipe`, and `WHOLE`.
+        patterns: (pattern, sparsity), as for `uniform_recipe`, `KV`, `QUERY`, and `WHOLE`.
         criterion: or a method.
         compensation: of the kept weights, with what the pruned blocks before have made as inputs.
         exclude: shell patterns of units that stay as they are, such as ``*.self_attn.*``.

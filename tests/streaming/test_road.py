@@ -32,6 +32,8 @@ def data(words, **more):
     [
         ([("neuron", 0.25)], {"intermediate_size": 36}),
         ([("head", 0.5)], {"num_key_value_heads": 1, "num_attention_heads": 1}),
+        ([("kv", 0.5)], {"num_key_value_heads": 1, "num_attention_heads": 2}),
+        ([("query", 0.5)], {"num_key_value_heads": 2, "num_attention_heads": 2}),
         ([("neuron", 0.25), ("head", 0.5)], {"intermediate_size": 36, "num_key_value_heads": 1}),
         ([("layer", 0.34)], {"num_hidden_layers": 2}),
         ([("layer", 0.34), ("neuron", 0.5)], {"num_hidden_layers": 2, "intermediate_size": 24}),
