@@ -132,7 +132,7 @@ def test_a_gguf_file_gets_smaller_whatever_was_asked(tmp_path, capsys):
 
 
 def test_the_command_line_knows_the_patterns_of_the_sweep():
-    assert apply_language.PATTERNS == (*sweep_plan.WHOLE, sweep_plan.KV, sweep_plan.QUERY)
+    assert (*sweep_plan.WHOLE, sweep_plan.KV, sweep_plan.QUERY) == apply_language.PATTERNS
 
 
 def test_ctrl_c_tells_how_to_go_on(place, tmp_path, capsys, monkeypatch):
