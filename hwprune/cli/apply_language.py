@@ -109,9 +109,10 @@ def _tell(facts: dict[str, Any]) -> None:
     if facts["params"] == facts["dense_params"]:
         print("Zeros alone make nothing faster: the folder is as large as before, for runtimes that know the pattern.")
     if "perplexity" in facts:
+        untaught = f" ({facts['untaught_perplexity']:.2f} before it was taught)" if "untaught_perplexity" in facts else ""
         print(
             f"Perplexity on {facts['windows']} windows of {facts['length']} tokens that calibrated nothing: "
-            f"{facts['dense_perplexity']:.2f} -> {facts['perplexity']:.2f}"
+            f"{facts['dense_perplexity']:.2f} -> {facts['perplexity']:.2f}{untaught}"
         )
     if "accuracy" in facts:
         share = f"{formatting.percent(facts['dense_accuracy'])} -> {formatting.percent(facts['accuracy'])}"

@@ -25,6 +25,7 @@ COLUMNS = (
     "trial", "precision", "perplexity", "dense_perplexity", "prefill_s", "prefill_speedup", "prefill_ci_low", "prefill_ci_high",
     "decode_s", "decode_speedup", "decode_ci_low", "decode_ci_high", "answer_s", "answer_speedup", "params",
     "cache_bytes_per_token", "model", "folder", "right_answers", "dense_right_answers",
+    "untaught_perplexity",
 )  # fmt: skip
 Row = tuple[str, str, Mapping[str, Any], "LanguagePoint | None"]
 """Trial, precision, facts with ``perplexity`` and ``phases``, and its point."""
@@ -131,6 +132,7 @@ def front_csv(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
             trial, precision, facts["perplexity"], known.get("dense_perplexity", ""), *both[0], *both[1], phases.answer_s,
             phases.answer_speedup, params, cache, f"{file}.onnx" if precision == "fp32" else f"{file}.{precision}.onnx", place,
             "" if point is None or precision != "fp32" else facts.get("accuracy", ""), known.get("dense_accuracy", ""),
+            "" if point is None or precision != "fp32" else facts.get("untaught_perplexity", ""),
         ])  # fmt: skip
     return text.getvalue()
 
@@ -158,4 +160,22 @@ def told(record: Mapping[str, Any]) -> str:
         shares = ", ".join(f"trial {point.trial} {formatting.percent(point.facts['accuracy'])}" for point in points)
         count, dense = first.facts["questions"], formatting.percent(first.facts["dense_accuracy"])
         lines += ["", f"Right answers to {count} questions: dense {dense}, {shares}."]
+    if taught := taught_text(points):
+        lines += ["", taught]
     return "\n".join(lines)
+
+
+def taught_text(points: Sequence[LanguagePoint]) -> str:
+    """What a distillation has brought; nothing where there was none."""
+    taught = [point for point in points if "untaught_perplexity" in point.facts]
+    if not taught:
+        return ""
+    changes = [
+        f"trial {point.trial} {point.facts['untaught_perplexity']:.2f} -> {point.facts['perplexity']:.2f}" for point in taught
+    ]
+    learned = [point.facts["distilled"] for point in taught]
+    spent = formatting.duration(sum(one["seconds"] + one["teacher_seconds"] for one in learned))
+    return (
+        f"Taught by the dense model, from {formatting.count(learned[0]['tokens'])} tokens each ({spent} in all); perplexity before "
+        f"and after: {', '.join(changes)}."
+    )

@@ -86,9 +86,9 @@ def prune_folder(
     Returns:
         ``out params dense_params generates kept silent blocks errors plain width uneven vllm seconds peak_bytes`` (``uneven``:
         blocks have different sizes; ``vllm``: and vLLM knows their form), with ``score`` also
-        ``perplexity dense_perplexity windows length``, with ``choices`` also ``accuracy dense_accuracy questions``, with
-        ``tokens`` also ``phases`` (see `Phases`; of ONNX files), with ``quantize`` also
-        ``quantised`` (precision -> `quantised_facts`), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes
+        ``perplexity dense_perplexity windows length``, and ``untaught_perplexity`` of before a distillation, with ``choices``
+        also ``accuracy dense_accuracy questions``, with ``tokens`` also ``phases`` (see `Phases`; of ONNX files), with
+        ``quantize`` also ``quantised`` (precision -> `quantised_facts`), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes
         gguf_types``, and ``llama_missing`` (why llama.cpp can't be used) or ``llama_divergence`` (see `check_llama`) and, with
         ``tokens``, ``llama_phases``, and with ``score`` also ``gguf_perplexity``.
 
@@ -124,6 +124,8 @@ def prune_folder(
         "vllm": read_json(out / "config.json").get("architectures") == [DECI],
     }  # fmt: skip
     if distil_tokens:
+        if score:
+            facts["untaught_perplexity"] = perplexity(window_losses(LanguageFolder(out), judged, step, work))
         facts["distilled"] = distil(out, folder, data.to_learn(source), distil_tokens, work, step).to_json()
     if score:
         facts["dense_perplexity"] = known.perplexity if known else perplexity(window_losses(folder, judged, step, work))

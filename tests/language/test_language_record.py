@@ -44,3 +44,14 @@ def test_the_table_fits_a_terminal_and_says_both_phases():
     text = told({"front": [asdict(point())]})
     assert "1.25x [1.20, 1.30]" in text and "1.50x [1.40, 1.60]" in text and "perplexity 24.25" in text
     assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_what_a_distillation_has_brought_is_told():
+    one = point()
+    learned = {"tokens": 100_352, "seconds": 300.0, "teacher_seconds": 60.0}
+    one = LanguagePoint(one.trial, one.blocks, {**one.facts, "untaught_perplexity": 40.25, "distilled": learned}, one.unrepaired)
+    text = " ".join(told({"front": [asdict(one)]}).split())
+    assert "from 100 k tokens each (6:00 in all)" in text and "trial 7 40.25 -> 30.50" in text
+    (row,) = csv.DictReader(front_csv([one], {}).splitlines())
+    assert row["untaught_perplexity"] == "40.25"
+    assert "Taught" not in told({"front": [asdict(point())]})

@@ -75,10 +75,11 @@ def test_files_of_fewer_bits_are_in_the_pictures_and_answers_beside_them(tmp_pat
     (one,) = found["front"]
     phases = one["facts"]["phases"]
     one["facts"] |= {"quantised": {"int8": {"perplexity": 31.0, "phases": phases, "bytes": 10, "file": "model.int8.onnx"}}}
-    one["facts"] |= {"accuracy": 0.5, "dense_accuracy": 0.75, "questions": 40}
+    one["facts"] |= {"accuracy": 0.5, "dense_accuracy": 0.75, "questions": 40, "untaught_perplexity": 45.5}
+    one["facts"] |= {"distilled": {"tokens": 1000, "seconds": 1.0, "teacher_seconds": 1.0}}
     dense = {"int8": {"perplexity": 25.0, "phases": phases, "bytes": 20, "file": "dense.int8.onnx"}}
     write_report(found | {"dense_quantised": dense}, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text())
     told = " ".join(page.text)
     assert not page.open and told.count("7, int8") == 2 and told.count("dense, int8") == 2
-    assert "Right answers to 40 questions" in told and "75.0 %" in told and "50.0 %" in told
+    assert "Right answers to 40 questions" in told and "75.0 %" in told and "50.0 %" in told and "45.50 ->" in told

@@ -95,6 +95,7 @@ def test_the_road_tells_of_it(tmp_path, folder, words):
         folder, data, SweepPlan([("neuron", 0.5)], "l2", "none"), tmp_path / "out", distil_tokens=500, score=True
     )
     assert facts["distilled"]["tokens"] >= 500 and {"before", "after", "kept", "seconds"} <= set(facts["distilled"])
+    assert facts["distilled"]["kept"] and facts["perplexity"] < facts["untaught_perplexity"]
 
 
 @pytest.mark.parametrize(("text", "count"), [("distill:500", 500), ("distill:100k", 100_000), ("distill:2M", 2_000_000)])
