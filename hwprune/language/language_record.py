@@ -176,6 +176,6 @@ def taught_text(points: Sequence[LanguagePoint]) -> str:
     learned = [point.facts["distilled"] for point in taught]
     spent = formatting.duration(sum(one["seconds"] + one["teacher_seconds"] for one in learned))
     return (
-        f"Taught by the dense model, from {formatting.count(learned[0]['tokens'])} tokens each ({spent} in all); perplexity before "
-        f"and after: {', '.join(changes)}."
+        f"Taught by the dense model, from {formatting.count(learned[0]['tokens'])} tokens each ({spent} in all); perplexity "
+        f"before and after: {', '.join(changes)}."
     )

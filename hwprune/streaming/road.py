@@ -124,9 +124,7 @@ def prune_folder(
         "vllm": read_json(out / "config.json").get("architectures") == [DECI],
     }  # fmt: skip
     if distil_tokens:
-        if score:
-            facts["untaught_perplexity"] = perplexity(window_losses(LanguageFolder(out), judged, step, work))
-        facts["distilled"] = distil(out, folder, data.to_learn(source), distil_tokens, work, step).to_json()
+        facts |= _taught(out, folder, data.to_learn(source), distil_tokens, judged if score else None, work, step)
     if score:
         facts["dense_perplexity"] = known.perplexity if known else perplexity(window_losses(folder, judged, step, work))
         facts["perplexity"] = perplexity(window_losses(LanguageFolder(out), judged, step, work))
@@ -163,6 +161,16 @@ def prune_folder(
     facts["seconds"] = time.monotonic() - started
     facts["peak_bytes"] = peak_bytes()
     return facts
+
+
+def _taught(
+    out: Path, folder: LanguageFolder, ids: torch.Tensor, tokens: int, judged: torch.Tensor | None, work: Path, step: Tell
+) -> dict[str, Any]:
+    """Let the dense model teach the pruned one; with windows that judge also what it was before."""
+    before = {}
+    if judged is not None:
+        before["untaught_perplexity"] = perplexity(window_losses(LanguageFolder(out), judged, step, work))
+    return {**before, "distilled": distil(out, folder, ids, tokens, work, step).to_json()}
 
 
 def usual_multiple(source: Path, gguf: str | None, *, gguf_out: bool, width: bool = False) -> int:
