@@ -31,7 +31,7 @@ EPILOG = """RECIPE is a recipe.json, or the same choice for every unit that fits
 """
 
 
-OF_LANGUAGE = ("memory", "choices", "measure", "multiple", "quantize", "recover")
+OF_LANGUAGE = ("memory", "choices", "measure", "target", "multiple", "quantize", "recover")
 """Options for language models alone."""
 
 
@@ -41,8 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
-        help="recipe.json, or PATTERN=SPARSITY[,PATTERN...]; with --format huggingface also layer, hidden, attention, mlp, or a "
-        "file that says it for each block",
+        help="recipe.json, or PATTERN=SPARSITY[,PATTERN...]; with --format huggingface also layer, hidden, attention, mlp, kv, "
+        "query, or a file that says it for each block",
     )
     args.add_workload(parser)
     parser.add_argument("--criterion", metavar="NAME", help="a name of `hwprune criteria`, for PATTERN=SPARSITY (default: obs)")
@@ -76,6 +76,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure", action="store_true", help="with --format huggingface: measure prompts and single tokens, before and after"
     )
+    parser.add_argument("--target", metavar="NAME", help="with --measure: where: cpu, cpu-openvino or a profile (default: cpu)")
     parser.add_argument(
         "--tokens", metavar="P+N", default="128+64", help="with --measure: a prompt of P tokens, N new ones (default: 128+64)"
     )

@@ -22,6 +22,7 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         choices: pattern, sparsity; without any the recipe is a file that says it for each block.
     """
     from hwprune.cli.progress_bar import make_progress
+    from hwprune.records import target as targets
     from hwprune.streaming import quantised_onnx, road
     from hwprune.streaming.distilling import tokens_of
     from hwprune.streaming.phases import Tokens
@@ -47,6 +48,9 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     precisions = quantised_onnx.parse(options.quantize) if options.quantize else ()
     if precisions and "onnx" not in formats:
         raise UsageError("--quantize writes ONNX files: --format huggingface,onnx")
+    target = targets.load(options.target) if options.target else None
+    if target is not None and "onnx" not in formats:
+        raise UsageError("--target is for ONNX files: --format huggingface,onnx")
     learned = tokens_of(options.recover) if options.recover else 0
     progress = make_progress(quiet=options.quiet)
     try:
@@ -55,7 +59,8 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
             score=options.score,
             choices=Path(options.choices) if options.choices else None, onnx="onnx" in formats,
             gguf_out="gguf" in formats,
-            tokens=Tokens.parse(options.tokens) if options.measure else None, quantize=precisions,
+            tokens=Tokens.parse(options.tokens) if options.measure else None, target=target,
+            quantize=precisions,
             distil_tokens=learned, step=progress.stage,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -139,8 +144,10 @@ def _tell_files(facts: dict[str, Any]) -> None:
     if "cache_bytes_per_token" in facts:
         before = f"{formatting.size(facts['dense_cache_bytes_per_token'])} -> " if "dense_cache_bytes_per_token" in facts else ""
         print(f"Cache: {before}{formatting.size(facts['cache_bytes_per_token'])} a token in 32 bits.")
+    if "openvino" in facts:
+        print(f"OpenVINO, with the cache as a state: {facts['openvino']}, run beside ONNX Runtime.")
     if "phases" in facts:
-        print("In ONNX Runtime, on one thread of this CPU:")
+        print(f"On {facts['target']}:")
         print("\n".join(Phases.from_json(facts["phases"]).text()))
     for name, told in facts.get("quantised", {}).items():
         before, after = (formatting.size(told[key]) for key in ("float_bytes", "bytes"))

@@ -10,6 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from hwprune.runtimes.base import Arrays, Operator, Runner, Runtime, RuntimeSettings, library_version, named, not_installed
+from hwprune.runtimes.openvino_states import StatefulRunner, state_pairs
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
@@ -77,16 +78,7 @@ class OpenVinoRunner(Runner):
                 raise ValueError(f"input {item.get_any_name()} has shape {item.partial_shape}, got {list(shape)}")
         model = self._model.clone()
         model.reshape({index: openvino.PartialShape(list(shape)) for index, shape in enumerate(shapes)})
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": self._settings.threads,
-            "INFERENCE_PRECISION_HINT": _HINTS[self._settings.precision],
-            "ENABLE_CPU_PINNING": False,
-            "PERF_COUNT": counting,
-            **self._settings.options,
-        }
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        compiled = openvino.Core().compile_model(model, "CPU", _properties(self._settings, counting=counting))
         if not counting:
             self._compiled[shapes] = compiled
         return compiled
@@ -96,7 +88,8 @@ class OpenVinoRunner(Runner):
 class OpenVino(Runtime):
     """Options of a profile are the CPU plugin's properties; ``CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE`` is for int8 weights.
 
-    ``int8`` runs what the model quantises (Q/DQ nodes); the rest stays in 32 bits.
+    ``int8`` runs what the model quantises (Q/DQ nodes); the rest stays in 32 bits. A cache in Optimum's names is a state of the
+    model (`openvino_states`).
     """
 
     name = "openvino"
@@ -119,4 +112,20 @@ class OpenVino(Runtime):
     def load(self, path: Path, settings: RuntimeSettings) -> Runner:
         import openvino
 
-        return OpenVinoRunner(openvino.Core().read_model(str(path)), settings)
+        core = openvino.Core()
+        model = core.read_model(str(path))
+        if pairs := state_pairs(model):
+            return StatefulRunner(model, pairs, lambda one: core.compile_model(one, "CPU", _properties(settings)))
+        return OpenVinoRunner(model, settings)
+
+
+def _properties(settings: RuntimeSettings, *, counting: bool = False) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": settings.threads,
+        "INFERENCE_PRECISION_HINT": _HINTS[settings.precision],
+        "ENABLE_CPU_PINNING": False,
+        "PERF_COUNT": counting,
+        **settings.options,
+    }

@@ -13,7 +13,7 @@ import torch
 from hwprune.common.telling import Tell
 from hwprune.errors import RunError
 from hwprune.records.target import Target
-from hwprune.streaming import cached_onnx, gguf_writing, phases, quantised_onnx
+from hwprune.streaming import cached_onnx, gguf_writing, phases, quantised_onnx, stateful_openvino
 from hwprune.streaming.assembled_onnx import write_assembled
 from hwprune.streaming.block_templates import NotAssembledError
 from hwprune.streaming.cached_onnx import CacheShape
@@ -52,7 +52,7 @@ def cached_facts(
     judged: torch.Tensor | None,
     step: Tell,
 ) -> dict[str, Any]:
-    """Write the ONNX file, and measure it; returns what `road.prune_folder` tells of it.
+    """Write the ONNX file, where OpenVINO will run it also its own, and measure it; returns what `road.prune_folder` tells of it.
 
     Args:
         dense: the dense folder; ``out``: the pruned one.
@@ -65,11 +65,15 @@ def cached_facts(
     step("writing the ONNX file")
     made, shape = cached_file(out, (out if onnx else work) / "onnx", ids)
     facts: dict[str, Any] = {"cache_bytes_per_token": shape.bytes_per_token}
+    if onnx and target.runtime == "openvino":
+        step("writing OpenVINO's file")
+        facts["openvino"] = str(stateful_openvino.write_stateful(made, shape, out / "openvino", ids).relative_to(out))
     if tokens is not None:
         before = cached_file(dense, work / "dense-onnx", ids) if known is None else known.onnx
         facts["dense_cache_bytes_per_token"] = before[1].bytes_per_token
         reference = (before[0], before[1].inputs)
         facts["phases"] = phases.measure(reference, (made, shape.inputs), target, tokens, step).to_json()
+        facts["target"] = target.description
     if precisions:
         facts["quantised"] = {
             name: quantised_facts((made, shape), name, judged, (reference, target, tokens) if tokens is not None else None, step)

@@ -1,0 +1,53 @@
+"""OpenVINO's own files with the cache as a state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hwprune.errors import RunError
+from hwprune.records import target as targets
+from hwprune.streaming import road, stateful_openvino
+from hwprune.streaming.assembled_onnx import write_assembled
+from hwprune.streaming.folder import LanguageFolder
+from hwprune.streaming.phases import Phases, Tokens
+from hwprune.streaming.stateful_openvino import FILE, write_stateful
+from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.workload.text_windows import TextData
+from tests.streaming.helpers import llama, text, whole
+
+openvino = pytest.importorskip("openvino")
+
+
+def test_a_target_that_is_openvino_gets_its_file_and_it_generates(tmp_path):
+    folder, words = llama(tmp_path / "m"), text(tmp_path / "words.txt")
+    data = TextData(words, length=16, most=6, judged=3)
+    facts = road.prune_folder(
+        folder, data, SweepPlan([("neuron", 0.25)], "obs", "obs"), tmp_path / "out", onnx=True, tokens=Tokens(8, 4),
+        target=targets.load("cpu-openvino"),
+    )  # fmt: skip
+    assert facts["openvino"] == f"openvino/{FILE}" and "OpenVINO" in facts["target"]
+    assert Phases.from_json(facts["phases"]).decode.value > 0
+    # Token by token, as its user would: what is said is what transformers says of the folder.
+    request = openvino.Core().compile_model(str(tmp_path / "out" / facts["openvino"]), "CPU").create_infer_request()
+    ids = torch.tensor([[5, 9, 2, 7]])
+    wanted = whole(tmp_path / "out").generate(ids, max_new_tokens=6, do_sample=False)[0, 4:].tolist()
+    given, found = ids.numpy(), []
+    for _ in range(6):
+        given = np.array([[int(request.infer([given])[0][0, -1].argmax())]])
+        found.append(int(given[0, 0]))
+    assert found == wanted
+
+
+def test_a_file_that_computes_something_else_is_not_handed_over(tmp_path, monkeypatch):
+    folder = llama(tmp_path / "m")
+    path = tmp_path / "model.onnx"
+    shape = write_assembled(LanguageFolder(folder), path)
+    ids = torch.arange(12)[None]
+    write_stateful(path, shape, tmp_path / "right", ids)
+    real = stateful_openvino._wanted
+    monkeypatch.setattr(stateful_openvino, "_wanted", lambda *args: 1.01 * real(*args))
+    with pytest.raises(RunError, match="computes something else"):
+        write_stateful(path, shape, tmp_path / "wrong", ids)
+    assert (tmp_path / "right" / FILE).is_file() and not (tmp_path / "wrong").exists()
