@@ -180,7 +180,7 @@ def _blocks(point: LanguagePoint, record: Mapping[str, Any]) -> str:
         for part, top in ((ATTENTION, 0), (MLP, ROW)):
             gone = block.get("layer") or block.get(part)
             share = 1.0 - next(
-                (block[name] for name in (("kv", "head") if part == ATTENTION else ("neuron",)) if name in block), 0.0
+                (block[name] for name in (("kv", "query", "head") if part == ATTENTION else ("neuron",)) if name in block), 0.0
             )
             left, height = 2 + index * BAR, ROW - 6
             told = f"block {index}, {part}: " + ("gone" if gone else f"{share:.0%}")

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 from hwprune.errors import UsageError
 from hwprune.streaming.sublayers import ATTENTION, MLP
-from hwprune.streaming.sweep_plan import KV, LAYER, SweepPlan
+from hwprune.streaming.sweep_plan import KV, LAYER, QUERY, SweepPlan
 
 NEURON = "neuron"
 EIGHTHS = (1, 2, 3, 4, 5, 6)
 """Shares of the neurons that go."""
 MOST_GROUPS = 4
 """PartChoices for key-value groups; where there are more groups, they are spread over them."""
+MOST_QUERIES = 2
+"""The same for queries of each group, whose keys and values stay."""
 SPACES = ("default", "uniform", "deci", "depth")
 """Names of spaces. ``uniform``: blocks are all alike, as classes of transformers hold them. ``deci``: groups of keys and values
-stay, as vLLM's Nemotron-NAS layout needs it. ``depth``: whole blocks, attention and MLPs go, nothing else."""
+and queries stay, as vLLM's Nemotron-NAS layout needs it. ``depth``: whole blocks, attention and MLPs go, nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class PartChoice:
         part: ``attention`` or ``mlp``.
         pattern: of a `SweepPlan`; empty: it stays as it is.
         share: that goes.
-        kept: neurons, or key-value groups, that stay.
+        kept: neurons, or key-value groups, that stay: also where queries go.
     """
 
     part: str
@@ -38,12 +40,12 @@ class PartChoice:
     @property
     def name(self) -> str:
         """For files and tables."""
-        return f"{self.part}-{self.kept}"
+        return f"{self.part}-{self.kept}" + (f"-queries-{1 - self.share:.2f}" if self.pattern == QUERY else "")
 
 
 @dataclass(frozen=True, slots=True)
 class PartChoices:
-    """The choices of a block's two parts; the first choice of each is the dense one, and the others are smaller and smaller.
+    """The choices of a block's two parts; the first choice of each is the dense one.
 
     Attributes:
         refused: what can't be cut, with the reason.
@@ -87,6 +89,9 @@ def choices_for(sizes: Mapping[str, int], plan: SweepPlan, space: str, parts: Ma
         counts = range(groups - 1, 0, -1)
         step = max(1, -(-len(counts) // MOST_GROUPS))
         attention += [PartChoice(ATTENTION, KV, 1 - kept / groups, kept) for kept in counts[::step]]
+        queries = range(sizes.get(QUERY, 1) - 1, 0, -1)
+        step = max(1, -(-len(queries) // MOST_QUERIES))
+        attention += [PartChoice(ATTENTION, QUERY, 1 - kept / sizes[QUERY], groups) for kept in queries[::step]]
     if space != "depth" and NEURON in sizes:
         kept = dict.fromkeys(plan.kept(neurons, eighth / 8) for eighth in EIGHTHS)
         mlp += [PartChoice(MLP, NEURON, 1 - count / neurons, count) for count in kept if count < neurons]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hwprune.common.files import dump_json, write_atomic
+from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError, first_line
 from hwprune.language.part_choices import PartChoice, PartChoices
@@ -99,8 +99,14 @@ def solve_options(
         fitted: (windows, tokens).
         plan: how weights are solved.
         work: folder for hidden states, and for `FILE`, which says that all are there.
+
+    Raises:
+        UsageError: another version's choices are there.
     """
+    solvable = [one for one in choices.all if one.pattern != one.part]
     if (work / FILE).is_file():
+        if read_json(work / FILE)["choices"] != [one.name for one in solvable]:
+            raise UsageError(f"{work} was left by another version of hwprune, with other choices: begin in a new --out")
         return
     ends = folder.ends()
     first, given = entering(ends, folder.blocks, fitted[:1])
@@ -108,7 +114,6 @@ def solve_options(
     for window in range(len(fitted)):
         states.write(window, entering(ends, folder.blocks, fitted[window : window + 1])[0])
     del ends
-    solvable = [one for one in choices.all if one.pattern != one.part]
     for index in range(folder.depth):
         step("solving the weights of each choice", index, folder.depth)
         block = block_of(folder, index, given[index])

@@ -99,12 +99,17 @@ class BlockPruner:
 
     @torch.no_grad()
     def sizes(self, block: DecoderBlock, inputs: HiddenStates) -> dict[str, int]:
-        """``neuron``, ``kv`` -> how many there are; what can't be cut is left out."""
+        """``neuron``, ``kv``, ``query`` (in each group) -> how many there are; what can't be cut is left out."""
         pruner = self._pruner(block, inputs, self.fitted[:1])
         neurons = [unit.size for unit in pruner.units.values() if unit.role == NEURON]
         groups = groups_of(pruner)
         found = {NEURON: neurons[0]} if len(neurons) == 1 else {}
-        return found if groups is None else found | {KV: pruner.units[groups].size}
+        if groups is None:
+            return found
+        queries = [
+            unit.size for unit in pruner.units.values() if unit.role == HEAD and unit.axis is not None and unit.name != groups
+        ]
+        return found | {KV: pruner.units[groups].size} | ({QUERY: queries[0]} if len(queries) == 1 else {})
 
     @torch.no_grad()
     def narrow(

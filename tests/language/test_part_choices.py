@@ -35,6 +35,18 @@ def test_spaces(space, attention, mlp):
     assert kept(found.attention) == attention and kept(found.mlp) == mlp
 
 
+def test_queries_go_where_groups_share_some_and_their_names_are_their_own():
+    found = choices_for({"neuron": 64, "kv": 3, "query": 3}, PLAN, "default", {})
+    assert [(one.pattern, round(one.share, 2), one.kept) for one in found.attention] == [
+        ("", 0.0, 3), ("kv", 0.33, 2), ("kv", 0.67, 1), ("query", 0.33, 3), ("query", 0.67, 3), ("attention", 1.0, 0)
+    ]  # fmt: skip
+    names = [one.name for one in found.all]
+    assert len(set(names)) == len(names)
+    assert len(choices_for({"kv": 1, "query": 8}, PLAN, "default", {}).attention) == 1 + 2 + 1  # spread, as groups are
+    for space in ("deci", "depth"):
+        assert all(one.pattern != "query" for one in choices_for({"kv": 3, "query": 3, "neuron": 64}, PLAN, space, {}).attention)
+
+
 def test_what_can_not_go_is_left_out_and_told():
     found = choices_for({"neuron": 64}, PLAN, "default", {"attention": "it adds more"})
     assert kept(found.attention) == [1] and found.refused == ("attention as a whole: it adds more",)

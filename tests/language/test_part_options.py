@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from hwprune.errors import UsageError
 from hwprune.language import part_options
 from tests.language.conftest import PLAN
 from tests.streaming.helpers import whole
@@ -60,6 +64,13 @@ def test_kept_sizes_are_what_is_stored(solved):
 
 
 def test_a_killed_run_does_not_solve_again(solved, tmp_path, monkeypatch):
-    (tmp_path / "options.json").write_text("{}")
+    names = [one.name for one in solved.choices.all if one.pattern != one.part]
+    (tmp_path / "options.json").write_text(json.dumps({"choices": names}))
     monkeypatch.setattr(part_options, "entering", None)
     part_options.solve_options(solved.source, solved.texts.fitted, solved.choices, PLAN, solved.store, tmp_path)
+
+
+def test_choices_of_another_version_are_not_gone_on_with(solved, tmp_path):
+    (tmp_path / "options.json").write_text(json.dumps({"choices": ["attention-1"]}))
+    with pytest.raises(UsageError, match="another version"):
+        part_options.solve_options(solved.source, solved.texts.fitted, solved.choices, PLAN, solved.store, tmp_path)
