@@ -40,11 +40,14 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number: write 40") from None
 
 
+class Share(float):
+    """A number that was written in per cent."""
+
+
 def drop(text: str) -> float:
-    """0.01, or 1% of a metric that is a share, which is the same."""
-    value, percent = (text[:-1], 0.01) if text.endswith("%") else (text, 1.0)
+    """0.01, or 1% of a metric that is a share, which is the same; of a perplexity 5% is a share of the dense one."""
     try:
-        return percent * float(value)
+        return Share(float(text[:-1]) / 100) if text.endswith("%") else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a drop: write 0.01, or 1% of a share such as an accuracy") from None
 

@@ -9,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
 NOT_HERE = (
-    "job", "time", "sampler", "max_drop", "min_speedup", "remote", "table", "estimate",
+    "job", "time", "sampler", "min_speedup", "remote", "table", "estimate",
     "database", "all_patterns", "trial_timeout", "memory_limit", "storage", "data", "shape",
 )  # fmt: skip
 """Options of `hwprune search` that this search has no use for."""
@@ -39,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"the search of a language model takes no {', '.join(given or options.words)}")
     if isinstance(options.max_latency, float):
         raise UsageError("a language model has two latencies: --max-latency prefill=200ms,decode=30ms")
+    if options.max_drop is not None and options.max_drop <= 0:
+        raise UsageError("--max-drop of a language model is what perplexity may rise by: 2, or 10%")
     source = Path(options.workload.removeprefix("hf:"))
     numbers = {"text": options.text, "length": options.length, "windows": options.windows}
     job = LanguageJob(
@@ -48,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
         road.usual_multiple(source, options.gguf, gguf_out=options.gguf is not None),
         quantize=quantised_onnx.parse(options.quantize) if options.quantize else (),
         distil_tokens=tokens_of(options.recover) if options.recover else 0,
-        questions=Path(options.choices) if options.choices else None,
+        questions=Path(options.choices) if options.choices else None, max_drop=options.max_drop,
+        relative=isinstance(options.max_drop, args.Share),
     )  # fmt: skip
     out = Path(options.out or f"runs/{source.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     progress = make_progress(quiet=options.quiet or options.json, verbose=options.verbose)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from hwprune.common.telling import Tell
 from hwprune.language.language_job import WORK, LanguageJob
 from hwprune.language.language_record import LanguagePoint
 from hwprune.language.part_choices import PartChoices, by_block
-from hwprune.language.phase_study import PhaseStudy
+from hwprune.language.phase_study import FrontTrial
+from hwprune.language.within_drop import Drop, fastest_within
 from hwprune.records.target import Target
 from hwprune.streaming import road
 from hwprune.streaming.cached_onnx import CacheShape
@@ -42,43 +44,76 @@ def dense_perplexity(folder: LanguageFolder, judged: torch.Tensor, work: Path, s
     return float(read_json(file)["perplexity"])
 
 
-def write_points(
-    study: PhaseStudy,
-    job: LanguageJob,
-    choices: PartChoices,
-    plan: SweepPlan,
-    source: Path,
-    out: Path,
-    target: Target,
-    known: KnownDense,
-    judged: torch.Tensor,
-    step: Tell,
-) -> list[LanguagePoint]:
-    """Points spread over the front, pruned block by block, written, scored and measured in fresh processes."""
-    front, found = study.front(), []
-    for trial in spread(front, job.points):
-        place = out / "candidates" / str(trial.number)
-        blocks = by_block(choices, json.loads(trial.user_attrs["allocation"]))
+class PointWriter:
+    """Prunes trials block by block, writes, scores and measures them in fresh processes; what a killed run has written stays.
+
+    Args:
+        plan: how weights are solved.
+        source: the dense folder.
+        out: the run directory.
+        judged, held: windows that tell the perplexity, and those that trials were scored on.
+    """
+
+    def __init__(
+        self,
+        job: LanguageJob,
+        choices: PartChoices,
+        plan: SweepPlan,
+        source: Path,
+        out: Path,
+        target: Target,
+        known: KnownDense,
+        judged: torch.Tensor,
+        held: torch.Tensor,
+        step: Tell,
+    ) -> None:
+        self._job, self._choices, self._plan, self._source, self._out = job, choices, plan, source, out
+        self._target, self._known, self._judged, self._held, self._step = target, known, judged, held, step
+
+    def points(self, front: Sequence[FrontTrial], drop: Drop | None) -> list[LanguagePoint]:
+        """Points spread over the front; with a limit the fastest that keep it, and slower ones."""
+        if drop is None:
+            return [self._point(trial) for trial in spread(front, self._job.points)]
+        kept, beyond = fastest_within(front, drop, self._held_perplexity, self._job.points)
+        for trial in beyond:  # half a gigabyte each, and nobody asked for them
+            self._step(f"candidate {trial.number} is beyond --max-drop: its files go")
+            shutil.rmtree(self._place(trial), ignore_errors=True)
+        return [self._point(trial) for trial in kept]
+
+    def _place(self, trial: FrontTrial) -> Path:
+        return self._out / "candidates" / str(trial.number)
+
+    def _held_perplexity(self, trial: FrontTrial) -> float:
+        """Of a trial that has been repaired, on the windows that trials were scored on."""
+        file = self._out / WORK / f"held-{trial.number}.json"
+        if not file.is_file():
+            self._point(trial)
+            found = perplexity(window_losses(LanguageFolder(self._place(trial)), self._held, self._step, self._out / WORK))
+            write_atomic(file, dump_json({"perplexity": found}))
+        return float(read_json(file)["perplexity"])
+
+    def _point(self, trial: FrontTrial) -> LanguagePoint:
+        job, place, step = self._job, self._place(trial), self._step
+        blocks = by_block(self._choices, json.loads(trial.user_attrs["allocation"]))
         if not (place / "result.json").is_file():
             facts = road.prune_folder(
-                source, job.data, replace(plan, by_block=blocks), place, score=True, onnx=True, tokens=job.tokens, target=target,
-                known=known, distil_tokens=job.distil_tokens, choices=job.questions,
-                step=lambda text, *rest, number=trial.number: step(f"candidate {number}: {text}", *rest),
+                self._source, job.data, replace(self._plan, by_block=blocks), place, score=True, onnx=True, tokens=job.tokens,
+                target=self._target, known=self._known, distil_tokens=job.distil_tokens, choices=job.questions,
+                step=lambda text, *rest: step(f"candidate {trial.number}: {text}", *rest),
             )  # fmt: skip
             if facts["generates"]:
-                before = _dense_words(source, judged, out)
-                facts["continuation"] = before | {"model": continuation(LanguageFolder(place), judged[:1, :PROMPT], NEW)}
+                before = _dense_words(self._source, self._judged, self._out)
+                facts["continuation"] = before | {"model": continuation(LanguageFolder(place), self._judged[:1, :PROMPT], NEW)}
             write_blocks(place / "blocks.json", blocks)
             write_atomic(place / "result.json", dump_json(facts))
-        facts = read_json(place / "result.json")
+        facts, known = read_json(place / "result.json"), self._known
         for name in (name for name in job.quantize if name not in facts.get("quantised", {})):
             file = place / "onnx" / "model.onnx"
-            measured = ((known.onnx[0], known.onnx[1].inputs), target, job.tokens)
-            told = quantised_facts((file, CacheShape.of_file(file)), name, judged, measured, step)
+            measured = ((known.onnx[0], known.onnx[1].inputs), self._target, job.tokens)
+            told = quantised_facts((file, CacheShape.of_file(file)), name, self._judged, measured, step)
             facts["quantised"] = facts.get("quantised", {}) | {name: told}
             write_atomic(place / "result.json", dump_json(facts))
-        found.append(LanguagePoint(trial.number, blocks, facts, dict(trial.user_attrs["score"])))
-    return found
+        return LanguagePoint(trial.number, blocks, facts, dict(trial.user_attrs["score"]))
 
 
 def dense_quantised(

@@ -32,6 +32,8 @@ class LanguageJob:
         tokens: prompt and answer whose time counts.
         space: see `part_choices.SPACES`.
         limits: phase -> most seconds; ``size``, ``cache`` -> most bytes of the file in 32 bits, and of what is kept of a token.
+        max_drop: what perplexity may rise by at most; None: points are spread over the front.
+        relative: ``max_drop`` is a share of the dense model's.
         trials: models that are run.
         points: of the front that are pruned block by block, written and measured in fresh processes.
         multiple: of numbers of neurons.
@@ -55,6 +57,8 @@ class LanguageJob:
     quantize: Sequence[str] = ()
     distil_tokens: int = 0
     questions: Path | None = None
+    max_drop: float | None = None
+    relative: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the run directory."""

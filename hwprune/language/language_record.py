@@ -160,9 +160,25 @@ def told(record: Mapping[str, Any]) -> str:
         shares = ", ".join(f"trial {point.trial} {formatting.percent(point.facts['accuracy'])}" for point in points)
         count, dense = first.facts["questions"], formatting.percent(first.facts["dense_accuracy"])
         lines += ["", f"Right answers to {count} questions: dense {dense}, {shares}."]
-    if taught := taught_text(points):
-        lines += ["", taught]
+    for text in (limit_text(record, points), taught_text(points)):
+        lines += ["", text] if text else []
     return "\n".join(lines)
+
+
+def limit_text(record: Mapping[str, Any], points: Sequence[LanguagePoint]) -> str:
+    """How the fastest point stands to ``--max-drop``; nothing where there is no limit."""
+    allowed = record["job"].get("max_drop")
+    if allowed is None or not points:
+        return ""
+    fastest = max(points, key=lambda point: point.phases.answer_speedup)
+    dense, found = (fastest.facts[name] for name in ("dense_perplexity", "perplexity"))
+    relative = record["job"].get("relative")
+    rise = (found - dense) / (dense if relative else 1.0)
+    words = [formatting.percent(x) if relative else f"{x:.2f}" for x in (rise, allowed)]
+    text = f"--max-drop {words[1]}: trial {fastest.trial} is the fastest model that was found; its perplexity is {words[0]} "
+    if rise <= allowed:
+        return f"{text}above the dense one's."
+    return f"{text}above the dense one's, more than allowed: the text that trials are held against said it was within."
 
 
 def taught_text(points: Sequence[LanguagePoint]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hwprune.common import formatting
 from hwprune.common.files import write_atomic
-from hwprune.language.language_record import LanguagePoint, rows_of, taught_text
+from hwprune.language.language_record import LanguagePoint, limit_text, rows_of, taught_text
 from hwprune.records.measurement import Measurement
 from hwprune.streaming.phases import Phases
 from hwprune.streaming.sublayers import ATTENTION, MLP
@@ -46,7 +46,7 @@ def write_report(record: Mapping[str, Any], path: Path) -> None:
             _chart(points, record.get("dense_quantised", {}), "decode"),
             "</div>",
             _answers(points),
-            f"<p>{escape(taught_text(points))}</p>" if taught_text(points) else "",
+            *(f"<p>{escape(text)}</p>" for text in (limit_text(record, points), taught_text(points)) if text),
         ]
         body += ["<h2>What each block keeps</h2>", _legend(), *(_blocks(point, record) for point in points)]
         body += _continuations(points)

@@ -12,7 +12,7 @@ import torch
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.language.allocator import Allocator
-from hwprune.language.front_points import dense_perplexity, dense_quantised, write_points
+from hwprune.language.front_points import PointWriter, dense_perplexity, dense_quantised
 from hwprune.language.language_job import WORK, LanguageJob, claim
 from hwprune.language.language_record import RECORD, write_record
 from hwprune.language.language_report import FILE as REPORT
@@ -21,8 +21,9 @@ from hwprune.language.part_choices import PARTS, Allocation, PartChoices, choice
 from hwprune.language.part_options import PartStore, Texts, check_parts, solve_options
 from hwprune.language.phase_bench import PhaseBench
 from hwprune.language.phase_prices import measure_prices
-from hwprune.language.phase_study import PhaseStudy
+from hwprune.language.phase_study import RUINED, PhaseStudy
 from hwprune.language.trial_scores import TrialScorer
+from hwprune.language.within_drop import Drop
 from hwprune.language.word_responses import Responder
 from hwprune.latency.paired import Paired
 from hwprune.records import target as targets
@@ -85,6 +86,10 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         prices = measure_prices(bench, assembler, samples, blocks_of(folder), choices, work, step)
         prices = prices.with_sizes(dense, samples, blocks_of(folder)[0], choices)
         scorer = TrialScorer(folder, texts.held, choices, store, work)
+        drop = None
+        if job.max_drop is not None:
+            whole = scorer.score([(0, 0)] * folder.depth).perplexity
+            drop = Drop.of(job.max_drop, 1.0 if job.relative else dense_perplexity(folder, judged, work, step), whole)
         limits = dict(job.limits or {})
         allocator = Allocator(choices, prices, job.tokens, limits, folder.depth, uniform=job.space == "uniform")
 
@@ -96,15 +101,17 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
                 raise CandidateFailure("export", str(error)) from error
             return bench.measure(path, shape)
 
-        study = PhaseStudy(out, allocator, scorer.score, measure, responder.near, job.seed)
+        ruined = RUINED if drop is None else min(RUINED, drop.reach(taught=bool(job.distil_tokens)))
+        study = PhaseStudy(out, allocator, scorer.score, measure, responder.near, job.seed, ruined)
         study.run(job.trials, lambda done, trials, text: step(f"trials: {text}" if text else "trials", done, trials))
     known = KnownDense(dense_perplexity(folder, judged, work, step), dense)
-    points = write_points(study, job, choices, plan, source, out, target, known, judged, step)
+    writer = PointWriter(job, choices, plan, source, out, target, known, judged, texts.held, step)
+    points = writer.points(study.front(), drop)
     quantised = dense_quantised(job, dense, judged, target, work, step)
     record = write_record(out, job.to_json(), quantised, folder, choices, prices, study, points, time.monotonic() - started)
     write_report(record, out / REPORT)
     if not points:
-        raise RunError(f"no trial keeps the limits; the run is kept: {out / RECORD}")
+        raise RunError(f"no model keeps the limits; the run is kept: {out / RECORD}")
     return record
 
 

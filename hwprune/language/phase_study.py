@@ -75,14 +75,22 @@ class PhaseStudy:
     Args:
         run: folder for `FILE`.
         score, measure: what a trial does with its allocation.
+        ruined: nats a token beyond which nobody wants a model.
         respond: looks at a model, on a draw of that number; see `Responder.near`.
     """
 
     def __init__(
-        self, run: Path, allocator: Allocator, score: Callable[[Allocation], Score], measure: Measure, respond: Respond, seed: int
+        self,
+        run: Path,
+        allocator: Allocator,
+        score: Callable[[Allocation], Score],
+        measure: Measure,
+        respond: Respond,
+        seed: int,
+        ruined: float = RUINED,
     ) -> None:
         self._allocator, self._score, self._measure, self._respond = allocator, score, measure, respond
-        self._table = allocator.prices
+        self._table, self._ruined = allocator.prices, ruined
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             study_name=NAME, storage=f"sqlite:///{run / FILE}", directions=["minimize", "maximize"], load_if_exists=True,
@@ -126,17 +134,17 @@ class PhaseStudy:
         before = (0.0, 0.0)
         for allocation in self._allocator.plain():
             now = (self._allocator.saved(allocation), min(self._score(allocation).divergence, IMPOSSIBLE))
-            if now[1] > RUINED:
-                part = (RUINED - before[1]) / (now[1] - before[1])
-                before = (before[0] + part * (now[0] - before[0]), RUINED)
+            if now[1] > self._ruined:
+                part = (self._ruined - before[1]) / (now[1] - before[1])
+                before = (before[0] + part * (now[0] - before[0]), self._ruined)
                 break
             before = now
         if before[0] > LEAST:  # where none of them is ruined, as much further as their divergence leaves room
-            return min(most, before[0] * max(RUINED / max(before[1], 1e-9), 1.0))
+            return min(most, before[0] * max(self._ruined / max(before[1], 1e-9), 1.0))
         dense = self._respond([(0, 0)] * self._allocator.depth, 0)
         for budget in np.linspace(most, LEAST, STEPS):
             found = self._allocator.best(dense, float(budget), 0)
-            if found is not None and dense.expected(found) <= RUINED:
+            if found is not None and dense.expected(found) <= self._ruined:
                 return float(budget)
         # All are: what is least ruined of what keeps the limits, so that its user sees it.
         found = self._allocator.best(dense, LEAST, 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from dataclasses import asdict
 
+import pytest
+
 from hwprune.language.language_record import LanguagePoint, front_csv, told
 from hwprune.records.measurement import Measurement
 from hwprune.streaming.phases import Phases, Tokens
@@ -41,17 +43,33 @@ def test_a_row_for_each_precision_and_for_the_dense_model_in_it():
 
 
 def test_the_table_fits_a_terminal_and_says_both_phases():
-    text = told({"front": [asdict(point())]})
+    text = told({"front": [asdict(point())], "job": {}})
     assert "1.25x [1.20, 1.30]" in text and "1.50x [1.40, 1.60]" in text and "perplexity 24.25" in text
     assert max(len(line) for line in text.splitlines()) <= 100
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({"max_drop": 7.0}, "--max-drop 7.00: trial 7 is the fastest model that was found; its perplexity is 6.25 above"),
+        ({"max_drop": 6.0}, "6.25 above the dense one's, more than allowed"),
+        (
+            {"max_drop": 0.3, "relative": True},
+            "--max-drop 30.0 %: trial 7 is the fastest model that was found; its perplexity is 25.8 %",
+        ),
+        ({"max_drop": 0.25, "relative": True}, "25.8 % above the dense one's, more than allowed"),
+    ],
+)
+def test_how_the_fastest_stands_to_its_limit(job, words):
+    assert words in told({"front": [asdict(point())], "job": job})
 
 
 def test_what_a_distillation_has_brought_is_told():
     one = point()
     learned = {"tokens": 100_352, "seconds": 300.0, "teacher_seconds": 60.0}
     one = LanguagePoint(one.trial, one.blocks, {**one.facts, "untaught_perplexity": 40.25, "distilled": learned}, one.unrepaired)
-    text = " ".join(told({"front": [asdict(one)]}).split())
+    text = " ".join(told({"front": [asdict(one)], "job": {}}).split())
     assert "from 100 k tokens each (6:00 in all)" in text and "trial 7 40.25 -> 30.50" in text
     (row,) = csv.DictReader(front_csv([one], {}).splitlines())
     assert row["untaught_perplexity"] == "40.25"
-    assert "Taught" not in told({"front": [asdict(point())]})
+    assert "Taught" not in told({"front": [asdict(point())], "job": {}})

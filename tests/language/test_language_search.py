@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import onnxruntime
@@ -27,7 +28,7 @@ from hwprune.streaming import road
 from hwprune.streaming.plan_file import read_blocks
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload.text_windows import TextData
-from tests.streaming.helpers import llama, losses, text
+from tests.streaming.helpers import llama, losses, text, whole
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,25 @@ def test_a_killed_search_goes_on(place, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_what_is_delivered_keeps_the_limit(place, tmp_path, capsys):
+    """Judged by hand on the windows that trials are held against; what turned out beyond is not there."""
+    out = tmp_path / "run"
+    assert main.main(words(place, out, "--max-drop", "12%", "--trials", "8", "--points", "2")) == 0
+    assert "--max-drop 12.0 %: trial" in capsys.readouterr().out
+    source = place / "model"
+    job = json.loads((out / "language.json").read_text())
+    data = TextData(Path(job["data"]["calibration"]), None, job["data"]["length"], job["data"]["most"])
+    held = language_search._divided(data.read(source)[0], data.between(source)).held
+    dense = torch.exp(losses(whole(source), held).mean())
+    rows = list(csv.DictReader((out / "front.csv").read_text().splitlines()))
+    found = [
+        transformers.AutoModelForCausalLM.from_pretrained(out / row["folder"], trust_remote_code=True).eval() for row in rows
+    ]
+    assert found and all(torch.exp(losses(model, held).mean()) <= 1.12 * dense * (1 + 1e-4) for model in found)
+    assert {path.name for path in (out / "candidates").iterdir()} == {row["trial"] for row in rows}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["uniform", "deci", "depth"])
 def test_spaces_end_in_folders_of_their_kind(tmp_path, space):
     out = tmp_path / "run"
@@ -154,7 +174,8 @@ def test_points_are_spread_over_what_is_of_use():
     ("more", "message"),
     [
         (["--max-latency", "2ms"], "prefill=200ms,decode=30ms"),
-        (["--max-drop", "0.01"], "takes no --max-drop"),
+        (["--max-drop", "0"], "what perplexity may rise by: 2, or 10%"),
+        (["--time", "20m"], "takes no --time"),
         (["--space", "dfault"], "--space of a language model is one of"),
         (["--length", "450"], "needs at least 7"),
     ],
