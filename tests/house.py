@@ -74,6 +74,7 @@ TESTED_ELSEWHERE = {
     "searching.result": ("searching/test_session.py", "a result is given by a whole search"),
     "searching.sampling.items": ("searching/sampling/test_savings_estimator.py", "items are built from savings"),
     "searching.sampling.posterior": ("searching/sampling/test_knapsack.py", "what is believed shows in what is proposed"),
+    "language.language_job": ("language/test_language_search.py", "its fields are what a whole search is told"),
     "language.front_points": ("language/test_language_search.py", "points are written by a whole search"),
     "streaming.block_templates": ("streaming/test_assembled_onnx.py", "templates are what files are put together from"),
     "workload.text_windows": ("workload/test_language.py", "windows are tested as a language model's data"),

@@ -84,7 +84,7 @@ class PointWriter:
         return self._out / "candidates" / str(trial.number)
 
     def _held_perplexity(self, trial: FrontTrial) -> float:
-        """Of a trial that has been repaired, on the windows that trials were scored on."""
+        """What a trial has, once it is repaired, on the windows that trials were scored on."""
         file = self._out / WORK / f"held-{trial.number}.json"
         if not file.is_file():
             self._point(trial)
