@@ -35,6 +35,7 @@ from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
+from hwprune.streaming.phases import usable
 from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.streaming.uneven import known_lengths
@@ -62,9 +63,9 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         RunError: a file computes something else than the model, or nothing can be measured.
     """
     started = time.monotonic()
+    target = usable(targets.load(job.target))
     claim(job, out, resume=resume)
     work = out / WORK
-    target = targets.load(job.target)
     source = job.source if job.gguf is None else gguf_file.unpacked(job.source, job.gguf, work / "dense")
     folder = LanguageFolder(source)
     if folder.uneven:

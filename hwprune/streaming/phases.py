@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from hwprune import runtimes
 from hwprune.common import formatting
 from hwprune.errors import RunError, UsageError
 from hwprune.latency import fresh
+from hwprune.latency.availability import missing
 from hwprune.latency.bench import Bench
 from hwprune.latency.interval import process_interval
 from hwprune.records.measurement import Measurement
@@ -24,6 +26,19 @@ PREFILL, DECODE = "prefill", "decode"
 LIMIT_S, FEWEST = 0.5, 3
 """Seconds of one measurement, and quads of runs however long they take: a prompt takes a second, where the runs that `fresh` is
 made for take less than a millisecond. What is told is the spread between processes, not that within one."""
+
+
+def usable(target: Target) -> Target:
+    """The target, if files with a cache can be run on it here: to be asked before anything takes long.
+
+    Raises:
+        UsageError: why not.
+    """
+    if not runtimes.get(target.runtime).file.endswith(".onnx"):
+        raise UsageError(f"a language model is measured as an ONNX file, which {target.runtime} ({target.name}) does not run")
+    if reasons := missing(target):
+        raise UsageError(f"{target.name} can't be measured here:", reasons)
+    return target
 
 
 @dataclass(frozen=True, slots=True)

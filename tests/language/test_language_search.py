@@ -176,6 +176,8 @@ def test_points_are_spread_over_what_is_of_use():
         (["--max-latency", "2ms"], "prefill=200ms,decode=30ms"),
         (["--max-drop", "0"], "what perplexity may rise by: 2, or 10%"),
         (["--time", "20m"], "takes no --time"),
+        (["--target", "cpu-pytorch"], "measured as an ONNX file, which pytorch-cpu"),
+        (["--target", "orin"], "orin can't be measured here"),
         (["--space", "dfault"], "--space of a language model is one of"),
         (["--length", "450"], "needs at least 7"),
     ],

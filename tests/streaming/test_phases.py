@@ -12,9 +12,12 @@ from hwprune.errors import RunError, UsageError
 from hwprune.latency.fresh import Remeasured
 from hwprune.records import target as targets
 from hwprune.records.measurement import Measurement
-from hwprune.streaming import phases
+from hwprune.streaming import phases, road
 from hwprune.streaming.cached_onnx import CacheShape
-from hwprune.streaming.phases import Phases, Tokens
+from hwprune.streaming.phases import Phases, Tokens, usable
+from hwprune.streaming.sweep_plan import SweepPlan
+from hwprune.workload.text_windows import TextData
+from tests.streaming.helpers import llama, text
 
 
 def measurement(value, unit="s"):
@@ -83,3 +86,13 @@ def test_what_a_process_does_to_all_files_is_no_speedup(monkeypatch):
 def test_without_the_same_processes_nothing_is_changed():
     one = Remeasured(measurement(0.1), measurement(1.3, "x"))
     assert phases.beside_copies(one, measurement(1.0, "x")) is one
+
+
+def test_what_runs_no_such_file_is_known_before_anything_is_pruned(tmp_path):
+    assert usable(targets.load("cpu")).runtime == "onnxruntime-cpu"
+    with pytest.raises(UsageError, match="which pytorch-cpu .cpu-pytorch. does not run"):
+        road.prune_folder(
+            llama(tmp_path / "m"), TextData(text(tmp_path / "a.txt"), None, length=16, most=4), SweepPlan([("neuron", 0.5)], "l2", "none"),
+            tmp_path / "out", onnx=True, tokens=Tokens(4, 2), target=targets.load("cpu-pytorch"),
+        )  # fmt: skip
+    assert not (tmp_path / "out" / "config.json").exists()
