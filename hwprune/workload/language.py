@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from hwprune.common import formatting
+from hwprune.common.memory import memory_limit
 from hwprune.errors import UsageError
 from hwprune.workload import gguf_file
 from hwprune.workload.text_windows import TextData, next_tokens
 from hwprune.workload.workload import Workload
 
+COPIES = 3
+"""How often the weights are in memory, in 32 bits, at least: the model, its graph, and a candidate."""
 ARGUMENTS = ("text", "length", "windows", "gguf", "batch")
 
 
@@ -52,7 +57,7 @@ def load(folder: str, model_of: Any, arguments: Mapping[str, Any]) -> Workload:
             the folder that holds the weights), ``batch`` (windows in the batch whose latency counts; default 1).
 
     Raises:
-        UsageError: an argument is unknown or wrong, or a file is not there.
+        UsageError: an argument is unknown or wrong, a file is not there, or the model surely needs more memory than there is.
         WorkloadError: the library can't read the model or its tokenizer.
     """
     if unknown := [key for key in arguments if key not in ARGUMENTS]:
@@ -67,6 +72,7 @@ def load(folder: str, model_of: Any, arguments: Mapping[str, Any]) -> Workload:
             model: nn.Module = model_of(str(place))
             calibration, judged = data.read(place)
     else:
+        _check_memory(Path(folder))
         model = model_of(folder)
         calibration, judged = data.read(Path(folder))
     half = max(1, len(judged) // 2)
@@ -80,6 +86,21 @@ def load(folder: str, model_of: Any, arguments: Mapping[str, Any]) -> Workload:
         train=_batches(calibration),
         metric="perplexity",
     )
+
+
+def _check_memory(folder: Path) -> None:
+    from safetensors import safe_open
+
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(str(file), framework="pt") as opened:
+            count += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - no mapping
+    needed, there_are = 4 * COPIES * count, memory_limit()
+    if needed > there_are:
+        raise UsageError(
+            f"{folder} as a whole needs at least {formatting.size(needed)} of memory, and there are {formatting.size(there_are)}: "
+            "`hwprune apply ... --format huggingface` and `hwprune.prune_folder` prune it block by block"
+        )
 
 
 def _batches(ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

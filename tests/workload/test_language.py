@@ -9,7 +9,7 @@ import torch
 
 from hwprune.errors import UsageError
 from hwprune.pruning.pruner import Pruner
-from hwprune.workload import loading, scoring
+from hwprune.workload import language, loading, scoring
 from hwprune.workload.text_windows import TextData, next_tokens, windows
 from hwprune.workload.workload import all_tensors
 from tests.streaming.helpers import llama, losses, text, whole
@@ -44,6 +44,17 @@ def test_heads_neurons_and_the_hidden_width_are_found_though_the_model_caches(pl
     # In each block: key-value groups, queries of a group, two parts of the heads' width, neurons; and the hidden width.
     assert sorted(unit.role for unit in axes).count("neuron") == 2
     assert {unit.role for unit in axes} == {"head", "head_dim", "neuron", "hidden"}
+
+
+def test_a_model_that_surely_does_not_fit_is_sent_to_the_road_block_by_block(place, monkeypatch):
+    """Three times its weights in 32 bits; one byte more, and it is loaded."""
+    count = sum(p.numel() for p in whole(place / "model").parameters())
+    words = f"hf:{place / 'model'} text={place / 'a.txt'} length=16"
+    monkeypatch.setattr(language, "memory_limit", lambda: 12 * count - 1)
+    with pytest.raises(UsageError, match="--format huggingface` and `hwprune.prune_folder` prune it block by block"):
+        loading.load(words)
+    monkeypatch.setattr(language, "memory_limit", lambda: 12 * count)
+    assert loading.load(words).scoring.name == "perplexity"
 
 
 def test_no_token_calibrates_and_judges(place):
