@@ -98,8 +98,8 @@ def _check_memory(folder: Path) -> None:
     needed, there_are = 4 * COPIES * count, memory_limit()
     if needed > there_are:
         raise UsageError(
-            f"{folder} as a whole needs at least {formatting.size(needed)} of memory, and there are {formatting.size(there_are)}: "
-            "`hwprune apply ... --format huggingface` and `hwprune.prune_folder` prune it block by block"
+            f"{folder} needs at least {formatting.size(needed)} of memory as a whole, and there are "
+            f"{formatting.size(there_are)}: `hwprune apply ... --format huggingface` and `hwprune.prune_folder` prune it block by block"
         )
 
 
