@@ -95,11 +95,11 @@ def _check_memory(folder: Path) -> None:
     for file in folder.glob("*.safetensors"):
         with safe_open(str(file), framework="pt") as opened:
             count += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - no mapping
-    needed, there_are = 4 * COPIES * count, memory_limit()
-    if needed > there_are:
+    needed, here = 4 * COPIES * count, memory_limit()
+    if needed > here:
         raise UsageError(
-            f"{folder} needs at least {formatting.size(needed)} of memory as a whole, and there are "
-            f"{formatting.size(there_are)}: `hwprune apply ... --format huggingface` and `hwprune.prune_folder` prune it block by block"
+            f"{folder} needs at least {formatting.size(needed)} of memory as a whole, and there are {formatting.size(here)}: "
+            "`hwprune apply ... --format huggingface` and `hwprune.prune_folder` prune it block by block"
         )
 
 
