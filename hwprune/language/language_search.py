@@ -112,7 +112,8 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     record = write_record(out, job.to_json(), quantised, folder, choices, prices, study, points, time.monotonic() - started)
     write_report(record, out / REPORT)
     if not points:
-        raise RunError(f"no model keeps the limits; the run is kept: {out / RECORD}")
+        nearest = "" if drop is None else drop.nearest(study.front())
+        raise RunError(f"no model keeps the limits{nearest}; the run is kept: {out / RECORD}")
     return record
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from hwprune.common import formatting
 from hwprune.language.phase_study import FrontTrial
 
 TRIES = 3
@@ -36,6 +37,14 @@ class Drop:
     def rise(self, perplexity: float) -> float:
         """Nats of a perplexity on the held-out windows."""
         return math.log(perplexity / self.dense)
+
+    def nearest(self, front: Sequence[FrontTrial]) -> str:
+        """In words, how near the limit a front comes before any repair."""
+        rises = [self.rise(one.user_attrs["score"]["perplexity"]) for one in front]
+        if not rises:
+            return ""
+        told = [formatting.percent(math.expm1(one)) for one in (min(rises), self.nats)]
+        return f" (before repair the least cut one is {told[0]} above the dense perplexity, and {told[1]} are allowed)"
 
     def reach(self, *, taught: bool) -> float:
         """Divergence beyond which no trial is of use."""

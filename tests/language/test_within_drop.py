@@ -72,7 +72,13 @@ def test_slower_ones_are_spread_below_the_fastest():
 def test_nothing_keeps_the_limit():
     trials = front([0.3, 0.5])
     perplexity, asked = repaired(trials, lambda rise, _: rise)
-    assert fastest_within(trials, Drop(0.1, DENSE), perplexity, 4) == ([], []) and asked == []
+    drop = Drop(0.1, DENSE)
+    assert fastest_within(trials, drop, perplexity, 4) == ([], []) and asked == []
+    assert (
+        drop.nearest(trials)
+        == (" (before repair the least cut one is 35.0 % above the dense perplexity, and 10.5 % are allowed)")
+        and drop.nearest([]) == ""
+    )
 
 
 def test_a_limit_is_the_same_ratio_on_another_text():
