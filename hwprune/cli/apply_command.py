@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -168,11 +169,14 @@ def _parse(text: str, more: Sequence[str] = ()) -> list[tuple[str, float | None]
     for word in text.split(","):
         name, _, level = word.partition("=")
         if name not in (patterns.BRANCH, *more):
-            patterns.get(name)
+            patterns.get(name, more)
         try:
-            choices.append((name, float(level) if level else None))
+            share = float(level) if level else None
         except ValueError:
-            raise UsageError(f"{word!r} is no PATTERN=SPARSITY: the sparsity must be a number such as 0.5") from None
+            share = math.nan
+        if share is not None and not math.isfinite(share):
+            raise UsageError(f"{word!r} is no PATTERN=SPARSITY: the sparsity must be a number such as 0.5")
+        choices.append((name, share))
     return choices
 
 

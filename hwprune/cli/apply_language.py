@@ -11,7 +11,8 @@ from typing import Any
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
 
-PATTERNS = ("layer", "hidden", "attention", "mlp", "kv", "query")
+WHOLE = ("layer", "hidden", "attention", "mlp")
+PATTERNS = (*WHOLE, "kv", "query")
 """The patterns that only this road knows, without the imports that they need: the command line starts at once."""
 
 
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     out = args.require_writable(options.out)
     if out.exists() and any(out.iterdir()) and not (out / road.WORK).is_dir():  # with it, a killed run is gone on with
         raise UsageError(f"{out} is not an empty folder: choose another --out")
-    wanted = [(name, level if level is not None else 0.0) for name, level in choices]
+    wanted = [(name, _share(name, level)) for name, level in choices]
     by_block = () if wanted else read_blocks(Path(options.recipe))
     criterion = options.criterion or ("obs" if _cuts(wanted) else "sparsegpt")
     formats, source = options.format.split(","), Path(options.workload.removeprefix("hf:"))
@@ -77,6 +78,19 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         print(f"Numbers of neurons are multiples of {multiple} (--multiple 1: as asked).")
     print(f"Files: {out}")
     return 0
+
+
+def _share(name: str, level: float | None) -> float:
+    """What goes, where the pattern doesn't say it by itself. Raises `UsageError`."""
+    from hwprune import patterns
+
+    if name not in PATTERNS and patterns.get(name).fixed_sparsity is not None:
+        return level if level is not None else 0.0
+    if level is None:
+        raise UsageError(f"pattern {name} needs a sparsity: {name}=0.25")
+    if name not in WHOLE and not 0 < level < 1:  # of these the plan has more to say
+        raise UsageError(f"{name}={level:g}: the fraction that goes must be between 0 and 1")
+    return level
 
 
 def _tell(facts: dict[str, Any]) -> None:

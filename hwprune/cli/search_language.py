@@ -75,8 +75,12 @@ def run(options: argparse.Namespace) -> int:
             print(f"Not searched: {reason}")
         print(f"\nReport: {out / 'report.html'}")
         print(f"Files:  {out / 'candidates'} (each a folder for transformers with onnx/model.onnx and blocks.json)")
-        best = record["front"][0]["trial"]
-        print(f"\nAs a GGUF file: hwprune apply {out / 'candidates' / str(best) / 'blocks.json'} ... --format huggingface,gguf")
+        first = record["front"][0]
+        if "openvino" in first["facts"]:
+            print(f"        and {first['facts']['openvino']}, which was measured")
+        if job.gguf is not None:
+            blocks = out / "candidates" / str(first["trial"]) / "blocks.json"
+            print(f"\nAs a GGUF file: hwprune apply {blocks} ... --format huggingface,gguf")
     return 0
 
 

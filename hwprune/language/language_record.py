@@ -63,11 +63,14 @@ def write_record(
     study: PhaseStudy,
     points: Sequence[LanguagePoint],
     seconds: float,
+    *,
+    resumed: bool,
 ) -> dict[str, Any]:
     """Write both files; returns what is in the record.
 
     Args:
         quantised: precision -> `quantised_facts` of the dense model.
+        seconds: of this session; ``resumed``: it was not the only one.
     """
     estimates = study.estimates()
     trials = [
@@ -79,14 +82,14 @@ def write_record(
             "params": one.params,
             **one.user_attrs,
         }
-        for one in study.study.get_trials(deepcopy=False)
+        for one in study.finished()
     ]
     record: dict[str, Any] = {
         "schema": 1, "kind": "language", "job": dict(job), "class": folder.kind.__name__, "depth": folder.depth,
         "choices": [asdict(one) for one in (*choices.attention, *choices.mlp)], "refused": list(choices.refused),
         "prices": {"dense": dict(prices.dense), "saved": {k: dict(v) for k, v in prices.saved.items()}},
         "versions": versions(), "trials": trials, "front": [asdict(point) for point in points],
-        "dense_quantised": dict(quantised),        "seconds": seconds,
+        "dense_quantised": dict(quantised), "seconds": seconds, "resumed": resumed,
     }  # fmt: skip
     write_atomic(out / RECORD, dump_json(record))
     write_atomic(out / FRONT, front_csv(points, quantised))
@@ -128,9 +131,10 @@ def front_csv(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
             params, cache = point.facts["params"], point.facts["cache_bytes_per_token"]
         place = "" if point is None else f"candidates/{trial}"
         file = "work/dense" if point is None else f"{place}/onnx/model"
+        whole = f"{place}/{facts['openvino']}" if "openvino" in facts else f"{file}.onnx"
         table.writerow([
             trial, precision, facts["perplexity"], known.get("dense_perplexity", ""), *both[0], *both[1], phases.answer_s,
-            phases.answer_speedup, params, cache, f"{file}.onnx" if precision == "fp32" else f"{file}.{precision}.onnx", place,
+            phases.answer_speedup, params, cache, whole if precision == "fp32" else f"{file}.{precision}.onnx", place,
             "" if point is None or precision != "fp32" else facts.get("accuracy", ""), known.get("dense_accuracy", ""),
             "" if point is None or precision != "fp32" else facts.get("untaught_perplexity", ""),
         ])  # fmt: skip
@@ -160,9 +164,20 @@ def told(record: Mapping[str, Any]) -> str:
         shares = ", ".join(f"trial {point.trial} {formatting.percent(point.facts['accuracy'])}" for point in points)
         count, dense = first.facts["questions"], formatting.percent(first.facts["dense_accuracy"])
         lines += ["", f"Right answers to {count} questions: dense {dense}, {shares}."]
-    for text in (limit_text(record, points), taught_text(points)):
+    for text in (limit_text(record, points), taught_text(points), plain_text(record)):
         lines += ["", text] if text else []
     return "\n".join(lines)
+
+
+def plain_text(record: Mapping[str, Any]) -> str:
+    """That nothing but plain models was run, where that is so."""
+    trials = record.get("trials")
+    if not trials or not all("fixed" in one for one in trials):  # `phase_study.FIXED`
+        return ""
+    return (
+        "All models have the same share of neurons in all blocks, which is where a search begins: with --resume and more "
+        "--trials each block gets its own size."
+    )
 
 
 def limit_text(record: Mapping[str, Any], points: Sequence[LanguagePoint]) -> str:

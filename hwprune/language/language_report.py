@@ -32,6 +32,10 @@ pre { white-space: pre-wrap; background: var(--panel); padding: 10px 14px; borde
 """
 
 
+WHAT = {"kv": " of the groups, with their queries", "query": " of the queries, all keys and values"}
+"""What of a block's attention stays, where not both are cut."""
+
+
 def write_report(record: Mapping[str, Any], path: Path) -> None:
     """Write the page of `language_record.write_record`'s record."""
     points = [LanguagePoint(**point) for point in record["front"]]
@@ -63,7 +67,8 @@ def _summary(record: Mapping[str, Any], points: Sequence[LanguagePoint]) -> str:
     asked = record["job"]["tokens"]
     text = (
         f"{escape(record['class'])}, {depth} blocks. A prompt of {asked['prompt']} tokens, then {asked['new']} one by one, "
-        f"on {escape(record['job']['target'])}; {trials} models were run, {formatting.duration(record['seconds'])}."
+        f"on {escape(record['job']['target'])}; {trials} models were run, {formatting.duration(record['seconds'])}"
+        f"{' since it was gone on with' if record.get('resumed') else ''}."
     )
     if not points:
         return f'<p class="soft">{text}</p><p class="wrong">No model keeps the limits.</p>'
@@ -85,12 +90,13 @@ def _table(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
         asked = phases.tokens
         size = f" ({formatting.size(facts['bytes'])})" if "bytes" in facts else ""
         file = "model.onnx" if precision == "fp32" else facts["file"]
+        place = facts.get("openvino", f"onnx/{file}")
         cells = [
             trial, precision + size, f"{facts['perplexity']:.2f}",
             _ratio(phases.prefill_speedup), f"{asked.batch * asked.prompt / phases.prefill.value:.0f} tokens/s",
             _ratio(phases.decode_speedup), f"{asked.batch / phases.decode.value:.0f} tokens/s", f"{phases.answer_speedup:.2f}x",
             formatting.count(known["dense_params"] if point is None else point.facts["params"]),
-            f"<code>work/{escape(file)}</code>" if point is None else f"<code>candidates/{trial}/onnx/{escape(file)}</code>",
+            f"<code>work/{escape(file)}</code>" if point is None else f"<code>candidates/{trial}/{escape(place)}</code>",
         ]  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
@@ -168,8 +174,9 @@ def _answers(points: Sequence[LanguagePoint]) -> str:
 
 def _legend() -> str:
     return (
-        '<p class="soft">Each column is a block, the first one on the left. Above: groups of keys and values; below: neurons of '
-        "the MLP. Blue is what stays of the grey whole; a dashed frame has gone.</p>"
+        '<p class="soft">Each column is a block, the first one on the left. Above: attention (groups of keys and values with '
+        "their queries, or queries alone: point at a bar); below: neurons of the MLP. Blue is what stays of the grey whole; a "
+        "dashed frame has gone.</p>"
     )
 
 
@@ -179,11 +186,12 @@ def _blocks(point: LanguagePoint, record: Mapping[str, Any]) -> str:
     for index, block in enumerate(point.blocks):
         for part, top in ((ATTENTION, 0), (MLP, ROW)):
             gone = block.get("layer") or block.get(part)
-            share = 1.0 - next(
-                (block[name] for name in (("kv", "query", "head") if part == ATTENTION else ("neuron",)) if name in block), 0.0
-            )
+            cut = [name for name in (("kv", "query", "head") if part == ATTENTION else ("neuron",)) if name in block]
+            share = math.prod(1.0 - block[name] for name in cut)
             left, height = 2 + index * BAR, ROW - 6
-            told = f"block {index}, {part}: " + ("gone" if gone else f"{share:.0%}")
+            told = f"block {index}, {part}: " + (
+                "gone" if gone else f"{share:.0%}" + (WHAT.get(cut[0], "") if len(cut) == 1 else "")
+            )
             if gone:
                 frame = f'x="{left}" y="{top + 1}" width="{BAR - 4}" height="{height - 2}"'
                 parts.append(f'<rect class="gone" {frame}><title>{told}</title></rect>')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hwprune.language.language_report import write_report
 from hwprune.language.part_choices import PARTS, Allocation, PartChoices, choices_for
 from hwprune.language.part_options import PartStore, Texts, check_parts, solve_options
 from hwprune.language.phase_bench import PhaseBench
-from hwprune.language.phase_prices import measure_prices
+from hwprune.language.phase_prices import Prices, measure_prices
 from hwprune.language.phase_study import RUINED, PhaseStudy
 from hwprune.language.trial_scores import TrialScorer
 from hwprune.language.within_drop import Drop
@@ -63,11 +64,13 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         RunError: a file computes something else than the model, or nothing can be measured.
     """
     started = time.monotonic()
-    target = usable(targets.load(job.target))
+    target = targets.load(job.target)
+    usable(target, job.tokens, None)
     claim(job, out, resume=resume)
     work = out / WORK
     source = job.source if job.gguf is None else gguf_file.unpacked(job.source, job.gguf, work / "dense")
     folder = LanguageFolder(source)
+    usable(target, job.tokens, folder.positions)
     if folder.uneven:
         raise UsageError("this model's blocks have different sizes already: search from the dense model")
     calibration, judged = job.data.read(source)
@@ -81,16 +84,15 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         folder, [{name: tuple(x.shape) for name, x in block.items()} for block in samples.values()], store.lengths
     )
     dense = _dense_file(folder, assembler, work, texts.fitted[:1, :CHECKED_TOKENS])
+    sizes = Prices({}, {}).with_sizes(dense, samples, blocks_of(folder)[0], choices)
+    sizes.check_sizes(job.limits or {}, choices, folder.depth)
     solve_options(folder, texts.fitted, choices, plan, store, work, step)
     responder = Responder(folder, texts.looked, choices, store, work, step)
     with PhaseBench(target, job.tokens, dense, work) as bench:
         prices = measure_prices(bench, assembler, samples, blocks_of(folder), choices, work, step)
-        prices = prices.with_sizes(dense, samples, blocks_of(folder)[0], choices)
+        prices = replace(prices, dense={**prices.dense, **sizes.dense}, saved={**prices.saved, **sizes.saved})
         scorer = TrialScorer(folder, texts.held, choices, store, work)
-        drop = None
-        if job.max_drop is not None:
-            whole = scorer.score([(0, 0)] * folder.depth).perplexity
-            drop = Drop.of(job.max_drop, 1.0 if job.relative else dense_perplexity(folder, judged, work, step), whole)
+        drop = _drop(job, scorer, folder, lambda: dense_perplexity(folder, judged, work, step))
         limits = dict(job.limits or {})
         allocator = Allocator(choices, prices, job.tokens, limits, folder.depth, uniform=job.space == "uniform")
 
@@ -109,12 +111,21 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     writer = PointWriter(job, choices, plan, source, out, target, known, judged, texts.held, step)
     points = writer.points(study.front(), drop)
     quantised = dense_quantised(job, dense, judged, target, work, step)
-    record = write_record(out, job.to_json(), quantised, folder, choices, prices, study, points, time.monotonic() - started)
+    record = write_record(
+        out, job.to_json(), quantised, folder, choices, prices, study, points, time.monotonic() - started, resumed=resume
+    )
     write_report(record, out / REPORT)
     if not points:
         nearest = "" if drop is None else drop.nearest(study.front())
         raise RunError(f"no model keeps the limits{nearest}; the run is kept: {out / RECORD}")
     return record
+
+
+def _drop(job: LanguageJob, scorer: TrialScorer, folder: LanguageFolder, judged: Callable[[], float]) -> Drop | None:
+    """What perplexity may rise by; ``judged`` tells the dense one."""
+    if job.max_drop is None:
+        return None
+    return Drop.of(job.max_drop, 1.0 if job.relative else judged(), scorer.score([(0, 0)] * folder.depth).perplexity)
 
 
 def _divided(calibration: torch.Tensor, between: torch.Tensor) -> Texts:

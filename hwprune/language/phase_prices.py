@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hwprune.common import formatting
 from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
-from hwprune.errors import CandidateFailure, RunError
+from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.language.part_choices import PARTS, Allocation, PartChoice, PartChoices
 from hwprune.language.phase_bench import PHASES, PhaseBench
 from hwprune.streaming.assembled_onnx import Assembler
@@ -79,6 +80,17 @@ class Prices:
         kept = {one.name: one.kept / choices.attention[0].kept for one in choices.attention[1:]}
         saved = {SIZE: sizes, CACHE: {name: of_block * (1 - share) for name, share in kept.items()}}
         return replace(self, dense={**self.dense, SIZE: float(whole), CACHE: float(cache)}, saved={**self.saved, **saved})
+
+    def check_sizes(self, limits: Mapping[str, float], choices: PartChoices, depth: int) -> None:
+        """Raises `UsageError` where a limit on a size is below what the smallest choice of each part leaves."""
+        for name in (SIZE, CACHE):
+            saved = sum(max(self.saving(name, one) for one in choices.of(part)) for part in PARTS)
+            least = self.dense[name] - depth * saved
+            if name in limits and limits[name] < least:
+                told = [formatting.size(limits[name]), formatting.size(self.dense[name]), formatting.size(max(least, 0.0))]
+                raise UsageError(
+                    f"--max-{name} {told[0]} can't be kept: dense has {told[1]}, and the least that can be left is {told[2]}"
+                )
 
     def learned(self, choices: PartChoices, seen: Sequence[tuple[Allocation, Mapping[str, float]]]) -> Prices:
         """The table, corrected by whole models that were measured: Bayes' rule for a linear model with normal errors.

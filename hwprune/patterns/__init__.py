@@ -6,6 +6,7 @@ Begin with `base`; a new pattern is one file and one row in the table below.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from hwprune.common import plugins
 from hwprune.errors import UnknownNameError
@@ -38,8 +39,11 @@ BRANCH = "branch"
 PATTERNS: dict[str, Pattern] = {**AXIS_PATTERNS, **WEIGHT_PATTERNS}
 
 
-def get(name: str) -> Pattern:
+def get(name: str, more: Sequence[str] = ()) -> Pattern:
     """The pattern of that name, hwprune's own or another package's; ``N:M`` and ``block:RxC`` with any numbers.
+
+    Args:
+        more: names that the caller knows besides, for the message.
 
     Raises `UnknownNameError`, `UsageError`.
     """
@@ -51,7 +55,7 @@ def get(name: str) -> Pattern:
         return Block(int(match[1]), int(match[2]))
     others = plugins.found("hwprune.patterns", Pattern)
     if name not in others:
-        raise UnknownNameError("pattern", name, [*PATTERNS, *others], "N:M and block:RxC take any numbers.")
+        raise UnknownNameError("pattern", name, [*PATTERNS, *others, *more], "N:M and block:RxC take any numbers.")
     pattern: Pattern = others[name]
     return pattern
 

@@ -85,6 +85,12 @@ class LanguageFolder:
         return model
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens a text may have; None: its configuration does not say."""
+        found = getattr(self.config, "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(list(self.skeleton.get_submodule(self.blocks).children()))

@@ -28,19 +28,6 @@ LIMIT_S, FEWEST = 0.5, 3
 made for take less than a millisecond. What is told is the spread between processes, not that within one."""
 
 
-def usable(target: Target) -> Target:
-    """The target, if files with a cache can be run on it here: to be asked before anything takes long.
-
-    Raises:
-        UsageError: why not.
-    """
-    if not runtimes.get(target.runtime).file.endswith(".onnx"):
-        raise UsageError(f"a language model is measured as an ONNX file, which {target.runtime} ({target.name}) does not run")
-    if reasons := missing(target):
-        raise UsageError(f"{target.name} can't be measured here:", reasons)
-    return target
-
-
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """What is asked of the model.
@@ -66,6 +53,24 @@ class Tokens:
     def past(self) -> int:
         """Tokens before the one that is timed: the middle of what is generated."""
         return self.prompt + self.new // 2
+
+
+def usable(target: Target, tokens: Tokens, positions: int | None) -> Target:
+    """The target, if files with a cache can be run on it here with so many tokens: to be asked before anything takes long.
+
+    Args:
+        positions: that the model has; None: any number.
+
+    Raises:
+        UsageError: why not.
+    """
+    if not runtimes.get(target.runtime).file.endswith(".onnx"):
+        raise UsageError(f"a language model is measured as an ONNX file, which {target.runtime} ({target.name}) does not run")
+    if positions is not None and tokens.prompt + tokens.new > positions:
+        raise UsageError(f"--tokens {tokens.prompt}+{tokens.new} is more than the {positions} positions of this model")
+    if reasons := missing(target):
+        raise UsageError(f"{target.name} can't be measured here:", reasons)
+    return target
 
 
 @dataclass(frozen=True, slots=True)

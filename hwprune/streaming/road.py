@@ -110,7 +110,7 @@ def prune_folder(
     given, (source, folder) = source, _opened(source, gguf, work, memory)
     with_cache = onnx or bool(quantize) or (tokens is not None and not (gguf_out and llama_files.missing() is None))
     if with_cache:
-        _check_cache(folder, memory, None if tokens is None else target or targets.load("cpu"))
+        _check_cache(folder, memory, tokens, target or targets.load("cpu"))
     questions = None if choices is None else read_questions(choices)
     calibration, judged = data.read(source)
     dtype = torch.bfloat16 if folder.dtype == torch.bfloat16 else torch.float32
@@ -204,10 +204,10 @@ def _opened(source: Path, gguf: str | None, work: Path, memory: int | None) -> t
     return source, folder
 
 
-def _check_cache(folder: LanguageFolder, memory: int | None, target: Target | None) -> None:
+def _check_cache(folder: LanguageFolder, memory: int | None, tokens: Tokens | None, target: Target) -> None:
     """What can't be written or measured must be known before hours of pruning. Raises `UsageError`."""
-    if target is not None:
-        usable(target)
+    if tokens is not None:
+        usable(target, tokens, folder.positions)
     if 3 * _bytes(folder) > (WHOLE if memory is None else memory):
         raise UsageError(
             f"an ONNX file needs the whole of {folder.kind.__name__} in memory, about {formatting.size(3 * _bytes(folder))}"

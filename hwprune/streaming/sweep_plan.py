@@ -51,6 +51,9 @@ class SweepPlan:
         names = [name for name, _ in self.patterns]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"{twice} is given twice")
+        for chosen in (names, *self.by_block):
+            if "head" in chosen and (KV in chosen or QUERY in chosen):
+                raise UsageError(f"head takes key-value groups and queries: give it without {KV} and {QUERY}")
         for name, share in self.patterns:
             if name in WHOLE and not 0 < share < 1:
                 what = "channels that go" if name == HIDDEN else "blocks that lose it"

@@ -106,6 +106,24 @@ def test_formats_that_there_are(place, tmp_path, capsys):
     assert "takes distill:TOKENS" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("neuron=nan", "'neuron=nan' is no PATTERN=SPARSITY"),
+        ("querys=0.5", "Did you mean 'query'?"),
+        ("kv=1.5", "kv=1.5: the fraction that goes must be between 0 and 1"),
+        ("query=-0.2", "query=-0.2: the fraction that goes"),
+        ("neuron", "pattern neuron needs a sparsity: neuron=0.25"),
+        ("kv=0.5,head=0.5", "head takes key-value groups and queries: give it without kv and query"),
+        ("layer=1", "layer=1: the fraction of the blocks that lose it must be between 0 and 1"),
+    ],
+)
+def test_a_wrong_recipe_is_told_in_its_users_words(place, tmp_path, capsys, recipe, message):
+    words = ["apply", recipe, f"hf:{place / 'model'}", "--text", str(place / "a.txt"), "--format", "huggingface"]
+    assert main.main([*words, "--out", str(tmp_path / "out"), "-q"]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_gguf_file_gets_smaller_whatever_was_asked(tmp_path, capsys):
     """Rows of 90 numbers would be kept in 16 bits; 96 are three blocks of 8-bit numbers."""
     gguf = pytest.importorskip("gguf")

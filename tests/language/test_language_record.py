@@ -48,6 +48,20 @@ def test_the_table_fits_a_terminal_and_says_both_phases():
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
+def test_the_file_that_was_measured_is_named():
+    one = point()
+    one = LanguagePoint(one.trial, one.blocks, {**one.facts, "openvino": "openvino/openvino_model.xml"}, one.unrepaired)
+    (row,) = csv.DictReader(front_csv([one], {}).splitlines())
+    assert row["model"] == "candidates/7/openvino/openvino_model.xml"
+
+
+def test_that_nothing_but_plain_models_was_run_is_told():
+    plain, found = {"fixed": "[[0, 1]]"}, {"expected": 0.2}
+    for trials, says in (([plain], True), ([plain, found], False), ([], False)):
+        text = told({"front": [asdict(point())], "job": {}, "trials": trials})
+        assert ("the same share of neurons in all blocks" in text) == says
+
+
 @pytest.mark.parametrize(
     ("job", "words"),
     [

@@ -34,7 +34,14 @@ class Page(HTMLParser):
 
 def record(**more):
     one = asdict(point())
-    one["blocks"] = [{"neuron": 0.25}, {"attention": 1.0, "neuron": 0.5}, {"layer": 1.0}, {"kv": 0.5}]
+    one["blocks"] = [
+        {"neuron": 0.25},
+        {"attention": 1.0, "neuron": 0.5},
+        {"layer": 1.0},
+        {"kv": 0.5},
+        {"query": 0.25},
+        {"kv": 0.5, "query": 0.5},
+    ]
     one["facts"] = dict(one["facts"]) | {
         "windows": 32, "length": 512, "continuation": {"prompt": "<b>once", "dense": "upon", "model": "a & time"}
     }  # fmt: skip
@@ -45,7 +52,7 @@ def record(**more):
     failed = {"number": 8, "values": None}
     found = {
         "job": {"source": "/models/<i>small</i>", "tokens": {"prompt": 128, "new": 64}, "target": "cpu"}, "class": "LlamaForCausalLM",
-        "depth": 4, "trials": [trial, failed], "front": [one], "refused": ["<hr>"], "seconds": 60.0,
+        "depth": 6, "trials": [trial, failed], "front": [one], "refused": ["<hr>"], "seconds": 60.0,
     }  # fmt: skip
     return found | more
 
@@ -60,7 +67,9 @@ def test_every_block_and_number_is_on_the_page(tmp_path):
     titles = [one for one in page.titles if one.startswith("block")]
     assert titles == [
         "block 0, attention: 100%", "block 0, mlp: 75%", "block 1, attention: gone", "block 1, mlp: 50%", "block 2, attention: gone",
-        "block 2, mlp: gone", "block 3, attention: 50%", "block 3, mlp: 100%",
+        "block 2, mlp: gone", "block 3, attention: 50% of the groups, with their queries", "block 3, mlp: 100%",
+        "block 4, attention: 75% of the queries, all keys and values", "block 4, mlp: 100%",
+        "block 5, attention: 25%", "block 5, mlp: 100%",
     ]  # fmt: skip
 
 

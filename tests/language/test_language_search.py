@@ -25,6 +25,7 @@ from hwprune.language import front_points, language_search
 from hwprune.language.language_job import LanguageJob
 from hwprune.language.language_search import search_language
 from hwprune.streaming import road
+from hwprune.streaming.phases import Tokens
 from hwprune.streaming.plan_file import read_blocks
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload.text_windows import TextData
@@ -222,4 +223,4 @@ def test_an_uneven_model_is_not_searched_again(place, tmp_path):
     data = TextData(place / "a.txt", None, length=16, most=8, judged=4)
     road.prune_folder(place / "model", data, SweepPlan((), "l2", "none", by_block=({"neuron": 0.5}, {}, {})), tmp_path / "uneven")
     with pytest.raises(UsageError, match="search from the dense model"):
-        search_language(LanguageJob(tmp_path / "uneven", data), tmp_path / "run")
+        search_language(LanguageJob(tmp_path / "uneven", data, Tokens(8, 4)), tmp_path / "run")

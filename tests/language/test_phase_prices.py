@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hwprune.errors import CandidateFailure, RunError
+from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.language.part_choices import choices_for
 from hwprune.language.phase_prices import Prices, measure_prices
 from hwprune.latency.paired import Paired
@@ -104,3 +104,13 @@ def test_whole_models_correct_the_table_where_they_say_something():
     assert found.saved["prefill"]["attention-1"] == pytest.approx(0.01, abs=0.001)
     assert found.saved["prefill"]["mlp-0"] == pytest.approx(0.04, rel=0.1)  # no model had it
     assert Prices(FIRST, wrong).learned(CHOICES, []).saved == wrong
+
+
+def test_sizes_that_no_model_can_keep_are_refused():
+    """Three blocks, of which each can lose 3 + 8 bytes of 100, and 2 of a cache of 9."""
+    saved = {"size": {"attention-1": 2.0, "attention-0": 3.0, "mlp-32": 5.0, "mlp-0": 8.0}, "cache": {"attention-0": 2.0}}
+    prices = Prices({"size": 100.0, "cache": 9.0}, saved)
+    prices.check_sizes({"size": 67.0, "cache": 3.0}, CHOICES, 3)
+    for limits in ({"size": 66.0}, {"cache": 2.9}):
+        with pytest.raises(UsageError, match="can't be kept: dense has"):
+            prices.check_sizes(limits, CHOICES, 3)

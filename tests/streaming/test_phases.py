@@ -89,7 +89,9 @@ def test_without_the_same_processes_nothing_is_changed():
 
 
 def test_what_runs_no_such_file_is_known_before_anything_is_pruned(tmp_path):
-    assert usable(targets.load("cpu")).runtime == "onnxruntime-cpu"
+    assert usable(targets.load("cpu"), Tokens(4, 2), 6).runtime == "onnxruntime-cpu"
+    with pytest.raises(UsageError, match=r"--tokens 4\+3 is more than the 6 positions"):
+        usable(targets.load("cpu"), Tokens(4, 3), 6)
     with pytest.raises(UsageError, match="which pytorch-cpu .cpu-pytorch. does not run"):
         road.prune_folder(
             llama(tmp_path / "m"), TextData(text(tmp_path / "a.txt"), None, length=16, most=4), SweepPlan([("neuron", 0.5)], "l2", "none"),
