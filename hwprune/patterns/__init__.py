@@ -42,10 +42,7 @@ PATTERNS: dict[str, Pattern] = {**AXIS_PATTERNS, **WEIGHT_PATTERNS}
 def get(name: str, more: Sequence[str] = ()) -> Pattern:
     """The pattern of that name, hwprune's own or another package's; ``N:M`` and ``block:RxC`` with any numbers.
 
-    Args:
-        more: names that the caller knows besides, for the message.
-
-    Raises `UnknownNameError`, `UsageError`.
+    Raises `UnknownNameError`, `UsageError`. ``more``: names that the caller knows besides, for the message.
     """
     if name in PATTERNS:
         return PATTERNS[name]
