@@ -1,13 +1,13 @@
 """ONNX files with a cache whose weights have 8 or 4 bits, in blocks of 32 that share a scale; activations stay as they are.
 
 Single tokens wait for weights to come from memory, so that fewer bits are less time. ONNX Runtime's MatMulNBits computes with
-them; the embedding has 16 bits beside weights of 8, and 4 beside 4 (GatherBlockQuantized). Ranges of activations are not needed:
-those of language models have outliers, for which static INT8 is no good.
+them; the embedding has 16 bits beside weights of 8, and 4 beside 4 (GatherBlockQuantized). The product that makes the logits
+keeps 8 beside 4: rounded to 4, it alone costs nearly as much as all others (figures/language.md). Ranges of activations are not
+needed: those of language models have outliers, for which static INT8 is no good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from hwprune.errors import RunError, UsageError, described
 from hwprune.onnx_files.to_onnx import save_onnx
 from hwprune.streaming.cached_onnx import PAST, CacheShape
 
-BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
+PRECISIONS = ("int8", "int4")
 INT8_COMPUTE = 4
 """MatMulNBits' accuracy level: activations are rounded to 8 bits while a product is computed."""
 
@@ -30,8 +30,8 @@ INT8_COMPUTE = 4
 def parse(text: str) -> tuple[str, ...]:
     """``int8,int4``. Raises `UsageError`."""
     names = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [name for name in names if name not in BITS]:
-        raise UsageError(f"--quantize of a language model takes {', '.join(BITS)}, got {unknown[0]!r}")
+    if unknown := [name for name in names if name not in PRECISIONS]:
+        raise UsageError(f"--quantize of a language model takes {', '.join(PRECISIONS)}, got {unknown[0]!r}")
     return names
 
 
@@ -46,18 +46,21 @@ def write_quantised(source: Path, precision: str, path: Path) -> int:
     (precision,) = parse(precision)
     model = onnx.load(str(source))
     _turn_constants(model.graph)
-    bits = BITS[precision]
-    both = ("MatMul", "Gather") if bits == 4 else ("MatMul",)
+    passes: list[tuple[int, tuple[str, ...], list[str]]] = [(8, ("MatMul",), [])]
+    if precision == "int4":
+        passes.insert(0, (4, ("MatMul", "Gather"), _last_product(model.graph)))
+    made = model
     try:
         with quiet():
-            quantiser = MatMulNBitsQuantizer(
-                model, bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_COMPUTE, op_types_to_quantize=both,
-                quant_axes=(("MatMul", 0), ("Gather", 1)),
-            )  # fmt: skip
-            quantiser.process()
+            for bits, kinds, left_out in passes:
+                quantiser = MatMulNBitsQuantizer(
+                    made, bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_COMPUTE, op_types_to_quantize=kinds,
+                    quant_axes=(("MatMul", 0), ("Gather", 1)), nodes_to_exclude=left_out,
+                )  # fmt: skip
+                quantiser.process()
+                made = quantiser.model.model
     except Exception as error:  # the quantiser raises what it meets
         raise UsageError(f"{precision}: {described(error)}") from error
-    made = quantiser.model.model
     count: int = sum(node.op_type == "MatMulNBits" for node in made.graph.node)
     if not count:
         raise UsageError(f"no product in {source} has constant weights that {precision} could hold")
@@ -90,6 +93,18 @@ def window_losses(path: Path, shape: CacheShape, ids: torch.Tensor, step: Tell =
     except Exception as error:  # the runtime raises what it meets
         raise RunError(f"{path} does not run: {described(error)}") from error
     return torch.tensor(found, dtype=torch.float64)
+
+
+def _last_product(graph: Any) -> list[str]:
+    """The name of the product that makes the logits; none where it can't be told."""
+    makers = {name: node for node in graph.node for name in node.output}
+    node = makers.get("logits")
+    while node is not None and node.op_type != "MatMul":  # a scale, a cap of the logits
+        node = makers.get(node.input[0])
+    if node is None:
+        return []
+    node.name = node.name or "logits.product"
+    return [node.name]
 
 
 def _turn_constants(graph: Any) -> None:

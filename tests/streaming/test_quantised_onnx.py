@@ -53,6 +53,9 @@ def test_weights_are_the_nearest_that_the_bits_allow(dense, tmp_path, precision,
     out = tmp_path / "model.onnx"
     assert write_quantised(dense.file, precision, out) == 2 * 7 + 1  # the output layer too, which is tied to the embedding
     model = onnx.load(out)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    counted = [onnx.helper.get_node_attr_value(node, "bits") for node in model.graph.node if node.op_type == "MatMulNBits"]
+    assert onnx.helper.get_node_attr_value(makers["logits"], "bits") == 8 and sorted(counted) == [bits] * 14 + [8]
     wanted = whole(dense.folder).model.layers[1].mlp.down_proj.weight.detach().numpy().T
     found, scales = by_hand(model, "block.1.mlp.down_proj")
     assert np.abs(found - wanted).max() <= 0.51 * np.abs(scales).max() + (bits == 4) * np.abs(scales).max()  # the end is clipped
