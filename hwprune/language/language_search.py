@@ -36,7 +36,7 @@ from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
-from hwprune.streaming.phases import usable
+from hwprune.streaming.phases import check_target
 from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.streaming.uneven import known_lengths
@@ -65,12 +65,12 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     """
     started = time.monotonic()
     target = targets.load(job.target)
-    usable(target, job.tokens, None)
+    check_target(target, job.tokens, None)
     claim(job, out, resume=resume)
     work = out / WORK
     source = job.source if job.gguf is None else gguf_file.unpacked(job.source, job.gguf, work / "dense")
     folder = LanguageFolder(source)
-    usable(target, job.tokens, folder.positions)
+    check_target(target, job.tokens, folder.positions)
     if folder.uneven:
         raise UsageError("this model's blocks have different sizes already: search from the dense model")
     calibration, judged = job.data.read(source)

@@ -1,7 +1,7 @@
 """Models with a cache in OpenVINO, whose cache is a state of the model, as its own GenAI library and Optimum run them.
 
-With the cache as inputs and outputs, a model that is compiled for the shapes of one step is a third faster than any program that
-generates text can be: there every step has another length (SmolLM2's single token took 20 ms so, and 28 ms with free lengths).
+With the cache as inputs and outputs, a model that is compiled for the shapes of one step is faster than any program that
+generates text can be: there every step has another length (docs/figures/language.md).
 """
 
 from __future__ import annotations

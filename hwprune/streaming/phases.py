@@ -55,10 +55,11 @@ class Tokens:
         return self.prompt + self.new // 2
 
 
-def usable(target: Target, tokens: Tokens, positions: int | None) -> Target:
-    """The target, if files with a cache can be run on it here with so many tokens: to be asked before anything takes long.
+def check_target(target: Target, tokens: Tokens | None, positions: int | None) -> None:
+    """Can files with a cache be run on it here, with so many tokens? To be asked before anything takes long.
 
     Args:
+        tokens: None: nothing is measured.
         positions: that the model has; None: any number.
 
     Raises:
@@ -66,11 +67,10 @@ def usable(target: Target, tokens: Tokens, positions: int | None) -> Target:
     """
     if not runtimes.get(target.runtime).file.endswith(".onnx"):
         raise UsageError(f"a language model is measured as an ONNX file, which {target.runtime} ({target.name}) does not run")
-    if positions is not None and tokens.prompt + tokens.new > positions:
+    if tokens is not None and positions is not None and tokens.prompt + tokens.new > positions:
         raise UsageError(f"--tokens {tokens.prompt}+{tokens.new} is more than the {positions} positions of this model")
     if reasons := missing(target):
         raise UsageError(f"{target.name} can't be measured here:", reasons)
-    return target
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 Single tokens wait for weights to come from memory, so that fewer bits are less time. ONNX Runtime's MatMulNBits computes with
 them; the embedding has 16 bits beside weights of 8, and 4 beside 4 (GatherBlockQuantized). The product that makes the logits
-keeps 8 beside 4: rounded to 4, it alone costs nearly as much as all others (figures/language.md). Ranges of activations are not
-needed: those of language models have outliers, for which static INT8 is no good.
+keeps 8 beside 4: rounded to 4, it alone costs half as much as all others together (docs/figures/language.md). Ranges of
+activations are not needed: those of language models have outliers, for which static INT8 is no good.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from hwprune.streaming.folder import LanguageFolder, OtherNamesError
 from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
 from hwprune.streaming.perplexity import perplexity, window_losses
-from hwprune.streaming.phases import Tokens, usable
+from hwprune.streaming.phases import Tokens, check_target
 from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
 from hwprune.streaming.sweep import Sweep, Swept
 from hwprune.streaming.sweep_plan import SweepPlan
@@ -206,8 +206,7 @@ def _opened(source: Path, gguf: str | None, work: Path, memory: int | None) -> t
 
 def _check_cache(folder: LanguageFolder, memory: int | None, tokens: Tokens | None, target: Target) -> None:
     """What can't be written or measured must be known before hours of pruning. Raises `UsageError`."""
-    if tokens is not None:
-        usable(target, tokens, folder.positions)
+    check_target(target, tokens, folder.positions)
     if 3 * _bytes(folder) > (WHOLE if memory is None else memory):
         raise UsageError(
             f"an ONNX file needs the whole of {folder.kind.__name__} in memory, about {formatting.size(3 * _bytes(folder))}"

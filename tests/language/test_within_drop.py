@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
+from hwprune.language.front_points import PointWriter
 from hwprune.language.phase_study import FrontTrial
 from hwprune.language.within_drop import TRIES, Drop, fastest_within
 
@@ -85,3 +87,18 @@ def test_a_limit_is_the_same_ratio_on_another_text():
     drop = Drop.of(2.0, 20.0, 30.0)
     assert drop.rise(33.0) == pytest.approx(drop.nats) and Drop.of(0.1, 1.0, 30.0) == drop
     assert drop.reach(taught=True) > drop.reach(taught=False) > drop.nats
+
+
+def test_what_turned_out_beyond_is_not_left_in_the_run(tmp_path, monkeypatch):
+    trials = front([0.1, 0.2, 0.29])
+    writer = object.__new__(PointWriter)
+    writer._out, writer._job, writer._step = tmp_path, SimpleNamespace(points=1), lambda *_: None
+
+    def repaired_perplexity(trial):  # a repair that makes all of them a tenth worse
+        (tmp_path / "candidates" / str(trial.number)).mkdir(parents=True)
+        return DENSE * math.exp(1.1 * math.log(trial.user_attrs["score"]["perplexity"] / DENSE))
+
+    monkeypatch.setattr(writer, "_held_perplexity", repaired_perplexity)
+    monkeypatch.setattr(writer, "_point", lambda trial: trial.number)
+    assert writer.points(trials, Drop(0.3, DENSE)) == [1]
+    assert [path.name for path in (tmp_path / "candidates").iterdir()] == ["1"]

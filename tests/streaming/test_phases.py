@@ -14,7 +14,7 @@ from hwprune.records import target as targets
 from hwprune.records.measurement import Measurement
 from hwprune.streaming import phases, road
 from hwprune.streaming.cached_onnx import CacheShape
-from hwprune.streaming.phases import Phases, Tokens, usable
+from hwprune.streaming.phases import Phases, Tokens, check_target
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload.text_windows import TextData
 from tests.streaming.helpers import llama, text
@@ -89,9 +89,9 @@ def test_without_the_same_processes_nothing_is_changed():
 
 
 def test_what_runs_no_such_file_is_known_before_anything_is_pruned(tmp_path):
-    assert usable(targets.load("cpu"), Tokens(4, 2), 6).runtime == "onnxruntime-cpu"
+    check_target(targets.load("cpu"), Tokens(4, 2), 6)
     with pytest.raises(UsageError, match=r"--tokens 4\+3 is more than the 6 positions"):
-        usable(targets.load("cpu"), Tokens(4, 3), 6)
+        check_target(targets.load("cpu"), Tokens(4, 3), 6)
     with pytest.raises(UsageError, match="which pytorch-cpu .cpu-pytorch. does not run"):
         road.prune_folder(
             llama(tmp_path / "m"), TextData(text(tmp_path / "a.txt"), None, length=16, most=4), SweepPlan([("neuron", 0.5)], "l2", "none"),
