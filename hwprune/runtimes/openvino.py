@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from hwprune.runtimes.base import Arrays, Operator, Runner, Runtime, RuntimeSettings, library_version, named, not_installed
-from hwprune.runtimes.openvino_states import StatefulRunner, state_pairs
+from hwprune.runtimes.openvino_states import EXACT_CACHE, StatefulRunner, state_pairs
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
@@ -115,7 +115,7 @@ class OpenVino(Runtime):
         core = openvino.Core()
         model = core.read_model(str(path))
         if pairs := state_pairs(model):
-            return StatefulRunner(model, pairs, lambda one: core.compile_model(one, "CPU", _properties(settings)))
+            return StatefulRunner(model, pairs, lambda one: core.compile_model(one, "CPU", EXACT_CACHE | _properties(settings)))
         return OpenVinoRunner(model, settings)
 
 

@@ -12,10 +12,14 @@ from typing import Any, final
 import numpy as np
 
 from hwprune.runtimes.base import Arrays, Runner, named
+from hwprune.runtimes.openvino_attention import BEAMS, MASK, POSITIONS, begin_empty, choose_beams, free_positions, fuse_attention
 
 PAST, PRESENT = "past_key_values", "present"
 STEPS = 16
 """Single tokens after which the state is set back to where it was: half of them before the length that is asked for."""
+
+EXACT_CACHE = {"KV_CACHE_PRECISION": "f32"}
+"""By itself OpenVINO keeps keys and values in 8 bits, which moves logits by a hundredth; perplexities are told without that."""
 
 
 def state_pairs(model: Any) -> dict[str, str]:
@@ -26,19 +30,35 @@ def state_pairs(model: Any) -> dict[str, str]:
     return pairs if all(name in outputs for name in pairs.values()) else {}
 
 
-def with_states(model: Any, pairs: dict[str, str], batch: int) -> Any:
-    """The model with its cache inside; the number of tokens is free."""
+def with_states(model: Any, pairs: dict[str, str], *, padded: bool = True) -> Any:
+    """The model with its cache inside, for any number of texts and tokens.
+
+    Inputs beside the model's own: `BEAMS` (texts,), the text of the last step that each goes on from, and, if ``padded`` and as
+    far as there is use for them, `MASK` (texts, tokens and those before), 0 for padding, and `POSITIONS` (texts, tokens).
+    """
     import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation
 
     made = model.clone()
-    shapes = {}
-    for place, item in enumerate(made.inputs):
-        sizes = [dim.get_length() if dim.is_static else -1 for dim in item.partial_shape]
-        shapes[place] = openvino.PartialShape([batch, *sizes[1:]])
-    made.reshape(shapes)
+    made.reshape({place: openvino.PartialShape([-1, *list(item.partial_shape)[1:]]) for place, item in enumerate(made.inputs)})
+    if fuse_attention(made, masked=padded) and padded:
+        free_positions(made)
+    choose_beams(made, pairs)
+    made.validate_nodes_and_infer_types()
     apply_make_stateful_transformation(made, pairs)
+    begin_empty(made)
     return made
+
+
+def where_they_stand(model: Any, mask: np.ndarray[Any, Any], tokens: int) -> dict[str, np.ndarray[Any, Any]]:
+    """What a model of `with_states` wants to know of the last tokens of texts, beside themselves.
+
+    Args:
+        mask: (texts, all tokens), 0 for padding.
+    """
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -tokens:]
+    known = {MASK: mask, POSITIONS: positions, BEAMS: np.arange(len(mask), dtype=np.int32)}
+    return {name: known[name] for item in model.inputs for name in item.get_names() & known.keys()}
 
 
 @final
@@ -50,15 +70,15 @@ class StatefulRunner(Runner):
     """
 
     def __init__(self, model: Any, pairs: dict[str, str], compile_model: Callable[[Any], Any]) -> None:
-        self._model, self._pairs, self._compile = model, pairs, compile_model
+        self._pairs = pairs
         self._names = [item.get_any_name() for item in model.inputs]
         self._outputs = [item.get_any_name() for item in model.outputs]
-        self._compiled: dict[int, Any] = {}
+        self._compiled = compile_model(with_states(model, pairs))
 
     def run(self, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
-        request, arrays = self._request(inputs)
-        self._set(request, arrays)
-        result = request.infer({name: array for name, array in arrays.items() if name not in self._pairs})
+        request, given, cache = self._split(inputs)
+        self._set(request, cache)
+        result = request.infer(self._step(given, _length(cache)) | given)
         kept = dict(zip(self._pairs.values(), self._states(request), strict=True))
         plain = [item.get_any_name() for item in request.model_outputs]
         found = {name: np.array(result[place]) for place, name in enumerate(plain)}
@@ -67,14 +87,16 @@ class StatefulRunner(Runner):
     def bind(self, inputs: Arrays) -> Callable[[], object]:
         import openvino
 
-        request, arrays = self._request(inputs)
-        new = {name: openvino.Tensor(array) for name, array in arrays.items() if name not in self._pairs}
-        for name, tensor in new.items():
-            request.set_tensor(name, tensor)
-        tokens = max((array.shape[1] for name, array in arrays.items() if name in new and array.ndim > 1), default=1)
-        past = next(iter(arrays[name] for name in self._pairs)).shape[2]
+        request, given, cache = self._split(inputs)
+        tokens, past = next(iter(given.values())).shape[1], _length(cache)
         steps = min(STEPS, 2 * past + 1) if tokens == 1 else 1
-        start = {name: array[:, :, : past - steps // 2] if name in self._pairs else array for name, array in arrays.items()}
+        first = past - steps // 2
+        start = {name: array[:, :, :first] for name, array in cache.items()}
+        # As a program that generates text does, each step gets a longer mask, and its own position.
+        fed = [
+            {name: openvino.Tensor(array) for name, array in (given | self._step(given, first + number)).items()}
+            for number in range(steps)
+        ]
         done = steps
 
         def step() -> None:
@@ -82,19 +104,25 @@ class StatefulRunner(Runner):
             if done == steps:
                 self._set(request, start)
                 done = 0
+            for name, tensor in fed[done].items():
+                request.set_tensor(name, tensor)
             request.infer()
             done += 1
 
         step()
         return step
 
-    def _set(self, request: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    def _step(self, given: dict[str, np.ndarray[Any, Any]], past: int) -> dict[str, np.ndarray[Any, Any]]:
+        batch, tokens = next(iter(given.values())).shape[:2]
+        return where_they_stand(self._compiled, np.ones((batch, past + tokens), np.int64), tokens)
+
+    def _set(self, request: Any, cache: dict[str, np.ndarray[Any, Any]]) -> None:
         import openvino
 
         request.reset_state()
         for name, state in zip(self._pairs, self._states(request), strict=True):
-            if arrays[name].shape[2]:
-                state.state = openvino.Tensor(np.ascontiguousarray(arrays[name]))
+            if cache[name].shape[2]:
+                state.state = openvino.Tensor(np.ascontiguousarray(cache[name]))
 
     def _states(self, request: Any) -> list[Any]:
         """In the order of the pairs; OpenVINO names a state by its input and output."""
@@ -105,9 +133,12 @@ class StatefulRunner(Runner):
             found.append(one)
         return found
 
-    def _request(self, inputs: Arrays) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    def _split(self, inputs: Arrays) -> tuple[Any, dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
+        """A request, what goes in as it is, and the cache."""
         arrays = {name: np.asarray(array, order="C") for name, array in named(self._names, inputs).items()}
-        batch = next(iter(arrays.values())).shape[0]
-        if batch not in self._compiled:
-            self._compiled[batch] = self._compile(with_states(self._model, self._pairs, batch))
-        return self._compiled[batch].create_infer_request(), arrays
+        given = {name: array for name, array in arrays.items() if name not in self._pairs}
+        return self._compiled.create_infer_request(), given, {name: arrays[name] for name in self._pairs}
+
+
+def _length(cache: dict[str, np.ndarray[Any, Any]]) -> int:
+    return int(next(iter(cache.values())).shape[2])

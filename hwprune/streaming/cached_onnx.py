@@ -20,6 +20,7 @@ from torch import nn
 
 from hwprune.errors import RunError, UsageError, described
 from hwprune.onnx_files import tidy
+from hwprune.onnx_files.attention_form import simplify_decoder_attention
 from hwprune.onnx_files.interface_names import BATCH, LENGTH
 from hwprune.onnx_files.to_onnx import OPSET, save_onnx
 from hwprune.streaming.folder import LanguageFolder
@@ -145,6 +146,7 @@ def exported(model: nn.Module, shape: CacheShape) -> onnx.ModelProto:
     proto = made.model_proto
     _name_dims(proto)
     tidy.strip(proto)
+    simplify_decoder_attention(proto)
     return proto
 
 

@@ -46,31 +46,36 @@ def lengths(request):
     return {state.state.data.shape[2] for state in request.query_state()}
 
 
-def test_single_tokens_are_timed_near_the_length_that_is_asked_for(file, runner, monkeypatch):
-    _, shape = file
-    requests, real = [], StatefulRunner._request
+@pytest.fixture
+def requests(monkeypatch):
+    found, real = [], StatefulRunner._split
 
     def seen(self, inputs):
-        found = real(self, inputs)
-        requests.append(found[0])
-        return found
+        made = real(self, inputs)
+        found.append(made[0])
+        return made
 
-    monkeypatch.setattr(StatefulRunner, "_request", seen)
+    monkeypatch.setattr(StatefulRunner, "_split", seen)
+    return found
+
+
+def test_single_tokens_are_timed_near_the_length_that_is_asked_for(file, runner, requests):
+    _, shape = file
     call = runner.bind(shape.inputs(1, 1, 40))
     found = []
     for _ in range(3 * STEPS):
         call()
         (length,) = lengths(requests[-1])
         found.append(length)
+        assert requests[-1].get_tensor("attention_mask").shape[1] == length  # as long as a program that generates makes it
+        assert requests[-1].get_tensor("position_ids").data.tolist() == [[length - 1]]
     before = [length - 1 for length in found]  # what was there when the token came in
     assert min(before) == 40 - STEPS // 2 and max(before) == 40 + STEPS // 2 - 1
 
 
-def test_each_prompt_starts_from_nothing(file, runner, monkeypatch):
+def test_each_prompt_starts_from_nothing(file, runner, requests):
     _, shape = file
-    requests, real = [], StatefulRunner._request
-    monkeypatch.setattr(StatefulRunner, "_request", lambda self, inputs: requests.append(real(self, inputs)) or requests[-1])
     call = runner.bind(shape.inputs(1, 9, 0))
     for _ in range(3):
         call()
-        assert lengths(requests[-1][0]) == {9}
+        assert lengths(requests[-1]) == {9}

@@ -33,9 +33,14 @@ def test_a_target_that_is_openvino_gets_its_file_and_it_generates(tmp_path):
     request = openvino.Core().compile_model(str(tmp_path / "out" / facts["openvino"]), "CPU").create_infer_request()
     ids = torch.tensor([[5, 9, 2, 7]])
     wanted = whole(tmp_path / "out").generate(ids, max_new_tokens=6, do_sample=False)[0, 4:].tolist()
-    given, found = ids.numpy(), []
+    given, found, past = ids.numpy(), [], 0
     for _ in range(6):
-        given = np.array([[int(request.infer([given])[0][0, -1].argmax())]])
+        end = past + given.shape[1]
+        fed = {
+            "input_ids": given, "attention_mask": np.ones((1, end), np.int64), "position_ids": np.arange(past, end)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }  # fmt: skip
+        given, past = np.array([[int(request.infer(fed)[0][0, -1].argmax())]]), end
         found.append(int(given[0, 0]))
     assert found == wanted
 
