@@ -166,7 +166,8 @@ def _tell_files(facts: dict[str, Any]) -> None:
     for name, told in facts.get("quantised", {}).items():
         before, after = (formatting.size(told[key]) for key in ("float_bytes", "bytes"))
         scored = f"; perplexity {told['perplexity']:.2f}" if "perplexity" in told else ""
-        print(f"{name} ({told['file']}): {before} -> {after}{scored}.")
+        also = f", {told['openvino']}" if "openvino" in told else ""
+        print(f"{name} ({told['file']}{also}): {before} -> {after}{scored}.")
         if "phases" in told:
             print("\n".join(Phases.from_json(told["phases"]).text()))
 

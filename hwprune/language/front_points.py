@@ -109,8 +109,9 @@ class PointWriter:
         facts, known = read_json(place / "result.json"), self._known
         for name in (name for name in job.quantize if name not in facts.get("quantised", {})):
             file = place / "onnx" / "model.onnx"
-            measured = ((known.onnx[0], known.onnx[1].inputs), self._target, job.tokens)
-            told = quantised_facts((file, CacheShape.of_file(file)), name, self._judged, measured, step)
+            measured = ((known.onnx[0], known.onnx[1].inputs), job.tokens)
+            kept = (place, self._judged[:1, :PROMPT])
+            told = quantised_facts((file, CacheShape.of_file(file)), name, self._target, self._judged, measured, step, kept)
             facts["quantised"] = facts.get("quantised", {}) | {name: told}
             write_atomic(place / "result.json", dump_json(facts))
         return LanguagePoint(trial.number, blocks, facts, dict(trial.user_attrs["score"]))
@@ -124,8 +125,8 @@ def dense_quantised(
     for name in job.quantize:
         file = work / f"dense.{name}.json"
         if not file.is_file():
-            measured = ((dense[0], dense[1].inputs), target, job.tokens)
-            write_atomic(file, dump_json(quantised_facts(dense, name, judged, measured, step)))
+            measured = ((dense[0], dense[1].inputs), job.tokens)
+            write_atomic(file, dump_json(quantised_facts(dense, name, target, judged, measured, step)))
         found[name] = read_json(file)
     return found
 

@@ -131,10 +131,11 @@ def front_csv(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
             params, cache = point.facts["params"], point.facts["cache_bytes_per_token"]
         place = "" if point is None else f"candidates/{trial}"
         file = "work/dense" if point is None else f"{place}/onnx/model"
-        whole = f"{place}/{facts['openvino']}" if "openvino" in facts else f"{file}.onnx"
+        file = f"{file}.onnx" if precision == "fp32" else f"{file}.{precision}.onnx"
+        file = f"{place}/{facts['openvino']}" if "openvino" in facts else file
         table.writerow([
             trial, precision, facts["perplexity"], known.get("dense_perplexity", ""), *both[0], *both[1], phases.answer_s,
-            phases.answer_speedup, params, cache, whole if precision == "fp32" else f"{file}.{precision}.onnx", place,
+            phases.answer_speedup, params, cache, file, place,
             "" if point is None or precision != "fp32" else facts.get("accuracy", ""), known.get("dense_accuracy", ""),
             "" if point is None or precision != "fp32" else facts.get("untaught_perplexity", ""),
         ])  # fmt: skip

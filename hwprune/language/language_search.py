@@ -19,9 +19,9 @@ from hwprune.language.language_record import RECORD, write_record
 from hwprune.language.language_report import FILE as REPORT
 from hwprune.language.language_report import write_report
 from hwprune.language.part_choices import PARTS, Allocation, PartChoices, choices_for
-from hwprune.language.part_options import PartStore, Texts, check_parts, solve_options
+from hwprune.language.part_options import PartStore, Texts, check_parts, check_room, solve_options, stored_bytes
 from hwprune.language.phase_bench import PhaseBench
-from hwprune.language.phase_prices import Prices, measure_prices
+from hwprune.language.phase_prices import SIZE, Prices, measure_prices
 from hwprune.language.phase_study import RUINED, PhaseStudy
 from hwprune.language.trial_scores import TrialScorer
 from hwprune.language.within_drop import Drop
@@ -86,6 +86,8 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     dense = _dense_file(folder, assembler, work, texts.fitted[:1, :CHECKED_TOKENS])
     sizes = Prices({}, {}).with_sizes(dense, samples, blocks_of(folder)[0], choices)
     sizes.check_sizes(job.limits or {}, choices, folder.depth)
+    files = 3 + job.points * (3 if target.runtime == "openvino" else 2)  # the dense one and two of trials; each point's
+    check_room(work, folder.depth * stored_bytes(samples, choices, store) + files * sizes.dense[SIZE])
     solve_options(folder, texts.fitted, choices, plan, store, work, step)
     responder = Responder(folder, texts.looked, choices, store, work, step)
     with PhaseBench(target, job.tokens, dense, work) as bench:
@@ -93,8 +95,7 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         prices = replace(prices, dense={**prices.dense, **sizes.dense}, saved={**prices.saved, **sizes.saved})
         scorer = TrialScorer(folder, texts.held, choices, store, work)
         drop = _drop(job, scorer, folder, lambda: dense_perplexity(folder, judged, work, step))
-        limits = dict(job.limits or {})
-        allocator = Allocator(choices, prices, job.tokens, limits, folder.depth, uniform=job.space == "uniform")
+        allocator = Allocator(choices, prices, job.tokens, job.limits or {}, folder.depth, uniform=job.space == "uniform")
 
         def measure(allocation: Allocation) -> dict[str, Paired]:
             path = work / "trial.onnx"

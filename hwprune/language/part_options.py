@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from hwprune.common import formatting
 from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
-from hwprune.errors import UsageError, first_line
+from hwprune.errors import RunError, UsageError, first_line
 from hwprune.language.part_choices import PartChoice, PartChoices
 from hwprune.streaming.block_pruning import BlockPruner
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering
@@ -60,6 +62,7 @@ class PartStore:
         self, index: int, choice: PartChoice, tensors: Mapping[str, torch.Tensor], dense: Mapping[str, torch.Tensor]
     ) -> None:
         """Keep the tensors that are others than the dense block's."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         changed = {
@@ -67,7 +70,10 @@ class PartStore:
         }
         self.place.mkdir(parents=True, exist_ok=True)
         partial = self.path(index, choice).with_suffix(".partial")
-        save_file(changed, str(partial))
+        try:
+            save_file(changed, str(partial))
+        except SafetensorError as error:  # a full disk, too
+            raise RunError(f"{partial} can't be written: {first_line(error)}; go on with --resume") from error
         partial.rename(self.path(index, choice))
 
     def tensors(self, index: int, chosen: Sequence[PartChoice], dense: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -81,6 +87,30 @@ class PartStore:
             elif choice.pattern:
                 found |= load_file(str(self.path(index, choice)))
         return found
+
+
+def check_room(work: Path, needed: float) -> None:
+    """Raises `UsageError` where the disk of the folder for `FILE` has less than so many bytes, and choices aren't solved yet."""
+    free = shutil.disk_usage(work).free
+    if needed > free and not (work / FILE).is_file():
+        raise UsageError(
+            f"this search needs about {formatting.size(needed)} of disk in {work}, where {formatting.size(free)} are free: "
+            "free some, or give --out another place"
+        )
+
+
+def stored_bytes(samples: Mapping[str, Mapping[str, torch.Tensor]], choices: PartChoices, store: PartStore) -> float:
+    """Bytes that one block's solved choices take.
+
+    Args:
+        samples: `PartChoice.name` -> tensors of a block with that choice, for their shapes.
+    """
+    total = 0.0
+    for one in choices.all:
+        if one.pattern and one.pattern != one.part:
+            of_part = f"{store.modules[one.part]}."
+            total += sum(4.0 * x.numel() for name, x in samples[one.name].items() if name.startswith(of_part))
+    return total
 
 
 @torch.no_grad()

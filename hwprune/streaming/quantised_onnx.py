@@ -69,7 +69,7 @@ def write_quantised(source: Path, precision: str, path: Path) -> int:
     return count
 
 
-def window_losses(path: Path, shape: CacheShape, ids: torch.Tensor, step: Tell = silent) -> torch.Tensor:
+def window_losses(path: Path, ids: torch.Tensor, step: Tell = silent) -> torch.Tensor:
     """(windows,) mean negative log-likelihood of each window's tokens after its first, in nats, as ONNX Runtime computes it.
 
     Args:
@@ -83,7 +83,7 @@ def window_losses(path: Path, shape: CacheShape, ids: torch.Tensor, step: Tell =
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         names = [node.name for node in session.get_inputs()]
-        empty = dict(zip([name for name in names if name.startswith(PAST)], shape.empty(1, 0), strict=True))
+        empty = dict(zip([name for name in names if name.startswith(PAST)], CacheShape.of_file(path).empty(1, 0), strict=True))
         found = []
         for window in range(len(ids)):
             step("evaluating windows", window, len(ids))

@@ -76,7 +76,15 @@ def cached_facts(
         facts["target"] = target.description
     if precisions:
         facts["quantised"] = {
-            name: quantised_facts((made, shape), name, judged, (reference, target, tokens) if tokens is not None else None, step)
+            name: quantised_facts(
+                (made, shape),
+                name,
+                target,
+                judged,
+                (reference, tokens) if tokens is not None else None,
+                step,
+                (out, ids) if onnx else None,
+            )
             for name in precisions
         }
     return facts
@@ -85,25 +93,35 @@ def cached_facts(
 def quantised_facts(
     source: tuple[Path, CacheShape],
     precision: str,
+    target: Target,
     judged: torch.Tensor | None,
-    measured: tuple[tuple[Path, Inputs], Target, Tokens] | None,
+    measured: tuple[tuple[Path, Inputs], Tokens] | None,
     step: Tell,
+    kept: tuple[Path, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Write a file beside ``source`` with weights of fewer bits: ``file bytes``, ``perplexity``, ``phases``.
+    """Write a file beside ``source`` with weights of fewer bits: ``file``, ``bytes``, ``perplexity``, ``phases``, ``openvino``.
 
     Args:
+        target: where it will run: OpenVINO's own perplexity is told there.
         judged: see `cached_facts`.
-        measured: the dense model's file with its inputs, where both are measured, and what; None: nothing is.
+        measured: the dense model's file with its inputs, and what is measured; None: nothing is.
+        kept: folder for OpenVINO's own file, where that is the target, and (1, tokens) with which it is checked.
     """
     path, shape = source
     step(f"writing {precision}")
     made = path.with_name(f"{path.stem}.{precision}.onnx")
     quantised_onnx.write_quantised(path, precision, made)
     facts: dict[str, Any] = {"file": made.name, "bytes": made.stat().st_size, "float_bytes": path.stat().st_size}
+    in_openvino = target.runtime == "openvino"
+    if in_openvino and kept is not None:
+        out, ids = kept
+        file = stateful_openvino.write_stateful(made, shape, out / f"openvino-{precision}", ids, quantised=True)
+        facts["openvino"] = str(file.relative_to(out))
     if judged is not None:
-        facts["perplexity"] = perplexity(quantised_onnx.window_losses(made, shape, judged, step))
+        losses = stateful_openvino.window_losses if in_openvino else quantised_onnx.window_losses
+        facts["perplexity"] = perplexity(losses(made, judged, step))
     if measured is not None:
-        reference, target, tokens = measured
+        reference, tokens = measured
         facts["phases"] = phases.measure(reference, (made, shape.inputs), target, tokens, step).to_json()
     return facts
 

@@ -21,7 +21,7 @@ import transformers
 from hwprune.cli import main
 from hwprune.cli.arguments import latencies
 from hwprune.errors import UsageError
-from hwprune.language import front_points, language_search
+from hwprune.language import front_points, language_search, part_options
 from hwprune.language.language_job import LanguageJob
 from hwprune.language.language_search import search_language
 from hwprune.streaming import road
@@ -204,6 +204,13 @@ def test_points_are_spread_over_what_is_of_use():
 def test_what_can_not_be_done_is_one_message(place, tmp_path, capsys, more, message):
     assert main.main(words(place, tmp_path / "run", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_solved(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(part_options.shutil, "disk_usage", lambda _place: SimpleNamespace(free=20_000))
+    monkeypatch.setattr(language_search, "solve_options", None)
+    assert main.main(words(place, tmp_path / "run")) == 2
+    assert "20.0 kB are free" in capsys.readouterr().err
 
 
 def tokens_in(*parts):

@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from hwprune.errors import UsageError
+from hwprune.errors import RunError, UsageError
 from hwprune.language import part_options
 from tests.language.conftest import PLAN
 from tests.streaming.helpers import whole
@@ -74,3 +75,21 @@ def test_choices_of_another_version_are_not_gone_on_with(solved, tmp_path):
     (tmp_path / "options.json").write_text(json.dumps({"choices": ["attention-1"]}))
     with pytest.raises(UsageError, match="another version"):
         part_options.solve_options(solved.source, solved.texts.fitted, solved.choices, PLAN, solved.store, tmp_path)
+
+
+def test_the_disk_that_choices_need_is_known_before(solved):
+    own = dict(solved.source.block(1).named_parameters())
+    samples = {one.name: solved.store.tensors(1, [one], own) for one in solved.choices.all}
+    files = list(solved.store.place.glob("0001-*.safetensors"))
+    stored = sum(4 * x.numel() for file in files for x in load_file(file).values())
+    assert part_options.stored_bytes(samples, solved.choices, solved.store) == stored > 0
+
+
+def test_a_disk_that_fills_up_is_told(solved, tmp_path, monkeypatch):
+    def full(*_args, **_more):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    store = part_options.PartStore(tmp_path / "options", solved.store.lengths, solved.store.modules)
+    with pytest.raises(RunError, match=r"0000-attention-1.*No space left.*--resume"):
+        part_options.solve_options(solved.source, solved.texts.fitted, solved.choices, PLAN, store, tmp_path)

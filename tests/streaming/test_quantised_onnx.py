@@ -31,7 +31,7 @@ def dense(tmp_path_factory):
 
 
 def test_the_loss_is_that_of_the_file(dense):
-    found = window_losses(dense.file, dense.shape, dense.ids)
+    found = window_losses(dense.file, dense.ids)
     torch.testing.assert_close(found, losses(whole(dense.folder), dense.ids), rtol=1e-5, atol=0)
 
 
@@ -62,7 +62,7 @@ def test_weights_are_the_nearest_that_the_bits_allow(dense, tmp_path, precision,
     assert np.square(found - wanted).mean() < np.square(np.abs(scales).mean())
     kinds = {item.data_type for item in model.graph.initializer if list(item.dims) == [62, 64]}  # the embedding
     assert TensorProto.FLOAT not in kinds
-    found_losses = window_losses(out, dense.shape, dense.ids)
+    found_losses = window_losses(out, dense.ids)
     dense_losses = losses(whole(dense.folder), dense.ids)
     assert not torch.equal(found_losses, dense_losses)
     assert float((found_losses - dense_losses).abs().max() / dense_losses.mean()) < {8: 0.03, 4: 0.4}[bits]
@@ -78,4 +78,4 @@ def test_what_can_not_be_is_told(tmp_path):
     assert parse("int4,int8,int4") == ("int4", "int8")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(RunError, match=r"broken\.onnx does not run"):
-        window_losses(tmp_path / "broken.onnx", CacheShape((), ()), torch.zeros(1, 4, dtype=torch.int64))
+        window_losses(tmp_path / "broken.onnx", torch.zeros(1, 4, dtype=torch.int64))

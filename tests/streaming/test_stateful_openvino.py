@@ -20,15 +20,37 @@ from tests.streaming.helpers import llama, text, whole
 openvino = pytest.importorskip("openvino")
 
 
+def by_openvino(file, data):
+    """The perplexity of the file that is handed over, as its user would compute it."""
+    properties = {"INFERENCE_PRECISION_HINT": "f32"}
+    request, found = openvino.Core().compile_model(str(file), "CPU", properties).create_infer_request(), []
+    for window in data.read(file.parent.parent)[1]:
+        count = len(window)
+        fed = {
+            "input_ids": window[None].numpy(), "attention_mask": np.ones((1, count), np.int64),
+            "position_ids": np.arange(count)[None], "beam_idx": np.zeros(1, np.int32),
+        }  # fmt: skip
+        request.reset_state()
+        logits = torch.from_numpy(np.array(request.infer(fed)[0])[0, :-1])
+        found.append(torch.nn.functional.cross_entropy(logits, window[1:]))
+    return float(torch.stack(found).mean().exp())
+
+
 def test_a_target_that_is_openvino_gets_its_file_and_it_generates(tmp_path):
     folder, words = llama(tmp_path / "m"), text(tmp_path / "words.txt")
     data = TextData(words, length=16, most=6, judged=3)
     facts = road.prune_folder(
         folder, data, SweepPlan([("neuron", 0.25)], "obs", "obs"), tmp_path / "out", onnx=True, tokens=Tokens(8, 4),
-        target=targets.load("cpu-openvino"),
+        target=targets.load("cpu-openvino"), quantize=("int8",), score=True,
     )  # fmt: skip
     assert facts["openvino"] == f"openvino/{FILE}" and "OpenVINO" in facts["target"]
     assert Phases.from_json(facts["phases"]).decode.value > 0
+    eight = facts["quantised"]["int8"]
+    assert eight["openvino"] == f"openvino-int8/{FILE}" and Phases.from_json(eight["phases"]).decode.value > 0
+    sizes = [(tmp_path / "out" / place).with_suffix(".bin").stat().st_size for place in (facts["openvino"], eight["openvino"])]
+    assert sizes[1] < 0.6 * sizes[0]  # the embedding has 16 bits, norms and scales have 32
+    assert eight["perplexity"] == pytest.approx(by_openvino(tmp_path / "out" / eight["openvino"], data), rel=1e-5)
+    assert eight["perplexity"] == pytest.approx(facts["perplexity"], rel=0.1)
     # Token by token, as its user would: what is said is what transformers says of the folder.
     request = openvino.Core().compile_model(str(tmp_path / "out" / facts["openvino"]), "CPU").create_infer_request()
     ids = torch.tensor([[5, 9, 2, 7]])
