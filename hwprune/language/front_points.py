@@ -27,10 +27,12 @@ from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.perplexity import perplexity, window_losses
 from hwprune.streaming.plan_file import write_blocks
 from hwprune.streaming.sweep_plan import SweepPlan
-from hwprune.streaming.written_files import KnownDense, quantised_facts
+from hwprune.streaming.written_files import Delivery, KnownDense, quantised_facts
 
 MOST_DIVERGENCE = 1.0
 """Nats a token, before any repair, beyond which a model is not written: its perplexity is some three times the dense one's."""
+DENSE = Path("candidates", "dense")
+"""Folder, in a run directory, of the dense model's files with weights of fewer bits."""
 NEAR = 0.1
 """Share by which a point may lie above the hull."""
 PROMPT, NEW = 32, 48
@@ -110,23 +112,29 @@ class PointWriter:
         for name in (name for name in job.quantize if name not in facts.get("quantised", {})):
             file = place / "onnx" / "model.onnx"
             measured = ((known.onnx[0], known.onnx[1].inputs), job.tokens)
-            kept = (place, self._judged[:1, :PROMPT])
-            told = quantised_facts((file, CacheShape.of_file(file)), name, self._target, self._judged, measured, step, kept)
+            delivery = Delivery(place, place, self._judged[:1, :PROMPT])
+            told = quantised_facts((file, CacheShape.of_file(file)), name, self._target, self._judged, measured, step, delivery)
             facts["quantised"] = facts.get("quantised", {}) | {name: told}
             write_atomic(place / "result.json", dump_json(facts))
         return LanguagePoint(trial.number, blocks, facts, dict(trial.user_attrs["score"]))
 
 
 def dense_quantised(
-    job: LanguageJob, dense: tuple[Path, CacheShape], judged: torch.Tensor, target: Target, work: Path, step: Tell
+    job: LanguageJob, dense: tuple[Path, CacheShape], source: Path, judged: torch.Tensor, target: Target, out: Path, step: Tell
 ) -> dict[str, Any]:
-    """Precision -> `quantised_facts` of the dense model: what is to be had without pruning."""
-    found = {}
+    """Precision -> `quantised_facts` of the dense model: what is to be had without pruning.
+
+    Args:
+        source: the dense folder.
+        out: the run directory.
+    """
+    found, place = {}, out / DENSE
     for name in job.quantize:
-        file = work / f"dense.{name}.json"
+        file = place / f"{name}.json"
         if not file.is_file():
-            measured = ((dense[0], dense[1].inputs), job.tokens)
-            write_atomic(file, dump_json(quantised_facts(dense, name, target, judged, measured, step)))
+            measured, delivery = ((dense[0], dense[1].inputs), job.tokens), Delivery(place, source, judged[:1, :PROMPT])
+            facts = quantised_facts(dense, name, target, judged, measured, step, delivery)
+            write_atomic(file, dump_json(facts))
         found[name] = read_json(file)
     return found
 

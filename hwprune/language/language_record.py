@@ -110,6 +110,11 @@ def rows_of(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> list[R
     return rows
 
 
+def file_of(trial: str, facts: Mapping[str, Any]) -> str:
+    """The file of a row that was measured, relative to the run directory."""
+    return f"candidates/{trial}/" + (facts.get("openvino") or f"onnx/{facts.get('file', 'model.onnx')}")
+
+
 def front_csv(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
     """A row for each point in each precision, slowest first.
 
@@ -130,12 +135,9 @@ def front_csv(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
         if point is not None:
             params, cache = point.facts["params"], point.facts["cache_bytes_per_token"]
         place = "" if point is None else f"candidates/{trial}"
-        file = "work/dense" if point is None else f"{place}/onnx/model"
-        file = f"{file}.onnx" if precision == "fp32" else f"{file}.{precision}.onnx"
-        file = f"{place}/{facts['openvino']}" if "openvino" in facts else file
         table.writerow([
             trial, precision, facts["perplexity"], known.get("dense_perplexity", ""), *both[0], *both[1], phases.answer_s,
-            phases.answer_speedup, params, cache, file, place,
+            phases.answer_speedup, params, cache, file_of(trial, facts), place,
             "" if point is None or precision != "fp32" else facts.get("accuracy", ""), known.get("dense_accuracy", ""),
             "" if point is None or precision != "fp32" else facts.get("untaught_perplexity", ""),
         ])  # fmt: skip

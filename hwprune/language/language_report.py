@@ -12,7 +12,7 @@ from typing import Any
 
 from hwprune.common import formatting
 from hwprune.common.files import write_atomic
-from hwprune.language.language_record import LanguagePoint, limit_text, rows_of, taught_text
+from hwprune.language.language_record import LanguagePoint, file_of, limit_text, rows_of, taught_text
 from hwprune.records.measurement import Measurement
 from hwprune.streaming.phases import Phases
 from hwprune.streaming.sublayers import ATTENTION, MLP
@@ -89,14 +89,12 @@ def _table(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:
         phases, known = Phases.from_json(facts["phases"]), points[0].facts
         asked = phases.tokens
         size = f" ({formatting.size(facts['bytes'])})" if "bytes" in facts else ""
-        file = "model.onnx" if precision == "fp32" else facts["file"]
-        place = facts.get("openvino", f"onnx/{file}")
         cells = [
             trial, precision + size, f"{facts['perplexity']:.2f}",
             _ratio(phases.prefill_speedup), f"{asked.batch * asked.prompt / phases.prefill.value:.0f} tokens/s",
             _ratio(phases.decode_speedup), f"{asked.batch / phases.decode.value:.0f} tokens/s", f"{phases.answer_speedup:.2f}x",
             formatting.count(known["dense_params"] if point is None else point.facts["params"]),
-            f"<code>work/{escape(file)}</code>" if point is None else f"<code>candidates/{trial}/{escape(place)}</code>",
+            f"<code>{escape(file_of(trial, facts))}</code>",
         ]  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'

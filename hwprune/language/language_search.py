@@ -111,7 +111,7 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     known = KnownDense(dense_perplexity(folder, judged, work, step), dense)
     writer = PointWriter(job, choices, plan, source, out, target, known, judged, texts.held, step)
     points = writer.points(study.front(), drop)
-    quantised = dense_quantised(job, dense, judged, target, work, step)
+    quantised = dense_quantised(job, dense, source, judged, target, out, step)
     record = write_record(
         out, job.to_json(), quantised, folder, choices, prices, study, points, time.monotonic() - started, resumed=resume
     )

@@ -24,6 +24,9 @@ from hwprune.streaming.sublayers import ATTENTION
 from hwprune.streaming.sweep import Swept
 from hwprune.workload import gguf_file
 
+SMALL = (".json", ".jinja", ".txt", ".model", ".py")
+"""Endings of what a folder says of its model and tokenizer."""
+
 
 @dataclass(frozen=True, slots=True)
 class KnownDense:
@@ -36,6 +39,30 @@ class KnownDense:
 
     perplexity: float
     onnx: tuple[Path, CacheShape]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Where files go that are handed over.
+
+    Attributes:
+        out: the folder; ONNX files go to ``out/onnx``, OpenVINO's to ``out/openvino``.
+        model: a folder with the model's configuration and tokenizer.
+        ids: (1, tokens) with which files are checked.
+    """
+
+    out: Path
+    model: Path
+    ids: torch.Tensor
+
+    def openvino(self, made: Path, shape: CacheShape, precision: str = "") -> str:
+        """Write an ONNX file as OpenVINO's own, with all that its applications read; returns the file, relative to ``out``."""
+        folder = self.out / ("openvino" + (f"-{precision}" if precision else ""))
+        file = stateful_openvino.write_stateful(made, shape, folder, self.ids, quantised=bool(precision))
+        for one in sorted(self.model.iterdir()):
+            if one.suffix in SMALL and not one.name.endswith(".index.json") and one.is_file():
+                shutil.copyfile(one, folder / one.name)
+        return str(file.relative_to(self.out))
 
 
 def cached_facts(
@@ -67,7 +94,7 @@ def cached_facts(
     facts: dict[str, Any] = {"cache_bytes_per_token": shape.bytes_per_token}
     if onnx and target.runtime == "openvino":
         step("writing OpenVINO's file")
-        facts["openvino"] = str(stateful_openvino.write_stateful(made, shape, out / "openvino", ids).relative_to(out))
+        facts["openvino"] = Delivery(out, out, ids).openvino(made, shape)
     if tokens is not None:
         before = cached_file(dense, work / "dense-onnx", ids) if known is None else known.onnx
         facts["dense_cache_bytes_per_token"] = before[1].bytes_per_token
@@ -83,7 +110,7 @@ def cached_facts(
                 judged,
                 (reference, tokens) if tokens is not None else None,
                 step,
-                (out, ids) if onnx else None,
+                Delivery(out, out, ids) if onnx else None,
             )
             for name in precisions
         }
@@ -97,26 +124,27 @@ def quantised_facts(
     judged: torch.Tensor | None,
     measured: tuple[tuple[Path, Inputs], Tokens] | None,
     step: Tell,
-    kept: tuple[Path, torch.Tensor] | None = None,
+    delivery: Delivery | None = None,
 ) -> dict[str, Any]:
-    """Write a file beside ``source`` with weights of fewer bits: ``file``, ``bytes``, ``perplexity``, ``phases``, ``openvino``.
+    """Write a file with weights of fewer bits: ``file``, ``bytes``, ``perplexity``, ``phases``, ``openvino``.
 
     Args:
         target: where it will run: OpenVINO's own perplexity is told there.
         judged: see `cached_facts`.
         measured: the dense model's file with its inputs, and what is measured; None: nothing is.
-        kept: folder for OpenVINO's own file, where that is the target, and (1, tokens) with which it is checked.
+        delivery: where files go; None: beside the source, and OpenVINO gets no file of its own.
     """
     path, shape = source
     step(f"writing {precision}")
     made = path.with_name(f"{path.stem}.{precision}.onnx")
+    if delivery is not None:
+        made = delivery.out / "onnx" / f"model.{precision}.onnx"
+        made.parent.mkdir(parents=True, exist_ok=True)
     quantised_onnx.write_quantised(path, precision, made)
     facts: dict[str, Any] = {"file": made.name, "bytes": made.stat().st_size, "float_bytes": path.stat().st_size}
     in_openvino = target.runtime == "openvino"
-    if in_openvino and kept is not None:
-        out, ids = kept
-        file = stateful_openvino.write_stateful(made, shape, out / f"openvino-{precision}", ids, quantised=True)
-        facts["openvino"] = str(file.relative_to(out))
+    if in_openvino and delivery is not None:
+        facts["openvino"] = delivery.openvino(made, shape, precision)
     if judged is not None:
         losses = stateful_openvino.window_losses if in_openvino else quantised_onnx.window_losses
         facts["perplexity"] = perplexity(losses(made, judged, step))

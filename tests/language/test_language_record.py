@@ -39,7 +39,7 @@ def test_a_row_for_each_precision_and_for_the_dense_model_in_it():
     assert [(row["trial"], row["precision"], row["perplexity"], row["params"]) for row in rows] == [
         ("dense", "int8", "25.0", "134000000"), ("7", "fp32", "30.5", "120000000"), ("7", "int8", "31.0", "120000000")
     ]  # fmt: skip
-    assert rows[2]["model"] == "candidates/7/onnx/model.int8.onnx" and rows[0]["model"] == "work/dense.int8.onnx"
+    assert rows[2]["model"] == "candidates/7/onnx/model.int8.onnx" and rows[0]["model"] == "candidates/dense/onnx/model.int8.onnx"
 
 
 def test_the_table_fits_a_terminal_and_says_both_phases():

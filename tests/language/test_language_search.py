@@ -105,7 +105,8 @@ def test_weights_of_fewer_bits_may_be_asked_for_when_a_search_has_ended(place, t
         (row["trial"], "int8"),
     ]
     assert (folder / "onnx" / "model.onnx").stat().st_mtime_ns == before
-    assert (out / rows[2]["model"]).is_file() and (out / rows[0]["model"]).is_file() and "int8" in capsys.readouterr().out
+    assert (out / rows[2]["model"]).is_file() and (out / rows[0]["model"]).is_file()
+    assert rows[0]["model"] == "candidates/dense/onnx/model.int8.onnx" and "int8" in capsys.readouterr().out
 
 
 @pytest.mark.slow

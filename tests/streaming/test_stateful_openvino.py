@@ -47,6 +47,8 @@ def test_a_target_that_is_openvino_gets_its_file_and_it_generates(tmp_path):
     assert Phases.from_json(facts["phases"]).decode.value > 0
     eight = facts["quantised"]["int8"]
     assert eight["openvino"] == f"openvino-int8/{FILE}" and Phases.from_json(eight["phases"]).decode.value > 0
+    for place in (facts["openvino"], eight["openvino"]):  # what Optimum and the tokenizers' converter read beside it
+        assert {"config.json", "tokenizer.json"} <= {one.name for one in (tmp_path / "out" / place).parent.iterdir()}
     sizes = [(tmp_path / "out" / place).with_suffix(".bin").stat().st_size for place in (facts["openvino"], eight["openvino"])]
     assert sizes[1] < 0.6 * sizes[0]  # the embedding has 16 bits, norms and scales have 32
     assert eight["perplexity"] == pytest.approx(by_openvino(tmp_path / "out" / eight["openvino"], data), rel=1e-5)
