@@ -61,7 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         default="onnx",
         help="huggingface: a folder that transformers loads, of a causal language model with --text; huggingface,onnx,gguf: "
-        "an ONNX file with a cache and a GGUF file beside it (default: onnx)",
+        "an ONNX file with a cache and a GGUF file beside it; huggingface,pt2: a PyTorch program (default: onnx)",
     )
     parser.add_argument(
         "--multiple", metavar="N", type=args.whole,
@@ -100,10 +100,10 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.workload import data_checks, loading
 
     formats = options.format.split(",")
-    if unknown := [name for name in formats if name not in ("onnx", "huggingface", "gguf")]:
-        raise UsageError(f"--format takes onnx, huggingface, or huggingface,onnx,gguf, got {unknown[0]!r}")
-    if "gguf" in formats and "huggingface" not in formats:
-        raise UsageError("--format gguf goes with huggingface: --format huggingface,gguf")
+    if unknown := [name for name in formats if name not in ("onnx", "huggingface", "gguf", "pt2")]:
+        raise UsageError(f"--format takes onnx, huggingface, or huggingface,onnx,gguf,pt2, got {unknown[0]!r}")
+    if (beside := [name for name in ("gguf", "pt2") if name in formats]) and "huggingface" not in formats:
+        raise UsageError(f"--format {beside[0]} goes with huggingface: --format huggingface,{beside[0]}")
     if "huggingface" in formats:
         if options.scope:
             raise UsageError("--scope is not for --format huggingface, which takes a model block by block")

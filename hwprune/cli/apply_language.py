@@ -6,10 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hwprune.cli import arguments as args
 from hwprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from hwprune.records.target import Target
 
 WHOLE = ("layer", "hidden", "attention", "mlp")
 PATTERNS = (*WHOLE, "kv", "query")
@@ -23,7 +26,6 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         choices: pattern, sparsity; without any the recipe is a file that says it for each block.
     """
     from hwprune.cli.progress_bar import make_progress
-    from hwprune.records import target as targets
     from hwprune.streaming import quantised_onnx, road
     from hwprune.streaming.distilling import tokens_of
     from hwprune.streaming.phases import Tokens
@@ -49,16 +51,14 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     precisions = quantised_onnx.parse(options.quantize) if options.quantize else ()
     if precisions and "onnx" not in formats:
         raise UsageError("--quantize writes ONNX files: --format huggingface,onnx")
-    target = targets.load(options.target) if options.target else None
-    if target is not None and "onnx" not in formats:
-        raise UsageError("--target is for ONNX files: --format huggingface,onnx")
+    target = _target(options.target, formats)
     learned = tokens_of(options.recover) if options.recover else 0
     progress = make_progress(quiet=options.quiet)
     try:
         facts = road.prune_folder(
             source, data, plan, out, gguf=options.gguf, memory=options.memory,
             score=options.score,
-            choices=Path(options.choices) if options.choices else None, onnx="onnx" in formats,
+            choices=Path(options.choices) if options.choices else None, onnx=bool({"onnx", "pt2"} & {*formats}),
             gguf_out="gguf" in formats,
             tokens=Tokens.parse(options.tokens) if options.measure else None, target=target,
             quantize=precisions,
@@ -78,6 +78,21 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         print(f"Numbers of neurons are multiples of {multiple} (--multiple 1: as asked).")
     print(f"Files: {out}")
     return 0
+
+
+def _target(name: str | None, formats: list[str]) -> Target | None:
+    """Where files are measured, which must be files that it runs. Raises `UsageError`."""
+    from hwprune.records import target as targets
+    from hwprune.streaming.phases import runs_programs
+
+    if "pt2" in formats and "onnx" in formats:
+        raise UsageError("--format takes one of onnx and pt2: the target runs one of them")
+    target = targets.load(name or "cpu-pytorch") if name or "pt2" in formats else None
+    if target is not None:
+        wanted = "pt2" if runs_programs(target) else "onnx"
+        if wanted not in formats:
+            raise UsageError(f"--target {target.name} is for other files: --format huggingface,{wanted}")
+    return target
 
 
 def _share(name: str, level: float | None) -> float:
@@ -160,6 +175,8 @@ def _tell_files(facts: dict[str, Any]) -> None:
         print(f"Cache: {before}{formatting.size(facts['cache_bytes_per_token'])} a token in 32 bits.")
     if "openvino" in facts:
         print(f"OpenVINO, with the cache as a state: {facts['openvino']}, run beside ONNX Runtime.")
+    if "program" in facts:
+        print(f"PyTorch program with a static cache: {facts['program']}, run beside the model.")
     if "phases" in facts:
         print(f"On {facts['target']}:")
         print("\n".join(Phases.from_json(facts["phases"]).text()))

@@ -74,8 +74,9 @@ def run(options: argparse.Namespace) -> int:
         for reason in record["refused"]:
             print(f"Not searched: {reason}")
         print(f"\nReport: {out / 'report.html'}")
-        print(f"Files:  {out / 'candidates'} (each a folder for transformers with onnx/model.onnx and blocks.json)")
         first = record["front"][0]
+        file = first["facts"].get("program", "onnx/model.onnx")
+        print(f"Files:  {out / 'candidates'} (each a folder for transformers with {file} and blocks.json)")
         if "openvino" in first["facts"]:
             print(f"        and {first['facts']['openvino']}, which was measured")
         if job.gguf is not None:

@@ -111,7 +111,7 @@ class PointWriter:
         facts, known = read_json(place / "result.json"), self._known
         for name in (name for name in job.quantize if name not in facts.get("quantised", {})):
             file = place / "onnx" / "model.onnx"
-            measured = ((known.onnx[0], known.onnx[1].inputs), job.tokens)
+            measured = ((known.file[0], known.file[1].inputs), job.tokens)
             delivery = Delivery(place, place, self._judged[:1, :PROMPT])
             told = quantised_facts((file, CacheShape.of_file(file)), name, self._target, self._judged, measured, step, delivery)
             facts["quantised"] = facts.get("quantised", {}) | {name: told}

@@ -112,7 +112,7 @@ def rows_of(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> list[R
 
 def file_of(trial: str, facts: Mapping[str, Any]) -> str:
     """The file of a row that was measured, relative to the run directory."""
-    return f"candidates/{trial}/" + (facts.get("openvino") or f"onnx/{facts.get('file', 'model.onnx')}")
+    return f"candidates/{trial}/" + (facts.get("openvino") or facts.get("program") or f"onnx/{facts.get('file', 'model.onnx')}")
 
 
 def front_csv(points: Sequence[LanguagePoint], dense: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from hwprune.language.within_drop import Drop
 from hwprune.language.word_responses import Responder
 from hwprune.latency.paired import Paired
 from hwprune.records import target as targets
-from hwprune.streaming import cached_onnx
+from hwprune.records.target import Target
 from hwprune.streaming.assembled_onnx import Assembler, blocks_of
 from hwprune.streaming.block_pruning import BlockPruner
 from hwprune.streaming.block_templates import NotAssembledError
@@ -36,7 +36,8 @@ from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
-from hwprune.streaming.phases import check_target
+from hwprune.streaming.phases import Tokens, check_target, runs_programs
+from hwprune.streaming.static_cache import StaticWriter
 from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.streaming.uneven import known_lengths
@@ -64,8 +65,7 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         RunError: a file computes something else than the model, or nothing can be measured.
     """
     started = time.monotonic()
-    target = targets.load(job.target)
-    check_target(target, job.tokens, None)
+    target = _target(job)
     claim(job, out, resume=resume)
     work = out / WORK
     source = job.source if job.gguf is None else gguf_file.unpacked(job.source, job.gguf, work / "dense")
@@ -80,10 +80,8 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     choices, store = _choices(folder, first, given, texts, plan, job, work)
     step("writing the dense model")
     samples = _samples(first, choices, plan, store)
-    assembler = Assembler(
-        folder, [{name: tuple(x.shape) for name, x in block.items()} for block in samples.values()], store.lengths
-    )
-    dense = _dense_file(folder, assembler, work, texts.fitted[:1, :CHECKED_TOKENS])
+    writer = _writer(folder, samples, store, target, job.tokens)
+    dense = _dense_file(folder, writer, work, texts.fitted[:1, :CHECKED_TOKENS])
     sizes = Prices({}, {}).with_sizes(dense, samples, blocks_of(folder)[0], choices)
     sizes.check_sizes(job.limits or {}, choices, folder.depth)
     files = 3 + job.points * (3 if target.runtime == "openvino" else 2)  # the dense one and two of trials; each point's
@@ -91,16 +89,16 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
     solve_options(folder, texts.fitted, choices, plan, store, work, step)
     responder = Responder(folder, texts.looked, choices, store, work, step)
     with PhaseBench(target, job.tokens, dense, work) as bench:
-        prices = measure_prices(bench, assembler, samples, blocks_of(folder), choices, work, step)
+        prices = measure_prices(bench, writer, samples, blocks_of(folder), choices, work, step)
         prices = replace(prices, dense={**prices.dense, **sizes.dense}, saved={**prices.saved, **sizes.saved})
         scorer = TrialScorer(folder, texts.held, choices, store, work)
         drop = _drop(job, scorer, folder, lambda: dense_perplexity(folder, judged, work, step))
         allocator = Allocator(choices, prices, job.tokens, job.limits or {}, folder.depth, uniform=job.space == "uniform")
 
         def measure(allocation: Allocation) -> dict[str, Paired]:
-            path = work / "trial.onnx"
+            path = work / f"trial{writer.suffix}"
             try:
-                shape = assembler.write(scorer.tensors(allocation), path)
+                shape = writer.write(scorer.tensors(allocation), path)
             except NotAssembledError as error:
                 raise CandidateFailure("export", str(error)) from error
             return bench.measure(path, shape)
@@ -109,8 +107,8 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         study = PhaseStudy(out, allocator, scorer.score, measure, responder.near, job.seed, ruined)
         study.run(job.trials, lambda done, trials, text: step(f"trials: {text}" if text else "trials", done, trials))
     known = KnownDense(dense_perplexity(folder, judged, work, step), dense)
-    writer = PointWriter(job, choices, plan, source, out, target, known, judged, texts.held, step)
-    points = writer.points(study.front(), drop)
+    delivery = PointWriter(job, choices, plan, source, out, target, known, judged, texts.held, step)
+    points = delivery.points(study.front(), drop)
     quantised = dense_quantised(job, dense, source, judged, target, out, step)
     record = write_record(
         out, job.to_json(), quantised, folder, choices, prices, study, points, time.monotonic() - started, resumed=resume
@@ -120,6 +118,15 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
         nearest = "" if drop is None else drop.nearest(study.front())
         raise RunError(f"no model keeps the limits{nearest}; the run is kept: {out / RECORD}")
     return record
+
+
+def _target(job: LanguageJob) -> Target:
+    """Where models are measured, if that can be."""
+    target = targets.load(job.target)
+    check_target(target, job.tokens, None)
+    if job.quantize and runs_programs(target):
+        raise UsageError(f"--quantize writes ONNX files, which {target.name} does not run")
+    return target
 
 
 def _drop(job: LanguageJob, scorer: TrialScorer, folder: LanguageFolder, judged: Callable[[], float]) -> Drop | None:
@@ -215,9 +222,25 @@ def _samples(
     return samples
 
 
-def _dense_file(folder: LanguageFolder, assembler: Assembler, work: Path, ids: torch.Tensor) -> tuple[Path, CacheShape]:
-    """The dense model's file, put together as those of trials are, and compared with PyTorch."""
-    path = work / "dense.onnx"
-    shape = assembler.write(blocks_of(folder), path)
-    cached_onnx.check_cached_onnx(path, folder.whole(), shape, ids)
+def _writer(
+    folder: LanguageFolder,
+    samples: Mapping[str, Mapping[str, torch.Tensor]],
+    store: PartStore,
+    target: Target,
+    tokens: Tokens,
+) -> Assembler | StaticWriter:
+    """What makes files of trials, of the kind that the target runs."""
+    if runs_programs(target):
+        return StaticWriter(folder, store.lengths, tokens.batch, tokens.prompt + tokens.new)
+    kinds = [{name: tuple(x.shape) for name, x in block.items()} for block in samples.values()]
+    return Assembler(folder, kinds, store.lengths)
+
+
+def _dense_file(
+    folder: LanguageFolder, writer: Assembler | StaticWriter, work: Path, ids: torch.Tensor
+) -> tuple[Path, CacheShape]:
+    """The dense model's file, made as those of trials are, and compared with PyTorch."""
+    path = work / f"dense{writer.suffix}"
+    shape = writer.write(blocks_of(folder), path)
+    writer.check(path, folder.whole(), ids)
     return path, shape

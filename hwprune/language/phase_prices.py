@@ -25,6 +25,7 @@ from hwprune.language.phase_bench import PHASES, PhaseBench
 from hwprune.streaming.assembled_onnx import Assembler
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.phases import PREFILL
+from hwprune.streaming.static_cache import StaticWriter
 
 FILE = "prices.json"
 SIZE, CACHE = "size", "cache"
@@ -125,7 +126,7 @@ class Prices:
 
 def measure_prices(
     bench: PhaseBench,
-    assembler: Assembler,
+    writer: Assembler | StaticWriter,
     samples: Mapping[str, Mapping[str, torch.Tensor]],
     dense: Sequence[Mapping[str, torch.Tensor]],
     choices: PartChoices,
@@ -144,13 +145,13 @@ def measure_prices(
         RunError: a choice can't be run.
     """
     stored: dict[str, Any] = read_json(work / FILE) if (work / FILE).is_file() else {phase: {} for phase in PHASES}
-    path, order = work / "priced.onnx", list(choices.all)
+    path, order = work / f"priced{writer.suffix}", list(choices.all)
     for number in range(ROUNDS):
         for place, choice in enumerate(order if number % 2 == 0 else order[::-1]):  # a machine that drifts favours nobody
             if len(stored[PREFILL].get(choice.name, ())) > number:
                 continue
             step("measuring what each choice saves", number * len(order) + place, ROUNDS * len(order))
-            shape = assembler.write([dense[0], *(_cut_to(block, samples[choice.name]) for block in dense[1:])], path)
+            shape = writer.write([dense[0], *(_cut_to(block, samples[choice.name]) for block in dense[1:])], path)
             try:
                 found = bench.measure(path, shape)
             except CandidateFailure as failure:

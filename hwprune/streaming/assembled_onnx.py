@@ -19,12 +19,13 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from torch import nn
 
 from hwprune.onnx_files.interface_names import BATCH, LENGTH
 from hwprune.onnx_files.to_onnx import save_onnx
 from hwprune.streaming.block_templates import BlockTemplate, MarkedGraph, NotAssembledError, Shapes, marked_model
 from hwprune.streaming.blocks import entering
-from hwprune.streaming.cached_onnx import PAST, PAST_LENGTH, PRESENT, CacheShape, cache_shape, exported
+from hwprune.streaming.cached_onnx import PAST, PAST_LENGTH, PRESENT, CacheShape, cache_shape, check_cached_onnx, exported
 from hwprune.streaming.folder import UNEVEN, LanguageFolder, bare
 from hwprune.streaming.sublayers import MLP, names_of
 from hwprune.streaming.uneven import known_lengths
@@ -42,6 +43,8 @@ class Assembler:
         NotAssembledError: the class does not come apart.
         UsageError: PyTorch can't export it.
     """
+
+    suffix = ".onnx"
 
     def __init__(self, folder: LanguageFolder, kinds: Iterable[Shapes], lengths: Mapping[str, int]) -> None:
         if len(set(getattr(folder.config, "layer_types", None) or [])) > 1:
@@ -110,6 +113,11 @@ class Assembler:
         proto.graph.output.extend(outputs)
         save_onnx(proto, path)
         return shape
+
+    @staticmethod
+    def check(path: Path, model: nn.Module, ids: torch.Tensor) -> None:
+        """See `check_cached_onnx`."""
+        check_cached_onnx(path, model, CacheShape.of_file(path), ids)
 
     def _template(self, block: Mapping[str, torch.Tensor]) -> BlockTemplate:
         key = self._key({name: tuple(x.shape) for name, x in block.items()})

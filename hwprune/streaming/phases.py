@@ -23,6 +23,7 @@ from hwprune.records.target import Target
 Inputs = Callable[[int, int, int], list[np.ndarray[Any, Any]]]
 """(batch, new tokens, earlier tokens) -> what a file takes."""
 PREFILL, DECODE = "prefill", "decode"
+PROGRAM = ".pt2"
 LIMIT_S, FEWEST = 0.5, 3
 """Seconds of one measurement, and quads of runs however long they take: a prompt takes a second, where the runs that `fresh` is
 made for take less than a millisecond. What is told is the spread between processes, not that within one."""
@@ -55,6 +56,11 @@ class Tokens:
         return self.prompt + self.new // 2
 
 
+def runs_programs(target: Target) -> bool:
+    """Is it PyTorch?"""
+    return runtimes.get(target.runtime).file.endswith(PROGRAM)
+
+
 def check_target(target: Target, tokens: Tokens | None, positions: int | None) -> None:
     """Can files with a cache be run on it here, with so many tokens? To be asked before anything takes long.
 
@@ -65,8 +71,9 @@ def check_target(target: Target, tokens: Tokens | None, positions: int | None) -
     Raises:
         UsageError: why not.
     """
-    if not runtimes.get(target.runtime).file.endswith(".onnx"):
-        raise UsageError(f"a language model is measured as an ONNX file, which {target.runtime} ({target.name}) does not run")
+    if Path(runtimes.get(target.runtime).file).suffix not in (".onnx", PROGRAM):
+        told = f"{target.runtime} ({target.name}) does not run"
+        raise UsageError(f"a language model is measured as an ONNX file or a {PROGRAM} program, which {told}")
     if tokens is not None and positions is not None and tokens.prompt + tokens.new > positions:
         raise UsageError(f"--tokens {tokens.prompt}+{tokens.new} is more than the {positions} positions of this model")
     if reasons := missing(target):

@@ -13,13 +13,13 @@ import torch
 from hwprune.common.telling import Tell
 from hwprune.errors import RunError
 from hwprune.records.target import Target
-from hwprune.streaming import cached_onnx, gguf_writing, phases, quantised_onnx, stateful_openvino
+from hwprune.streaming import cached_onnx, gguf_writing, phases, quantised_onnx, stateful_openvino, static_cache
 from hwprune.streaming.assembled_onnx import write_assembled
 from hwprune.streaming.block_templates import NotAssembledError
 from hwprune.streaming.cached_onnx import CacheShape
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.perplexity import perplexity
-from hwprune.streaming.phases import Inputs, Tokens
+from hwprune.streaming.phases import Inputs, Tokens, runs_programs
 from hwprune.streaming.sublayers import ATTENTION
 from hwprune.streaming.sweep import Swept
 from hwprune.workload import gguf_file
@@ -34,11 +34,11 @@ class KnownDense:
 
     Attributes:
         perplexity: of the tokens that judge.
-        onnx: its file with a cache, and the sizes of that.
+        file: with a cache, of the kind that the target runs, and the sizes of that.
     """
 
     perplexity: float
-    onnx: tuple[Path, CacheShape]
+    file: tuple[Path, CacheShape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +79,36 @@ def cached_facts(
     judged: torch.Tensor | None,
     step: Tell,
 ) -> dict[str, Any]:
-    """Write the ONNX file, where OpenVINO will run it also its own, and measure it; returns what `road.prune_folder` tells of it.
+    """Write the file that the target runs (ONNX, OpenVINO's own beside it, or a program), and measure it.
+
+    Returns what `road.prune_folder` tells of it.
 
     Args:
         dense: the dense folder; ``out``: the pruned one.
-        onnx: does the file stay?
+        onnx: does the file stay, be it ONNX or a program?
         ids: (1, tokens) with which files are checked.
         tokens: what is measured; None: nothing is.
         precisions: in which the file is written, too (see `quantised_onnx`).
         judged: (windows, tokens) for the perplexity of these; None: it is not told.
     """
-    step("writing the ONNX file")
-    made, shape = cached_file(out, (out if onnx else work) / "onnx", ids)
+    programs, room = runs_programs(target), tokens or Tokens()
+
+    def file_of(folder: Path, place: Path) -> tuple[Path, CacheShape]:
+        if programs:
+            path = place / "pytorch" / static_cache.FILE
+            return static_cache.static_file(cached_onnx.loaded(folder), path, ids, room.prompt + room.new, room.batch)
+        return cached_file(folder, place / "onnx", ids)
+
+    step("writing the program" if programs else "writing the ONNX file")
+    made, shape = file_of(out, out if onnx else work)
     facts: dict[str, Any] = {"cache_bytes_per_token": shape.bytes_per_token}
+    if onnx and programs:
+        facts["program"] = str(made.relative_to(out))
     if onnx and target.runtime == "openvino":
         step("writing OpenVINO's file")
         facts["openvino"] = Delivery(out, out, ids).openvino(made, shape)
     if tokens is not None:
-        before = cached_file(dense, work / "dense-onnx", ids) if known is None else known.onnx
+        before = file_of(dense, work / "dense-file") if known is None else known.file
         facts["dense_cache_bytes_per_token"] = before[1].bytes_per_token
         reference = (before[0], before[1].inputs)
         facts["phases"] = phases.measure(reference, (made, shape.inputs), target, tokens, step).to_json()

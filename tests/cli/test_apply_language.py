@@ -92,7 +92,7 @@ def test_formats_that_there_are(place, tmp_path, capsys):
         "-q",
     ]
     for format_, message in (
-        ("huggingface,tflite", "--format takes onnx, huggingface, or huggingface,onnx,gguf, got 'tflite'"),
+        ("huggingface,tflite", "--format takes onnx, huggingface, or huggingface,onnx,gguf,pt2, got 'tflite'"),
         ("gguf", "--format gguf goes with huggingface"),
         ("huggingface,gguf", "--format gguf writes a file like the one that --gguf reads"),
     ):

@@ -109,6 +109,18 @@ def test_weights_of_fewer_bits_may_be_asked_for_when_a_search_has_ended(place, t
     assert rows[0]["model"] == "candidates/dense/onnx/model.int8.onnx" and "int8" in capsys.readouterr().out
 
 
+def test_pytorch_is_searched_with_its_own_programs(place, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main.main(words(place, out, "--target", "cpu-pytorch")) == 0
+    (row,) = csv.DictReader((out / "front.csv").read_text().splitlines())
+    assert row["model"].endswith("pytorch/model.pt2") and float(row["decode_s"]) > 0
+    program, model = torch.export.load(out / row["model"]).module(check_guards=False), whole(out / row["folder"])
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(program(ids, torch.arange(12)), model(ids).logits, rtol=1e-3, atol=1e-3)
+    assert "pytorch/model.pt2" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on(place, tmp_path, capsys):
     out = tmp_path / "run"
@@ -196,7 +208,7 @@ def test_points_are_spread_over_what_is_of_use():
         (["--max-latency", "2ms"], "prefill=200ms,decode=30ms"),
         (["--max-drop", "0"], "what perplexity may rise by: 2, or 10%"),
         (["--time", "20m"], "takes no --time"),
-        (["--target", "cpu-pytorch"], "measured as an ONNX file, which pytorch-cpu"),
+        (["--target", "cpu-pytorch", "--quantize", "int8"], "--quantize writes ONNX files, which cpu-pytorch does not run"),
         (["--target", "orin"], "orin can't be measured here"),
         (["--space", "dfault"], "--space of a language model is one of"),
         (["--length", "450"], "needs at least 7"),

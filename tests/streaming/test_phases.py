@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -92,9 +93,10 @@ def test_what_runs_no_such_file_is_known_before_anything_is_pruned(tmp_path):
     check_target(targets.load("cpu"), Tokens(4, 2), 6)
     with pytest.raises(UsageError, match=r"--tokens 4\+3 is more than the 6 positions"):
         check_target(targets.load("cpu"), Tokens(4, 3), 6)
-    with pytest.raises(UsageError, match="which pytorch-cpu .cpu-pytorch. does not run"):
+    other = dataclasses.replace(targets.load("cpu"), runtime="llama.cpp")
+    with pytest.raises(UsageError, match="which llama.cpp .cpu. does not run"):
         road.prune_folder(
             llama(tmp_path / "m"), TextData(text(tmp_path / "a.txt"), None, length=16, most=4), SweepPlan([("neuron", 0.5)], "l2", "none"),
-            tmp_path / "out", onnx=True, tokens=Tokens(4, 2), target=targets.load("cpu-pytorch"),
+            tmp_path / "out", onnx=True, tokens=Tokens(4, 2), target=other,
         )  # fmt: skip
     assert not (tmp_path / "out" / "config.json").exists()
