@@ -7,8 +7,10 @@ else uses is `Method.solve`; score-only criteria are wrapped once, by `Scored`.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import final
 
@@ -185,10 +187,25 @@ def get(name: str) -> Method:
     """The method of that name; a criterion of another package is one too. Raises `UnknownNameError`, `UsageError`."""
     if name in METHODS:
         return METHODS[name]
+    if (own := _OWN.get()) is not None and own.name == name:
+        return own
     others = plugins.found("hwprune.criteria", criteria.Criterion)
     if name not in others:
         raise UnknownNameError("method", name, [*METHODS, *others])
     return Scored(others[name])
+
+
+_OWN: ContextVar[Method | None] = ContextVar("own", default=None)
+
+
+@contextlib.contextmanager
+def also(criterion: Criterion) -> Iterator[None]:
+    """`get` knows this criterion, too, whose scores are for the units at hand alone."""
+    token = _OWN.set(Scored(criterion))
+    try:
+        yield
+    finally:
+        _OWN.reset(token)
 
 
 def solve(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from hwprune import patterns
 from hwprune.errors import UsageError
+from hwprune.layers.part import READS
 from hwprune.methods import method
 from hwprune.pruning.pruner import Pruner
 from hwprune.pruning.uniform import uniform_recipe
@@ -28,6 +29,8 @@ from hwprune.streaming.width import Width, narrowed
 from hwprune.workload.workload import Workload
 
 NEURON, HEAD = "neuron", "head"
+Readers = Mapping[str, torch.Tensor]
+"""Name of a linear layer in a block -> (units, k): its inputs that belong to each unit."""
 PREFIX = "layer."
 """How names of a `DecoderBlock`'s tensors begin."""
 
@@ -110,6 +113,21 @@ class BlockPruner:
             unit.size for unit in pruner.units.values() if unit.role == HEAD and unit.axis is not None and unit.name != groups
         ]
         return found | {KV: pruner.units[groups].size} | ({QUERY: queries[0]} if len(queries) == 1 else {})
+
+    @torch.no_grad()
+    def readers(self, block: DecoderBlock, inputs: HiddenStates) -> dict[str, Readers]:
+        """``neuron``, ``kv`` -> the linear layers that read these units; what none reads is left out."""
+        pruner = self._pruner(block, inputs, self.fitted[:1])
+        neurons = [unit for unit in pruner.units.values() if unit.role == NEURON]
+        groups = groups_of(pruner)
+        units = {NEURON: neurons[0]} if len(neurons) == 1 else {}
+        units |= {} if groups is None else {KV: pruner.units[groups]}
+        found: dict[str, Readers] = {}
+        for name, unit in units.items():
+            read = [part for part in unit.parts if part.kind == READS]
+            if read:
+                found[name] = {part.parameter.removeprefix(PREFIX).removesuffix(".weight"): part.positions for part in read}
+        return found
 
     @torch.no_grad()
     def narrow(

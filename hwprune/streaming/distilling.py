@@ -131,7 +131,7 @@ def distil(
     held = list(range(HELD_EVERY - 1, len(ids), HELD_EVERY))[:MOST_HELD] or [len(ids) - 1]
     learned = [window for window in range(len(ids)) if window not in held][: steps * BATCH]
     started = time.monotonic()
-    targets = _targets(teacher, ids, [*held, *learned], work / "teacher", step)
+    targets = teacher_words(teacher, ids, [*held, *learned], work / "teacher", step)
     taught = time.monotonic()
     model: Any = cached_onnx.loaded(place)
     parameters = _trainable(model, teacher.blocks)
@@ -168,8 +168,8 @@ def _factor(number: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _targets(teacher: LanguageFolder, ids: torch.Tensor, which: Sequence[int], work: Path, step: Tell) -> Targets:
-    """What the dense model says of some windows, block by block."""
+def teacher_words(teacher: LanguageFolder, ids: torch.Tensor, which: Sequence[int], work: Path, step: Tell) -> Targets:
+    """What the dense model says of some windows, block by block; ``work``: the folder for it."""
     ends = teacher.ends()
     first, given = entering(ends, teacher.blocks, ids[:1])
     states = HiddenStates(work.with_name("teacher-states"), (len(ids), *first.shape[1:]), torch.float32)

@@ -18,13 +18,13 @@ from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
 from hwprune.records import target as targets
 from hwprune.records.target import Target
-from hwprune.streaming import cached_onnx, gguf_writing, llama_files
+from hwprune.streaming import cached_onnx, gguf_writing, learned_masks, llama_files
 from hwprune.streaming.distilling import distil
 from hwprune.streaming.folder import LanguageFolder, OtherNamesError
 from hwprune.streaming.folder_writing import WHOLE, check_first, write_folder
 from hwprune.streaming.likelihood import accuracy, read_questions
 from hwprune.streaming.perplexity import perplexity, window_losses
-from hwprune.streaming.phases import Tokens, check_target
+from hwprune.streaming.phases import Tokens, check_target, runs_programs
 from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
 from hwprune.streaming.sweep import Sweep, Swept
 from hwprune.streaming.sweep_plan import SweepPlan
@@ -114,7 +114,8 @@ def prune_folder(
     questions = None if choices is None else read_questions(choices)
     calibration, judged = data.read(source)
     dtype = torch.bfloat16 if folder.dtype == torch.bfloat16 else torch.float32
-    sweep = Sweep(folder, calibration, plan, work / "sweep", dtype, step)
+    text = _text_of_gates(plan, folder, data, memory)
+    sweep = Sweep(folder, calibration, plan, work / "sweep", dtype, step, text)
     dense_file = given / gguf if gguf_out and gguf is not None else None
     done, generates = _written(sweep, out, work, memory, dense_file)
     facts: dict[str, Any] = {
@@ -207,11 +208,23 @@ def _opened(source: Path, gguf: str | None, work: Path, memory: int | None) -> t
 def _check_cache(folder: LanguageFolder, memory: int | None, tokens: Tokens | None, target: Target) -> None:
     """What can't be written or measured must be known before hours of pruning. Raises `UsageError`."""
     check_target(target, tokens, folder.positions)
-    if 3 * _bytes(folder) > (WHOLE if memory is None else memory):
-        raise UsageError(
-            f"an ONNX file needs the whole of {folder.kind.__name__} in memory, about {formatting.size(3 * _bytes(folder))}"
-        )
+    _check_whole(folder, memory, "an ONNX file" if not runs_programs(target) else "a program")
     cached_onnx.cache_shape(cached_onnx.loaded(folder.path))
+
+
+def _text_of_gates(plan: SweepPlan, folder: LanguageFolder, data: TextData, memory: int | None) -> torch.Tensor | None:
+    """What gates are learned from; None: the criterion is another. Raises `UsageError`: the model is too large for it."""
+    if learned_masks.tokens_of(plan.criterion) is None:
+        return None
+    _check_whole(folder, memory, f"--criterion {plan.criterion}")
+    return data.to_learn(folder.path)
+
+
+def _check_whole(folder: LanguageFolder, memory: int | None, what: str) -> None:
+    """Raises `UsageError` where the whole model does not fit into memory three times."""
+    if 3 * _bytes(folder) > (WHOLE if memory is None else memory):
+        size = formatting.size(3 * _bytes(folder))
+        raise UsageError(f"{what} needs the whole of {folder.kind.__name__} in memory, about {size}")
 
 
 def _written(sweep: Sweep, out: Path, work: Path, memory: int | None, gguf: Path | None = None) -> tuple[Swept, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -16,7 +17,8 @@ from torch import nn
 from hwprune.common.files import dump_json, read_json, write_atomic
 from hwprune.common.telling import Tell, silent
 from hwprune.errors import UsageError
-from hwprune.streaming import influence
+from hwprune.methods import method
+from hwprune.streaming import influence, learned_masks
 from hwprune.streaming.block_pruning import BlockPruner, block_tensors
 from hwprune.streaming.blocks import DecoderBlock, block_of, entering
 from hwprune.streaming.channel_costs import channel_costs
@@ -29,6 +31,7 @@ from hwprune.streaming.width import Width, count_near, dims_of, narrow_skeleton,
 HELD_OUT = 4
 """Every fourth window tells whether a refit that has not seen it helps. If so, the refit is made again with all windows."""
 STATE = "state.json"
+GATES = "gates.safetensors"
 ENDS = "ends.safetensors"
 """The tensors outside the blocks, where they are others than the dense model's."""
 
@@ -62,6 +65,7 @@ class Sweep:
         plan: what is done.
         work: folder for finished blocks and hidden states; one that a killed sweep of the same plan has left is gone on with.
         dtype: of the hidden states on disk.
+        text: (windows, tokens) that gates are learned from, where the plan's criterion learns them.
 
     Attributes:
         owns_work: what is in ``work`` is this sweep's own, since `run` has looked at it.
@@ -78,7 +82,11 @@ class Sweep:
         work: Path,
         dtype: torch.dtype = torch.float32,
         step: Tell = silent,
+        text: torch.Tensor | None = None,
     ) -> None:
+        learned_masks.check(plan)
+        self.text = ids if text is None else text
+        self._gates: learned_masks.GateScores | None = None
         self.folder, self.ids, self.plan, self.work, self.dtype, self.step = folder, ids, plan, work, dtype, step
         if plan.by_block and len(plan.by_block) != folder.depth:
             raise UsageError(f"the plan has {len(plan.by_block)} blocks, the model {folder.depth}")
@@ -108,6 +116,7 @@ class Sweep:
             for window in range(len(self.ids)):
                 dense.write(window, entering(ends, self.folder.blocks, self.ids[window : window + 1])[0])
             del ends
+            self._learn()
             kept, gone = self._kept(given, dense)
             done = Swept(kept, gone, width=self._channels(given, dense, kept, gone))
             pruned = self._stream("pruned", self._narrow(done, shape), 0)
@@ -117,6 +126,7 @@ class Sweep:
             self._save(done)
         else:
             del ends
+            self._learn()
         for place in range(len(done.errors), len(done.kept)):
             self.step("pruning blocks", place, len(done.kept))
             self._block(done, place, given, shape)
@@ -181,7 +191,8 @@ class Sweep:
             block, helped = pruner.narrow(block, layer, width, pruned_in, source, wanted_out, whole=not gone)
             done.plain.extend([] if helped else [pruner.name])
             source = pruned_in  # what else is cut in it is held against the narrow block
-        module, plain = pruner.prune(block, pruned_in, source, wanted_out, whole=not gone)
+        with contextlib.nullcontext() if self._gates is None else method.also(self._gates.of_block(self.plan.criterion, index)):
+            module, plain = pruner.prune(block, pruned_in, source, wanted_out, whole=not gone)
         error = spread = 0.0
         for window in range(len(self.ids)):
             made = module(pruned_in.read(window))
@@ -212,7 +223,10 @@ class Sweep:
             return kept, {kind: places for kind, places in lost.items() if places}
         if not shares:
             return kept, {}
-        scores = influence.of_parts(self.folder, given, entered, self.work, list(shares), self.step)
+        if self._gates is None:
+            scores = influence.of_parts(self.folder, given, entered, self.work, list(shares), self.step)
+        else:
+            scores = {kind: self._gates.of_blocks(kind) for kind in shares}
         if LAYER in shares:
             gone = set(sorted(kept, key=lambda index: scores[LAYER][index])[: round(shares[LAYER] * depth)])
             kept = [index for index in kept if index not in gone]
@@ -222,6 +236,17 @@ class Sweep:
                 order = sorted((scores[kind][index], index) for index in kept)
                 silent[kind] = sorted(index for _, index in order[: round(share * depth)])
         return kept, silent
+
+    def _learn(self) -> None:
+        """Gates, where the criterion learns them; those of a killed sweep are there already."""
+        if learned_masks.tokens_of(self.plan.criterion) is None:
+            return
+        file = self.work / GATES
+        if not file.is_file():
+            with torch.enable_grad():
+                learned_masks.learn(self.folder, self.plan, self.text, self.work / "learning", self.step).save(file)
+            shutil.rmtree(self.work / "learning")
+        self._gates = learned_masks.GateScores.load(file)
 
     def _channels(self, given: list[Any], entered: HiddenStates, kept: list[int], gone: dict[str, list[int]]) -> list[int]:
         """The channels of the stream that stay; none are named if all do."""

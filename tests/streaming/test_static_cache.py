@@ -121,3 +121,19 @@ def test_files_that_the_target_does_not_run_are_refused(tmp_path, capsys, more, 
     folder, words = llama(tmp_path / "m"), text(tmp_path / "words.txt")
     assert main.main(["apply", "neuron=0.5", f"hf:{folder}", "--text", str(words), "--out", str(tmp_path / "out"), *more]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["eager", "compile", "cuda-graph"])
+def test_a_gpu_generates_with_it(mode, tmp_path):
+    from hwprune.runtimes import RuntimeSettings, get
+
+    model, ids = made("Llama"), torch.arange(12)[None]
+    path, shape = static_file(model, tmp_path / "model.pt2", ids, 16)
+    runner = get("pytorch-cuda").load(path, RuntimeSettings(options={"mode": mode}))
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits.numpy()
+    (found,) = runner.run([ids.numpy(), torch.arange(12).numpy()])
+    assert abs(found - wanted).max() < 1e-3 * abs(wanted).max()
+    for count, past in ((12, 0), (1, 12)):
+        runner.bind(shape.inputs(1, count, past))()
