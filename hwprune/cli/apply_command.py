@@ -77,9 +77,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure", action="store_true", help="with --format huggingface: measure prompts and single tokens, before and after"
     )
-    parser.add_argument("--target", metavar="NAME", help="with --measure: where: cpu, cpu-openvino or a profile (default: cpu)")
     parser.add_argument(
-        "--tokens", metavar="P+N", default="128+64", help="with --measure: a prompt of P tokens, N new ones (default: 128+64)"
+        "--target",
+        metavar="NAME",
+        help="with --format huggingface: where files will run: cpu, cpu-openvino, cpu-pytorch, or a profile (default: cpu)",
+    )
+    parser.add_argument(
+        "--tokens",
+        metavar="P+N",
+        default="128+64",
+        help="with --measure: a prompt of P tokens, N new ones; with pt2: what there is room for (default: 128+64)",
     )
     parser.add_argument(
         "--recover", metavar="distill:TOKENS", help="with --format huggingface: the dense model teaches the pruned one, from so "

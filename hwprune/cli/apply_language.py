@@ -60,7 +60,8 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
             score=options.score,
             choices=Path(options.choices) if options.choices else None, onnx=bool({"onnx", "pt2"} & {*formats}),
             gguf_out="gguf" in formats,
-            tokens=Tokens.parse(options.tokens) if options.measure else None, target=target,
+            tokens=Tokens.parse(options.tokens) if options.measure else None,
+            asked=Tokens.parse(options.tokens) if "pt2" in formats else None, target=target,
             quantize=precisions,
             distil_tokens=learned, step=progress.stage,
         )  # fmt: skip
@@ -176,7 +177,7 @@ def _tell_files(facts: dict[str, Any]) -> None:
     if "openvino" in facts:
         print(f"OpenVINO, with the cache as a state: {facts['openvino']}, run beside ONNX Runtime.")
     if "program" in facts:
-        print(f"PyTorch program with a static cache: {facts['program']}, run beside the model.")
+        print(f"PyTorch program: {facts['program']}, with room for {facts['positions']} tokens (--tokens), run beside the model.")
     if "phases" in facts:
         print(f"On {facts['target']}:")
         print("\n".join(Phases.from_json(facts["phases"]).text()))

@@ -99,7 +99,7 @@ def search_language(job: LanguageJob, out: Path, *, resume: bool = False, step: 
             path = work / f"trial{writer.suffix}"
             try:
                 shape = writer.write(scorer.tensors(allocation), path)
-            except NotAssembledError as error:
+            except (NotAssembledError, UsageError) as error:
                 raise CandidateFailure("export", str(error)) from error
             return bench.measure(path, shape)
 
@@ -231,7 +231,7 @@ def _writer(
 ) -> Assembler | StaticWriter:
     """What makes files of trials, of the kind that the target runs."""
     if runs_programs(target):
-        return StaticWriter(folder, store.lengths, tokens.batch, tokens.prompt + tokens.new)
+        return StaticWriter(folder, store.lengths, tokens.batch, tokens.prompt + tokens.new, target.precision)
     kinds = [{name: tuple(x.shape) for name, x in block.items()} for block in samples.values()]
     return Assembler(folder, kinds, store.lengths)
 

@@ -90,12 +90,18 @@ class PartStore:
 
 
 def check_room(work: Path, needed: float) -> None:
-    """Raises `UsageError` where the disk of the folder for `FILE` has less than so many bytes, and choices aren't solved yet."""
-    free = shutil.disk_usage(work).free
-    if needed > free and not (work / FILE).is_file():
+    """Raises `UsageError` where a search needs more of the disk than there is.
+
+    Args:
+        work: folder for `FILE`; what a killed run has left there counts.
+        needed: bytes, with all that is there already.
+    """
+    free, there = shutil.disk_usage(work).free, sum(one.stat().st_size for one in work.rglob("*") if one.is_file())
+    if needed > free + there and not (work / FILE).is_file():
+        more = formatting.size(needed - there)
         raise UsageError(
-            f"this search needs about {formatting.size(needed)} of disk in {work}, where {formatting.size(free)} are free: "
-            "free some, or give --out another place"
+            f"this search needs about {more} of disk in {work}, where {formatting.size(free)} are free: free some and go on with "
+            "--resume, or give --out another place"
         )
 
 

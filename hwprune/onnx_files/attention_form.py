@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from hwprune.structure.onnx.flatten import captured
+
 _FLAT = (0, 2, 1)
 """Keys (batch * heads, tokens, size) turned."""
 _TURNED = (0, 1, 3, 2)
@@ -27,7 +29,7 @@ def simplify_decoder_attention(model: onnx.ModelProto) -> int:
         for name in node.input:
             users[name].append(node)
     constants = {item.name: item for item in graph.initializer}
-    before: dict[int, onnx.NodeProto] = {}
+    before: dict[int, list[onnx.NodeProto]] = {}
     found = skipped = 0
     for softmax in [node for node in graph.node if node.op_type == "Softmax"]:
         skipped += _skip_nan(softmax, users)
@@ -35,11 +37,11 @@ def simplify_decoder_attention(model: onnx.ModelProto) -> int:
         product = makers.get(scores.input[0]) if scores is not None and scores.op_type == "Add" else scores
         if product is not None and product.op_type == "MatMul":
             turned = _keys_turned_at_once(product, makers, constants, graph)
-            if turned is not None:
+            if turned:
                 before[id(product)] = turned
                 found += 1
     if found or skipped:
-        nodes = [one for node in graph.node for one in ([before[id(node)], node] if id(node) in before else [node])]
+        nodes = [one for node in graph.node for one in (*before.get(id(node), []), node)]
         _keep_used(graph, nodes)
     return found
 
@@ -57,29 +59,32 @@ def _skip_nan(softmax: onnx.NodeProto, users: dict[str, list[onnx.NodeProto]]) -
 
 def _keys_turned_at_once(
     product: onnx.NodeProto, makers: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto], graph: onnx.GraphProto
-) -> onnx.NodeProto | None:
-    """One Transpose for the keys, which the product then reads, and one factor for the queries."""
+) -> list[onnx.NodeProto]:
+    """One Transpose for the keys and one factor for the queries, which the product then reads."""
     queries, keys = (makers.get(name) for name in product.input)
     if queries is None or keys is None or queries.op_type != "Mul" or keys.op_type != "Mul":
-        return None
+        return []
     factors = [_scalar(constants.get(node.input[1])) for node in (queries, keys)]
     back = makers.get(keys.input[0])
     turn = makers.get(back.input[0]) if back is not None and back.op_type == "Reshape" else None
     flat = makers.get(turn.input[0]) if turn is not None and turn.op_type == "Transpose" else None
     if flat is None or flat.op_type != "Reshape" or None in factors or _order(turn) != _FLAT:
-        return None
-    factor = f"{queries.output[0]}.factor"
+        return []
+    name = product.output[0]
+    factor, scaled, turned = f"{name}.factor", f"{name}.queries", f"{name}.keys"
     graph.initializer.append(numpy_helper.from_array(np.array(factors[0] * factors[1], np.float32), factor))  # type: ignore[operator]
-    queries.input[1] = factor
-    name = f"{keys.output[0]}.turned"
-    product.input[1] = name
-    return helper.make_node("Transpose", [flat.input[0]], [name], perm=_TURNED, name=name)
+    inputs = queries.input[0], flat.input[0]
+    product.input[0], product.input[1] = scaled, turned
+    return [
+        helper.make_node("Mul", [inputs[0], factor], [scaled], name=scaled),
+        helper.make_node("Transpose", [inputs[1]], [turned], perm=_TURNED, name=turned),
+    ]
 
 
 def _scalar(tensor: onnx.TensorProto | None) -> float | None:
-    if tensor is None or tensor.dims or tensor.data_type != onnx.TensorProto.FLOAT:
+    if tensor is None or np.prod(tensor.dims) != 1 or tensor.data_type != onnx.TensorProto.FLOAT:
         return None
-    return float(numpy_helper.to_array(tensor))
+    return float(numpy_helper.to_array(tensor).reshape(()))
 
 
 def _order(node: onnx.NodeProto | None) -> tuple[int, ...]:
@@ -94,7 +99,7 @@ def _keep_used(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
             copied = onnx.NodeProto()
             copied.CopyFrom(node)
             kept.append(copied)
-            wanted.update(node.input)
+            wanted.update(node.input, captured(node))
     del graph.node[:]
     graph.node.extend(reversed(kept))
     for item in [item for item in graph.initializer if item.name not in wanted]:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 MASK, POSITIONS, BEAMS = "attention_mask", "position_ids", "beam_idx"
-HIDDEN = -1e9
-"""Added to scores of tokens that are hidden. Finite, because rows of padding see nothing else, and NaN would spread from them."""
+HIDDEN = {"f16": -3e4}
+"""Added to scores of tokens that are hidden, by type. Finite, because rows of padding see nothing else, and NaN would spread from
+them."""
+ANY_HIDDEN = -1e9
 _TURNS = ((0, 2, 1), (0, 1, 3, 2))
 """Keys turned: heads flattened into the batch, or not."""
 
@@ -26,17 +28,18 @@ def fuse_attention(model: Any, *, masked: bool) -> int:
     found = [parts for node in model.get_ordered_ops() if node.get_type_name() == "Softmax" for parts in _parts(node)]
     if not found:
         return 0
+    kind = found[0][0].get_element_type()
     # Where the model has a mask, it adds it itself.
-    hidden = _hidden(_input(model, MASK, "i64", 2)) if masked and not _has(model, MASK) else None
+    hidden = _hidden(_input(model, MASK, "i64", 2), kind) if masked and not _has(model, MASK) else None
     masks: dict[Any, Any] = {}  # the blocks share theirs
     for queries, keys, values, added, factor, product in found:
         key = None if added is None else (added.get_node().get_friendly_name(), added.get_index())
         if key not in masks:
             masks[key] = hidden if added is None else added if hidden is None else opset13.add(added, hidden)
         # The operator's factor needs a mask before it.
-        mask = masks[key] if masks[key] is not None else opset13.constant(np.zeros((1, 1, 1, 1), np.float32))
+        mask = masks[key] if masks[key] is not None else opset13.constant(np.zeros((1, 1, 1, 1)), dtype=kind)
         made = opset13.scaled_dot_product_attention(
-            queries, keys, values, mask, opset13.constant(np.float32(factor)), causal=False
+            queries, keys, values, mask, opset13.constant(np.array(factor), dtype=kind), causal=False
         )
         product.output(0).replace(made.output(0))
     return len(found)
@@ -94,7 +97,8 @@ def begin_empty(model: Any) -> None:
         if node.get_type_name() == "ReadValue":
             sizes = [dim.get_length() if dim.is_static else 0 for dim in node.get_output_partial_shape(0)][1:]
             shape = opset13.concat([batch, opset13.constant(np.array(sizes, np.int64))], 0)
-            node.set_arguments([opset13.broadcast(opset13.constant(np.float32(0)), shape)])
+            nothing = opset13.constant(np.array(0), dtype=node.get_output_element_type(0))
+            node.set_arguments([opset13.broadcast(nothing, shape)])
     model.validate_nodes_and_infer_types()
 
 
@@ -102,12 +106,14 @@ def _has(model: Any, name: str) -> bool:
     return any(name in item.get_names() for item in model.inputs)
 
 
-def _hidden(mask: Any) -> Any:
+def _hidden(mask: Any, kind: Any) -> Any:
     """What is added to scores (texts, 1, 1, tokens), from a mask (texts, tokens)."""
     from openvino import opset13
 
-    gone = opset13.subtract(opset13.constant(np.float32(1)), opset13.convert(mask, "f32"))
-    return opset13.unsqueeze(opset13.multiply(gone, opset13.constant(np.float32(HIDDEN))), opset13.constant(np.array([1, 2])))
+    amount = HIDDEN.get(kind.get_type_name(), ANY_HIDDEN)
+    gone = opset13.subtract(opset13.constant(np.array(1), dtype=kind), opset13.convert(mask, kind))
+    added = opset13.multiply(gone, opset13.constant(np.array(amount), dtype=kind))
+    return opset13.unsqueeze(added, opset13.constant(np.array([1, 2])))
 
 
 def _input(model: Any, name: str, kind: str, rank: int) -> Any:
@@ -126,13 +132,27 @@ def _parts(softmax: Any) -> Iterator[tuple[Any, Any, Any, Any, float, Any]]:
     if scores.get_node().get_type_name() == "Add":
         added, scores = scores.get_node().input_value(1), scores.get_node().input_value(0)
     product = scores.get_node()
-    readers = [one.get_node() for one in _after_nan(softmax).get_target_inputs()]
-    if product.get_type_name() != "MatMul" or [one.get_type_name() for one in readers] != ["MatMul"]:
+    read = list(_after_nan(softmax).get_target_inputs())
+    readers = [one.get_node() for one in read]
+    if product.get_type_name() != "MatMul" or [one.get_type_name() for one in readers] != ["MatMul"] or read[0].get_index() != 0:
         return
-    (queries, first), (keys, second) = (_unscaled(product.input_value(place)) for place in (0, 1))
+    rank, options = len(softmax.get_output_partial_shape(0)), [one.get_attributes() for one in (softmax, product, readers[0])]
+    if (
+        options[0]["axis"] not in (-1, rank - 1)
+        or any(options[place]["transpose_a"] for place in (1, 2))
+        or options[2]["transpose_b"]
+    ):
+        return
+    (queries, of_queries), (keys, of_keys) = (_unscaled(product.input_value(place)) for place in (0, 1))
     turned = _untwisted(keys, product)
     if turned is not None and len(turned.get_partial_shape()) == 4:
-        yield queries, turned, readers[0].input_value(1), added, first * second, readers[0]
+        yield queries, turned, readers[0].input_value(1), added, of_queries * of_keys, readers[0]
+
+
+def _turns(product: Any) -> tuple[bool, bool]:
+    """Does a product turn its inputs?"""
+    options = product.get_attributes()
+    return bool(options["transpose_a"]), bool(options["transpose_b"])
 
 
 def _after_nan(softmax: Any) -> Any:
@@ -155,8 +175,8 @@ def _unscaled(output: Any) -> tuple[Any, float]:
 
 
 def _untwisted(keys: Any, product: Any) -> Any | None:
-    """Keys before they were turned for the product."""
-    if product.get_attributes().get("transpose_b"):
+    """Keys before they were turned for the product; None: it can't be told."""
+    if _turns(product)[1]:
         return keys
     node = keys.get_node()
     flat = node.get_type_name() == "Reshape"

@@ -40,7 +40,8 @@ def with_states(model: Any, pairs: dict[str, str], *, padded: bool = True) -> An
     from openvino._offline_transformations import apply_make_stateful_transformation
 
     made = model.clone()
-    made.reshape({place: openvino.PartialShape([-1, *list(item.partial_shape)[1:]]) for place, item in enumerate(made.inputs)})
+    shapes = {place: list(item.partial_shape) for place, item in enumerate(made.inputs)}
+    made.reshape({place: openvino.PartialShape([-1, *sizes[1:]]) for place, sizes in shapes.items() if sizes})
     if fuse_attention(made, masked=padded) and padded:
         free_positions(made)
     choose_beams(made, pairs)
@@ -57,8 +58,13 @@ def where_they_stand(model: Any, mask: np.ndarray[Any, Any], tokens: int) -> dic
         mask: (texts, all tokens), 0 for padding.
     """
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -tokens:]
-    known = {MASK: mask, POSITIONS: positions, BEAMS: np.arange(len(mask), dtype=np.int32)}
-    return {name: known[name] for item in model.inputs for name in item.get_names() & known.keys()}
+    known = {MASK: mask, POSITIONS: positions, BEAMS: np.arange(len(mask))}
+    found = {}
+    for item in model.inputs:
+        for name in item.get_names() & known.keys():
+            if len(item.partial_shape) == known[name].ndim:  # a user's own mask may be of another form
+                found[name] = known[name].astype(item.element_type.to_dtype())
+    return found
 
 
 @final
@@ -88,7 +94,7 @@ class StatefulRunner(Runner):
         import openvino
 
         request, given, cache = self._split(inputs)
-        tokens, past = next(iter(given.values())).shape[1], _length(cache)
+        tokens, past = self._count(given)[1], _length(cache)
         steps = min(STEPS, 2 * past + 1) if tokens == 1 else 1
         first = past - steps // 2
         start = {name: array[:, :, :first] for name, array in cache.items()}
@@ -113,8 +119,14 @@ class StatefulRunner(Runner):
         return step
 
     def _step(self, given: dict[str, np.ndarray[Any, Any]], past: int) -> dict[str, np.ndarray[Any, Any]]:
-        batch, tokens = next(iter(given.values())).shape[:2]
+        batch, tokens = self._count(given)
         return where_they_stand(self._compiled, np.ones((batch, past + tokens), np.int64), tokens)
+
+    def _count(self, given: dict[str, np.ndarray[Any, Any]]) -> tuple[int, int]:
+        """Texts, and tokens of each: sizes of what is fed in as it is, in whatever order the model takes its inputs."""
+        fed = [array for name, array in given.items() if name not in (MASK, POSITIONS, BEAMS) and array.ndim > 1]
+        batch, tokens = (fed or [*given.values()])[0].shape[:2]
+        return batch, tokens
 
     def _set(self, request: Any, cache: dict[str, np.ndarray[Any, Any]]) -> None:
         import openvino

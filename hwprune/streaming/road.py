@@ -58,6 +58,7 @@ def prune_folder(
     onnx: bool = False,
     gguf_out: bool = False,
     tokens: Tokens | None = None,
+    asked: Tokens | None = None,
     target: Target | None = None,
     known: KnownDense | None = None,
     quantize: Sequence[str] = (),
@@ -72,12 +73,14 @@ def prune_folder(
         memory: bytes that may be used; what surely needs more is refused.
         score: perplexity before and after.
         choices: questions (see `read_questions`); the share of right answers before and after.
-        onnx: an ONNX file with a cache, too: ``onnx/model.onnx``. The whole model is in memory for it.
+        onnx: a file with a cache, too, of the kind that the target runs: ``onnx/model.onnx``, with OpenVINO's
+            ``openvino/openvino_model.xml`` beside it, or ``pytorch/model.pt2``. The whole model is in memory for it.
         gguf_out: a GGUF file, too, ``model.gguf``, in the types of the one that was read. Where llama.cpp is installed it is run
             there.
         tokens: prompt and answer whose latencies are measured, before and after, with the files that are written; without any
             of them with ONNX files. None: none are.
-        target: where ONNX files are measured. Default: this CPU.
+        asked: tokens for which a program has room where nothing is measured.
+        target: where files are measured. Default: ONNX Runtime on this CPU.
         known: what is known of the dense model already.
         distil_tokens: tokens of the text that calibrates from which the dense model teaches the pruned one; 0: none. The whole
             pruned model is in memory meanwhile.
@@ -87,8 +90,9 @@ def prune_folder(
         ``out params dense_params generates kept silent blocks errors plain width uneven vllm seconds peak_bytes`` (``uneven``:
         blocks have different sizes; ``vllm``: and vLLM knows their form), with ``score`` also
         ``perplexity dense_perplexity windows length``, and ``untaught_perplexity`` of before a distillation, with ``choices``
-        also ``accuracy dense_accuracy questions``, with ``tokens`` also ``phases`` (see `Phases`; of ONNX files), with
-        ``quantize`` also ``quantised`` (precision -> `quantised_facts`), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes
+        also ``accuracy dense_accuracy questions``, with ``tokens`` also ``phases`` (see `Phases`), with ``onnx`` also
+        ``openvino``, or ``program`` and ``positions`` (file, and tokens that it has room for), with ``quantize`` also
+        ``quantised`` (precision -> `quantised_facts`), with ``gguf_out`` also ``gguf_bytes dense_gguf_bytes
         gguf_types``, and ``llama_missing`` (why llama.cpp can't be used) or ``llama_divergence`` (see `check_llama`) and, with
         ``tokens``, ``llama_phases``, and with ``score`` also ``gguf_perplexity``.
 
@@ -110,7 +114,7 @@ def prune_folder(
     given, (source, folder) = source, _opened(source, gguf, work, memory)
     with_cache = onnx or bool(quantize) or (tokens is not None and not (gguf_out and llama_files.missing() is None))
     if with_cache:
-        _check_cache(folder, memory, tokens, target or targets.load("cpu"))
+        _check_cache(folder, memory, tokens or asked, target or targets.load("cpu"))
     questions = None if choices is None else read_questions(choices)
     calibration, judged = data.read(source)
     dtype = torch.bfloat16 if folder.dtype == torch.bfloat16 else torch.float32
@@ -157,6 +161,7 @@ def prune_folder(
             precisions=quantize,
             judged=judged if score else None,
             step=step,
+            asked=asked,
         )
     shutil.rmtree(work)
     facts["seconds"] = time.monotonic() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,25 @@ def write_stateful(onnx: Path, shape: CacheShape, folder: Path, ids: torch.Tenso
     model = core.read_model(str(onnx))
     how = EXACT | (WHOLE_ACTIVATIONS if quantised else {})
     wanted = _as_it_is(core.compile_model(model, "CPU", how), shape, ids) if quantised else _wanted(onnx, shape, ids)
-    for padded in (True, False):
-        made = with_states(model, state_pairs(model), padded=padded)
-        compiled = core.compile_model(made, "CPU", how)
-        difference = max(_differences(compiled, wanted, ids.numpy(), padded=padded))
-        if difference <= TOLERANCE:
-            folder.mkdir(parents=True, exist_ok=True)
-            openvino.save_model(made, str(folder / FILE), compress_to_fp16=False)
-            return folder / FILE
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        for padded in (True, False):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            openvino.save_model(
+                with_states(model, state_pairs(model), padded=padded), str(partial / FILE), compress_to_fp16=False
+            )
+            difference = max(
+                _differences(core.compile_model(str(partial / FILE), "CPU", how), wanted, ids.numpy(), padded=padded)
+            )
+            if difference <= TOLERANCE:
+                shutil.rmtree(folder, ignore_errors=True)  # a killed run's
+                partial.rename(folder)
+                return folder / FILE
+    except RuntimeError as error:  # OpenVINO raises nothing else, a full disk included
+        raise RunError(f"{folder / FILE} can't be written, or does not run: {described(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     raise RunError(f"{onnx} computes something else in OpenVINO (difference {difference:.2g} of the largest logit)")
 
 

@@ -25,6 +25,10 @@ from hwprune.streaming.uneven import Uneven
 
 FILE = "model.pt2"
 """Its name in a folder."""
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Classes write the types of what they round into the program: it must be exported in the one in which it will run."""
+ROUNDED = 0.05
+"""As `TOLERANCE`, in 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class WithStaticCache(nn.Module):
         self.cache = Cache(layers=[StaticLayer(positions) for _ in made])
         self.attending = [place for place, pair in enumerate(made) if pair is not None]
         for layer, pair in zip(self.cache.layers, made, strict=True):
-            empty = torch.zeros(batch, 1, 1, 1)
+            empty = torch.zeros(batch, 1, 1, 1, dtype=next(model.parameters()).dtype)
             layer.lazy_initialization(*(empty.expand(batch, x.shape[1], 1, x.shape[3]) for x in pair or (empty, empty)))
         for place in self.attending:
             self.register_buffer(f"keys_{place}", self.cache.layers[place].keys)
@@ -82,53 +86,73 @@ def write_static(model: nn.Module, path: Path, batch: int, positions: int) -> St
 
     Raises:
         UsageError: its cache is something else than keys and values, or PyTorch can't export it.
+        RunError: it can't be written.
     """
     shape = cache_shape(model)
     free = torch.export.Dim.DYNAMIC
     count = 5  # no size that a model has by chance, and that torch.export takes for a constant
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(
                 WithStaticCache(model, batch, positions), (torch.zeros(batch, count, dtype=torch.int64), torch.arange(count)),
                 dynamic_shapes=({1: free}, {0: free}), strict=False,
             )  # fmt: skip
-            partial = path.with_name(f"partial-{path.name}")
-            torch.export.save(program, partial)
     except Exception as error:  # the exporter raises what torch.export does
         raise UsageError(f"{type(model).__name__} with a static cache can't be exported: {described(error)}") from error
-    partial.replace(path)
+    for node in list(program.graph.nodes):  # they hold the program to the types that it was exported in
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial-{path.name}")
+    try:
+        torch.export.save(program, partial)
+        partial.replace(path)
+    except Exception as error:  # torch raises what its archive does: a full disk, mostly
+        raise RunError(f"{path} can't be written: {described(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return StaticShape(shape.heads, shape.sizes)
 
 
 @torch.no_grad()
-def check_static(path: Path, model: nn.Module, ids: torch.Tensor) -> None:
+def check_static(path: Path, model: nn.Module, ids: torch.Tensor, batch: int = 1) -> None:
     """Run the program: half of a text, one token, then the rest; and once more, as the next text finds it.
 
     Args:
         ids: (1, tokens) of text.
+        batch: texts at a time that it was written for.
+        model: in the type of the program.
 
     Raises:
         RunError: it computes something else than the model.
     """
-    program = torch.export.load(path).module(check_guards=False)
-    wanted = model(input_ids=ids, use_cache=False).logits
+    wanted = model(input_ids=ids, use_cache=False).logits.float()
+    tolerance = TOLERANCE if next(model.parameters()).dtype == torch.float32 else ROUNDED
     half, count = ids.shape[1] // 2, ids.shape[1]
-    for _ in range(2):
+    parts = [(start, end) for start, end in ((0, half), (half, half + 1), (half + 1, count)) if start < end]
+    try:
+        program = torch.export.load(path).module(check_guards=False)
+        given = ids.expand(batch, -1)
         found = [
-            program(ids[:, one:two], torch.arange(one, two)) for one, two in ((0, half), (half, half + 1), (half + 1, count))
+            torch.cat([program(given[:, start:end], torch.arange(start, end)) for start, end in parts], dim=1) for _ in range(2)
         ]
-        difference = float((torch.cat(found, dim=1) - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
-        if not difference <= TOLERANCE:
+    except Exception as error:  # a program raises what its operators do
+        raise RunError(f"{path} does not run: {described(error)}") from error
+    for logits in found:
+        difference = float((logits.float() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+        if not difference <= tolerance:
             raise RunError(f"{path} computes something else than the model (difference {difference:.2g} of the largest logit)")
 
 
-def static_file(model: nn.Module, path: Path, ids: torch.Tensor, positions: int, batch: int = 1) -> tuple[Path, StaticShape]:
-    """Write the program and check it with (1, tokens) of text."""
+def static_file(
+    model: nn.Module, path: Path, ids: torch.Tensor, positions: int, batch: int = 1, precision: str = "fp32"
+) -> tuple[Path, StaticShape]:
+    """Write the program and check it with (1, tokens) of text; the model is in that precision afterwards."""
+    model = model.to(TYPES[precision])
     shape = write_static(model, path, batch, positions)
     try:
-        if batch == 1:
-            check_static(path, model, ids[:, :positions])
+        check_static(path, model, ids[:, :positions], batch)
     except BaseException:
         path.unlink()
         raise
@@ -142,17 +166,21 @@ class StaticWriter:
         folder: the dense model; what is not in blocks is taken from it.
         lengths: see `Uneven`.
         positions: tokens that there is room for.
+        precision: in which programs run.
     """
 
     suffix = ".pt2"
 
-    def __init__(self, folder: LanguageFolder, lengths: Mapping[str, int], batch: int, positions: int) -> None:
+    def __init__(
+        self, folder: LanguageFolder, lengths: Mapping[str, int], batch: int, positions: int, precision: str = "fp32"
+    ) -> None:
+        self._type = TYPES[precision]
         self._folder, self._lengths, self._batch, self._positions = folder, lengths, batch, positions
         self._others = {name: x.float() for name, x in folder.load(folder.other_tensors()).items()}
 
     def write(self, blocks: Sequence[Mapping[str, torch.Tensor]], path: Path) -> StaticShape:
         """Write the model with these blocks (parameter -> tensor). Raises `UsageError`."""
-        return write_static(self.model(blocks), path, self._batch, self._positions)
+        return write_static(self.model(blocks).to(self._type), path, self._batch, self._positions)
 
     def model(self, blocks: Sequence[Mapping[str, torch.Tensor]]) -> nn.Module:
         """The model with these blocks."""
@@ -172,8 +200,7 @@ class StaticWriter:
 
     def check(self, path: Path, model: nn.Module, ids: torch.Tensor) -> None:
         """See `check_static`."""
-        if self._batch == 1:
-            check_static(path, model, ids[:, : self._positions])
+        check_static(path, model.to(self._type), ids[:, : self._positions], self._batch)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from hwprune.streaming.sublayers import ATTENTION
 from hwprune.streaming.sweep import Swept
 from hwprune.workload import gguf_file
 
-SMALL = (".json", ".jinja", ".txt", ".model", ".py")
-"""Endings of what a folder says of its model and tokenizer."""
+TOLD = (
+    "config.json", "generation_config.json", "*token*.json", "vocab*", "merges.txt", "chat_template*", "*.model", "modeling_*.py",
+    "configuration_*.py",
+)  # fmt: skip
+"""Names of the files in which a folder says what its model and tokenizer are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class Delivery:
         folder = self.out / ("openvino" + (f"-{precision}" if precision else ""))
         file = stateful_openvino.write_stateful(made, shape, folder, self.ids, quantised=bool(precision))
         for one in sorted(self.model.iterdir()):
-            if one.suffix in SMALL and not one.name.endswith(".index.json") and one.is_file():
+            if one.is_file() and any(fnmatchcase(one.name, glob) for glob in TOLD):
                 shutil.copyfile(one, folder / one.name)
         return str(file.relative_to(self.out))
 
@@ -78,6 +82,7 @@ def cached_facts(
     precisions: Sequence[str],
     judged: torch.Tensor | None,
     step: Tell,
+    asked: Tokens | None = None,
 ) -> dict[str, Any]:
     """Write the file that the target runs (ONNX, OpenVINO's own beside it, or a program), and measure it.
 
@@ -88,22 +93,24 @@ def cached_facts(
         onnx: does the file stay, be it ONNX or a program?
         ids: (1, tokens) with which files are checked.
         tokens: what is measured; None: nothing is.
+        asked: tokens for which a program has room, where nothing is measured.
         precisions: in which the file is written, too (see `quantised_onnx`).
         judged: (windows, tokens) for the perplexity of these; None: it is not told.
     """
-    programs, room = runs_programs(target), tokens or Tokens()
+    programs, room = runs_programs(target), tokens or asked or Tokens()
 
     def file_of(folder: Path, place: Path) -> tuple[Path, CacheShape]:
         if programs:
             path = place / "pytorch" / static_cache.FILE
-            return static_cache.static_file(cached_onnx.loaded(folder), path, ids, room.prompt + room.new, room.batch)
+            model = cached_onnx.loaded(folder)
+            return static_cache.static_file(model, path, ids, room.prompt + room.new, room.batch, target.precision)
         return cached_file(folder, place / "onnx", ids)
 
     step("writing the program" if programs else "writing the ONNX file")
     made, shape = file_of(out, out if onnx else work)
     facts: dict[str, Any] = {"cache_bytes_per_token": shape.bytes_per_token}
     if onnx and programs:
-        facts["program"] = str(made.relative_to(out))
+        facts |= {"program": str(made.relative_to(out)), "positions": room.prompt + room.new}
     if onnx and target.runtime == "openvino":
         step("writing OpenVINO's file")
         facts["openvino"] = Delivery(out, out, ids).openvino(made, shape)

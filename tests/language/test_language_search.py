@@ -27,6 +27,7 @@ from hwprune.language.language_search import search_language
 from hwprune.streaming import road
 from hwprune.streaming.phases import Tokens
 from hwprune.streaming.plan_file import read_blocks
+from hwprune.streaming.static_cache import StaticWriter
 from hwprune.streaming.sweep_plan import SweepPlan
 from hwprune.workload.text_windows import TextData
 from tests.streaming.helpers import llama, losses, text, whole
@@ -109,8 +110,16 @@ def test_weights_of_fewer_bits_may_be_asked_for_when_a_search_has_ended(place, t
     assert rows[0]["model"] == "candidates/dense/onnx/model.int8.onnx" and "int8" in capsys.readouterr().out
 
 
-def test_pytorch_is_searched_with_its_own_programs(place, tmp_path, capsys):
-    out = tmp_path / "run"
+def test_pytorch_is_searched_with_its_own_programs(place, tmp_path, capsys, monkeypatch):
+    out, real, refused = tmp_path / "run", StaticWriter.write, []
+
+    def write(self, blocks, path):
+        if path.name == "trial.pt2" and not refused:
+            refused.append(path)
+            raise UsageError("this one can't be exported")
+        return real(self, blocks, path)
+
+    monkeypatch.setattr(StaticWriter, "write", write)
     assert main.main(words(place, out, "--target", "cpu-pytorch")) == 0
     (row,) = csv.DictReader((out / "front.csv").read_text().splitlines())
     assert row["model"].endswith("pytorch/model.pt2") and float(row["decode_s"]) > 0
@@ -119,6 +128,8 @@ def test_pytorch_is_searched_with_its_own_programs(place, tmp_path, capsys):
     with torch.no_grad():
         torch.testing.assert_close(program(ids, torch.arange(12)), model(ids).logits, rtol=1e-3, atol=1e-3)
     assert "pytorch/model.pt2" in capsys.readouterr().out
+    trials = json.loads((out / "record.json").read_text())["trials"]
+    assert [one["state"] for one in trials] == ["FAIL", "COMPLETE", "COMPLETE"]  # it costs itself, and not the search
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,3 +94,15 @@ def test_a_disk_that_fills_up_is_told(solved, tmp_path, monkeypatch):
     store = part_options.PartStore(tmp_path / "options", solved.store.lengths, solved.store.modules)
     with pytest.raises(RunError, match=r"0000-attention-1.*No space left.*--resume"):
         part_options.solve_options(solved.source, solved.texts.fitted, solved.choices, PLAN, store, tmp_path)
+
+
+def test_what_a_killed_run_has_written_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(part_options.shutil, "disk_usage", lambda _place: SimpleNamespace(free=1000))
+    (tmp_path / "options").mkdir()
+    part_options.check_room(tmp_path, 900)
+    with pytest.raises(UsageError, match=r"needs about 1.50 kB .* 1.00 kB are free.*--resume"):
+        part_options.check_room(tmp_path, 1500)
+    (tmp_path / "options" / "0000-mlp-32.safetensors").write_bytes(bytes(600))
+    part_options.check_room(tmp_path, 1500)
+    (tmp_path / "options.json").write_text("{}")
+    part_options.check_room(tmp_path, 10_000)  # all choices are there

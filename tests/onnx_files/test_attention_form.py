@@ -60,3 +60,45 @@ def test_it_computes_the_same_with_fewer_operators(causal):
     again = onnx.ModelProto()
     again.CopyFrom(proto)
     assert simplify_decoder_attention(again) == 0 and again == proto  # what is simple stays
+
+
+def decoder(*, shared):
+    """Attention as the exporter writes it; ``shared``: the scaled queries meet other keys, too, and a branch reads something."""
+    make, draw = onnx.helper.make_node, np.random.default_rng(0)
+    stored = {
+        "scale": np.array([0.5], np.float32), "flat": np.array([-1, 5, 4]), "back": np.array([2, 3, 4, 5]),
+        "others": draw.normal(size=(2, 3, 4, 6)).astype(np.float32), "yes": np.array(True),
+    }  # fmt: skip
+    nodes = [
+        make("Mul", ["q", "scale"], ["scaled"]), make("Reshape", ["k", "flat"], ["k1"]), make("Transpose", ["k1"], ["k2"], perm=[0, 2, 1]),
+        make("Reshape", ["k2", "back"], ["k3"]), make("Mul", ["k3", "scale"], ["keys"]), make("MatMul", ["scaled", "keys"], ["scores"]),
+        make("Softmax", ["scores"], ["shares"], axis=-1), make("IsNaN", ["shares"], ["bad"]),
+        make("Where", ["bad", "scale", "shares"], ["kept"]), make("MatMul", ["kept", "v"], ["out"]),
+    ]  # fmt: skip
+    info, outputs = onnx.helper.make_tensor_value_info, ["out"]
+    if shared:
+        body = onnx.helper.make_graph([make("Identity", ["beside"], ["chosen"])], "b", [], [info("chosen", 1, None)])
+        nodes += [
+            make("MatMul", ["scaled", "others"], ["more"]), make("Neg", ["q"], ["beside"]),
+            make("If", ["yes"], ["branch"], then_branch=body, else_branch=body),
+        ]  # fmt: skip
+        outputs += ["more", "branch"]
+    shapes = {"q": [2, 3, 5, 4], "k": [2, 3, 5, 4], "v": [2, 3, 5, 4]}
+    graph = onnx.helper.make_graph(
+        nodes, "g", [info(name, 1, shape) for name, shape in shapes.items()], [info(name, 1, None) for name in outputs],
+        [onnx.numpy_helper.from_array(x, name) for name, x in stored.items()],
+    )  # fmt: skip
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_others_read_stays(shared):
+    proto, before, draw = decoder(shared=shared), decoder(shared=shared), np.random.default_rng(1)
+    given = {name: draw.normal(size=(2, 3, 5, 4)).astype(np.float32) for name in "qkv"}
+    assert simplify_decoder_attention(proto) == 1
+    found, wanted = (
+        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, given)
+        for one in (proto, before)
+    )
+    for one, two in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)

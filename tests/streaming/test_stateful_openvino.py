@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,23 @@ from hwprune.workload.text_windows import TextData
 from tests.streaming.helpers import llama, text, whole
 
 openvino = pytest.importorskip("openvino")
+
+
+TOLD = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    folder = llama(tmp_path / "m")
+    shape = write_assembled(LanguageFolder(folder), tmp_path / "model.onnx")
+
+    def full(_model, file, **_):
+        Path(file).write_text("half")
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    with pytest.raises(RunError, match="can't be written, or does not run: .*iostream"):
+        write_stateful(tmp_path / "model.onnx", shape, tmp_path / "openvino", torch.arange(12)[None])
+    assert not list(tmp_path.glob("openvino*"))
 
 
 def by_openvino(file, data):
@@ -38,6 +57,7 @@ def by_openvino(file, data):
 
 def test_a_target_that_is_openvino_gets_its_file_and_it_generates(tmp_path):
     folder, words = llama(tmp_path / "m"), text(tmp_path / "words.txt")
+    (folder / "notes.txt").write_text("not for others")
     data = TextData(words, length=16, most=6, judged=3)
     facts = road.prune_folder(
         folder, data, SweepPlan([("neuron", 0.25)], "obs", "obs"), tmp_path / "out", onnx=True, tokens=Tokens(8, 4),
@@ -48,7 +68,8 @@ def test_a_target_that_is_openvino_gets_its_file_and_it_generates(tmp_path):
     eight = facts["quantised"]["int8"]
     assert eight["openvino"] == f"openvino-int8/{FILE}" and Phases.from_json(eight["phases"]).decode.value > 0
     for place in (facts["openvino"], eight["openvino"]):  # what Optimum and the tokenizers' converter read beside it
-        assert {"config.json", "tokenizer.json"} <= {one.name for one in (tmp_path / "out" / place).parent.iterdir()}
+        names = {one.name for one in (tmp_path / "out" / place).parent.iterdir()}
+        assert names == {FILE, "openvino_model.bin", *TOLD}
     sizes = [(tmp_path / "out" / place).with_suffix(".bin").stat().st_size for place in (facts["openvino"], eight["openvino"])]
     assert sizes[1] < 0.6 * sizes[0]  # the embedding has 16 bits, norms and scales have 32
     assert eight["perplexity"] == pytest.approx(by_openvino(tmp_path / "out" / eight["openvino"], data), rel=1e-5)

@@ -10,6 +10,7 @@ import transformers
 
 from hwprune.cli import main
 from hwprune.errors import RunError, UsageError
+from hwprune.runtimes import RuntimeSettings, get
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.static_cache import StaticWriter, check_static, static_file, write_static
 from tests.streaming.helpers import llama, text, whole
@@ -104,7 +105,28 @@ def test_apply_writes_and_measures_it(tmp_path, capsys):
     assert facts["program"] == "pytorch/model.pt2" and "PyTorch" in facts["target"]
     assert facts["phases"]["decode"]["value"] > 0 and facts["phases"]["prefill_speedup"]["value"] > 0
     check_static(tmp_path / "out" / facts["program"], whole(tmp_path / "out"), torch.arange(12)[None])
-    assert not (tmp_path / "out" / "onnx").exists()
+    assert not (tmp_path / "out" / "onnx").exists() and facts["positions"] == 12
+
+
+def test_room_is_asked_for_and_told_without_measuring(tmp_path, capsys):
+    folder, words = llama(tmp_path / "m"), text(tmp_path / "words.txt")
+    given = [
+        "apply",
+        "neuron=0.5",
+        f"hf:{folder}",
+        "--text",
+        str(words),
+        "--length",
+        "16",
+        "--windows",
+        "6",
+        "--format",
+        "huggingface,pt2",
+    ]
+    assert main.main([*given, "--tokens", "40+30", "--out", str(tmp_path / "too-long")]) == 2
+    assert "is more than the 64 positions of this model" in capsys.readouterr().err
+    assert main.main([*given, "--tokens", "1+1", "--out", str(tmp_path / "out")]) == 0
+    assert "pytorch/model.pt2, with room for 2 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -123,11 +145,34 @@ def test_files_that_the_target_does_not_run_are_refused(tmp_path, capsys, more, 
     assert message in capsys.readouterr().err
 
 
+def test_two_tokens_are_enough_to_check_it_and_texts_side_by_side(tmp_path):
+    model = made("Llama")
+    path, shape = static_file(model, tmp_path / "model.pt2", torch.tensor([[3, 5]]), 2, batch=3)
+    assert [x.shape for x in shape.inputs(3, 1, 1)] == [(3, 1), (1,)]
+    with pytest.raises(RunError, match="does not run"):  # it is for three texts
+        check_static(path, model, torch.tensor([[3, 5]]))
+
+
+def test_it_runs_in_16_bits(tmp_path):
+    path, shape = static_file(made("Llama"), tmp_path / "model.pt2", torch.arange(12)[None], 16, precision="bf16")
+    runner = get("pytorch-cpu").load(path, RuntimeSettings(precision="bf16"))
+    runner.bind(shape.inputs(1, 1, 12))()
+
+
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
+    def full(_program, file):
+        file.write_bytes(b"half")
+        raise RuntimeError("unexpected pos 65792 vs 65680")
+
+    monkeypatch.setattr(torch.export, "save", full)
+    with pytest.raises(RunError, match=r"model.pt2 can't be written: .*unexpected pos"):
+        write_static(made("Llama"), tmp_path / "model.pt2", 1, 16)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["eager", "compile", "cuda-graph"])
 def test_a_gpu_generates_with_it(mode, tmp_path):
-    from hwprune.runtimes import RuntimeSettings, get
-
     model, ids = made("Llama"), torch.arange(12)[None]
     path, shape = static_file(model, tmp_path / "model.pt2", ids, 16)
     runner = get("pytorch-cuda").load(path, RuntimeSettings(options={"mode": mode}))
