@@ -45,6 +45,7 @@ class Target:
         channel_multiple: ISA or ``default`` -> sizes that the kernels like are multiples of this.
         options: passed to the runtime.
         roofline: name -> {"value", "source"}; not used for anything that is called measured.
+        compute_capability: of an NVIDIA device, 89 for 8.9; 0: not said.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Target:
     channel_multiple: Mapping[str, int]
     options: Mapping[str, Any] = field(default_factory=dict)
     roofline: Mapping[str, Any] = field(default_factory=dict)
+    compute_capability: int = 0
 
     def matches(self, device: str) -> bool:
         """Is this the name, as a driver reports it, of a device that the profile describes?
@@ -145,6 +147,7 @@ def load(name: str) -> Target:
         channel_multiple=multiple,
         options=table.free("options"),
         roofline=_roofline(table),
+        compute_capability=table.integer("compute_capability", 0, low=0),
     )
     table.finish()
     return target

@@ -49,15 +49,44 @@ def make_logger(trt: Any, log: SparsityLog) -> Any:
     return Logger()
 
 
-def build(trt: Any, path: Path, settings: RuntimeSettings, logger: Any, log: SparsityLog) -> Any:
-    """The serialized engine. Raises RuntimeError with TensorRT's own words."""
+class RefusedError(RuntimeError):
+    """The parser refuses nodes of a model.
+
+    Attributes:
+        nodes: ``name``, ``operator`` and ``reason`` of each.
+    """
+
+    def __init__(self, nodes: list[dict[str, str]]) -> None:
+        self.nodes = nodes
+        told = "; ".join(f"{node['operator']} ({node['name']}): {node['reason']}" for node in nodes)
+        super().__init__(f"TensorRT can't read the model: {told}")
+
+
+def build(
+    trt: Any,
+    path: Path,
+    settings: RuntimeSettings,
+    logger: Any,
+    log: SparsityLog,
+    configure: Callable[[Any], None] = lambda _config: None,
+) -> Any:
+    """The serialized engine.
+
+    Args:
+        configure: sets more of the builder's configuration.
+
+    Raises:
+        RefusedError: it has operators that TensorRT does not know, or not in this form.
+        RuntimeError: no engine can be built; with TensorRT's own words.
+    """
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
-        faults = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise RuntimeError(f"TensorRT can't read the model: {faults}")
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        raise RefusedError([_refused(path, error) for error in errors])
     config = builder.create_builder_config()
+    configure(config)
     config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings.options.get("workspace_bytes", WORKSPACE)))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -76,6 +105,18 @@ def build(trt: Any, path: Path, settings: RuntimeSettings, logger: Any, log: Spa
     if plan is None:
         raise RuntimeError(f"TensorRT can't build an engine: {'; '.join(log.errors[-3:]) or 'no reason given'}")
     return plan
+
+
+def _refused(path: Path, error: Any) -> dict[str, str]:
+    """``name``, ``operator`` and ``reason``. Some errors don't say their node, but in which function it was read."""
+    operator = error.node_operator() or error.func().removeprefix("import")
+    name = error.node_name()
+    if not name:
+        import onnx
+
+        known = [node.name for node in onnx.load(str(path), load_external_data=False).graph.node if node.op_type == operator]
+        name = known[0] if len(known) == 1 else f"one of {len(known)}"
+    return {"name": name, "operator": operator, "reason": error.desc()}
 
 
 def _shape(declared: tuple[int, ...], settings: RuntimeSettings, index: int) -> tuple[int, ...]:

@@ -1,0 +1,141 @@
+"""NVIDIA's parser and builder, without a GPU: what builds, what does not, and which operator is to blame."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from hwprune.cli import main
+from hwprune.deploy.build_check import ToBuild, check_builds, files_of
+from hwprune.errors import UnavailableError, UsageError
+from hwprune.onnx_files import tidy
+from hwprune.records import target as targets
+from hwprune.records.record import read_record
+from hwprune.runtimes import tensorrt_rtx
+
+TARGET = "rtx-4090"
+make = onnx.helper.make_node
+
+
+@pytest.fixture
+def builder():
+    if reason := tensorrt_rtx.missing():
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def good(tmp_path):
+    with tidy.quiet(), torch.no_grad():
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 10)).eval()
+        torch.onnx.export(model, (torch.zeros(1, 3, 8, 8),), tmp_path / "good.onnx", dynamo=True, verbose=False)
+    return tmp_path / "good.onnx"
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Sums into places: an operator that TensorRT knows, in a form that it does not."""
+    info = onnx.helper.make_tensor_value_info
+    nodes = [make("Relu", ["x"], ["y"], name="first"),
+             make("ScatterElements", ["y", "places", "y"], ["out"], name="sums", axis=1, reduction="add")]  # fmt: skip
+    graph = onnx.helper.make_graph(
+        nodes, "g", [info("x", onnx.TensorProto.FLOAT, [2, 4])], [info("out", onnx.TensorProto.FLOAT, [2, 4])],
+        [onnx.numpy_helper.from_array(np.zeros((2, 4), np.int64), "places")],
+    )  # fmt: skip
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), tmp_path / "refused.onnx"
+    )
+    return tmp_path / "refused.onnx"
+
+
+@pytest.mark.usefixtures("builder")
+def test_a_model_builds_for_cards_that_are_elsewhere(good, tmp_path, capsys):
+    assert main.main(["check", str(good), "--target", "rtx-4090,t4", "--out", str(tmp_path / "engines"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["targets"]
+    engines = {path.name: path.stat().st_size for path in (tmp_path / "engines").iterdir()}
+    assert engines == {
+        f"good.onnx.sm{capability}.engine": told[name]["good.onnx"]["engine_bytes"]
+        for name, capability in ((TARGET, 89), ("t4", 75))
+    }
+    assert all(size > 10_000 for size in engines.values())
+
+
+@pytest.mark.usefixtures("builder")
+def test_the_operator_that_is_to_blame_is_named(refused, good, capsys):
+    assert main.main(["check", str(refused), "--target", TARGET]) == 1
+    told = capsys.readouterr().out
+    assert "does not build" in told and "ScatterElements sums: " in told and "not how fast it is" in told
+    found = check_builds([ToBuild("a", refused), ToBuild("b", good)], targets.load(TARGET))
+    assert [one.builds for one in found.values()] == [False, True]  # one that fails keeps nobody else from it
+    assert [(node["operator"], node["name"]) for node in found["a"].refused] == [("ScatterElements", "sums")]
+
+
+@pytest.mark.usefixtures("builder")
+def test_a_runs_points_and_its_dense_model_are_built(finished_run, capsys):
+    points = [str(point.trial) for point in read_record(finished_run).front]
+    assert main.main(["check", str(finished_run), "--target", "l4", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["targets"]["l4"]
+    assert list(told) == ["dense", *points] and all(one["builds"] for one in told.values())
+
+
+@pytest.mark.usefixtures("builder")
+def test_it_is_built_in_the_precision_of_the_target(good, monkeypatch):
+    built, real = [], tensorrt_rtx.build_ahead
+
+    def seen(path, *more):
+        built.append({item.data_type for item in onnx.load(path, load_external_data=False).graph.initializer})
+        return real(path, *more)
+
+    monkeypatch.setattr(tensorrt_rtx, "build_ahead", seen)
+    assert check_builds([ToBuild("a", good)], targets.load(TARGET))["a"].builds
+    assert onnx.TensorProto.FLOAT16 in built[0] and onnx.TensorProto.FLOAT not in built[0]
+    assert onnx.TensorProto.FLOAT in {item.data_type for item in onnx.load(good).graph.initializer}  # the user's own stays
+
+
+@pytest.mark.usefixtures("builder")
+def test_a_builder_that_hangs_or_dies_is_told(good, tmp_path, monkeypatch):
+    assert "ended after 0.01 s" in tensorrt_rtx.build_ahead(good, 89, [], limit_s=0.01).reason
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    assert not tensorrt_rtx.build_ahead(tmp_path / "broken.onnx", 89, []).builds
+    crash = tmp_path / "crash"
+    crash.write_text("#!/bin/sh\nexit 139\n")
+    crash.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(crash))
+    assert "died (exit code 139)" in tensorrt_rtx.build_ahead(good, 89, []).reason
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["good.onnx", "--target", "cpu"], "cpu is no NVIDIA GPU"),
+        (["good.onnx", "--target", "h100"], "compute capability 9.0; TensorRT for RTX builds for 7.5"),
+        (["good.onnx", "--target", TARGET, "--shape", "1,b"], "--shape takes sizes such as"),
+        (["none.onnx", "--target", TARGET], "there is no file"),
+    ],
+)
+@pytest.mark.usefixtures("builder")
+def test_what_can_not_be_is_one_message(good, words, message, capsys, monkeypatch):
+    monkeypatch.chdir(good.parent)
+    assert main.main(["check", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_builder_the_way_to_it_is_told(good, monkeypatch):
+    monkeypatch.setattr(tensorrt_rtx, "LIBRARY", "no_such_module")
+    with pytest.raises(UnavailableError, match=r"pip install 'hwprune\[tensorrt-rtx\]'"):
+        check_builds([ToBuild("a", good)], targets.load(TARGET))
+
+
+def test_files_of_a_language_models_search_are_found(tmp_path):
+    for place in ("7/onnx/model.onnx", "7/onnx/model.int8.onnx", "dense/onnx/model.int8.onnx"):
+        (tmp_path / "candidates" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "candidates" / place).touch()
+    (tmp_path / "language.json").touch()
+    assert [one.name for one in files_of(tmp_path)] == ["7/model.int8", "7/model", "dense/model.int8"]
+    with pytest.raises(UsageError):
+        files_of(tmp_path / "nothing")
