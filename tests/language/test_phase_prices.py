@@ -22,6 +22,8 @@ DEPTH = 5
 class Assembler:
     """Notes what it is to write: the sample's size tells its name."""
 
+    suffix = ".onnx"
+
     def write(self, blocks, path):
         sizes = [len(block["x"]) for block in blocks]
         assert sizes[0] == 10 and sizes[1:] == [sizes[1]] * (DEPTH - 1)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 
@@ -113,9 +114,20 @@ def _file_of(storage: str) -> Path | None:
     return Path(storage.removeprefix("sqlite:///")) if plain else None
 
 
+def _is_made(path: Path) -> bool:
+    """Are all tables of a file there? To open it sooner would make an empty one, or write its version twice, which fails both."""
+    if not path.is_file():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=60)) as connection:
+            return connection.execute("SELECT version_num FROM alembic_version").fetchone() is not None
+    except sqlite3.OperationalError as error:
+        return "no such table" not in str(error)  # whoever opens it says what else is wrong
+
+
 def load_study(storage: str) -> optuna.Study:
     """The study that another process has made. Raises `UsageError` if there is none yet."""
-    if (path := _file_of(storage)) is not None and not path.is_file():  # to open it would make an empty one
+    if (path := _file_of(storage)) is not None and not _is_made(path):
         raise UsageError(f"{mask_password(storage)} holds no hwprune study (yet)")
     try:
         return optuna.load_study(storage=_open(storage, create=False), study_name=STUDY)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+
 import optuna
 import pytest
 
 import hwprune
-from hwprune.errors import HwpruneError
+from hwprune.errors import HwpruneError, UsageError
 from hwprune.searching.progress import Progress
 from hwprune.searching.study.storage import create_study, load_study, storage_errors
 from hwprune.searching.study.store import Store
@@ -60,3 +63,21 @@ def test_a_database_that_is_not_there_is_told_before_anything_takes_long(tmp_pat
             hwprune.search(tiny_workload(), trials=1, out=tmp_path / "run", storage=storage, progress=Told())
         assert not told and "geheim" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_who_joins_while_tables_are_being_made_leaves_them_alone(tmp_path):
+    """To open them at that moment would write their version twice: then one of the two fails, and it may be the search."""
+    create_study(f"sqlite:///{tmp_path / 'done.db'}")
+    half = tmp_path / "half?.db"
+    with contextlib.closing(sqlite3.connect(tmp_path / "done.db")) as done, contextlib.closing(sqlite3.connect(half)) as other:
+        made = [text for (text,) in done.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
+        for place, text in enumerate(made):  # every moment of it
+            with pytest.raises(UsageError, match="holds no hwprune study"):
+                load_study(f"sqlite-file:{half}")
+            assert other.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0] <= place
+            other.execute(text)
+            other.commit()
+        with pytest.raises(UsageError, match="holds no hwprune study"):
+            load_study(f"sqlite-file:{half}")
+        assert other.execute("SELECT count(*) FROM alembic_version").fetchone() == (0,)
+    assert load_study(f"sqlite:///{tmp_path / 'done.db'}").study_name == "hwprune"
