@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
         choices: pattern, sparsity; without any the recipe is a file that says it for each block.
     """
     from hwprune.cli.progress_bar import make_progress
-    from hwprune.streaming import quantised_onnx, road
+    from hwprune.streaming import learned_masks, quantised_onnx, road
     from hwprune.streaming.distilling import tokens_of
     from hwprune.streaming.phases import Tokens
     from hwprune.streaming.plan_file import read_blocks
@@ -44,7 +44,9 @@ def run(options: argparse.Namespace, choices: list[tuple[str, float | None]]) ->
     formats, source = options.format.split(","), Path(options.workload.removeprefix("hf:"))
     width = any(name == "hidden" for name, _ in wanted)
     multiple = options.multiple or road.usual_multiple(source, options.gguf, gguf_out="gguf" in formats, width=width)
-    compensation, strict = options.compensation or "obs", "gguf" in formats
+    # What was learned from words is not what least squares would keep: their repair made it worse (docs/figures/language.md).
+    usual = "obs" if learned_masks.tokens_of(criterion) is None else "none"
+    compensation, strict = options.compensation or usual, "gguf" in formats
     plan = SweepPlan(wanted, criterion, compensation, tuple(options.exclude), multiple, strict, by_block)
     numbers = {"text": options.text, "length": options.length, "windows": options.windows}
     data = text_data({key: value for key, value in numbers.items() if value is not None})
