@@ -79,6 +79,7 @@ def test_what_is_missed_most_stays_open():
     torch.testing.assert_close(gates.odds[0], gates.odds[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_cuts_what_was_learned(planted, tmp_path, capsys):
     folder, words, idle, _ = planted
     given = [
