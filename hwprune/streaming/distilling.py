@@ -100,14 +100,19 @@ def _rest(logs: torch.Tensor) -> torch.Tensor:
     return torch.log1p(-logs.exp().sum(-1).clamp(max=1 - 1e-6))
 
 
+def count_of(text: str) -> int:
+    """``30000``, ``30k`` or ``2M``; 0: it is no such number."""
+    factor = {"k": 1000, "M": 1_000_000}.get(text[-1:], 1)
+    digits = text if factor == 1 else text[:-1]
+    return int(digits) * factor if digits.isdecimal() else 0
+
+
 def tokens_of(text: str) -> int:
     """``distill:TOKENS``, such as distill:100k. Raises `UsageError`."""
     name, _, count = text.partition(":")
-    factor = {"k": 1000, "M": 1_000_000}.get(count[-1:], 1)
-    digits = count if factor == 1 else count[:-1]
-    if name != "distill" or not digits.isdecimal() or int(digits) < 1:
+    if name != "distill" or not count_of(count):
         raise UsageError(f"--recover of a language model takes distill:TOKENS, such as distill:100k, got {text!r}")
-    return int(digits) * factor
+    return count_of(count)
 
 
 def distil(

@@ -26,7 +26,7 @@ from hwprune.layers.statistics import LayerStatistics
 from hwprune.streaming import cached_onnx
 from hwprune.streaming.block_pruning import NEURON, PREFIX, BlockPruner, Readers
 from hwprune.streaming.blocks import block_of, entering
-from hwprune.streaming.distilling import BATCH, teacher_words
+from hwprune.streaming.distilling import BATCH, count_of, teacher_words
 from hwprune.streaming.folder import LanguageFolder
 from hwprune.streaming.hidden_states import HiddenStates
 from hwprune.streaming.sublayers import ATTENTION, MLP, names_of
@@ -167,11 +167,9 @@ def tokens_of(criterion: str) -> int | None:
     name, colon, count = criterion.partition(":")
     if name != NAME:
         return None
-    factor = {"k": 1000, "M": 1_000_000}.get(count[-1:], 1)
-    digits = count if factor == 1 else count[:-1]
-    if not colon or not digits.isdecimal() or int(digits) < 1:
+    if not colon or not count_of(count):
         raise UsageError(f"--criterion {NAME} takes the tokens that it learns from: {NAME}:30k, got {criterion!r}")
-    return int(digits) * factor
+    return count_of(count)
 
 
 def check(plan: SweepPlan) -> None:
