@@ -136,12 +136,8 @@ def _parts(softmax: Any) -> Iterator[tuple[Any, Any, Any, Any, float, Any]]:
     readers = [one.get_node() for one in read]
     if product.get_type_name() != "MatMul" or [one.get_type_name() for one in readers] != ["MatMul"] or read[0].get_index() != 0:
         return
-    rank, options = len(softmax.get_output_partial_shape(0)), [one.get_attributes() for one in (softmax, product, readers[0])]
-    if (
-        options[0]["axis"] not in (-1, rank - 1)
-        or any(options[place]["transpose_a"] for place in (1, 2))
-        or options[2]["transpose_b"]
-    ):
+    axis, last = softmax.get_attributes()["axis"], len(softmax.get_output_partial_shape(0)) - 1
+    if axis not in (-1, last) or _turns(product)[0] or any(_turns(readers[0])):
         return
     (queries, of_queries), (keys, of_keys) = (_unscaled(product.input_value(place)) for place in (0, 1))
     turned = _untwisted(keys, product)

@@ -3,8 +3,8 @@
 Gates are hard-concrete (Louizos et al. 2018, arXiv 1712.01312): while they are learned each is open, shut or between by chance.
 Of every kind so many stay open as are to stay, in expectation, and the gates that are missed most when they are shut are the ones
 that stay (Sheared LLaMA, Xia et al. 2024, arXiv 2310.06694). The dense model's words are the target. Two things are done
-otherwise: the number of open gates is met in every step, by the multiplier that meets it, and no weight learns: the sweep
-makes up for what is gone, layer by layer. The paper learns from 0.4 billion tokens.
+otherwise: the number of open gates is met in every step, by the multiplier that meets it, and no weight learns. The paper learns
+from 0.4 billion tokens.
 """
 
 from __future__ import annotations
