@@ -1,6 +1,10 @@
 # make setup | demo | test | test-slow | check | docs | bench | zoo | cases | fuzz; nothing but Python 3.11+ and make is needed before.
 PYTHON ?= python3
 BIN := .venv/bin
+# LiteRT's converter and what it imports. Not by its own list: its xdsl asks for a typing-extensions that selenium refuses.
+LITERT := litert-torch litert-converter xdsl lark ai-edge-quantizer litert-lm-builder jax jaxlib opt-einsum jaxtyping wadler-lindig \
+	multipledispatch immutabledict fire termcolor absl-py kagglehub
+WEB := onnxruntime-web@1.30.0
 # Threads that wait for each other sleep: spinning, they take the cores from those that they wait for when several tests run.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -13,6 +17,9 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(LITERT)
+	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --ignore-scripts --prefix .venv/share/hwprune $(WEB); fi \
+		|| echo "onnxruntime-web could not be installed: the tests of the runtime for browsers will be skipped"
 	@touch $@
 
 demo: setup

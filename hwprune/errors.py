@@ -91,7 +91,7 @@ class RunError(HwpruneError):
 class CandidateFailure(HwpruneError):  # noqa: N818 - the field says a candidate fails
     """One candidate could not be made, exported, run or measured.
 
-    ``stage`` is one of ``prune``, ``export``, ``run``, ``parity``, ``evaluate``, ``measure``.
+    ``stage`` is one of ``prune``, ``export``, ``convert``, ``run``, ``parity``, ``evaluate``, ``measure``.
     """
 
     def __init__(self, stage: str, reason: str) -> None:

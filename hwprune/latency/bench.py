@@ -11,6 +11,7 @@ from typing import Any
 from hwprune import runtimes
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency.host import Host, LocalHost
+from hwprune.latency.micro import OWN
 from hwprune.latency.paired import Paired, Settings
 from hwprune.latency.worker_process import BenchLimits, WorkerProcess
 from hwprune.records.target import Target
@@ -113,6 +114,7 @@ class Bench:
         arguments = self._load_arguments(key, path)
         if threads is not None:
             arguments["settings"] = {**self._settings, "threads": threads}
+        self._convert("convert", {name: arguments[name] for name in ("path", "runtime", "settings")})
         self._ask("run", "load", arguments)
         before, self._places[key] = self._places.get(key), arguments["path"]
         if keep:
@@ -177,8 +179,11 @@ class Bench:
     def micro(self, folder: Path, pieces: Sequence[str], rounds: int) -> dict[str, Any]:
         """Times of small models in a folder; see `hwprune.latency.worker.Worker.do_micro`."""
         self._awake()
+        place = self._host.put(folder)
+        for piece in (*OWN, *pieces) if self._runtime.convert_s else ():
+            self._convert("convert_piece", {"folder": place, "piece": piece, "runtime": self._target.runtime})
         arguments = {
-            "folder": self._host.put(folder), "pieces": list(pieces), "runtime": self._target.runtime,
+            "folder": place, "pieces": list(pieces), "runtime": self._target.runtime,
             "settings": self._settings, "clock": self.clock, "rounds": rounds,
         }  # fmt: skip
         return self._exclusive("micro", arguments)
@@ -194,6 +199,15 @@ class Bench:
         arguments = {"key": key, "samples": self._host.put(samples), "runtime": self._target.runtime}
         joules: float | None = self._exclusive("energy", arguments)["joules"]
         return joules
+
+    def _convert(self, operation: str, arguments: Mapping[str, Any]) -> None:
+        """Make a runtime's own format of a file, if it has one: outside the timing slot, and with a limit of its own.
+
+        Raises:
+            CandidateFailure: (stage ``convert``) the converter refuses it.
+        """
+        if self._runtime.convert_s:
+            self._ask("convert", operation, arguments, self._limits.seconds + self._runtime.convert_s)
 
     def _exclusive(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """One command while nobody else times on the device; waiting does not count as the candidate's time."""

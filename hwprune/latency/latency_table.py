@@ -331,6 +331,7 @@ def _write_reference(folder: Path, kind: int) -> None:
     graphs = {
         "reference": (conv, image, [onnx.numpy_helper.from_array(weight, "w")]),
         "nothing": (onnx.helper.make_node("Identity", ["x"], ["y"]), image[:, :1, :1, :1], []),
+        "next-to-nothing": (onnx.helper.make_node("Relu", ["x"], ["y"]), image[:, :1, :1, :1], []),
     }
     for name, (node, x, stored) in graphs.items():
         graph = onnx.helper.make_graph([node], name, [tensor("x", kind, x.shape)], [tensor("y", kind, x.shape)], stored)

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from statistics import median
 
 from hwprune.latency.paired import Clock, Timed
+from hwprune.runtimes.base import OWN_TIMERS
 
 ROUNDS = 11
+OWN = ("reference", "nothing", "next-to-nothing")
+"""Pieces of every folder: what all are compared with, a model that computes nothing, and one that computes a single number, for
+runtimes that can't load the former."""
 BLOCK_S = 0.001
 
 
@@ -31,7 +35,7 @@ def measure(
     """Ratios of the pieces to the reference (both without the cost of a call), the reference's seconds and a call's seconds.
 
     Args:
-        which: the clock: ``thread_cpu``, ``wall`` or ``cuda_event``.
+        which: the clock: ``thread_cpu``, ``wall``, ``cuda_event`` or ``process``.
     """
     clock = clock or Clock()
     everybody = [reference, nothing, *pieces]
@@ -67,7 +71,7 @@ def _runs(timed: Timed, which: str, clock: Clock) -> int:
 
 def _time(timed: Timed, runs: int, which: str, clock: Clock) -> float:
     """Seconds of one run."""
-    if which == "cuda_event" and timed.seconds is not None:
+    if which in OWN_TIMERS and timed.seconds is not None:
         return timed.seconds(runs) / runs
     read = clock.cpu_ns if which == "thread_cpu" else clock.wall_ns
     start = read()

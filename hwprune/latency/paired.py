@@ -27,11 +27,12 @@ from typing import Any
 from hwprune.common.files import Table
 from hwprune.latency.interval import correlated_median_interval, decorrelate, median_interval
 from hwprune.records.measurement import Measurement
+from hwprune.runtimes.base import OWN_TIMERS, THREAD_CPU, WALL
 
 Run = Callable[[], object]
 Seconds = Callable[[int], float]
 
-CLOCKS = ("wall", "thread_cpu", "cuda_event")
+CLOCKS = (WALL, THREAD_CPU, *OWN_TIMERS)
 SESSION_SD = 0.005
 """Standard deviation of ln(ratio) between sessions of one file before anything was measured (0.5 % on shared x86 machines)."""
 WARMUP_BLOCKS = 4
@@ -54,7 +55,8 @@ class Settings:
     """The rule of how long to measure.
 
     Attributes:
-        clock: what ranks: ``thread_cpu`` (one-thread CPU runtimes), ``wall``, or ``cuda_event``.
+        clock: what ranks: ``thread_cpu`` (one-thread CPU runtimes), ``wall``, ``cuda_event``, or ``process``, the clock of a
+            runtime's own process.
         half_width: stop when the interval of ln(ratio) inside this pair of sessions is within +- this.
         limit_s: give up then and keep the wide interval.
         block_s: shortest time of one block: timer and scheduler noise are small against 2 ms.
@@ -269,7 +271,7 @@ def outlier_share(values: Sequence[float]) -> float:
 def _ranked(blocks: Sequence[BlockTime], settings: Settings) -> list[float]:
     if settings.clock == "thread_cpu":
         return [block.cpu for block in blocks]
-    return [block.device if settings.clock == "cuda_event" else block.wall for block in blocks]
+    return [block.device if settings.clock in OWN_TIMERS else block.wall for block in blocks]
 
 
 def _contended(block: BlockTime, settings: Settings) -> bool:

@@ -34,12 +34,13 @@ from hwprune.errors import described
 from hwprune.latency import fingerprint, micro, paired, sensors
 from hwprune.latency.availability import missing
 from hwprune.latency.device_lock import Slot
+from hwprune.latency.micro import OWN
 from hwprune.latency.samples import read_batches
 from hwprune.records.target import Target
 from hwprune.runtimes import Runner
 from hwprune.version import VERSION
 
-OWN, OWN_FAILED = ("reference", "nothing"), "the runtime can't run the reference"
+OWN_FAILED = "the runtime can't run the reference"
 ENERGY_S = 1.0  # seconds for which a model runs while its energy is counted
 
 
@@ -52,6 +53,7 @@ class Worker:
         self._before_bytes: dict[str, int | None] = {}
         self._slots: dict[str, Slot] = {}
         self._folder: Path | None = None
+        self._own: dict[str, dict[str, paired.Timed]] = {}
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry out one command; an exception becomes an answer."""
@@ -124,6 +126,20 @@ class Worker:
         self._before_bytes[key] = before
         return {}
 
+    def do_convert(self, path: str, runtime: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Make what the runtime loads of a file, where it has a format of its own: before the device's slot is taken."""
+        runtimes.get(runtime).convert(Path(path), _shapes(settings))
+        return {}
+
+    def do_convert_piece(self, folder: str, piece: str, runtime: str) -> dict[str, Any]:
+        """The same for one of the small models of `do_micro`; what can't be converted is told there."""
+        if piece in OWN and any(piece in own for name, own in self._own.items() if json.loads(name)[0] == runtime):
+            return {}  # they are the same in every folder
+        _, inputs = next(iter(read_batches(f"{folder}/{piece}.npz")))
+        with contextlib.suppress(RuntimeError):
+            runtimes.get(runtime).convert(Path(folder) / f"{piece}.onnx", tuple(array.shape for array in inputs))
+        return {}
+
     def do_facts(self, key: str) -> dict[str, Any]:
         return self._runners[key].facts()
 
@@ -166,25 +182,30 @@ class Worker:
 
         A piece that can't be loaded or run gets its error instead of a number.
         """
+        own = self._own.setdefault(json.dumps([runtime, settings, _kind_of(folder)]), {})
         timed: dict[str, paired.Timed] = {}
         errors: dict[str, str] = {}
         for name in (*OWN, *pieces):
+            if name in own:
+                timed[name] = own[name]
+                continue
             try:
                 _, inputs = next(iter(read_batches(f"{folder}/{name}.npz")))
                 shapes = [list(array.shape) for array in inputs]
                 timed[name] = _timed(_load(f"{folder}/{name}.onnx", runtime, {**settings, "shapes": shapes}), inputs)
-            except Exception as error:  # the piece's failure
-                text = described(error)
                 if name in OWN:
-                    raise RuntimeError(f"{OWN_FAILED}: {text}") from error
-                errors[name] = text
+                    own[name] = timed[name]
+            except Exception as error:  # the piece's failure
+                errors[name] = described(error)
+        reference, *nothing = OWN
+        call = next((timed[name] for name in nothing if name in timed), None)
+        if reference not in timed or call is None:
+            raise RuntimeError(f"{OWN_FAILED}: {errors.get(reference) or errors[nothing[-1]]}")
         names = [name for name in pieces if name in timed]
-        results, reference_s, call_s = micro.measure(
-            [timed[name] for name in names], timed["reference"], timed["nothing"], clock, rounds
-        )
+        results, reference_s, call_s = micro.measure([timed[name] for name in names], timed[reference], call, clock, rounds)
         return {
             "pieces": {name: [piece.ratio, piece.half_width] for name, piece in zip(names, results, strict=True)},
-            "errors": errors,
+            "errors": {name: text for name, text in errors.items() if name not in OWN},
             "reference_s": reference_s,
             "call_s": call_s,
         }
@@ -195,6 +216,8 @@ class Worker:
         A GPU's library keeps what it once took, so there it is what is in use after the runs.
         """
         _, inputs = next(iter(read_batches(samples)))
+        if not runtimes.get(runtime).in_process:
+            return {"loaded_bytes": None, "peak_bytes": None}
         reset = sensors.reset_peak()
         runner = self._runners[key]
         for _ in range(3):
@@ -251,9 +274,19 @@ def _in_chunks(runner: Runner, inputs: list[np.ndarray[Any, Any]], chunk: int) -
 
 
 def _load(path: str, runtime: str, settings: dict[str, Any]) -> Runner:
-    shapes = tuple(tuple(shape) for shape in settings.get("shapes", ()))
+    shapes = _shapes(settings)
     cache = str(cache_folder() / "runtimes") if settings.get("cache") is None else settings["cache"]
     return runtimes.get(runtime).load(Path(path), runtimes.RuntimeSettings(**{**settings, "shapes": shapes, "cache": cache}))
+
+
+def _kind_of(folder: str) -> str:
+    """The type of numbers of a folder's own pieces, which is all that differs between those of two folders."""
+    _, inputs = next(iter(read_batches(f"{folder}/{OWN[0]}.npz")))
+    return str(inputs[0].dtype.name)
+
+
+def _shapes(settings: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(shape) for shape in settings.get("shapes", ()))
 
 
 def _difference(after: int | None, before: int | None) -> int | None:

@@ -13,6 +13,7 @@ from hwprune.report.text import number, points_text, score, speedup_text, traine
 
 CLOCKS = {
     "thread_cpu": "CPU time of the measuring thread", "wall": "wall time", "cuda_event": "events in the GPU's stream",
+    "process": "clock of the runtime's own process",
     "table": "none: PREDICTED from a table", "estimated": "none: ESTIMATED from a data sheet",
 }  # fmt: skip
 SOURCES = {"measured": "measured", "table": "PREDICTED from a table", "estimated": "ESTIMATED from a data sheet"}

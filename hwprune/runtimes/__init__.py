@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from hwprune.common import plugins
 from hwprune.errors import UnknownNameError
-from hwprune.runtimes.base import CUDA_EVENT, THREAD_CPU, WALL, Arrays, Operator, Runner, Runtime, RuntimeSettings
+from hwprune.runtimes.base import CUDA_EVENT, PROCESS, THREAD_CPU, WALL, Arrays, Operator, Runner, Runtime, RuntimeSettings
+from hwprune.runtimes.executorch import ExecuTorch
+from hwprune.runtimes.litert import LiteRt
 from hwprune.runtimes.llama_cpp import LlamaCpp
+from hwprune.runtimes.mnn import Mnn
+from hwprune.runtimes.ncnn import Ncnn
 from hwprune.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 from hwprune.runtimes.onnxruntime_cuda import OnnxRuntimeCuda
 from hwprune.runtimes.onnxruntime_tensorrt import OnnxRuntimeTensorRT
+from hwprune.runtimes.onnxruntime_web import OnnxRuntimeWeb
 from hwprune.runtimes.openvino import OpenVino
 from hwprune.runtimes.pytorch import PyTorchCpu, PyTorchCuda
 from hwprune.runtimes.tensorrt import TensorRt
+from hwprune.runtimes.tract import Tract
 
 Settings = RuntimeSettings
 """The name of earlier versions, which plug-ins may use."""
@@ -22,7 +28,7 @@ RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
         OnnxRuntimeCpu(), OpenVino(), PyTorchCpu(), OnnxRuntimeCuda(), OnnxRuntimeTensorRT(), TensorRt(), PyTorchCuda(),
-        LlamaCpp(),
+        LlamaCpp(), LiteRt(), Ncnn(), Mnn(), ExecuTorch(), OnnxRuntimeWeb(), Tract(),
     )
 }  # fmt: skip
 
@@ -44,6 +50,6 @@ def missing(name: str) -> str | None:
 
 
 __all__ = [
-    "CUDA_EVENT", "RUNTIMES", "THREAD_CPU", "WALL", "Arrays", "Operator", "Runner", "Runtime", "RuntimeSettings", "Settings",
-    "get", "missing",
+    "CUDA_EVENT", "PROCESS", "RUNTIMES", "THREAD_CPU", "WALL", "Arrays", "Operator", "Runner", "Runtime", "RuntimeSettings",
+    "Settings", "get", "missing",
 ]  # fmt: skip

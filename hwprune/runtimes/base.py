@@ -12,8 +12,11 @@ import numpy as np
 
 Arrays = Sequence[np.ndarray[Any, Any]]
 
-WALL, THREAD_CPU, CUDA_EVENT = "wall", "thread_cpu", "cuda_event"
-"""Clocks: monotonic time of the machine; CPU time of the calling thread; time between two events in the GPU's stream."""
+WALL, THREAD_CPU, CUDA_EVENT, PROCESS = "wall", "thread_cpu", "cuda_event", "process"
+"""Clocks: monotonic time of the machine; CPU time of the calling thread; time between two events in the GPU's stream; the clock
+of the runtime's own process."""
+OWN_TIMERS = (CUDA_EVENT, PROCESS)
+"""Clocks that a runner reads itself (`Runner.timer`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Runtime(abc.ABC):
         device: ``cpu`` or ``cuda``.
         file: name of the file that it runs in a candidate's folder; the suffix is the format.
         precisions: what a profile may ask for.
+        in_process: it runs in the process that loads it, whose memory is then the model's.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Runtime(abc.ABC):
     device: str = "cpu"
     file: str = "model.onnx"
     precisions: tuple[str, ...] = ("fp32",)
+    in_process: bool = True
     options: frozenset[str] | None = None
     """What may stand under ``[options]`` of a profile; None: whatever the library takes."""
 
@@ -107,6 +112,18 @@ class Runtime(abc.ABC):
     def clock(self, settings: RuntimeSettings) -> str:
         """The clock that ranks: CPU time where all work happens in the calling thread, else wall time or the GPU's events."""
         return THREAD_CPU if self.device == "cpu" and settings.threads == 1 else WALL
+
+    @property
+    def convert_s(self) -> float:
+        """Seconds that `convert` may take; 0: it reads the file as it is."""
+        return 0.0
+
+    def convert(self, path: Path, shapes: tuple[tuple[int, ...], ...]) -> object:  # noqa: B027 - optional
+        """Make the files that `load` reads, where the runtime has a format of its own; they are kept beside the file.
+
+        Raises:
+            RuntimeError: the runtime's converter refuses the model, or makes something else of it.
+        """
 
     def precision_of_file(self, precision: str) -> str:
         """The precision that the model file must have; runtimes that convert by themselves take fp32."""

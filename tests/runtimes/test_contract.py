@@ -11,12 +11,15 @@ from hwprune import runtimes
 from hwprune.errors import UnknownNameError
 from hwprune.onnx_files import to_onnx
 from hwprune.runtimes import RUNTIMES, RuntimeSettings
+from hwprune.runtimes.base import OWN_TIMERS
 from tests.conftest import TinyNet, randomise
 
 CPU = [name for name, one in RUNTIMES.items() if one.device == "cpu" and not one.file.endswith(".gguf")]
 GPU = [name for name, one in RUNTIMES.items() if one.device == "cuda"]
 MARKED = [*CPU, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU)]
 SHAPES = ((2, 1, 8, 8),)
+WITHOUT_PROFILER = ("ncnn", "mnn", "litert", "executorch", "onnxruntime-web")
+"""Their Python packages have none, or none that can be switched on when a model is loaded."""
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +86,27 @@ def test_unreadable_file_is_refused(runtime, files, tmp_path):
         runtime.load(path, RuntimeSettings(shapes=SHAPES))
 
 
+def test_inputs_are_left_as_they_are(runtime, tmp_path):
+    """A model that begins with an activation, which some runtimes compute in place; the arrays of a file are read-only."""
+    if not runtime.file.endswith(".onnx"):
+        pytest.skip("no ONNX")
+    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(1, 2, 1)).eval()
+    x = -np.ones((2, 1, 4, 4), np.float32)
+    to_onnx.to_onnx(model, (torch.from_numpy(x.copy()),), tmp_path / "model.onnx")
+    x.flags.writeable = False
+    runner = runtime.load(tmp_path / "model.onnx", RuntimeSettings(shapes=(x.shape,)))
+    call = runner.bind([x])
+    for _ in range(3):
+        call()
+    assert (x == -1).all()
+    np.testing.assert_allclose(runner.run([x])[0], model(torch.from_numpy(-np.ones_like(x))).detach().numpy(), atol=1e-5)
+
+
 def test_profile_lists_operators_with_times(runtime, files):
     operators = load(runtime, files).profile([files[1]], 5)
+    if runtime.name in WITHOUT_PROFILER:
+        assert operators == []
+        return
     assert operators
     assert all(op.seconds >= 0 and op.name for op in operators)
     assert sum(op.seconds for op in operators) > 0
@@ -93,8 +115,8 @@ def test_profile_lists_operators_with_times(runtime, files):
 def test_timer_and_clock_agree(runtime, files):
     settings = RuntimeSettings(shapes=SHAPES)
     timer = load(runtime, files).timer([files[1]])
-    assert runtime.clock(settings) in ("wall", "thread_cpu", "cuda_event")
-    assert (timer is not None) == (runtime.clock(settings) == "cuda_event")
+    assert runtime.clock(settings) in ("wall", "thread_cpu", *OWN_TIMERS)
+    assert (timer is not None) == (runtime.clock(settings) in OWN_TIMERS)
     assert runtime.clock(RuntimeSettings(threads=4)) != "thread_cpu"  # other threads' work would not be counted
     if timer is not None:
         assert timer(20) > timer(1) > 0

@@ -174,7 +174,7 @@ class Evaluator:
         try:
             return self._score_file(candidate, path, watch, expected)
         except CandidateFailure as failure:
-            if not cut_from_dense or failure.stage not in ("run", "parity"):
+            if not cut_from_dense or failure.stage not in ("convert", "run", "parity"):
                 raise
             # A gap in the ONNX rules must not cost candidates: from here on each is exported.
             self.pruner.template.reason = f"a file cut from the dense one was wrong ({failure.reason})"

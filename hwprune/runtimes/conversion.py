@@ -1,0 +1,278 @@
+"""A model in a runtime's own format: made from the ONNX file by a converter in a process of its own, once for its shapes.
+
+Converters crash, hang, print, and change what a model computes; none of that may end a measurement or stay unseen. The process is
+`hwprune.deploy.converters`. It also computes what ONNX Runtime gives on made-up inputs, and what comes out of the converted file
+is compared with that before it is used (`check`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import secrets
+import selectors
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwprune.common.files import cache_folder
+from hwprune.errors import UsageError
+from hwprune.version import VERSION
+
+PROCESS = "hwprune.deploy.converters"
+FACTS = "conversion.json"
+EXPECTED = "expected.npz"
+TOLERANCE = 1e-3
+"""Largest difference from ONNX Runtime, relative to the largest entry of an output, that other orders of summing explain in fp32
+(measured: 4e-7 on convolutional networks, 2e-5 on transformers with twelve blocks)."""
+FLOOR = 0.01
+"""Outputs that are smaller all over are compared as if their largest entry were this; see `hwprune.workload.closeness`."""
+LIMIT_S = 300.0
+"""Seconds that one conversion may take."""
+Shapes = Sequence[Sequence[int]]
+
+
+class ConversionError(RuntimeError):
+    """A model that a converter refuses.
+
+    Attributes:
+        refused: ``operator`` and ``name`` of the nodes that it does not know, as far as it names them.
+    """
+
+    def __init__(self, text: str, refused: Sequence[Mapping[str, str]] = ()) -> None:
+        super().__init__(text)
+        self.refused = [dict(one) for one in refused]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What goes in and comes out of a model of fixed sizes.
+
+    Attributes:
+        inputs: name, NumPy's name of the type, and shape of each.
+        outputs: the same.
+    """
+
+    inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Signature:
+        inputs, outputs = (
+            tuple((str(name), str(kind), tuple(int(size) for size in shape)) for name, kind, shape in data[side])
+            for side in ("inputs", "outputs")
+        )
+        return cls(inputs, outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A converted model.
+
+    Attributes:
+        folder: its files, ``conversion.json`` and ``expected.npz``.
+        signature: of the model.
+        facts: what the converter says: ``seconds``, ``version``, what it handed to slower kernels.
+    """
+
+    folder: Path
+    signature: Signature
+    facts: Mapping[str, Any]
+
+
+def convert(kind: str, source: Path, shapes: Shapes, limit_s: float = LIMIT_S) -> Converted:
+    """The converted form of an ONNX file, beside it in ``STEM-KIND/``; made if it is not there, or is of another file.
+
+    Args:
+        kind: which converter; a key of `hwprune.deploy.converters.CONVERTERS`.
+        shapes: of the inputs; empty: as the file says, with 1 for free sizes.
+        limit_s: seconds after which the converter is ended.
+
+    Raises:
+        ConversionError: the converter refuses the model, dies, or takes too long.
+    """
+    stamp = {"source": _digest(source), "shapes": [list(shape) for shape in shapes], "hwprune": VERSION}
+    size = "x".join(str(size) for size in shapes[0]) if shapes and shapes[0] else "as-it-is"
+    folder = _writable(source.parent) / f"{source.stem}-{kind}" / size
+    if (known := _known(folder, stamp)) is not None:
+        return known
+    tried = json.dumps([str(folder), stamp])
+    if tried in _REFUSED:
+        raise _REFUSED[tried]
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    partial.mkdir(parents=True)
+    try:
+        asked = {"kind": kind, "source": str(source.absolute()), "shapes": stamp["shapes"], "folder": str(partial.absolute())}
+        try:
+            answer = _converter(kind).ask(asked, limit_s)
+            if "error" in answer:
+                raise ConversionError(answer["error"], answer.get("refused", ()))
+        except ConversionError as error:
+            _REFUSED[tried] = error
+            raise
+        (partial / FACTS).write_text(json.dumps({**stamp, **answer}), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was faster
+            if (known := _known(folder, stamp)) is not None:
+                return known
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    made = _known(folder, stamp)
+    assert made is not None
+    return made
+
+
+def check(made: Converted, outputs: Sequence[np.ndarray[Any, Any]], what: str) -> None:
+    """Raise `ConversionError` if the outputs are not those that ONNX Runtime computed on the same inputs."""
+    wanted = expected(made)[1]
+    if len(outputs) != len(wanted):
+        raise ConversionError(f"{what} gives {len(outputs)} outputs, the ONNX file {len(wanted)}")
+    for (name, _, _), got, right in zip(made.signature.outputs, outputs, wanted, strict=True):
+        off = difference(got, right)
+        if not off <= TOLERANCE:
+            raise ConversionError(
+                f"{what} computes something else than the ONNX file: output {name} differs by {off:.2g} of its largest entry "
+                f"(allowed: {TOLERANCE:g})"
+            )
+
+
+def expected(made: Converted) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
+    """Made-up inputs, and what ONNX Runtime computes of them."""
+    with np.load(made.folder / EXPECTED, allow_pickle=False) as arrays:
+        return tuple([arrays[name] for name in sorted(arrays.files) if name.startswith(side)] for side in ("in", "out"))  # type: ignore[return-value]
+
+
+def difference(got: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
+    """The largest difference, relative to the largest entry wanted; infinite where shapes differ or only one is finite."""
+    if got.shape != wanted.shape:
+        return float("inf")
+    a, b = got.astype(np.float64), wanted.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        off = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    scale = max(float(np.abs(b[np.isfinite(b)]).max(initial=0.0)), FLOOR)
+    worst = float(off.max(initial=0.0)) / scale
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _known(folder: Path, stamp: Mapping[str, Any]) -> Converted | None:
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if any(facts.get(key) != value for key, value in stamp.items()):
+        return None
+    return Converted(folder, Signature.from_json(facts["signature"]), facts)
+
+
+def _digest(source: Path) -> str:
+    """The content of the file and of the weights beside it, as one hash."""
+    digest = hashlib.sha256()
+    for path in sorted(source.parent.glob(source.name + "*")):
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _writable(folder: Path) -> Path:
+    """The folder itself, or one of the user's own where a model lies in a place that can't be written."""
+    if os.access(folder, os.W_OK):
+        return folder
+    return cache_folder() / "converted" / hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+
+
+class ConverterProcess:
+    """One process that converts, kept because its libraries take seconds to import; started again after a crash."""
+
+    def __init__(self, python: str) -> None:
+        self._python = python
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+
+    def ask(self, request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
+        """One conversion. Raises `ConversionError` if the process dies or takes too long."""
+        process = self._started()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            return self._answer(process, time.monotonic() + limit_s, limit_s)
+        except BaseException:  # a late answer would be taken for the next one's
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    stream.close()
+        self._process, self._buffer = None, b""
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            root = str(Path(__file__).resolve().parents[2])
+            path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+            command = [self._python, "-P", "-m", PROCESS, str(os.getpid())]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+            )  # fmt: skip
+        return self._process
+
+    def _answer(self, process: subprocess.Popen[bytes], deadline: float, limit_s: float) -> dict[str, Any]:
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise ConversionError(f"the converter was ended after {limit_s:g} s")
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    raise ConversionError(f"the converter died (exit code {process.wait()})")
+                self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+_PROCESSES: dict[str, ConverterProcess] = {}
+_REFUSED: dict[str, ConversionError] = {}
+"""What was refused in this process: a converter that hangs is waited for once."""
+
+
+def _converter(kind: str) -> ConverterProcess:
+    """The process of a kind. ``HWPRUNE_LITERT_PYTHON`` and the like name the Python of another environment, where a converter's
+    requirements don't go with those of the rest.
+    """
+    python = python_of(kind)
+    if python not in _PROCESSES:
+        _PROCESSES[python] = ConverterProcess(python)
+        atexit.register(_PROCESSES[python].close)
+    return _PROCESSES[python]
+
+
+def python_of(kind: str) -> str:
+    """The Python that converts. Raises `UsageError` where the one that is named is not there."""
+    python = os.environ.get(f"HWPRUNE_{kind.upper()}_PYTHON", sys.executable)
+    if not shutil.which(python):
+        raise UsageError(f"HWPRUNE_{kind.upper()}_PYTHON names {python}, which is no program")
+    return python

@@ -1,0 +1,57 @@
+// The process that runs ONNX Runtime Web for hwprune: WebAssembly in Node, the engine that browsers run.
+// A JSON line asks and one answers; tensors are {type, dims, data: base64}. argv: module of onnxruntime-web, threads.
+import { createInterface } from 'node:readline';
+import { readFileSync } from 'node:fs';
+
+const ort = await import(process.argv[2]);
+const threads = Number(process.argv[3]);
+ort.env.wasm.numThreads = threads;
+ort.env.logLevel = 'error';
+const ARRAYS = {
+  float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array, int8: Int8Array, uint8: Uint8Array,
+  bool: Uint8Array,
+};
+let session = null, bound = [];
+
+const tensor = ({ type, dims, data }) => {
+  const bytes = Buffer.from(data, 'base64');
+  const copy = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
+  return new ort.Tensor(type, new ARRAYS[type](copy), dims);
+};
+const plain = (t) => ({
+  type: t.type, dims: t.dims, data: Buffer.from(t.data.buffer, t.data.byteOffset, t.data.byteLength).toString('base64'),
+});
+const feeds = (inputs) => Object.fromEntries(session.inputNames.map((name, place) => [name, tensor(inputs[place])]));
+
+const commands = {
+  async load({ path }) {
+    session = await ort.InferenceSession.create(readFileSync(path), { executionProviders: ['wasm'], graphOptimizationLevel: 'all' });
+    return { inputs: session.inputNames, outputs: session.outputNames };
+  },
+  async run({ inputs }) {
+    const results = await session.run(feeds(inputs));
+    return { outputs: session.outputNames.map((name) => plain(results[name])) };
+  },
+  async bind({ inputs }) {
+    bound.push(feeds(inputs));
+    return { number: bound.length - 1 };
+  },
+  // Seconds of `runs` runs: CPU time of this process where one thread works, else the clock's.
+  async time({ number, runs }) {
+    const fed = bound[number], cpu = process.cpuUsage(), start = performance.now();
+    for (let run = 0; run < runs; run++) await session.run(fed);
+    const wall = (performance.now() - start) / 1e3, used = process.cpuUsage(cpu);
+    return { seconds: threads === 1 ? (used.user + used.system) / 1e6 : wall, wall };
+  },
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const asked = JSON.parse(line);
+  let answer;
+  try {
+    answer = await commands[asked.op](asked);
+  } catch (error) {
+    answer = { error: String(error?.message ?? error).split('\n')[0] };
+  }
+  process.stdout.write(JSON.stringify(answer) + '\n');
+}

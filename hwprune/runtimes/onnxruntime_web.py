@@ -1,0 +1,120 @@
+"""ONNX Runtime Web: WebAssembly in Node, the engine that runs models in browsers. It works in a process of its own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from hwprune.common.files import cache_folder
+from hwprune.runtimes.base import PROCESS, Arrays, Runner, RuntimeSettings
+from hwprune.runtimes.conversion import Converted
+from hwprune.runtimes.fixed_sizes import ConvertedRuntime, FixedSizeRunner
+
+PACKAGE, WHERE = "onnxruntime-web", "HWPRUNE_NODE_MODULES"
+ENTRY = "dist/ort.wasm.min.mjs"
+
+
+@final
+class OnnxRuntimeWebRunner(FixedSizeRunner):
+    """A session in a Node process, which ends with this object or with its parent."""
+
+    def __init__(self, source: Path, made: Converted, package: Path, threads: int) -> None:
+        super().__init__(made.signature)
+        script = Path(__file__).with_suffix(".mjs")
+        self._process = subprocess.Popen(
+            ["node", str(script), (package / ENTRY).as_uri(), str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        names = self._ask("load", path=str(source.absolute()))["inputs"]
+        if len(names) != len(made.signature.inputs):
+            raise ValueError(f"onnxruntime-web reads {len(names)} inputs, the model has {len(made.signature.inputs)}")
+
+    def __del__(self) -> None:
+        process = getattr(self, "_process", None)
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+        for stream in (process.stdin, process.stdout) if process is not None else ():
+            if stream is not None:
+                stream.close()
+
+    def _infer(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        outputs = self._ask("run", inputs=[_sent(array) for array in arrays])["outputs"]
+        return [np.frombuffer(base64.b64decode(x["data"]), dtype=x["type"]).reshape(x["dims"]).copy() for x in outputs]
+
+    def _bound(self, arrays: Sequence[np.ndarray[Any, Any]]) -> Callable[[], object]:
+        number = self._ask("bind", inputs=[_sent(array) for array in arrays])["number"]
+        return lambda: self._ask("time", number=number, runs=1)
+
+    def timer(self, inputs: Arrays) -> Callable[[int], float] | None:
+        """Node's own seconds: neither the pipe nor the text counts."""
+        number = self._ask("bind", inputs=[_sent(array) for array in self._fitting(inputs)])["number"]
+        return lambda runs: float(self._ask("time", number=number, runs=runs)["seconds"])
+
+    def _ask(self, operation: str, **values: Any) -> dict[str, Any]:
+        """Raises RuntimeError with what the engine says, or that it died."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(json.dumps({"op": operation, **values}) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeError(f"onnxruntime-web's process died (exit code {self._process.wait()})")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"onnxruntime-web: {answer['error']}")
+        return answer
+
+
+def _sent(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    return {"type": array.dtype.name, "dims": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}
+
+
+@final
+class OnnxRuntimeWeb(ConvertedRuntime):
+    """The clock is Node's: CPU time of its process with one thread, else wall time."""
+
+    name = "onnxruntime-web"
+    description = "ONNX Runtime Web (WebAssembly) in Node, as in browsers"
+    kind = "onnx"
+    in_process = False
+
+    def missing(self) -> str | None:
+        if shutil.which("node") is None:
+            return "Node.js (version 20 or newer) is not installed"
+        if _package() is None:
+            return f"{PACKAGE} is not installed: npm install --ignore-scripts --prefix {cache_folder() / 'node'} {PACKAGE}"
+        return None
+
+    def version(self) -> str:
+        package = _package()
+        if package is None:
+            return "unknown"
+        return f"{PACKAGE} {json.loads((package / 'package.json').read_text(encoding='utf-8'))['version']}"
+
+    def clock(self, settings: RuntimeSettings) -> str:
+        return PROCESS
+
+    def open(self, source: Path, made: Converted, settings: RuntimeSettings) -> Runner:
+        package = _package()
+        assert package is not None
+        return OnnxRuntimeWebRunner(source, made, package, settings.threads)
+
+
+def _package() -> Path | None:
+    """Where npm put it: ``HWPRUNE_NODE_MODULES``, the environment's own share, or the user's cache."""
+    named = os.environ.get(WHERE)
+    places = [Path(named)] if named else [Path(sys.prefix) / "share/hwprune/node_modules", cache_folder() / "node/node_modules"]
+    return next((place / PACKAGE for place in places if (place / PACKAGE / ENTRY).is_file()), None)
