@@ -34,7 +34,12 @@ EPILOG = """examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     args.add_workload(parser, DEFAULT)
     parser.add_argument("--job", metavar="FILE", help="a job.toml (see `hwprune init`); command-line options override it")
-    parser.add_argument("--target", metavar="T", help="a name of `hwprune targets`, or the path of a profile (default: cpu)")
+    parser.add_argument(
+        "--target",
+        metavar="T",
+        help="a name of `hwprune targets`, or the path of a profile (default: cpu); NAME,NAME: "
+        "the worst of several counts; NAME=2,NAME=1: their weighted mean",
+    )
     parser.add_argument("--space", metavar="S", help="a name of `hwprune spaces`, or the path of one (default: default)")
     parser.add_argument("--trials", type=args.whole, metavar="N", help="different recipes to evaluate (default: 60)")
     parser.add_argument(

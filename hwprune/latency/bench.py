@@ -26,6 +26,12 @@ Waiting = Callable[[str], None]
 """Told why a measurement has to wait; told nothing (an empty text) when it goes on."""
 
 
+def combine_one(parts: Mapping[str, Paired]) -> Paired:
+    """The result of the one target that there is."""
+    (result,) = parts.values()
+    return result
+
+
 class Bench:
     """A worker process that measures on a target; it is started again after a crash.
 
@@ -168,6 +174,10 @@ class Bench:
         if samples_of_b is not None:
             arguments["samples_of_b"] = self._host.put(samples_of_b)
         return Paired.from_json(self._exclusive("pair", {**arguments, "device": self._target.device}))
+
+    def combine(self, parts: Mapping[str, Paired]) -> Paired:
+        """One result of those of several targets; see `hwprune.latency.fleet`."""
+        return combine_one(parts)
 
     def profile(self, key: str, samples: Path, runs: int = 20) -> list[dict[str, Any]]:
         """Times of a loaded model's operators, by the runtime's own profiler; empty if it has none."""

@@ -14,7 +14,7 @@ from statistics import geometric_mean, median
 from typing import Any, NamedTuple
 
 from hwprune.errors import CandidateFailure, RunError
-from hwprune.latency.bench import Bench
+from hwprune.latency.bench import Bench, combine_one
 from hwprune.latency.interval import process_interval
 from hwprune.latency.paired import Paired, Settings
 from hwprune.records.measurement import Measurement
@@ -68,9 +68,10 @@ def remeasure(
     apart = {key: (examples["dense"],) for key in examples if examples[key] != examples["dense"]}
     order = ["dense", *models]
     failed: set[str] = set()
+    combine: Callable[[Mapping[str, Paired]], Paired] = combine_one
     for number in range(processes or PROCESSES):
         with make() as bench:
-            settings = settings or settings_for(bench.clock)
+            settings, combine = settings or settings_for(bench.clock), bench.combine
             for session in range(SESSIONS):
                 # Who is loaded first gets other memory, in a new process most of all; let it be either in turn.
                 swapped = (number + session) % 2 == 1
@@ -93,7 +94,7 @@ def remeasure(
     if not any(sessions.values()):
         return {}
     dense_s = median(result.dense_latency_s for results in sessions.values() for _, result in results)
-    return {key: _summary(results, dense_s) for key, results in sessions.items() if key not in failed}
+    return {key: _summary(results, dense_s, combine) for key, results in sessions.items() if key not in failed}
 
 
 def _load_reference(bench: Bench, dense: Path) -> None:
@@ -119,7 +120,14 @@ def footprint(models: dict[str, Path], example: Path, make: Callable[[], Bench])
     return footprints
 
 
-def _summary(results: list[tuple[int, Paired]], dense_s: float) -> Remeasured:
+def _of_targets(parts: Mapping[str, list[tuple[int, Paired]]], combine: Callable[[Mapping[str, Paired]], Paired]) -> Remeasured:
+    """The summary of several targets: each by itself over all processes, and only then the one that counts."""
+    each = {name: _summary(own, median(one.dense_latency_s for _, one in own), combine) for name, own in parts.items()}
+    whole = combine({name: Paired(one.speedup, one.latency) for name, one in each.items()})
+    return Remeasured(whole.latency, whole.speedup)
+
+
+def _summary(results: list[tuple[int, Paired]], dense_s: float, combine: Callable[[Mapping[str, Paired]], Paired]) -> Remeasured:
     """Latency is the dense latency over all processes divided by the speedup, so that the two always agree.
 
     The candidate's own median, taken at another moment than the dense one of another process, would not: a shared
@@ -127,7 +135,10 @@ def _summary(results: list[tuple[int, Paired]], dense_s: float) -> Remeasured:
 
     Args:
         results: (process, measurement) of every session.
+        combine: makes one result of several targets'.
     """
+    if names := list(results[0][1].parts):
+        return _of_targets({name: [(process, result.parts[name]) for process, result in results] for name in names}, combine)
     processes = sorted({process for process, _ in results})
     ratios = [geometric_mean([r.ratio for process, r in results if process == number]) for number in processes]
     ratio, low, high = process_interval(ratios)

@@ -130,6 +130,7 @@ class Paired:
         samples: seconds of one run by quad: candidate and dense by the ranking clock and by wall time.
         runs_a_block: runs of the candidate and of dense in one block.
         again: how often it was measured again because the first result was implausible.
+        parts: target's name -> what it measured, where there are several (`hwprune.latency.fleet`).
     """
 
     speedup: Measurement
@@ -137,6 +138,7 @@ class Paired:
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
     runs_a_block: tuple[int, int] = (1, 1)
     again: int = 0
+    parts: Mapping[str, Paired] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import final
+from typing import Protocol, final
 
 import onnx
 
@@ -38,6 +38,16 @@ GATE_LIMIT = 0.01
 """The dense model against a copy of itself may differ by this much; beyond, the machine is too noisy to rank by."""
 
 
+class Pairing(Protocol):
+    """What the gate needs of a bench; see `hwprune.latency.bench.Bench`."""
+
+    def load(self, key: str, path: Path) -> None: ...
+
+    def drop(self, key: str) -> None: ...
+
+    def pair(self, a: str, b: str, samples: Path, settings: Settings) -> Paired: ...
+
+
 class Source(abc.ABC):
     """Gives the latency of a candidate against the dense model."""
 
@@ -59,7 +69,6 @@ class Source(abc.ABC):
         """
 
 
-@final
 class Measured(Source):
     """Paired measurement in the bench, in which the dense model is loaded as ``dense`` and the candidate as ``candidate``."""
 
@@ -89,17 +98,22 @@ class Measured(Source):
         if the mean is off by more than `GATE_LIMIT`, if the interval excludes 1, or if single sessions deviate by more than
         `GATE_DEVIATION`. What differs between sessions goes into `settings`, so that every later interval holds it.
         """
+        found, self.settings = self.gate_of(self.bench)
+        return found
+
+    def gate_of(self, bench: Pairing) -> tuple[Paired, Settings]:
+        """What `gate` gives on one bench, and the settings with the deviation between sessions that it found."""
         assert self._dense is not None
         alone = replace(self.settings, session_sd=0.0)
         sessions = []
         for _ in range(GATE_SESSIONS):
-            self.bench.load("dense_copy", self._dense)
-            sessions.append(self.bench.pair("dense_copy", "dense", self.example, alone))
-            self.bench.drop("dense_copy")
+            bench.load("dense_copy", self._dense)
+            sessions.append(bench.pair("dense_copy", "dense", self.example, alone))
+            bench.drop("dense_copy")
         logs = [math.log(session.ratio) for session in sessions]
         deviation = paired.session_sd(logs)
-        self.settings = replace(self.settings, session_sd=deviation)
-        return over_sessions(sessions).with_conditions(session_sd=deviation, log_ratios=logs)
+        settings = replace(self.settings, session_sd=deviation)
+        return over_sessions(sessions).with_conditions(session_sd=deviation, log_ratios=logs), settings
 
 
 def over_sessions(sessions: Sequence[Paired]) -> Paired:

@@ -82,6 +82,18 @@ class Record:
         return self.latency_source == MEASURED
 
     @property
+    def target_label(self) -> str:
+        """The target's name; of several all names, and which speedup counts."""
+        fleet = self.data["target"].get("fleet")
+        if not fleet:
+            return str(self.data["target"]["name"])
+        weights = [one["weight"] for one in fleet]
+        names = [one["profile"]["name"] for one in fleet]
+        if None in weights:
+            return f"{', '.join(names)} (the worst counts)"
+        return f"{', '.join(f'{name}={weight:g}' for name, weight in zip(names, weights, strict=True))} (the mean counts)"
+
+    @property
     def model_file(self) -> str:
         """Name of the model's file in a candidate's folder: what the target's runtime runs."""
         return str(self.data["target"].get("file", "model.onnx"))

@@ -8,6 +8,7 @@ from typing import Any
 from hwprune.common import formatting
 from hwprune.records import pareto
 from hwprune.records.record import MEASURED, Record
+from hwprune.report.fleet_table import measured_on
 from hwprune.report.picture import searched
 from hwprune.report.text import number, points_text, score, speedup_text, trained
 
@@ -179,6 +180,8 @@ def quality_rows(record: Record) -> list[list[str]]:
         ["Clock", CLOCKS.get(clock, clock)],
         ["Dense against itself", f"{speedup_text(base['self_speedup'])} (1.00 must lie inside)"],
     ]
+    for name, found in measured_on(base).items():
+        rows.append([f"... on {name}", speedup_text(found["speedup"])])
     if record.latency_source != MEASURED:
         return rows[:1]  # the rest tells of a measurement, and there was none
     for check in record.data.get("self_checks", []):
@@ -202,6 +205,10 @@ def environment_rows(record: Record) -> list[list[str]]:
         ["Workload", record.data["workload"]["source"] or "a live Python object"],
         ["Input", ", ".join("x".join(map(str, shape)) for shape in record.data["workload"]["example_shapes"])],
         ["Target", record.data["target"]["description"]],
+        *(
+            ["...", f"{one['profile']['name']}: {one['profile']['description']}"]
+            for one in record.data["target"].get("fleet", ())[1:]
+        ),
         ["Latency", SOURCES[source]],
     ]
     if "device" in identity:

@@ -34,7 +34,7 @@ def markdown(record: Record) -> str:
                 formatting.size(point["size_bytes"]),
             ]
         )  # fmt: skip
-    parts = [f"### {plain(record.data['workload']['name'])} on {plain(record.data['target']['name'])}", plain(verdict(record))]
+    parts = [f"### {plain(record.data['workload']['name'])} on {plain(record.target_label)}", plain(verdict(record))]
     parts.append(table(["", "speedup", "drop", metric, "latency", "file"], rows))
     if precision := precision_rows(record):
         parts.append(table(["quantised", "precision", "made of", "speedup", "drop", "file", "layers"], precision))

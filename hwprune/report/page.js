@@ -203,6 +203,8 @@ const body = fill("front", names, rows, []);
 const part = (id, rows, header) => { if (rows.length) fill(id, header, rows, []); else find(id + "-part").remove(); };
 part("training", data.training, ["trained", "from", "training", "speedup", "drop before", "drop after", "validation", "cost"]);
 part("precision", data.precision, ["", "precision", "made of", "speedup", "drop", "file", "quantised"]);
+part("targets", data.targets, ["speedup by target", ...data.target_names]);
+if (data.targets.length) find("targets-agree").textContent = data.targets_agree;
 fill("kinds", ["proposed by", "trials", "on the search's front"], data.kinds, []);
 if (!data.kinds.length) find("history-part").remove();
 sortable("candidates", ["trial", "proposed by", "result", "speedup", "drop", data.metric, "file", "cut"], data.candidates, [2]);

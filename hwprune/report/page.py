@@ -28,6 +28,7 @@ from hwprune.report.details import (
     training_rows,
     unit_rows,
 )
+from hwprune.report.fleet_table import fleet_rows, sentence, targets_of
 from hwprune.report.picture import HOW, WORD, drop_range, searched
 from hwprune.report.text import (
     chain,
@@ -63,7 +64,7 @@ def write_page(record: Record, path: Path, run: Path | None = None) -> None:
         run: the run directory, for the commands that it shows; default: the page's folder.
     """
     files = resources.files("hwprune.report")
-    title = f"{record.data['workload']['name']} on {record.data['target']['name']}"
+    title = f"{record.data['workload']['name']} on {record.target_label}"
     data = json.dumps(page_data(record, run or path.parent), allow_nan=False).replace("<", "\\u003c")
     parts = {
         "title": html.escape(title), "data": data,
@@ -130,6 +131,9 @@ def page_data(record: Record, run: Path) -> dict[str, Any]:
         "precision": precision_rows(record),
         "kinds": kind_rows(record),
         "left_out": [[item["name"], item["reason"]] for item in record.data["space"]["left_out"]],
+        "targets": fleet_rows(record),
+        "target_names": targets_of(record),
+        "targets_agree": sentence(record),
         "quality": quality_rows(record),
         "environment": environment_rows(record),
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from hwprune.common.files import write_atomic
 from hwprune.records.record import Record, recipe_text
+from hwprune.report import fleet_table
 
 FRONT_COLUMNS = (
     "trial", "metric", "metric_ci_low", "metric_ci_high", "drop", "latency_s", "speedup", "speedup_ci_low", "speedup_ci_high",
@@ -37,7 +38,8 @@ def front_csv(record: Record) -> str:
     for point in record.data["front"]:
         row = _row(record, point["trial"], point["metric"], point["drop"], point, f"candidates/{point['trial']}")
         rows.append({**row, **training_of(record, point["trial"]), **quantisation_of(record, point["trial"])})
-    return _csv(FRONT_COLUMNS, rows)
+    rows = [{**row, **fleet_table.cells(record, point)} for row, point in zip(rows, [base, *record.data["front"]], strict=True)]
+    return _csv((*FRONT_COLUMNS, *fleet_table.columns(record)), rows)
 
 
 def _row(

@@ -10,6 +10,7 @@ from typing import Any
 from hwprune.common import formatting
 from hwprune.records.choosing import within
 from hwprune.records.record import Record
+from hwprune.report.fleet_table import fleet_rows, sentence, targets_of
 
 READABLE = 110
 """Characters of a line of prose at most."""
@@ -36,8 +37,12 @@ def summary(record: Record, width: int = 100) -> str:
     """The front, the dense model first, and the notes."""
     metric = record.data["workload"]["metric"]
     parts = [wrapped(verdict(record), width)]
+    latency = "latency" if not targets_of(record) else f"on {targets_of(record)[0]}"
     if record.data["front"]:
-        parts.append(table(["", "speedup", "drop", metric, "latency", "params", "file"], front_rows(record), width))
+        parts.append(table(["", "speedup", "drop", metric, latency, "params", "file"], front_rows(record), width))
+    if record.data["front"] and (rows := fleet_rows(record)):
+        parts.append(table(["speedup by target", *targets_of(record)], rows, width))
+        parts.append(wrapped(sentence(record), width))
     parts += [wrapped(f"Note: {note}", width) for note in record.data["notes"]]
     return "\n\n".join(parts)
 
@@ -144,7 +149,7 @@ def advice(record: Record) -> str:
 
 def verdict(record: Record) -> str:
     """What the search found, in a few sentences."""
-    start = f"{record.data['workload']['name']} on {record.data['target']['name']}: {counts(record)}"
+    start = f"{record.data['workload']['name']} on {record.target_label}: {counts(record)}"
     return f"{start} {_recommendation(record)}" if record.data["finished"] and record.data["front"] else start
 
 

@@ -113,6 +113,11 @@ def build_record(
             "precision": target.precision,
             "threads": target.threads,
             "profile": target.to_json(),
+            **(
+                {"fleet": [{"profile": one.to_json(), "weight": job.weights[one.name]} for one in job.targets]}
+                if job.others
+                else {}
+            ),
         },
         "fingerprint": {"identity": dict(fingerprint.identity), "conditions": dict(fingerprint.conditions)},
         "space": {

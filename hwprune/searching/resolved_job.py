@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwprune import runtimes
 from hwprune.errors import UnavailableError, UsageError
+from hwprune.latency import fleet
 from hwprune.latency.availability import missing
 from hwprune.latency.bench import Bench
 from hwprune.latency.host import host
@@ -28,7 +31,9 @@ class ResolvedJob:
 
     Attributes:
         job: the words.
-        target: what the front is for.
+        target: what the front is for; the first one, where there are several.
+        others: the other targets.
+        weights: target's name -> its share in the speedup that counts; None: the worst target's counts.
         runs_on: where accuracy comes from: the target, or this machine's CPU where latencies are not measured.
         space_file: the search space before it is fitted to a model.
         table: the latency table that predicts latencies; None where they are measured or estimated.
@@ -37,10 +42,28 @@ class ResolvedJob:
 
     job: Job
     target: Target
+    others: tuple[Target, ...]
+    weights: Mapping[str, float | None]
     runs_on: Target
     space_file: SpaceFile
     table: LatencyTable | None
     constraints: Constraints
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All that candidates are measured on."""
+        return (self.target, *self.others)
+
+    @property
+    def prior(self) -> Target:
+        """What is expected of candidates before anything is measured: what all targets execute, in sizes that suit all."""
+        if not self.others:
+            return self.target
+        isas = {isa for target in self.targets for isa in target.channel_multiple}
+        multiples = {isa: math.lcm(*(target.multiple(isa) for target in self.targets)) for isa in isas}
+        executes = tuple(name for name in self.target.executes if all(target.why_not(name) is None for target in self.others))
+        reasons = {key: f"{target.name}: {text}" for target in self.targets for key, text in target.reasons.items()}
+        return replace(self.target, channel_multiple=multiples, executes=executes, reasons=reasons)
 
     @property
     def training(self) -> Plan | None:
@@ -68,8 +91,13 @@ def resolve(job: Job, *, available: bool = True) -> ResolvedJob:
         UsageError: names, files or profiles are wrong.
         UnavailableError: the target can't be measured here.
     """
-    target = targets.load(job.target)
-    check_runtime(target)
+    weights = fleet.parse(job.target)
+    target, *others = [targets.load(name) for name in weights]
+    for one in (target, *others):
+        check_runtime(one)
+    if others:
+        check_fleet(job, target, others)
+    weights = dict(zip((one.name for one in (target, *others)), weights.values(), strict=True))
     table = None
     if job.estimate:
         Roofline(target)
@@ -77,9 +105,26 @@ def resolve(job: Job, *, available: bool = True) -> ResolvedJob:
         table = LatencyTable.read(Path(job.table))
         check_table(table, target)
     elif available:
-        require_target(target, job.remote)
+        for one in (target, *others):
+            require_target(one, job.remote)
     runs_on = target if job.latency_source == MEASURED else targets.load("cpu")
-    return ResolvedJob(job, target, runs_on, space_file.load(job.space), table, job.constraints)
+    return ResolvedJob(job, target, tuple(others), weights, runs_on, space_file.load(job.space), table, job.constraints)
+
+
+def check_fleet(job: Job, target: Target, others: Sequence[Target]) -> None:
+    """Raises `UsageError` if one file can't serve all targets, or what is asked for has no meaning for several."""
+    for one in others:
+        first, other = runtimes.get(target.runtime), runtimes.get(one.runtime)
+        ours, theirs = first.precision_of_file(target.precision), other.precision_of_file(one.precision)
+        if (first.file, ours) != (other.file, theirs):
+            raise UsageError(
+                f"targets {target.name} and {one.name} run different files ({first.file} in {ours}, {other.file} in {theirs}): "
+                "search for each of them"
+            )
+    if job.table or job.estimate:
+        raise UsageError("several targets are measured: --table and --estimate are for one")
+    if job.max_latency_s is not None:
+        raise UsageError("a limit in seconds is of one target; --min-speedup is for several")
 
 
 def check_runtime(target: Target) -> None:

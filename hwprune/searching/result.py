@@ -132,7 +132,7 @@ class Result:
             return html_table.table(f"{self.run}: no trial has finished yet", (), ())
         record = read_record(self.run)
         return html_table.table(
-            f"{record.data['workload']['name']} on {record.data['target']['name']}",
+            f"{record.data['workload']['name']} on {record.target_label}",
             ["", "speedup", "drop", record.data["workload"]["metric"], "latency", "parameters", "file"],
             front_rows(record),
             verdict(record),

@@ -15,6 +15,7 @@ from hwprune.common.files import Table
 from hwprune.common.memory import memory_limit
 from hwprune.latency import fingerprint
 from hwprune.latency.bench import Bench
+from hwprune.latency.fleet import FleetBench, FleetMeasured
 from hwprune.latency.host import Host
 from hwprune.latency.paired import Settings
 from hwprune.latency.source import Estimated, FromTable, Measured, Source
@@ -103,6 +104,10 @@ class Setup:
         return min(LEAST_TRIALS, self.job.trials) if self.job.trials else LEAST_TRIALS
 
     def bench(self, machine: Host) -> Bench:
+        if self.resolved.others:
+            return FleetBench(
+                self.resolved.targets, self.resolved.weights, self.limits, machine, self.shapes, self.progress.waiting
+            )
         return Bench(self.resolved.runs_on, self.limits, machine, self.shapes, self.progress.waiting)
 
     def source(self, bench: Bench, pruner: Pruner, example: Path | None = None) -> Source:
@@ -114,7 +119,8 @@ class Setup:
             precision = runtimes.get(target.runtime).precision_of_file(target.precision)
             convert = None if precision == "fp32" else partial(to_onnx.converted, precision=precision)
             return FromTable(self.resolved.table, pruner.fingerprint, target, self.shapes, convert)
-        return Measured(bench, place, Settings(clock=bench.clock))
+        settings = Settings(clock=bench.clock)
+        return FleetMeasured(bench, place, settings) if isinstance(bench, FleetBench) else Measured(bench, place, settings)
 
     def identify(self, machine: Host) -> Fingerprint:
         """Whose numbers these are."""
@@ -199,7 +205,7 @@ class Setup:
                 for name, speedup in pattern_speedups.items()
             }
         space, notes = fitting.fit(
-            self.resolved.space_file, pruner, self.resolved.target, device.isa, all_patterns=self.job.all_patterns,
+            self.resolved.space_file, pruner, self.resolved.prior, device.isa, all_patterns=self.job.all_patterns,
             refused=refused, recover=None if self.job.repaired else self.job.recover,
         )  # fmt: skip
         self.notes += notes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hwprune.common.files import cache_folder
 from hwprune.common.telling import Tell
 from hwprune.errors import CandidateFailure, RunError, UsageError
 from hwprune.latency.bench import Bench
+from hwprune.latency.fleet import FleetBench
 from hwprune.latency.latency_table import LatencyTable
 from hwprune.latency.predictor import LatencyModel
 from hwprune.latency.roofline import Roofline
@@ -38,7 +40,7 @@ from hwprune.searching.sampling.posterior import Posterior
 from hwprune.searching.sampling.problem import AllocationProblem, Limits
 from hwprune.searching.sampling.samplers import SamplerContext
 from hwprune.searching.sampling.savings import Savings, by_work
-from hwprune.searching.sampling.savings_estimator import SavingsEstimator
+from hwprune.searching.sampling.savings_estimator import SavingsEstimator, Times
 from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.study.attributes import FILE
 
@@ -183,16 +185,52 @@ def _estimate_savings(
         return SavingsEstimator(
             pruner, space, CutSegments(pruner), lambda s: {x.signature: roofline.seconds([x], {}) for x in s}
         ).savings()
-    table = job.table or LatencyTable.stored(cache_folder() / "latency", identity)
+    pieces = CutSegments(pruner, runtime.precision_of_file(job.target.precision))
+    if isinstance(bench, FleetBench):
+        dense = pieces.segments(pieces.cut({}))
+        each = [
+            (
+                job.weights[name] or 1.0,
+                _times_on(member, LatencyTable.stored(_tables(), bench.own_identity(name)), pruner, step, f" on {name}"),
+            )
+            for name, member in bench.members.items()
+        ]
+        return SavingsEstimator(pruner, space, pieces, lambda segments: _shares_of(each, dense, segments)).savings()
+    table = job.table or LatencyTable.stored(_tables(), identity)
+    times = _times_on(None if job.table else bench, table, pruner, step)
+    return SavingsEstimator(pruner, space, pieces, times).savings()
+
+
+def _tables() -> Path:
+    return cache_folder() / "latency"
+
+
+def _times_on(bench: Bench | None, table: LatencyTable, pruner: Pruner, step: Tell, where: str = "") -> Times:
+    """Seconds of segments from one target's table; what it does not know is measured, or predicted where there is no bench."""
     model = LatencyModel(table, pruner.fingerprint)
 
     def times(segments: Sequence[Segment]) -> dict[str, float]:
-        missing = [] if job.table else table.missing(segments)
-        if missing:
-            text = f"timing {len(missing)} layers of candidates"
+        missing = [] if bench is None else table.missing(segments)
+        if missing and bench is not None:
+            text = f"timing {len(missing)} layers of candidates{where}"
             step(text, 0, len(missing))
             table.fill(bench, segments, lambda done, total: step(text, done, total))
         return {segment.signature: model.segment(segment)[0] for segment in segments}
 
-    precision = runtime.precision_of_file(job.target.precision)
-    return SavingsEstimator(pruner, space, CutSegments(pruner, precision), times).savings()
+    return times
+
+
+def _shares_of(each: Sequence[tuple[float, Times]], dense: Sequence[Segment], segments: Sequence[Segment]) -> dict[str, float]:
+    """Segments' shares of the dense time, the weighted mean over targets.
+
+    Savings are shares and sums of these, so the mean of the shares gives the mean of the savings. What counts of a candidate, the
+    worst target or the mean, is learned from those that are measured.
+    """
+    mean: dict[str, float] = {}
+    total_weight = sum(weight for weight, _ in each)
+    for weight, times in each:
+        known = times([*dense, *segments])
+        whole = sum(known[segment.signature] for segment in dense)
+        for signature, seconds in known.items():
+            mean[signature] = mean.get(signature, 0.0) + weight / total_weight * seconds / whole
+    return mean
