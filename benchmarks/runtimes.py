@@ -25,7 +25,6 @@ import torch
 from common import ROOT, heading, hwprune
 from torch import nn
 
-import hwprune as package
 from hwprune import runtimes
 from hwprune.errors import CandidateFailure
 from hwprune.latency.bench import Bench
@@ -38,6 +37,7 @@ from hwprune.onnx_files import to_onnx
 from hwprune.probe.staircase import detected_multiple
 from hwprune.records import target as targets
 from hwprune.runtimes import RuntimeSettings, conversion
+from hwprune.workload import demos
 
 PROFILES = ("cpu", "cpu-openvino", "ncnn", "mnn", "litert", "executorch", "tract", "browser")
 WIDTHS = (64, 48, 41, 32)
@@ -150,7 +150,13 @@ def mobilenet() -> nn.Module:
     torch.manual_seed(0)
     body = [Inverted(16, 32, 16, 1), Inverted(16, 64, 24, 2), Inverted(24, 96, 24, 1), Inverted(24, 96, 40, 2)]
     stem = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish()]
-    return nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 10)).eval()
+    model = nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 10))
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None
+    with torch.no_grad():  # else nothing but the last bias comes out, and any runtime is right
+        model(torch.randn(64, 3, 64, 64))
+    return model.eval()
 
 
 def _workload(name: str) -> Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]:
@@ -164,7 +170,7 @@ def _workload(name: str) -> Callable[[], tuple[nn.Module, tuple[torch.Tensor, ..
 
 
 def vit() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    found = package.demos.digits_vit()
+    found = demos.digits_vit()
     return found.model, found.example_inputs
 
 
@@ -182,7 +188,7 @@ def parity(names: list[str]) -> None:
     for title, build in MODELS.items():
         try:
             model, inputs = build()
-        except Exception as error:  # data or a package that is not here
+        except Exception as error:  # noqa: BLE001 - data or a package that is not here
             print(f"{title}: not here ({error})")
             continue
         shapes = tuple(tuple(x.shape) for x in inputs)
@@ -198,7 +204,7 @@ def parity(names: list[str]) -> None:
                     out = runtimes.get(target.runtime).load(path, RuntimeSettings(shapes=shapes)).run(given)
                     worst = max(conversion.difference(a, b) for a, b in zip(out, wanted, strict=True))
                     text = f"differs by {worst:.1e}"
-                except Exception as error:  # each library has its own
+                except Exception as error:  # noqa: BLE001 - each library has its own
                     text = f"REFUSED: {str(error).splitlines()[0][:200]}"
                 print(f"{title:10s} {profile:13s} {text} ({time.monotonic() - began:.1f} s)", flush=True)
 
@@ -210,7 +216,7 @@ def fleet(names: list[str], trials: int, out: Path, source: str) -> None:
         run = out / searched.replace(",", "+")
         if not (run / "front.csv").is_file():
             hwprune("search", source, "--target", searched, "--trials", str(trials), "--seed", "0", "--max-drop", "0.01",
-                    "--out", str(run), "--yes")  # fmt: skip
+                    "--out", str(run))  # fmt: skip
         record = json.loads((run / "record.json").read_text())
         chosen = _chosen(record)
         if chosen is None:

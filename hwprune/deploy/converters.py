@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from hwprune.deploy import ncnn_forms
 from hwprune.errors import described
 from hwprune.runtimes.base import library_version
 from hwprune.runtimes.conversion import EXPECTED, ConversionError
@@ -143,6 +144,9 @@ def _ncnn(fixed: Path, folder: Path, signature: Mapping[str, Any]) -> dict[str, 
     import ncnn
     import pnnx
 
+    model = onnx.load(str(fixed))
+    if ncnn_forms.strided_slices_as_pools(model):
+        onnx.save(model, str(fixed))
     sizes = ",".join(f"[{','.join(map(str, shape))}]{_PNNX_TYPES.get(kind, 'f32')}" for _, kind, shape in signature["inputs"])
     done = subprocess.run(
         [pnnx.EXEC_PATH, str(fixed), f"inputshape={sizes}", "fp16=0"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -39,9 +40,13 @@ class NcnnRunner(FixedSizeRunner):
     def _infer(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         mats = self._bound(arrays)()
         assert isinstance(mats, list)
-        return [
-            np.array(mat).reshape(shape).astype(kind) for mat, (_, kind, shape) in zip(mats, self._signature.outputs, strict=True)
-        ]
+        outputs = []
+        for mat, (name, kind, shape) in zip(mats, self._signature.outputs, strict=True):
+            values = np.array(mat)
+            if values.size != math.prod(shape):
+                raise ValueError(f"what pnnx made gives {list(values.shape)} for output {name}, which has {list(shape)}")
+            outputs.append(values.reshape(shape).astype(kind))
+        return outputs
 
     def _bound(self, arrays: Sequence[np.ndarray[Any, Any]]) -> Callable[[], object]:
         # Clones: a layer that works in place would write into the caller's array, which may be read-only; of memory that ncnn

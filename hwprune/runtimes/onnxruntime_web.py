@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -23,44 +25,22 @@ PACKAGE, WHERE = "onnxruntime-web", "HWPRUNE_NODE_MODULES"
 ENTRY = "dist/ort.wasm.min.mjs"
 
 
-@final
-class OnnxRuntimeWebRunner(FixedSizeRunner):
-    """A session in a Node process, which ends with this object or with its parent."""
+class NodeEngine:
+    """The Node process with the engine; it ends when its parent closes the pipe, or dies."""
 
-    def __init__(self, source: Path, made: Converted, package: Path, threads: int) -> None:
-        super().__init__(made.signature)
+    def __init__(self, package: Path, threads: int) -> None:
         script = Path(__file__).with_suffix(".mjs")
         self._process = subprocess.Popen(
             ["node", str(script), (package / ENTRY).as_uri(), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        names = self._ask("load", path=str(source.absolute()))["inputs"]
-        if len(names) != len(made.signature.inputs):
-            raise ValueError(f"onnxruntime-web reads {len(names)} inputs, the model has {len(made.signature.inputs)}")
 
-    def __del__(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.wait()
-        for stream in (process.stdin, process.stdout) if process is not None else ():
-            if stream is not None:
-                stream.close()
+    @property
+    def alive(self) -> bool:
+        """Is the process there?"""
+        return self._process.poll() is None
 
-    def _infer(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        outputs = self._ask("run", inputs=[_sent(array) for array in arrays])["outputs"]
-        return [np.frombuffer(base64.b64decode(x["data"]), dtype=x["type"]).reshape(x["dims"]).copy() for x in outputs]
-
-    def _bound(self, arrays: Sequence[np.ndarray[Any, Any]]) -> Callable[[], object]:
-        number = self._ask("bind", inputs=[_sent(array) for array in arrays])["number"]
-        return lambda: self._ask("time", number=number, runs=1)
-
-    def timer(self, inputs: Arrays) -> Callable[[int], float] | None:
-        """Node's own seconds: neither the pipe nor the text counts."""
-        number = self._ask("bind", inputs=[_sent(array) for array in self._fitting(inputs)])["number"]
-        return lambda runs: float(self._ask("time", number=number, runs=runs)["seconds"])
-
-    def _ask(self, operation: str, **values: Any) -> dict[str, Any]:
+    def ask(self, operation: str, **values: Any) -> dict[str, Any]:
         """Raises RuntimeError with what the engine says, or that it died."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
@@ -76,6 +56,62 @@ class OnnxRuntimeWebRunner(FixedSizeRunner):
         if "error" in answer:
             raise RuntimeError(f"onnxruntime-web: {answer['error']}")
         return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+_ENGINES: dict[int, NodeEngine] = {}
+
+
+def _engine(package: Path, threads: int) -> NodeEngine:
+    """The engine of so many threads. All models share it: two processes are optimised at different moments, and compare badly
+    (between sessions of the dense model against copies of itself: 2.6 % with a process each).
+    """
+    if threads not in _ENGINES or not _ENGINES[threads].alive:
+        if threads in _ENGINES:
+            _ENGINES[threads].close()
+        _ENGINES[threads] = NodeEngine(package, threads)
+        atexit.register(_ENGINES[threads].close)
+    return _ENGINES[threads]
+
+
+@final
+class OnnxRuntimeWebRunner(FixedSizeRunner):
+    """A session in the engine; it is released with this object."""
+
+    def __init__(self, source: Path, made: Converted, engine: NodeEngine) -> None:
+        super().__init__(made.signature)
+        self._engine, self._session = engine, -1
+        loaded = engine.ask("load", path=str(source.absolute()))
+        self._session = loaded["session"]
+        if len(loaded["inputs"]) != len(made.signature.inputs):
+            raise ValueError(f"onnxruntime-web reads {len(loaded['inputs'])} inputs, the model has {len(made.signature.inputs)}")
+
+    def __del__(self) -> None:
+        if getattr(self, "_session", -1) >= 0 and self._engine.alive:
+            with contextlib.suppress(RuntimeError, ValueError):  # the interpreter may be shutting down
+                self._engine.ask("drop", session=self._session)
+
+    def _infer(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        outputs = self._engine.ask("run", session=self._session, inputs=[_sent(array) for array in arrays])["outputs"]
+        return [np.frombuffer(base64.b64decode(x["data"]), dtype=x["type"]).reshape(x["dims"]).copy() for x in outputs]
+
+    def _bound(self, arrays: Sequence[np.ndarray[Any, Any]]) -> Callable[[], object]:
+        number = self._engine.ask("bind", session=self._session, inputs=[_sent(array) for array in arrays])["number"]
+        return lambda: self._engine.ask("time", number=number, runs=1)
+
+    def timer(self, inputs: Arrays) -> Callable[[int], float] | None:
+        """Node's own seconds: neither the pipe nor the text counts."""
+        given = [_sent(array) for array in self._fitting(inputs)]
+        number = self._engine.ask("bind", session=self._session, inputs=given)["number"]
+        return lambda runs: float(self._engine.ask("time", number=number, runs=runs)["seconds"])
 
 
 def _sent(array: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -110,7 +146,7 @@ class OnnxRuntimeWeb(ConvertedRuntime):
     def open(self, source: Path, made: Converted, settings: RuntimeSettings) -> Runner:
         package = _package()
         assert package is not None
-        return OnnxRuntimeWebRunner(source, made, package, settings.threads)
+        return OnnxRuntimeWebRunner(source, made, _engine(package, settings.threads))
 
 
 def _package() -> Path | None:
