@@ -12,12 +12,18 @@ from hwprune.errors import UsageError
 EPILOG = """examples:
   hwprune check model.onnx --target rtx-4090
   hwprune check runs/mine --target a100,l4 --out engines
+  hwprune check model.onnx --target litert,ncnn,mnn --shape 1x3x224x224
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="RUN|MODEL.onnx", help="a run directory, or an ONNX file")
-    parser.add_argument("--target", metavar="T,...", required=True, help="NVIDIA GPUs, such as rtx-4090, a100, l4, t4")
+    parser.add_argument(
+        "--target",
+        metavar="T,...",
+        required=True,
+        help="names of `hwprune targets`: GPUs (rtx-4090), or runtimes (litert, ncnn, browser)",
+    )
     parser.add_argument(
         "--shape", metavar="SIZES",
         help="sizes of the inputs of a model.onnx, e.g. 1x3x224x224; of several joined by commas (default: free sizes are 1)",
@@ -40,11 +46,17 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"{options.what} holds no ONNX files any more")
     asked = [targets.load(name) for name in options.target.split(",")]
     for target in asked:
-        build_check.require_builder(target)
+        if target.device == "cuda":
+            build_check.require_builder(target)
     out = args.require_writable(options.out) if options.out else None
     progress = make_progress(quiet=options.quiet or options.json)
     try:
-        found = {target.name: build_check.check_builds(files, target, out, progress.stage) for target in asked}
+        found = {
+            target.name: (build_check.check_builds if target.device == "cuda" else build_check.check_runs)(
+                files, target, out, progress.stage
+            )
+            for target in asked
+        }
     finally:
         progress.close()
     good = all(one.builds for of_target in found.values() for one in of_target.values())
@@ -55,16 +67,18 @@ def run(options: argparse.Namespace) -> int:
     rows, told = [], []
     for target in asked:
         for name, one in found[target.name].items():
-            size = formatting.size(one.engine_bytes) if one.builds else ""
-            rows.append([name, target.name, "builds" if one.builds else "does not build", size, formatting.duration(one.seconds)])
+            size = formatting.size(one.engine_bytes) if one.engine_bytes else ""
+            word = "builds" if target.device == "cuda" else "runs and agrees"
+            rows.append([name, target.name, word if one.builds else "refused", size, formatting.duration(one.seconds)])
             if not one.builds:
                 why = [f"{node['operator']} {node['name']}: {node['reason']}" for node in one.refused] or [one.reason]
                 told += [f"{name} on {target.name}: {text}" for text in why]
-    print(table(["model", "target", "", "engine", "took here"], rows, args.width()))
+    print(table(["model", "target", "", "file", "took here"], rows, args.width()))
     print("\n".join(["", *told] if told else []))
-    print(
-        f"Builder: {tensorrt_rtx.version()}, ahead of time. It says what builds, and not how fast it is: that takes the device."
-    )
+    if any(target.device == "cuda" for target in asked):
+        print(f"Builder: {tensorrt_rtx.version()}, ahead of time. It says what builds, not how fast it is.")
+    if any(target.device != "cuda" for target in asked):
+        print("Outputs were compared with ONNX Runtime's on made-up inputs; nothing was timed.")
     return 0 if good else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 import onnx
 
 from hwprune import runtimes
-from hwprune.errors import CandidateFailure, UnavailableError, UsageError
+from hwprune.errors import CandidateFailure, UnavailableError, UsageError, described
 from hwprune.onnx_files.to_onnx import converted, save_onnx
 from hwprune.records.record import read_record
 from hwprune.records.target import Target
-from hwprune.runtimes import tensorrt_rtx
+from hwprune.runtimes import Runtime, RuntimeSettings, conversion, tensorrt_rtx
+from hwprune.runtimes.conversion import ConversionError, Converted
+from hwprune.runtimes.fixed_sizes import ConvertedRuntime
 from hwprune.runtimes.tensorrt_rtx import Built
 
 LANGUAGE = "language.json"
@@ -93,6 +96,61 @@ def check_builds(
                 continue
             found[one.name] = tensorrt_rtx.build_ahead(file, target.compute_capability, one.shapes, engine, limit_s)
     return found
+
+
+def check_runs(
+    files: Sequence[ToBuild], target: Target, out: Path | None = None, step: Callable[[str], None] = lambda _text: None
+) -> Mapping[str, Built]:
+    """Does the target's runtime take each, and compute what ONNX Runtime computes? Here, in this process's own converters.
+
+    Args:
+        out: folder for what the runtime's converter made; None: nothing is kept.
+
+    Raises:
+        UsageError: the target's runtime reads no ONNX files, or not in this machine's precision.
+        UnavailableError: the runtime is not installed.
+    """
+    runtime = runtimes.get(target.runtime)
+    if runtime.file != "model.onnx" or runtime.device != "cpu" or runtime.precision_of_file(target.precision) != "fp32":
+        raise UsageError(f"target {target.name} can't be checked with a file alone: search or measure on it")
+    if reason := runtime.missing():
+        raise UnavailableError(reason)
+    found = {}
+    for one in files:
+        step(f"trying {one.name} on {target.name}")
+        with tempfile.TemporaryDirectory() as scratch:
+            found[one.name] = _runs(runtime, target, one, Path(scratch), out)
+    return found
+
+
+def _runs(runtime: Runtime, target: Target, one: ToBuild, scratch: Path, out: Path | None) -> Built:
+    """Convert, load and compare a copy: beside the user's own file nothing is written."""
+    started = time.monotonic()
+    for path in one.file.parent.glob(one.file.name + "*"):
+        (scratch / path.name).symlink_to(path.absolute())
+    file = scratch / one.file.name
+    shapes = tuple(tuple(shape) for shape in one.shapes)
+    try:
+        if not shapes:  # what free sizes are taken for is said by the form that all converters get
+            shapes = tuple(shape for _, _, shape in conversion.convert("onnx", file, ()).signature.inputs)
+        wanted = conversion.convert("onnx", file, shapes)
+        runner = runtime.load(file, RuntimeSettings(target.threads, target.precision, target.options, shapes))
+        conversion.check(wanted, runner.run(conversion.expected(wanted)[0]), runtime.name)
+    except ConversionError as error:
+        told = [{"operator": node["operator"], "name": node["name"], "reason": str(error)} for node in error.refused]
+        return Built(builds=False, seconds=time.monotonic() - started, refused=told, reason=str(error))
+    except Exception as error:  # each library has its own types
+        return Built(builds=False, seconds=time.monotonic() - started, reason=described(error))
+    made = runtime.convert(file, shapes)
+    size = 0
+    if isinstance(made, Converted) and isinstance(runtime, ConvertedRuntime):
+        size = sum((made.folder / name).stat().st_size for name in runtime.files)
+        for name in runtime.files if out is not None else ():
+            assert out is not None
+            place = out / target.name / one.name.replace("/", "-").removesuffix(".onnx") / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(made.folder / name, place)
+    return Built(builds=True, seconds=time.monotonic() - started, engine_bytes=size)
 
 
 def require_builder(target: Target) -> None:

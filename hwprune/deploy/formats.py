@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hwprune.deploy.converted_format import write_converted, write_tensorrt_rtx
 from hwprune.deploy.huggingface_format import write_huggingface
 from hwprune.deploy.onnx_format import write_onnx_point
 from hwprune.deploy.point import ExportedPoint, copy, copy_recipe
@@ -60,6 +61,7 @@ class Format:
 
 
 ONNX_OPTIONS = frozenset({"opset", "precision", "external", "batch"})
+CONVERTED_OPTIONS = frozenset({"opset"})
 FORMATS: Mapping[str, Format] = {
     "onnx": Format(
         "model.onnx with dense.onnx and samples for `hwprune verify`", write_onnx_point, ("model.onnx", ""), ONNX_OPTIONS
@@ -71,6 +73,14 @@ FORMATS: Mapping[str, Format] = {
         "model.onnx with the script that builds the engine, and the engine where TensorRT is", write_tensorrt, ("model.onnx", ""),
         ONNX_OPTIONS,
     ),
+    "tensorrt-rtx": Format(
+        "model.onnx with engines that TensorRT for RTX builds here, one for each generation of GPUs (no GPU is needed)",
+        write_tensorrt_rtx, None, ONNX_OPTIONS,
+    ),
+    "litert": Format("model.tflite, for LiteRT (TensorFlow Lite)", write_converted("litert"), None, CONVERTED_OPTIONS),
+    "ncnn": Format("model.ncnn.param and model.ncnn.bin", write_converted("ncnn"), None, CONVERTED_OPTIONS),
+    "mnn": Format("model.mnn", write_converted("mnn"), None, CONVERTED_OPTIONS),
+    "executorch": Format("model.pte, for ExecuTorch", write_converted("executorch"), None, CONVERTED_OPTIONS),
     "pt2": Format("model.pt2, a torch.export program (needs the workload)", _pt2),
     "safetensors": Format("model.safetensors with the recipe and its masks", _safetensors),
     "huggingface": Format(

@@ -109,6 +109,7 @@ class Session:
             baseline = self.setup.measure_dense(evaluator)
             self.setup.compare_splits(evaluator, baseline)
             self.setup.look_at_batch_norms(evaluator)
+            self.setup.refused_kinds(pruner, bench)
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 device = replace(device, isa=str(store.read("isa") or device.isa))
@@ -213,6 +214,7 @@ class Session:
             source = self.setup.source(bench, pruner, scratch / EXAMPLE)
             evaluator = Evaluator(pruner, bench, source, self.resolved.runs_on, self.run, scratch)
             baseline = self.setup.measure_dense(evaluator)
+            self.setup.refused_kinds(pruner, bench)
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             device = replace(device, isa=str(store.read("isa")))
             space = self.setup.fit_space(pruner, pattern_speedups, device, store)

@@ -24,6 +24,7 @@ from hwprune.onnx_files import to_onnx
 from hwprune.pruning.database import default_root
 from hwprune.pruning.pruner import Pruner
 from hwprune.records.measurement import Measurement
+from hwprune.searching import operator_gate
 from hwprune.searching.evaluating import pattern_filter
 from hwprune.searching.evaluating.dense import EXAMPLE, Baseline
 from hwprune.searching.evaluating.evaluator import Evaluator
@@ -48,6 +49,7 @@ class Setup:
     Attributes:
         notes: what the user should know, in whole sentences.
         started: when the search began, by the monotonic clock.
+        refused: kind of cut -> why a target does not take it.
         swept_masks: units whose masks are not solved for exactly, because that would take too long.
     """
 
@@ -60,6 +62,7 @@ class Setup:
         self.shapes = [tuple(x.shape) for x in workload.example_inputs]
         self.notes: list[str] = []
         self.swept_masks: list[str] = []
+        self.refused: dict[str, str] = {}
         self.started = time.monotonic()
 
     @property
@@ -190,6 +193,15 @@ class Setup:
         self.progress.stage("measuring what the mask patterns gain at most")
         return pattern_filter.pattern_speedups(evaluator, space.patterns, max(space.mask_sparsities, default=0.5))
 
+    def refused_kinds(self, pruner: Pruner, bench: Bench) -> None:
+        """Try one sample of every kind of cut on targets that convert; what is refused is left out of the space."""
+        if not self.resolved.measured or pruner.untraceable:
+            return
+        roles = self.resolved.space_file.roles
+        self.refused = operator_gate.refused_kinds(pruner, bench, self.resolved.targets, roles, self.progress.stage)
+        for kind, reason in self.refused.items():
+            self._warn(f"{kind} cuts are left out: {reason}")
+
     def fit_space(
         self, pruner: Pruner, pattern_speedups: Mapping[str, Measurement], device: Fingerprint, store: Store | None
     ) -> SearchSpace:
@@ -198,9 +210,9 @@ class Setup:
         Args:
             store: of a study that has one already, so that all who work on it mean the same by a recipe.
         """
-        refused: dict[str, str | None] = {}
+        refused: dict[str, str | None] = dict(self.refused)
         if self.resolved.measured:  # a prediction overrules no profile
-            refused = {
+            refused |= {
                 name: None if pattern_filter.pays(speedup) else pattern_filter.reason(speedup)
                 for name, speedup in pattern_speedups.items()
             }
