@@ -12,7 +12,7 @@ from hwprune import runtimes
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency.host import Host, LocalHost
 from hwprune.latency.micro import OWN
-from hwprune.latency.paired import Paired, Settings
+from hwprune.latency.paired import Paired, Settings, combine_one
 from hwprune.latency.worker_process import BenchLimits, WorkerProcess
 from hwprune.records.target import Target
 
@@ -24,12 +24,6 @@ PATIENT_S = 2.0
 """Seconds of waiting after which it is told, and how often it is looked at again."""
 Waiting = Callable[[str], None]
 """Told why a measurement has to wait; told nothing (an empty text) when it goes on."""
-
-
-def combine_one(parts: Mapping[str, Paired]) -> Paired:
-    """The result of the one target that there is."""
-    (result,) = parts.values()
-    return result
 
 
 class Bench:

@@ -52,7 +52,7 @@ def combine(parts: Mapping[str, Paired], weights: Mapping[str, float | None]) ->
     speedup = combined_speedup({name: part.speedup for name, part in parts.items()}, weights)
     details = {name: {"speedup": _brief(part.speedup), "latency": _brief(part.latency)} for name, part in parts.items()}
     first = next(iter(parts.values()))
-    conditions = {**speedup.conditions, TARGETS: details}
+    conditions = {**speedup.conditions, TARGETS: details, "first": next(iter(parts))}
     for key in ("contended", "outliers"):
         conditions[key] = max(float(part.speedup.conditions.get(key, 0.0)) for part in parts.values())
     conditions["throttled"] = any(part.speedup.conditions.get("throttled") for part in parts.values())

@@ -14,9 +14,9 @@ from statistics import geometric_mean, median
 from typing import Any, NamedTuple
 
 from hwprune.errors import CandidateFailure, RunError
-from hwprune.latency.bench import Bench, combine_one
+from hwprune.latency.bench import Bench
 from hwprune.latency.interval import process_interval
-from hwprune.latency.paired import Paired, Settings
+from hwprune.latency.paired import Paired, Settings, combine_one
 from hwprune.records.measurement import Measurement
 
 PROCESSES = 6

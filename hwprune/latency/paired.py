@@ -241,11 +241,22 @@ def with_sessions(estimate: float, low: float, high: float, sd: float, alpha: fl
     return estimate - math.hypot(estimate - low, more), estimate + math.hypot(high - estimate, more)
 
 
-def geometric_mean(sessions: Sequence[Paired]) -> Paired:
+def combine_one(parts: Mapping[str, Paired]) -> Paired:
+    """The result of the one target that there is; of several see `hwprune.latency.fleet`."""
+    (result,) = parts.values()
+    return result
+
+
+def geometric_mean(sessions: Sequence[Paired], combine: Callable[[Mapping[str, Paired]], Paired] = combine_one) -> Paired:
     """Sessions of the same two files as one: the last one's, with their mean speedup, and the latency that goes with it.
 
     Each interval holds the differences between sessions already, so the deviations add up as those of independent values do.
+
+    Args:
+        combine: makes one result of several targets', each of which has its own mean.
     """
+    if names := list(sessions[-1].parts):
+        return combine({name: geometric_mean([session.parts[name] for session in sessions]) for name in names})
     logs = [math.log(session.ratio) for session in sessions]
     below = [log - math.log(session.speedup.ci_low) for log, session in zip(logs, sessions, strict=True)]
     above = [math.log(session.speedup.ci_high) - log for log, session in zip(logs, sessions, strict=True)]

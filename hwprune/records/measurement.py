@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hwprune.common.files import Table
@@ -64,3 +64,9 @@ class Measurement:
         )
         table.close()
         return cls(*values)
+
+
+def first_targets(speedup: Measurement) -> Measurement:
+    """The first target's own speedup, with which the latency goes; of a single target just that."""
+    targets = speedup.conditions.get("targets")
+    return replace(speedup, **targets[speedup.conditions["first"]]["speedup"]) if targets else speedup

@@ -58,7 +58,7 @@ class CandidateTimer:
             agreeing = [session for session in sessions if _overlap(session.speedup, last.speedup)]
             sessions.append(last)
         if agreeing:
-            found = geometric_mean([*agreeing, sessions[-1]])
+            found = geometric_mean([*agreeing, sessions[-1]], self._bench.combine)
         else:
             found = sorted(sessions, key=lambda session: session.ratio)[len(sessions) // 2]
         return replace(found, again=len(sessions) - 1)

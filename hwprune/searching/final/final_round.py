@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hwprune.common import formatting
+from hwprune.records.measurement import first_targets
 from hwprune.searching.evaluating.dense import Baseline
 from hwprune.searching.final import quantise_finalists, train_finalists
 from hwprune.searching.final.confirm import Confirmer
@@ -69,6 +70,8 @@ def run_final_round(confirmer: Confirmer, job: ResolvedJob, phase: Callable[[str
         share = formatting.is_share(dense.metric.value, higher_is_better=evaluator.metric.higher_is_better)
         notes += quantise_finalists.left_out(quantised, points, share=share)
     if job.measured:
-        dense_s = dense.latency.value * dense.self_speedup.value  # its own row is divided by what it measured against itself
+        dense_s = (
+            dense.latency.value * first_targets(dense.self_speedup).value
+        )  # its own row is divided by what it measured against itself
         points, untrained, trained, quantised = (tuple(rescaled(g, dense_s)) for g in (points, untrained, trained, quantised))
     return FinalFront(tuple(points), untrained, trained, quantised, dense, tuple(notes))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hwprune.records import pareto
-from hwprune.records.measurement import Measurement
+from hwprune.records.measurement import Measurement, first_targets
 from hwprune.records.trial import Trial
 from hwprune.searching.constraints import Constraints
 from hwprune.searching.final.belief import SURE
@@ -97,18 +97,14 @@ def rescaled(points: Sequence[Confirmed], dense_s: float) -> list[Confirmed]:
     """The points with latencies that go with the dense latency of the last round: dense / speedup, as in every round.
 
     Each round measures the dense model anew, and a shared machine is faster in one minute than in the next; what was measured
-    against it at the same time is the speedup.
+    against it at the same time is the speedup; of several targets that of the first, whose latency it is.
     """
-    return [
-        replace(
-            p,
-            latency=replace(
-                p.latency, value=dense_s / p.speedup.value, ci_low=dense_s / p.speedup.ci_high,
-                ci_high=dense_s / p.speedup.ci_low,
-            ),
-        )
-        for p in points
-    ]  # fmt: skip
+    scaled = []
+    for point in points:
+        own = first_targets(point.speedup)
+        latency = replace(point.latency, value=dense_s / own.value, ci_low=dense_s / own.ci_high, ci_high=dense_s / own.ci_low)
+        scaled.append(replace(point, latency=latency))
+    return scaled
 
 
 def point_of(confirmed: Confirmed, run: Path) -> FrontPoint:

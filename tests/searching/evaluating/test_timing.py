@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hwprune.latency.paired import Paired
+from hwprune.latency.paired import Paired, combine_one
 from hwprune.latency.source import Measured, Source
 from hwprune.records.measurement import Measurement
 from hwprune.searching.evaluating.early_stopping import Expectation
@@ -66,7 +66,7 @@ class Sessions(Source):
 
 def measured_again(ratios):
     """What a timer makes of sessions of which the first one is not believed."""
-    timer = CandidateTimer(SimpleNamespace(load=lambda *args: None), Sessions(ratios))
+    timer = CandidateTimer(SimpleNamespace(load=lambda *args: None, combine=combine_one), Sessions(ratios))
     return timer.measure(Path("model.onnx"), Expectation({"ratio": 10.0, "ratio_sd": 0.01}))
 
 
