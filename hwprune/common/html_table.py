@@ -15,5 +15,21 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], n
     return f"<div><p><b>{html.escape(title)}</b></p><table>{top}<tbody>{body}</tbody></table>{end}</div>"
 
 
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem; } table { border-collapse: collapse; }
+th, td { padding: .25rem .6rem; }"""
+
+
+def document(title: str, body: str, style: str = STYLE) -> str:
+    """A page of its own.
+
+    Args:
+        title: as text.
+        body: as HTML.
+    """
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f"{meta}<title>{html.escape(title)}</title><style>{style}</style>"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
 def _cell(kind: str, content: object, place: int) -> str:
     return f'<{kind} style="text-align: {"right" if place else "left"}">{html.escape(str(content))}</{kind}>'

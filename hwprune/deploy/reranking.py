@@ -254,3 +254,16 @@ def text_rows(points: Sequence[Reranked], *, share: bool) -> list[list[str]]:
             ]
         )  # fmt: skip
     return rows
+
+
+def rows_together(results: Mapping[str, Sequence[Reranked]]) -> list[list[str]]:
+    """A row a point, a column a target: speedup with its interval, or that it failed; in the order of the first target."""
+    first = next(iter(results.values()))
+    rows = []
+    for trial in (point.trial for point in first):
+        cells = []
+        for points in results.values():
+            speedup = next(point.speedup for point in points if point.trial == trial)
+            cells.append("failed" if speedup is None else formatting.speedup(speedup.value, speedup.ci_low, speedup.ci_high))
+        rows.append([f"trial {trial}", *cells])
+    return rows

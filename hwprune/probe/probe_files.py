@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hwprune.common import formatting
 from hwprune.common.files import csv_text, dump_json, write_atomic
+from hwprune.common.html_table import document
 from hwprune.probe.findings import Probe, UnitProbe
 from hwprune.probe.staircase import worthwhile
 
@@ -173,9 +174,7 @@ def page(found: Probe) -> str:
     facts = [f"<tr><th scope='row'>{e(str(k))}</th><td>{e(str(v))}</td></tr>" for k, v in found.identity.items()]
     parts.append("<h2>Measured on</h2>" if measured else "<h2>Estimated for</h2>")
     parts.append(_html_table(("what", "value"), facts))
-    title = f"hwprune probe: {e(found.workload)} on {e(found.target)}"
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
+    return document(f"hwprune probe: {found.workload} on {found.target}", f"<main>{''.join(parts)}</main>", STYLE)
 
 
 def _yes(value: object) -> str:
