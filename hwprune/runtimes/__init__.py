@@ -15,6 +15,7 @@ from hwprune.runtimes.mnn import Mnn
 from hwprune.runtimes.ncnn import Ncnn
 from hwprune.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 from hwprune.runtimes.onnxruntime_cuda import OnnxRuntimeCuda
+from hwprune.runtimes.onnxruntime_ep import OnnxRuntimeEp
 from hwprune.runtimes.onnxruntime_tensorrt import OnnxRuntimeTensorRT
 from hwprune.runtimes.onnxruntime_web import OnnxRuntimeWeb
 from hwprune.runtimes.openvino import OpenVino
@@ -27,7 +28,8 @@ Settings = RuntimeSettings
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
-        OnnxRuntimeCpu(), OpenVino(), PyTorchCpu(), OnnxRuntimeCuda(), OnnxRuntimeTensorRT(), TensorRt(), PyTorchCuda(),
+        OnnxRuntimeCpu(), OpenVino(), PyTorchCpu(), OnnxRuntimeCuda(), OnnxRuntimeTensorRT(), OnnxRuntimeEp(),
+        TensorRt(), PyTorchCuda(),
         LlamaCpp(), LiteRt(), Ncnn(), Mnn(), ExecuTorch(), OnnxRuntimeWeb(), Tract(),
     )
 }  # fmt: skip

@@ -146,7 +146,7 @@ def test_every_profile_loads():
         assert target.name == name
         assert target.why_not("channel") is None
         assert target.why_not("unstructured")
-        assert target.multiple("avx512") % 8 == 0
+        assert target.multiple("avx512") in (1, 4, 8, 16, 32)
 
 
 def test_what_a_target_executes():

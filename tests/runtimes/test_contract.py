@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hwprune import runtimes
-from hwprune.errors import UnknownNameError
+from hwprune.errors import UnknownNameError, UsageError
 from hwprune.onnx_files import to_onnx
 from hwprune.runtimes import RUNTIMES, RuntimeSettings
 from hwprune.runtimes.base import OWN_TIMERS
@@ -18,7 +18,7 @@ CPU = [name for name, one in RUNTIMES.items() if one.device == "cpu" and not one
 GPU = [name for name, one in RUNTIMES.items() if one.device == "cuda"]
 MARKED = [*CPU, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU)]
 SHAPES = ((2, 1, 8, 8),)
-WITHOUT_PROFILER = ("ncnn", "mnn", "litert", "executorch", "onnxruntime-web")
+WITHOUT_PROFILER = ("onnxruntime-ep", "ncnn", "mnn", "litert", "executorch", "onnxruntime-web")
 """Their Python packages have none, or none that can be switched on when a model is loaded."""
 
 
@@ -43,6 +43,9 @@ def runtime(request):
 
 
 def load(runtime, files, **settings):
+    # ONNX Runtime's own CPU provider goes by the way of the plug-ins, too.
+    if runtime.name == "onnxruntime-ep":
+        settings.setdefault("options", {"provider": "CPUExecutionProvider"})
     return runtime.load(files[0] / runtime.file, RuntimeSettings(shapes=SHAPES, **settings))
 
 
@@ -94,7 +97,8 @@ def test_inputs_are_left_as_they_are(runtime, tmp_path):
     x = -np.ones((2, 1, 4, 4), np.float32)
     to_onnx.to_onnx(model, (torch.from_numpy(x.copy()),), tmp_path / "model.onnx")
     x.flags.writeable = False
-    runner = runtime.load(tmp_path / "model.onnx", RuntimeSettings(shapes=(x.shape,)))
+    options = {"provider": "CPUExecutionProvider"} if runtime.name == "onnxruntime-ep" else {}
+    runner = runtime.load(tmp_path / "model.onnx", RuntimeSettings(shapes=(x.shape,), options=options))
     call = runner.bind([x])
     for _ in range(3):
         call()
@@ -198,6 +202,33 @@ def test_pytorch_compiled_computes_the_same(files):
     call = out.bind([files[1]])
     call()
     np.testing.assert_allclose(out.run([files[1]])[0], files[2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "names neither a library nor a provider"),
+        ({"provider": "NoExecutionProvider"}, "finds no device of its own on this machine; ONNX Runtime offers CPUExecution"),
+        ({"provider": "CPUExecutionProvider", "device_type": "npu"}, "of type NPU"),
+        ({"library": "/nowhere/plugin.so"}, "there is no library"),
+        ({"library": "json"}, "neither a library's path nor a package"),
+    ],
+)
+def test_plugin_that_is_not_there_is_told(options, text, files):
+    one = RUNTIMES["onnxruntime-ep"]
+    if reason := one.missing():
+        pytest.skip(reason)
+    with pytest.raises(UsageError, match=text):
+        load(one, files, options=options)
+
+
+def test_plugin_tells_who_runs_the_nodes(files):
+    one = RUNTIMES["onnxruntime-ep"]
+    if reason := one.missing():
+        pytest.skip(reason)
+    facts = load(one, files).facts()
+    assert facts["provider"] == "CPUExecutionProvider"
+    assert facts["nodes"]["CPUExecutionProvider"] >= 3
 
 
 @pytest.mark.gpu
