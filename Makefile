@@ -8,7 +8,7 @@ WEB := onnxruntime-web@1.30.0
 # Threads that wait for each other sleep: spinning, they take the cores from those that they wait for when several tests run.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: bench-runtimes setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy bench-llm bench-llm-search zoo cases fuzz docs clean
+.PHONY: bench-runtimes gpu setup demo test test-slow check format bench bench-search bench-recovery bench-latency bench-structure bench-prune bench-oneshot bench-deploy bench-llm bench-llm-search zoo cases fuzz docs clean
 
 setup: .venv/installed
 
@@ -105,6 +105,10 @@ bench-oneshot: .venv-zoo/installed
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	.venv-zoo/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,zoo]'
 	@touch $@
+
+# All that needs an NVIDIA GPU, in at most twelve minutes; writes the tables to runs/gpu.md.
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu.md
 
 # All runtimes that are installed, beside each other; the fleet's searches take about an hour.
 bench-runtimes: setup

@@ -68,8 +68,8 @@ def run(options: argparse.Namespace) -> int:
     for target in asked:
         for name, one in found[target.name].items():
             size = formatting.size(one.engine_bytes) if one.engine_bytes else ""
-            word = "builds" if target.device == "cuda" else "runs and agrees"
-            rows.append([name, target.name, word if one.builds else "refused", size, formatting.duration(one.seconds)])
+            words = ("does not build", "builds") if target.device == "cuda" else ("refused", "runs and agrees")
+            rows.append([name, target.name, words[one.builds], size, formatting.duration(one.seconds)])
             if not one.builds:
                 why = [f"{node['operator']} {node['name']}: {node['reason']}" for node in one.refused] or [one.reason]
                 told += [f"{name} on {target.name}: {text}" for text in why]

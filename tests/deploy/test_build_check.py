@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,13 +12,20 @@ import pytest
 import torch
 from torch import nn
 
+import hwprune
+from hwprune import runtimes
 from hwprune.cli import main
+from hwprune.deploy import quantise
 from hwprune.deploy.build_check import ToBuild, check_builds, files_of
 from hwprune.errors import UnavailableError, UsageError
 from hwprune.onnx_files import tidy
+from hwprune.probe.cut_segments import CutSegments
+from hwprune.pruning.pruner import Pruner
 from hwprune.records import target as targets
 from hwprune.records.record import read_record
-from hwprune.runtimes import tensorrt_rtx
+from hwprune.runtimes import tensorrt_rtx, tract
+from hwprune.workload import demos
+from tests.searching.networks import CifarResNet
 
 TARGET = "rtx-4090"
 make = onnx.helper.make_node
@@ -112,7 +120,7 @@ def test_a_builder_that_hangs_or_dies_is_told(good, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["good.onnx", "--target", "cpu"], "cpu is no NVIDIA GPU"),
+        (["good.onnx", "--target", "cpu-pytorch"], "cpu-pytorch can't be checked with a file alone"),
         (["good.onnx", "--target", "h100"], "compute capability 9.0; TensorRT for RTX builds for 7.5"),
         (["good.onnx", "--target", TARGET, "--shape", "1,b"], "--shape takes sizes such as"),
         (["none.onnx", "--target", TARGET], "there is no file"),
@@ -139,3 +147,104 @@ def test_files_of_a_language_models_search_are_found(tmp_path):
     assert [one.name for one in files_of(tmp_path)] == ["7/model.int8", "7/model", "dense/model.int8"]
     with pytest.raises(UsageError):
         files_of(tmp_path / "nothing")
+
+
+def test_runtimes_here_are_tried_and_compared(good, tmp_path, capsys):
+    names = [name for name in ("cpu", "mnn", "ncnn", "tract") if runtimes.get(targets.load(name).runtime).missing() is None]
+    out = tmp_path / "kept"
+    before = sorted(path.name for path in good.parent.iterdir())
+    assert main.main(["check", str(good), "--target", ",".join(names), "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["targets"]
+    assert list(told) == names and all(one["good.onnx"]["builds"] for one in told.values())
+    assert sorted(path.name for path in good.parent.iterdir() if path != out) == before, (
+        "beside the user's file nothing is written"
+    )
+    for name in {"mnn", "ncnn"} & set(names):
+        kept = {path.name: path.stat().st_size for path in (out / name / "good").iterdir()}
+        assert set(kept) == set(runtimes.get(name).files)
+        assert sum(kept.values()) == told[name]["good.onnx"]["engine_bytes"] > 10_000
+    assert main.main(["check", str(good), "--target", "cpu"]) == 0
+    assert "nothing was timed" in capsys.readouterr().out
+
+
+def test_runtime_that_computes_something_else_is_refused(good, monkeypatch, capsys):
+    if reason := runtimes.get("tract").missing():
+        pytest.skip(reason)
+    monkeypatch.setattr(tract.TractRunner, "_infer", lambda self, arrays: [2 * self_infer(self, arrays)[0]])
+    assert main.main(["check", str(good), "--target", "tract"]) == 1
+    told = capsys.readouterr().out
+    assert "refused" in told and "computes something else" in told
+
+
+self_infer = tract.TractRunner._infer
+
+
+def halved(workload: hwprune.Workload, folder: Path) -> list[ToBuild]:
+    """The dense file and one with everything that may be cut cut by half."""
+    pieces = CutSegments(Pruner(workload))
+    counts = {unit.name: max(1, unit.size // 2) for unit in pieces.axes()}
+    files = []
+    for name, cut in (("dense", {}), ("cut", counts)):
+        onnx.save(pieces.cut(cut), folder / f"{name}.onnx")
+        files.append(ToBuild(name, folder / f"{name}.onnx", [list(x.shape) for x in workload.example_inputs]))
+    return files
+
+
+class Encoder(nn.Module):
+    """MiniLM's layout, with weights that are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        sizes = {
+            "hidden_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 12,
+            "intermediate_size": 384,
+            "vocab_size": 200,
+        }
+        self.body = BertModel(BertConfig(**sizes), add_pooling_layer=False)
+        self.head = nn.Linear(96, 2)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.body(input_ids=tokens, attention_mask=mask).last_hidden_state
+        weights = mask[..., None].to(hidden.dtype)
+        return self.head((hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9))
+
+
+def encoder() -> hwprune.Workload:
+    inputs = (torch.ones(1, 16, dtype=torch.int64), torch.ones(1, 16, dtype=torch.int64))
+    return hwprune.Workload(
+        "encoder", Encoder().eval(), inputs, calibration=[], validation=[(inputs, torch.zeros(1, dtype=torch.int64))]
+    )
+
+
+def resnet20() -> hwprune.Workload:
+    x = torch.zeros(1, 3, 32, 32)
+    return hwprune.Workload(
+        "resnet20", CifarResNet(3).eval(), (x,), calibration=[], validation=[(x, torch.zeros(1, dtype=torch.int64))]
+    )
+
+
+@pytest.mark.usefixtures("builder")
+@pytest.mark.parametrize("make_workload", [demos.digits, demos.digits_vit, resnet20, encoder])
+def test_dense_and_cut_models_build(make_workload, tmp_path):
+    """The same parser, builder, flags and profiles that TensorRT's runtime uses, on every kind of network that is shipped."""
+    found = check_builds(halved(make_workload(), tmp_path), targets.load(TARGET))
+    assert {name: one.reason for name, one in found.items()} == {"dense": "", "cut": ""}
+
+
+@pytest.mark.usefixtures("builder")
+def test_quantised_candidate_builds_as_integers(tmp_path):
+    digits = demos.digits()
+    (dense, cut) = halved(digits, tmp_path)
+    for one in (dense, cut):
+        batches = [tuple(x.numpy() for x in inputs) for inputs, _ in digits.batches("calibration")][:2]
+        quantise.quantise(onnx.load(one.file), "int8", lambda batches=batches: batches, tmp_path / f"{one.name}.int8.onnx")
+        kinds = {node.op_type for node in onnx.load(tmp_path / f"{one.name}.int8.onnx").graph.node}
+        assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    data = {**targets.load(TARGET).to_json(), "precision": "int8"}
+    files = [ToBuild(one.name, tmp_path / f"{one.name}.int8.onnx", one.shapes) for one in (dense, cut)]
+    found = check_builds(files, targets.Target.from_json(data))
+    assert {name: one.reason for name, one in found.items()} == {"dense": "", "cut": ""}
