@@ -72,7 +72,8 @@ class Integers:
     """What the device wants of 8-bit integers.
 
     Attributes:
-        symmetric: activations in signed integers without a zero point, as GPUs want them; else unsigned with one, as x86 does.
+        symmetric: activations in signed integers without a zero point, and biases in 32-bit floats, as TensorRT wants them; else
+            unsigned with one, and biases in 32-bit integers, as x86 does.
         saturating: its kernels add pairs of products in 16 bits, which overflow: x86 with AVX2 or AVX-512 and without VNNI.
             Weights then take 7 bits. (OpenVINO's and ONNX Runtime's documentation, "saturation issue", "reduce range".)
     """
@@ -99,7 +100,10 @@ def to_int8(model: onnx.ModelProto, batches: Batches, integers: Integers) -> tup
             weight_type=QuantType.QInt8, reduce_range=integers.saturating, calibrate_method=CalibrationMethod.MinMax,
             op_types_to_quantize=list(FLOWING) if convolutional else list(WEIGHTED),
             nodes_to_exclude=_dynamic(onnx.load(str(ready))),
-            extra_options={"WeightSymmetric": True, "ActivationSymmetric": integers.symmetric, "DedicatedQDQPair": False},
+            extra_options={
+                "WeightSymmetric": True, "ActivationSymmetric": integers.symmetric, "DedicatedQDQPair": False,
+                "QuantizeBias": not integers.symmetric,  # TensorRT reads no integers of 32 bits as weights
+            },
         )  # fmt: skip
         quantised = onnx.load(str(done))
     bits = 7 if integers.saturating else 8

@@ -17,6 +17,7 @@ from hwprune import runtimes
 from hwprune.cli import main
 from hwprune.deploy import quantise
 from hwprune.deploy.build_check import ToBuild, check_builds, files_of
+from hwprune.deploy.onnx_quantisers import Integers
 from hwprune.errors import UnavailableError, UsageError
 from hwprune.onnx_files import tidy
 from hwprune.probe.cut_segments import CutSegments
@@ -28,6 +29,7 @@ from hwprune.workload import demos
 from tests.searching.networks import CifarResNet
 
 TARGET = "rtx-4090"
+GPU = Integers(symmetric=True)
 make = onnx.helper.make_node
 
 
@@ -241,7 +243,7 @@ def test_quantised_candidate_builds_as_integers(tmp_path):
     (dense, cut) = halved(digits, tmp_path)
     for one in (dense, cut):
         batches = [tuple(x.numpy() for x in inputs) for inputs, _ in digits.batches("calibration")][:2]
-        quantise.quantise(onnx.load(one.file), "int8", lambda batches=batches: batches, tmp_path / f"{one.name}.int8.onnx")
+        quantise.quantise(onnx.load(one.file), "int8", lambda batches=batches: batches, tmp_path / f"{one.name}.int8.onnx", GPU)
         kinds = {node.op_type for node in onnx.load(tmp_path / f"{one.name}.int8.onnx").graph.node}
         assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     data = {**targets.load(TARGET).to_json(), "precision": "int8"}
