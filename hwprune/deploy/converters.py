@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hwprune.deploy import ncnn_forms
+from hwprune.deploy import known_forms
 from hwprune.errors import described
 from hwprune.runtimes.base import library_version
 from hwprune.runtimes.conversion import EXPECTED, ConversionError
@@ -125,19 +125,27 @@ def _mnn(fixed: Path, folder: Path, signature: Mapping[str, Any]) -> dict[str, A
     import _tools
     import MNN  # noqa: F401 - it brings what the tools need
 
+    model = onnx.load(str(fixed))
+    if known_forms.nan_tests_as_comparisons(model):
+        onnx.save(model, str(fixed))
     out = folder / "model.mnn"
     with _printed() as said:
         _tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", str(fixed), "--MNNModel", str(out), "--bizCode", "hwprune"])
     text = said[0]
     if not out.is_file() or not out.stat().st_size:
-        raise ConversionError(_last(text), _mnn_refused(text))
+        refused = _nodes(fixed, _mnn_refused(text))
+        if refused:
+            raise ConversionError(
+                f"MNN has no operator {refused[0]['operator']} (node {refused[0]['name'] or 'unnamed'})", refused
+            )
+        raise ConversionError(_last(text))
     return {"version": library_version("MNN")}
 
 
-def _mnn_refused(text: str) -> list[dict[str, str]]:
-    """``Not Supported Op: ONNX::Foo`` and the like."""
-    names = re.findall(r"(?:ONNX::|Not Supported[^:]*: ?(?:ONNX::)?)(\w+)", text)
-    return [{"operator": name, "name": ""} for name in dict.fromkeys(names)]
+def _mnn_refused(text: str) -> list[str]:
+    """Operators of a line such as ``These Op Not Support: ONNX::IsNaN ONNX::Foo``."""
+    lines = [line for line in text.splitlines() if "Not Support" in line]
+    return list(dict.fromkeys(name for line in lines for name in re.findall(r"ONNX::(\w+)", line)))
 
 
 def _ncnn(fixed: Path, folder: Path, signature: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +153,7 @@ def _ncnn(fixed: Path, folder: Path, signature: Mapping[str, Any]) -> dict[str, 
     import pnnx
 
     model = onnx.load(str(fixed))
-    if ncnn_forms.strided_slices_as_pools(model):
+    if known_forms.strided_slices_as_pools(model):
         onnx.save(model, str(fixed))
     sizes = ",".join(f"[{','.join(map(str, shape))}]{_PNNX_TYPES.get(kind, 'f32')}" for _, kind, shape in signature["inputs"])
     done = subprocess.run(

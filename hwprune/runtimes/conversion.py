@@ -31,9 +31,10 @@ from hwprune.version import VERSION
 PROCESS = "hwprune.deploy.converters"
 FACTS = "conversion.json"
 EXPECTED = "expected.npz"
-TOLERANCE = 1e-3
-"""Largest difference from ONNX Runtime, relative to the largest entry of an output, that other orders of summing explain in fp32
-(measured: 4e-7 on convolutional networks, 2e-5 on transformers with twelve blocks)."""
+TOLERANCE = 5e-3
+"""Largest difference from ONNX Runtime, relative to the largest entry of an output, that is taken for the runtime's way of computing.
+Other orders of summing in fp32 make 4e-7 to 4e-6; MNN, which approximates exponentials and error functions, 1e-4 on a small vision
+transformer and 1e-3 on MiniLM. Conversions that were wrong were off by 0.3 and more (benchmarks/runtimes.py --only parity)."""
 FLOOR = 0.01
 """Outputs that are smaller all over are compared as if their largest entry were this; see `hwprune.workload.closeness`."""
 LIMIT_S = 300.0

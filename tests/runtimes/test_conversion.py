@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
 from hwprune import runtimes
-from hwprune.deploy import converters
+from hwprune.deploy import converters, known_forms
 from hwprune.errors import UsageError
 from hwprune.runtimes import RuntimeSettings, conversion
 from hwprune.runtimes.conversion import ConversionError, Converted, Signature, difference
@@ -125,6 +126,32 @@ def test_refused_operators_are_named(name, operator, text, tmp_path):
         runtime.load(path, RuntimeSettings(shapes=(SHAPE,)))
     if name != "mnn":
         assert caught.value.refused == [{"operator": operator, "name": "activation"}]
+
+
+def test_forms_that_converters_know_compute_the_same(tmp_path):
+    x = np.array([[[[1.0, np.nan, -np.inf, 0.0], [np.inf, 2.0, np.nan, 3.0]] * 2]], np.float32)
+    steps = {"starts": [0, 0], "ends": [9, 2**31], "axes": [2, -1], "steps": [2, 3]}
+    stored = [numpy_helper.from_array(np.array(values, np.int64), name) for name, values in steps.items()]
+    nodes = [
+        helper.make_node("IsNaN", ["x"], ["nan"], name="guard"),
+        helper.make_node("Slice", ["x", *steps], ["part"], name="s"),
+    ]
+    outputs = [helper.make_tensor_value_info("nan", 9, x.shape), helper.make_tensor_value_info("part", 1, (1, 1, 2, 2))]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", 1, x.shape)], outputs, stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
+    onnx.save(model, str(tmp_path / "before.onnx"))
+    assert known_forms.nan_tests_as_comparisons(model) == 1
+    assert known_forms.strided_slices_as_pools(model) == 1
+    assert {node.op_type for node in model.graph.node} == {"Equal", "Not", "MaxPool"}
+    onnx.save(model, str(tmp_path / "after.onnx"))
+    given = {"x": np.nan_to_num(x, nan=5.0)}  # a pool may lose a NaN; a slice of one is of no use to anybody
+    for name in ("before", "after"):
+        session = onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        np.testing.assert_array_equal(session.run(["nan"], {"x": x})[0], np.isnan(x))
+        np.testing.assert_array_equal(session.run(["part"], given)[0], given["x"][:, :, ::2, ::3])
+    short = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
+    short.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([1, 0], np.int64), "starts"))
+    assert known_forms.strided_slices_as_pools(short) == 0, "one that begins elsewhere stays"
 
 
 def fake_process(folder: Path, body: str) -> str:

@@ -15,6 +15,7 @@ from hwprune.latency.bench import Bench
 from hwprune.latency.samples import read_batches
 from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
+from hwprune.runtimes import conversion
 from hwprune.workload import closeness, confidence, scoring
 from hwprune.workload.metrics import Metric
 from hwprune.workload.scoring import Outputs
@@ -81,6 +82,8 @@ class FileScorer:
         self.threads = max(target.threads, len(os.sched_getaffinity(0))) if on_this_cpu else None
         self.chunk = 0
         self.tolerance = max(closeness.TOLERANCES[kind] for kind in (target.precision, closeness.of_model(workload.model)))
+        if runtime.convert_s:  # it computes as its own kernels do, not as another build of the same library
+            self.tolerance = max(self.tolerance, conversion.TOLERANCE)
 
     def outputs(self, key: str, split: Split) -> Outputs:
         """Outputs of a loaded model on a split. Raises `CandidateFailure`."""

@@ -1,4 +1,4 @@
-"""Operators that pnnx leaves over, in forms that it knows, exactly equal to them."""
+"""Operators that a converter does not know, in forms that it knows, exactly equal to them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ def strided_slices_as_pools(model: onnx.ModelProto) -> int:
         pool = helper.make_node("MaxPool", node.input[:1], node.output, name=node.name, kernel_shape=[1, 1], strides=strides)
         node.CopyFrom(pool)
         count += 1
+    return count
+
+
+def nan_tests_as_comparisons(model: onnx.ModelProto) -> int:
+    """``IsNaN(x)`` as ``Not(Equal(x, x))``, which it is; how many were rewritten. PyTorch's exporter guards each softmax with one."""
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "IsNaN":
+            nodes.append(node)
+            continue
+        equal = f"{node.output[0]}.equal"
+        nodes.append(helper.make_node("Equal", [node.input[0], node.input[0]], [equal], name=f"{node.name}.equal"))
+        nodes.append(helper.make_node("Not", [equal], node.output, name=node.name))
+    count = len(nodes) - len(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     return count
 
 
