@@ -52,22 +52,27 @@ def run(options: argparse.Namespace) -> int:
         resolved_job.require_target(target, options.remote)
     metric = loading.load(options.workload).scoring if options.workload else None
     progress = make_progress(quiet=options.quiet or options.json)
-    results = {}
+    results, refused = {}, {}
     try:
         for target in asked:
             progress.stage(f"scoring and measuring {len(record.front)} points on {target.name}")
-            results[target.name] = reranking.rerank(folder, target, options.batch, options.remote, metric, progress.confirmed)
+            try:
+                results[target.name] = reranking.rerank(folder, target, options.batch, options.remote, metric, progress.confirmed)
+            except CandidateFailure as failure:
+                refused[target.name] = failure.reason
+                continue
             points, facts = results[target.name]
             reranking.write(points, facts, root / target.name if several else root)
-    except CandidateFailure as failure:
-        raise RunError(failure.reason) from failure
     finally:
         progress.close()
+    if not results:
+        raise RunError("; ".join(f"{name}: {reason}" if several else reason for name, reason in refused.items()))
     if options.json:
         told = [{**facts, "points": [point.row() for point in points]} for points, facts in results.values()]
         print(json.dumps(told if several else told[0]))
     elif several:
         _show_together(results, folder, root)
+        print("\n".join(f"{name} does not run the dense model: {reason}" for name, reason in refused.items()))
     else:
         points, facts = results[asked[0].name]
         header = ["", f"on {asked[0].name}", f"on {record.target_label}", "drop", "before", ""]

@@ -13,14 +13,18 @@ from typing import Any
 import onnx
 
 from hwprune import runtimes
-from hwprune.errors import CandidateFailure, UnavailableError, UsageError, described
+from hwprune.errors import CandidateFailure, UnavailableError, UsageError
+from hwprune.latency.bench import Bench
+from hwprune.latency.latency_table import save_inputs
+from hwprune.latency.paired import Settings
 from hwprune.onnx_files.to_onnx import converted, save_onnx
 from hwprune.records.record import read_record
 from hwprune.records.target import Target
-from hwprune.runtimes import Runtime, RuntimeSettings, conversion, tensorrt_rtx
+from hwprune.runtimes import Runtime, conversion, tensorrt_rtx
 from hwprune.runtimes.conversion import ConversionError, Converted
 from hwprune.runtimes.fixed_sizes import ConvertedRuntime
 from hwprune.runtimes.tensorrt_rtx import Built
+from hwprune.workload import scoring
 
 LANGUAGE = "language.json"
 """What lies in the run of a language model's search."""
@@ -124,24 +128,30 @@ def check_runs(
 
 
 def _runs(runtime: Runtime, target: Target, one: ToBuild, scratch: Path, out: Path | None) -> Built:
-    """Convert, load and compare a copy: beside the user's own file nothing is written."""
+    """Convert, load, run and compare a copy (beside the user's own file nothing is written), in a process that may crash."""
     started = time.monotonic()
-    for path in one.file.parent.glob(one.file.name + "*"):
-        shutil.copyfile(path, scratch / path.name)  # no link: ONNX refuses weights behind one
+    for path in conversion.parts_of(one.file):
+        place = scratch / path.relative_to(one.file.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)  # no link: ONNX refuses weights behind one
     file = scratch / one.file.name
     shapes = tuple(tuple(shape) for shape in one.shapes)
     try:
-        if not shapes:  # what free sizes are taken for is said by the form that all converters get
-            shapes = tuple(shape for _, _, shape in conversion.convert("onnx", file, ()).signature.inputs)
         wanted = conversion.convert("onnx", file, shapes)
-        runner = runtime.load(file, RuntimeSettings(target.threads, target.precision, target.options, shapes))
-        conversion.check(wanted, runner.run(conversion.expected(wanted)[0]), runtime.name)
+        shapes = tuple(shape for _, _, shape in wanted.signature.inputs)
+        made = runtime.convert(file, shapes)
+        save_inputs(scratch / "inputs.npz", conversion.expected(wanted)[0])
+        with Bench(target, shapes=shapes) as bench:
+            bench.load("model", file)
+            bench.run("model", scratch / "inputs.npz", scratch / "outputs.npz")
+            # Does it also run in the way in which it is timed?
+            bench.pair("model", "model", scratch / "inputs.npz", Settings(clock=bench.clock, limit_s=0.01))
+        conversion.check(wanted, [x.numpy() for x in scoring.read_outputs(scratch / "outputs.npz")[0]], runtime.name)
     except ConversionError as error:
         told = [{"operator": node["operator"], "name": node["name"], "reason": str(error)} for node in error.refused]
         return Built(builds=False, seconds=time.monotonic() - started, refused=told, reason=str(error))
-    except Exception as error:  # each library has its own types
-        return Built(builds=False, seconds=time.monotonic() - started, reason=described(error))
-    made = runtime.convert(file, shapes)
+    except CandidateFailure as failure:
+        return Built(builds=False, seconds=time.monotonic() - started, reason=failure.reason)
     size = 0
     if isinstance(made, Converted) and isinstance(runtime, ConvertedRuntime):
         size = sum((made.folder / name).stat().st_size for name in runtime.files)

@@ -1,4 +1,4 @@
-"""The process that converts ONNX files into the formats of other runtimes: ``python -m hwprune.deploy.converters``.
+"""The process that converts ONNX files into the formats of other runtimes (`hwprune.runtimes.conversion` starts it).
 
 One JSON line asks, one answers (`hwprune.runtimes.conversion`); what converters print goes to stderr. All get a model whose sizes
 are fixed and whose computations of shapes are folded by ONNX Runtime's own offline optimiser: free sizes are where they
@@ -58,7 +58,8 @@ def fix_sizes(source: Path, shapes: Sequence[Sequence[int]], out: Path, expected
     import onnxruntime
 
     model = onnx.load(str(source))
-    for place, item in enumerate(model.graph.input):
+    stored = {item.name for item in model.graph.initializer}  # files of long ago list them among the inputs
+    for place, item in enumerate([item for item in model.graph.input if item.name not in stored]):
         dims = item.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):
             size = shapes[place][axis] if place < len(shapes) and axis < len(shapes[place]) else dim.dim_value or 1
@@ -262,10 +263,15 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def main() -> None:
+def main(parent: int = 0) -> None:
+    """Answer until the input ends.
+
+    Args:
+        parent: the process that asks; 0: not said. (A program between the two is told apart by the end of input alone.)
+    """
     _die_with_parent()
-    if len(sys.argv) > 1 and os.getppid() != int(sys.argv[1]):
-        return  # the parent was gone before the line above
+    if parent and os.getppid() == 1 != parent:
+        return  # it was gone before the line above
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -40,7 +40,7 @@ def strided_slices_as_pools(model: onnx.ModelProto) -> int:
 
 
 def nan_tests_as_comparisons(model: onnx.ModelProto) -> int:
-    """``IsNaN(x)`` as ``Not(Equal(x, x))``, which it is; how many were rewritten. PyTorch's exporter guards each softmax with one."""
+    """``IsNaN(x)`` as ``Not(Equal(x, x))``, which it is; how many were rewritten. PyTorch guards each softmax so."""
     nodes = []
     for node in model.graph.node:
         if node.op_type != "IsNaN":

@@ -22,12 +22,14 @@ from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
 
 WORST = "worst"
-TARGETS = "targets"
-"""The condition of a combined speedup that holds what each target measured."""
+TARGETS, FIRST = "targets", "first"
+"""Conditions of a combined speedup: what each target measured, and the name of the first, whose latency it comes with."""
 
 
 def parse(text: str) -> dict[str, float | None]:
     """``cpu,litert`` or ``cpu=2,litert=1`` -> name -> weight; None where the worst counts. Raises `UsageError`."""
+    if Path(text).is_file():  # a profile's path may hold anything
+        return {text: None}
     weights: dict[str, float | None] = {}
     for part in text.split(","):
         name, equals, word = part.strip().partition("=")
@@ -52,7 +54,7 @@ def combine(parts: Mapping[str, Paired], weights: Mapping[str, float | None]) ->
     speedup = combined_speedup({name: part.speedup for name, part in parts.items()}, weights)
     details = {name: {"speedup": _brief(part.speedup), "latency": _brief(part.latency)} for name, part in parts.items()}
     first = next(iter(parts.values()))
-    conditions = {**speedup.conditions, TARGETS: details, "first": next(iter(parts))}
+    conditions = {**speedup.conditions, TARGETS: details, FIRST: next(iter(parts))}
     for key in ("contended", "outliers"):
         conditions[key] = max(float(part.speedup.conditions.get(key, 0.0)) for part in parts.values())
     conditions["throttled"] = any(part.speedup.conditions.get("throttled") for part in parts.values())
@@ -201,7 +203,7 @@ class FleetMeasured(Measured):
         first = next(iter(results.values()))
         details = {name: {"speedup": _brief(one.speedup), "latency": _brief(one.latency)} for name, one in results.items()}
         return replace(results[furthest], latency=first.latency).with_conditions(
-            **{TARGETS: details}, passed=passed, session_sd=self.settings.session_sd
+            **{TARGETS: details, FIRST: next(iter(results))}, passed=passed, session_sd=self.settings.session_sd
         )
 
 

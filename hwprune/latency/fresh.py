@@ -93,7 +93,10 @@ def remeasure(
                     step()
     if not any(sessions.values()):
         return {}
-    dense_s = median(result.dense_latency_s for results in sessions.values() for _, result in results)
+    everything = [result for results in sessions.values() for _, result in results]
+    dense_s = {"": median(result.dense_latency_s for result in everything)}
+    for name in everything[0].parts:
+        dense_s[name] = median(result.parts[name].dense_latency_s for result in everything)
     return {key: _summary(results, dense_s, combine) for key, results in sessions.items() if key not in failed}
 
 
@@ -120,14 +123,20 @@ def footprint(models: dict[str, Path], example: Path, make: Callable[[], Bench])
     return footprints
 
 
-def _of_targets(parts: Mapping[str, list[tuple[int, Paired]]], combine: Callable[[Mapping[str, Paired]], Paired]) -> Remeasured:
+def _of_targets(
+    parts: Mapping[str, list[tuple[int, Paired]]],
+    dense_s: Mapping[str, float],
+    combine: Callable[[Mapping[str, Paired]], Paired],
+) -> Remeasured:
     """The summary of several targets: each by itself over all processes, and only then the one that counts."""
-    each = {name: _summary(own, median(one.dense_latency_s for _, one in own), combine) for name, own in parts.items()}
+    each = {name: _summary(own, {"": dense_s[name]}, combine) for name, own in parts.items()}
     whole = combine({name: Paired(one.speedup, one.latency) for name, one in each.items()})
     return Remeasured(whole.latency, whole.speedup)
 
 
-def _summary(results: list[tuple[int, Paired]], dense_s: float, combine: Callable[[Mapping[str, Paired]], Paired]) -> Remeasured:
+def _summary(
+    results: list[tuple[int, Paired]], dense_s: Mapping[str, float], combine: Callable[[Mapping[str, Paired]], Paired]
+) -> Remeasured:
     """Latency is the dense latency over all processes divided by the speedup, so that the two always agree.
 
     The candidate's own median, taken at another moment than the dense one of another process, would not: a shared
@@ -135,10 +144,13 @@ def _summary(results: list[tuple[int, Paired]], dense_s: float, combine: Callabl
 
     Args:
         results: (process, measurement) of every session.
+        dense_s: the dense latency over all processes and models, by target; "" of the only one, or the first.
         combine: makes one result of several targets'.
     """
     if names := list(results[0][1].parts):
-        return _of_targets({name: [(process, result.parts[name]) for process, result in results] for name in names}, combine)
+        return _of_targets(
+            {name: [(process, result.parts[name]) for process, result in results] for name in names}, dense_s, combine
+        )
     processes = sorted({process for process, _ in results})
     ratios = [geometric_mean([r.ratio for process, r in results if process == number]) for number in processes]
     ratio, low, high = process_interval(ratios)
@@ -155,8 +167,9 @@ def _summary(results: list[tuple[int, Paired]], dense_s: float, combine: Callabl
         "outliers": max(result.speedup.conditions["outliers"] for result in measured),
         "machine": measured[-1].speedup.conditions["machine"],
     }
-    latency = {"clock": measured[0].clock, "dense_s": dense_s, "from": "dense_s / speedup"}
+    whole_s = dense_s[""]
+    latency = {"clock": measured[0].clock, "dense_s": whole_s, "from": "dense_s / speedup"}
     return Remeasured(
-        Measurement(dense_s / ratio, "s", dense_s / high, dense_s / low, len(processes), latency),
+        Measurement(whole_s / ratio, "s", whole_s / high, whole_s / low, len(processes), latency),
         Measurement(ratio, "x", low, high, len(processes), conditions),
     )

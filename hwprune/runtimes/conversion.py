@@ -8,6 +8,7 @@ is compared with that before it is used (`check`).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import json
 import os
@@ -26,17 +27,30 @@ import numpy as np
 
 from hwprune.common.files import cache_folder
 from hwprune.errors import UsageError
+from hwprune.runtimes.base import library_version
 from hwprune.version import VERSION
 
-PROCESS = "hwprune.deploy.converters"
+START = """import importlib.util, sys
+folder, parent = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("hwprune", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules["hwprune"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from hwprune.deploy import converters
+converters.main(int(parent))
+"""
+"""How the converter's process begins: `hwprune.deploy.converters`, of the hwprune that asks."""
 FACTS = "conversion.json"
 EXPECTED = "expected.npz"
 TOLERANCE = 5e-3
-"""Largest difference from ONNX Runtime, relative to the largest entry of an output, that is taken for the runtime's way of computing.
-Other orders of summing in fp32 make 4e-7 to 4e-6; MNN, which approximates exponentials and error functions, 1e-4 on a small vision
-transformer and 1e-3 on MiniLM. Conversions that were wrong were off by 0.3 and more (benchmarks/runtimes.py --only parity)."""
+"""Largest difference from ONNX Runtime, relative to the largest entry of an output, that is taken for how the runtime computes.
+Other orders of summing in fp32 make 4e-7 to 4e-6; MNN, which approximates exponentials and error functions, 1e-4 on a
+small vision transformer and 1e-3 on MiniLM. Conversions that were wrong were off by 0.3 and more (`make bench-runtimes`)."""
 FLOOR = 0.01
 """Outputs that are smaller all over are compared as if their largest entry were this; see `hwprune.workload.closeness`."""
+PACKAGES = {
+    "mnn": ("MNN",), "ncnn": ("pnnx",), "litert": ("litert-torch", "litert-converter"), "executorch": ("executorch",), "onnx": (),
+}  # fmt: skip
+"""Kind of a conversion -> the packages whose versions decide what comes out."""
 LIMIT_S = 300.0
 """Seconds that one conversion may take."""
 Shapes = Sequence[Sequence[int]]
@@ -104,9 +118,10 @@ def convert(kind: str, source: Path, shapes: Shapes, limit_s: float = LIMIT_S) -
     Raises:
         ConversionError: the converter refuses the model, dies, or takes too long.
     """
-    stamp = {"source": _digest(source), "shapes": [list(shape) for shape in shapes], "hwprune": VERSION}
-    size = "x".join(str(size) for size in shapes[0]) if shapes and shapes[0] else "as-it-is"
-    folder = _writable(source.parent) / f"{source.stem}-{kind}" / size
+    stamp = {
+        "source": _digest(source), "shapes": [list(shape) for shape in shapes], "hwprune": VERSION, "converters": _versions(kind),
+    }  # fmt: skip
+    folder = _writable(source.parent) / f"{source.stem}-{kind}" / _size(shapes)
     if (known := _known(folder, stamp)) is not None:
         return known
     tried = json.dumps([str(folder), stamp])
@@ -124,19 +139,42 @@ def convert(kind: str, source: Path, shapes: Shapes, limit_s: float = LIMIT_S) -
             _REFUSED[tried] = error
             raise
         (partial / FACTS).write_text(json.dumps({**stamp, **answer}), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            partial.rename(folder)
-        except OSError:  # another process was faster
-            if (known := _known(folder, stamp)) is not None:
-                return known
-            raise
+        return _take_place(partial, folder, stamp)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    made = _known(folder, stamp)
-    assert made is not None
-    return made
+
+
+def _take_place(partial: Path, folder: Path, stamp: Mapping[str, Any]) -> Converted:
+    """Put a finished folder where it belongs. One that another process has put there meanwhile stays: it is in use."""
+    while True:
+        try:
+            partial.rename(folder)
+        except OSError:
+            if (known := _known(folder, stamp)) is not None:
+                return known
+            old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+            with contextlib.suppress(OSError):
+                folder.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+            continue
+        made = _known(folder, stamp)
+        assert made is not None
+        return made
+
+
+def _size(shapes: Shapes) -> str:
+    """A name for the sizes of all inputs: those of the first in words, and of all as a hash where there are several."""
+    first = "x".join(str(size) for size in shapes[0]) if shapes and shapes[0] else "as-it-is"
+    if len(shapes) < 2:
+        return first
+    return f"{first}-{hashlib.sha256(json.dumps([list(shape) for shape in shapes]).encode()).hexdigest()[:8]}"
+
+
+def _versions(kind: str) -> list[str]:
+    """The packages that convert, as this environment has them; the other environment's where it is named, by its path."""
+    if f"HWPRUNE_{kind.upper()}_PYTHON" in os.environ:
+        return [python_of(kind)]
+    return [library_version(package) for package in PACKAGES.get(kind, ())]
 
 
 def check(made: Converted, outputs: Sequence[np.ndarray[Any, Any]], what: str) -> None:
@@ -184,10 +222,23 @@ def _known(folder: Path, stamp: Mapping[str, Any]) -> Converted | None:
 def _digest(source: Path) -> str:
     """The content of the file and of the weights beside it, as one hash."""
     digest = hashlib.sha256()
-    for path in sorted(source.parent.glob(source.name + "*")):
+    for path in parts_of(source):
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def parts_of(source: Path) -> list[Path]:
+    """An ONNX file and the files with its weights, as it names them; of one that can't be read only itself."""
+    import onnx
+
+    try:
+        model = onnx.load(str(source), load_external_data=False)
+    except Exception:  # protobuf's own errors; whoever loads it will tell
+        return [source]
+    tensors = [item for item in model.graph.initializer if item.data_location == onnx.TensorProto.EXTERNAL]
+    names = {entry.value for item in tensors for entry in item.external_data if entry.key == "location"}
+    return [source, *(path for name in sorted(names) if (path := source.parent / name).is_file())]
 
 
 def _writable(folder: Path) -> Path:
@@ -230,13 +281,10 @@ class ConverterProcess:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self.close()
-            root = str(Path(__file__).resolve().parents[2])
-            path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-            command = [self._python, "-P", "-m", PROCESS, str(os.getpid())]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-            )  # fmt: skip
+            # Another environment's Python finds this hwprune, and nothing else of what lies beside it.
+            package = str(Path(__file__).resolve().parents[1])
+            command = [self._python, "-P", "-c", START, package, str(os.getpid())]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         return self._process
 
     def _answer(self, process: subprocess.Popen[bytes], deadline: float, limit_s: float) -> dict[str, Any]:

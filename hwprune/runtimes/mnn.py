@@ -28,11 +28,13 @@ class MnnRunner(FixedSizeRunner):
         self._net = MNN.Interpreter(str(made.folder / "model.mnn"))
         self._session = self._net.createSession({"backend": "CPU", "numThread": settings.threads, "precision": "high"})
         held = self._net.getSessionInputAll(self._session)
-        if missing := [name for name, _, _ in made.signature.inputs if name not in held]:
-            raise ValueError(f"the converted model has no input {missing[0]}, but {', '.join(held)}")
-        self._inputs = [held[name] for name, _, _ in made.signature.inputs]
+        # What nothing reads is no input any more; another that is missing shows in the outputs.
+        self._inputs = [held.get(name) for name, _, _ in made.signature.inputs]
+        if not any(tensor is not None for tensor in self._inputs):
+            raise ValueError(f"the converted model has none of the inputs, but {', '.join(held)}")
         for tensor, (_, _, shape) in zip(self._inputs, made.signature.inputs, strict=True):
-            self._net.resizeTensor(tensor, shape or (1,))
+            if tensor is not None:
+                self._net.resizeTensor(tensor, shape or (1,))
         self._net.resizeSession(self._session)
 
     def _infer(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
@@ -49,7 +51,8 @@ class MnnRunner(FixedSizeRunner):
         return outputs
 
     def _bound(self, arrays: Sequence[np.ndarray[Any, Any]]) -> Callable[[], object]:
-        pairs = [(tensor, self._host(array)) for tensor, array in zip(self._inputs, arrays, strict=True)]
+        given = zip(self._inputs, arrays, strict=True)
+        pairs = [(tensor, self._host(array)) for tensor, array in given if tensor is not None]
         run, session = self._net.runSession, self._session
 
         def call() -> None:

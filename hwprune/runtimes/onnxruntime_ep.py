@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,7 +101,7 @@ def _devices(options: Mapping[str, Any]) -> list[Any]:
     if library := options.get("library"):
         path = _library(str(library))
         if path not in _REGISTERED:
-            onnxruntime.register_execution_provider_library(Path(path).stem, path)
+            onnxruntime.register_execution_provider_library(f"{Path(path).stem}-{len(_REGISTERED)}", path)
             _REGISTERED[path] = {str(device.ep_name) for device in onnxruntime.get_ep_devices()} - before
     offered = onnxruntime.get_ep_devices()
     if "provider" in options:
@@ -131,7 +132,7 @@ _REGISTERED: dict[str, set[str]] = {}
 
 def _library(name: str) -> str:
     """The path of a provider's library. Raises `UsageError`."""
-    if Path(name).suffix in (".so", ".dll", ".dylib"):
+    if re.search(r"\.(so[.\d]*|dll|dylib)$", name):
         if not Path(name).is_file():
             raise UsageError(f"there is no library {name}")
         return name

@@ -1,11 +1,12 @@
 // The process that runs ONNX Runtime Web for hwprune: WebAssembly in Node, the engine that browsers run.
-// A JSON line asks and one answers; tensors are {type, dims, data: base64}. argv: module of onnxruntime-web, threads.
+// A JSON line asks and one answers; tensors are {type, dims, data: base64}. argv: module of onnxruntime-web.
 import { createInterface } from 'node:readline';
 import { readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 
 const ort = await import(process.argv[2]);
-const threads = Number(process.argv[3]);
-ort.env.wasm.numThreads = threads;
+const parent = process.ppid;
+ort.env.wasm.numThreads = 1;  // others are workers, which this build can't start in Node
 ort.env.logLevel = 'error';
 const ARRAYS = {
   float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array, int8: Int8Array, uint8: Uint8Array,
@@ -26,8 +27,11 @@ const plain = (t) => ({
 const feeds = (session, inputs) => Object.fromEntries(session.inputNames.map((name, place) => [name, tensor(inputs[place])]));
 
 const commands = {
-  async load({ path }) {
-    const options = { executionProviders: ['wasm'], graphOptimizationLevel: 'all' };
+  async load({ path, weights }) {
+    const options = {
+      executionProviders: ['wasm'], graphOptimizationLevel: 'all',
+      externalData: weights.map((name) => ({ path: name, data: readFileSync(join(dirname(path), name)) })),
+    };
     const session = await ort.InferenceSession.create(readFileSync(path), options);
     sessions.set(next, session);
     return { session: next++, inputs: session.inputNames };
@@ -46,13 +50,17 @@ const commands = {
     bound.set(next, { session, fed: feeds(sessions.get(session), inputs) });
     return { number: next++ };
   },
-  // Seconds of `runs` runs: CPU time of this process where one thread works, else the clock's.
+  // Seconds of `runs` runs: CPU time of this process, and the clock's.
   async time({ number, runs }) {
     const { session, fed } = bound.get(number), one = sessions.get(session);
     const cpu = process.cpuUsage(), start = performance.now();
-    for (let run = 0; run < runs; run++) await one.run(fed);
+    for (let run = 0; run < runs; run++) {
+      await one.run(fed);
+      // Whoever asked may be gone; else nobody would notice before the last run.
+      if (process.ppid !== parent) process.exit(1);
+    }
     const wall = (performance.now() - start) / 1e3, used = process.cpuUsage(cpu);
-    return { seconds: threads === 1 ? (used.user + used.system) / 1e6 : wall, wall };
+    return { seconds: (used.user + used.system) / 1e6, wall };
   },
 };
 

@@ -17,6 +17,7 @@ from typing import Any, final
 import numpy as np
 
 from hwprune.common.files import cache_folder
+from hwprune.runtimes import conversion
 from hwprune.runtimes.base import PROCESS, Arrays, Runner, RuntimeSettings
 from hwprune.runtimes.conversion import Converted
 from hwprune.runtimes.fixed_sizes import ConvertedRuntime, FixedSizeRunner
@@ -26,12 +27,12 @@ ENTRY = "dist/ort.wasm.min.mjs"
 
 
 class NodeEngine:
-    """The Node process with the engine; it ends when its parent closes the pipe, or dies."""
+    """The Node process with the engine; it ends when its parent closes the pipe, or, after the run at hand, when that dies."""
 
-    def __init__(self, package: Path, threads: int) -> None:
+    def __init__(self, package: Path) -> None:
         script = Path(__file__).with_suffix(".mjs")
         self._process = subprocess.Popen(
-            ["node", str(script), (package / ENTRY).as_uri(), str(threads)],
+            ["node", str(script), (package / ENTRY).as_uri()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
@@ -67,19 +68,19 @@ class NodeEngine:
                     stream.close()
 
 
-_ENGINES: dict[int, NodeEngine] = {}
+_ENGINES: list[NodeEngine] = []
 
 
-def _engine(package: Path, threads: int) -> NodeEngine:
-    """The engine of so many threads. All models share it: two processes are optimised at different moments, and compare badly
-    (between sessions of the dense model against copies of itself: 2.6 % with a process each).
+def _engine(package: Path) -> NodeEngine:
+    """The engine. All models share it: two processes are optimised at different moments, and compare badly (between sessions of
+    the dense model against copies of itself: 2.6 % with a process each, 0.5 % with one).
     """
-    if threads not in _ENGINES or not _ENGINES[threads].alive:
-        if threads in _ENGINES:
-            _ENGINES[threads].close()
-        _ENGINES[threads] = NodeEngine(package, threads)
-        atexit.register(_ENGINES[threads].close)
-    return _ENGINES[threads]
+    if _ENGINES and not _ENGINES[-1].alive:
+        _ENGINES.pop().close()
+    if not _ENGINES:
+        _ENGINES.append(NodeEngine(package))
+        atexit.register(_ENGINES[-1].close)
+    return _ENGINES[-1]
 
 
 @final
@@ -89,7 +90,8 @@ class OnnxRuntimeWebRunner(FixedSizeRunner):
     def __init__(self, source: Path, made: Converted, engine: NodeEngine) -> None:
         super().__init__(made.signature)
         self._engine, self._session = engine, -1
-        loaded = engine.ask("load", path=str(source.absolute()))
+        weights = [str(path.relative_to(source.parent)) for path in conversion.parts_of(source)[1:]]
+        loaded = engine.ask("load", path=str(source.absolute()), weights=weights)
         self._session = loaded["session"]
         if len(loaded["inputs"]) != len(made.signature.inputs):
             raise ValueError(f"onnxruntime-web reads {len(loaded['inputs'])} inputs, the model has {len(made.signature.inputs)}")
@@ -120,7 +122,7 @@ def _sent(array: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 @final
 class OnnxRuntimeWeb(ConvertedRuntime):
-    """The clock is Node's: CPU time of its process with one thread, else wall time."""
+    """One thread, whatever the profile asks for: in Node, the engine can't start others. The clock is its process's CPU time."""
 
     name = "onnxruntime-web"
     description = "ONNX Runtime Web (WebAssembly) in Node, as in browsers"
@@ -146,7 +148,7 @@ class OnnxRuntimeWeb(ConvertedRuntime):
     def open(self, source: Path, made: Converted, settings: RuntimeSettings) -> Runner:
         package = _package()
         assert package is not None
-        return OnnxRuntimeWebRunner(source, made, _engine(package, settings.threads))
+        return OnnxRuntimeWebRunner(source, made, _engine(package))
 
 
 def _package() -> Path | None:

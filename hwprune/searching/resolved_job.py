@@ -113,6 +113,9 @@ def resolve(job: Job, *, available: bool = True) -> ResolvedJob:
 
 def check_fleet(job: Job, target: Target, others: Sequence[Target]) -> None:
     """Raises `UsageError` if one file can't serve all targets, or what is asked for has no meaning for several."""
+    names = [one.name for one in (target, *others)]
+    if len(set(names)) < len(names):
+        raise UsageError(f"targets need different names: two are called {max(names, key=names.count)}")
     for one in others:
         first, other = runtimes.get(target.runtime), runtimes.get(one.runtime)
         ours, theirs = first.precision_of_file(target.precision), other.precision_of_file(one.precision)

@@ -37,7 +37,7 @@ from hwprune.searching.self_check import SelfCheck
 from hwprune.searching.setup import Setup
 from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.study import dashboard
-from hwprune.searching.study.attributes import CLOSED, COMPENSATION, STARTED, SWEPT_MASKS
+from hwprune.searching.study.attributes import CLOSED, COMPENSATION, REFUSED_KINDS, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
 from hwprune.searching.time_plan import TimePlan, Times
 from hwprune.workload import data_checks
@@ -93,7 +93,8 @@ class Session:
     # -- the search itself -------------------------------------------------------------------
 
     def _go(self, *, resume: bool, machine: Host) -> Result:
-        quantise_finalists.check_precisions(self.job, self.resolved.target)
+        for target in self.resolved.targets:
+            quantise_finalists.check_precisions(self.job, target)
         self.setup.announce()
         store = Store(self.storage, None) if resume else None
         pruner = self.setup.trace()
@@ -109,7 +110,7 @@ class Session:
             baseline = self.setup.measure_dense(evaluator)
             self.setup.compare_splits(evaluator, baseline)
             self.setup.look_at_batch_norms(evaluator)
-            self.setup.refused_kinds(pruner, bench)
+            self.setup.refused_kinds(pruner, bench, store)
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             if store is not None:  # the study's own, so that levels mean the same sizes to all who work on it
                 device = replace(device, isa=str(store.read("isa") or device.isa))
@@ -214,7 +215,7 @@ class Session:
             source = self.setup.source(bench, pruner, scratch / EXAMPLE)
             evaluator = Evaluator(pruner, bench, source, self.resolved.runs_on, self.run, scratch)
             baseline = self.setup.measure_dense(evaluator)
-            self.setup.refused_kinds(pruner, bench)
+            self.setup.refused_kinds(pruner, bench, store)
             pattern_speedups = self.setup.pattern_speedups(evaluator, store)
             device = replace(device, isa=str(store.read("isa")))
             space = self.setup.fit_space(pruner, pattern_speedups, device, store)
@@ -245,11 +246,11 @@ class Session:
             raise UsageError(f"{self.run} was started with another model: its weights have another fingerprint")
         if store.read("identity") == device.identity:
             return True
-        runtime = self.resolved.target.runtime
-        if reason := runtimes.missing(runtime):
-            raise UsageError(
-                f"candidates of {self.run} are scored and shipped as files of {runtime}, which can't run here: {reason}"
-            )
+        for target in self.resolved.targets:
+            if reason := runtimes.missing(target.runtime):
+                raise UsageError(
+                    f"candidates of {self.run} are scored and shipped for {target.runtime}, which can't run here: {reason}"
+                )
         self.progress.note(
             "this is not the device of the study: latencies are left to workers on it; this one prunes and scores candidates"
         )
@@ -272,6 +273,7 @@ class Session:
         if store.read(STARTED) is None:
             store.write("isa", device.isa)
             store.write(SWEPT_MASKS, self.setup.swept_masks)
+            store.write(REFUSED_KINDS, self.setup.refused)
             store.write("dense_latency_s", baseline.latency.value)
             store.write("prices", model.savings.to_json())
             store.write("model_fingerprint", pruner.fingerprint)

@@ -36,7 +36,7 @@ from hwprune.searching.sampling.search_model import SearchModel, build_model
 from hwprune.searching.space import exactness, fitting
 from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.space.thorough import calibration_note, with_thorough_compensation
-from hwprune.searching.study.attributes import COMPENSATION, STARTED, SWEPT_MASKS
+from hwprune.searching.study.attributes import COMPENSATION, REFUSED_KINDS, STARTED, SWEPT_MASKS
 from hwprune.searching.study.store import Store
 from hwprune.searching.time_plan import LEAST_TRIALS, PREPARATION
 from hwprune.workload import data_checks, running_statistics
@@ -193,9 +193,16 @@ class Setup:
         self.progress.stage("measuring what the mask patterns gain at most")
         return pattern_filter.pattern_speedups(evaluator, space.patterns, max(space.mask_sparsities, default=0.5))
 
-    def refused_kinds(self, pruner: Pruner, bench: Bench) -> None:
-        """Try one sample of every kind of cut on targets that convert; what is refused is left out of the space."""
+    def refused_kinds(self, pruner: Pruner, bench: Bench, store: Store | None) -> None:
+        """Try one sample of every kind of cut on targets that convert; what is refused is left out of the space.
+
+        Args:
+            store: of a study that has tried already, so that all who work on it mean the same by a recipe.
+        """
         if not self.resolved.measured or pruner.untraceable:
+            return
+        if store is not None and store.read(STARTED):
+            self.refused = dict(store.read(REFUSED_KINDS) or {})
             return
         roles = self.resolved.space_file.roles
         self.refused = operator_gate.refused_kinds(pruner, bench, self.resolved.targets, roles, self.progress.stage)

@@ -128,6 +128,63 @@ def test_refused_operators_are_named(name, operator, text, tmp_path):
         assert caught.value.refused == [{"operator": operator, "name": "activation"}]
 
 
+def test_changes_are_seen_wherever_they_are(tmp_path):
+    """Weights in a file of another name, names that a shell would expand, folders that look like the file's own."""
+    runtime = usable("tract")
+    x, y = (helper.make_tensor_value_info(name, 1, [1, 3]) for name in "xy")
+    path = tmp_path / "model[1].onnx"
+    (tmp_path / "model[1].onnx.d").mkdir()
+    for factor in (2.0, 5.0):
+        weight = numpy_helper.from_array(np.full((1, 3), factor, np.float32), "w")
+        graph = helper.make_graph([helper.make_node("Mul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
+        (tmp_path / "weights.bin").unlink(missing_ok=True)
+        onnx.save(model, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+        made = runtime.convert(path, ((1, 3),))
+        given, wanted = conversion.expected(made)
+        np.testing.assert_allclose(wanted[0], factor * given[0], rtol=1e-6)
+
+
+def test_each_runtime_is_checked_for_itself(tmp_path, monkeypatch):
+    """tract and ONNX Runtime Web read the same form; that the one computes right says nothing of the other."""
+    from hwprune.runtimes import tract
+
+    runtime, other = usable("tract"), usable("onnxruntime-web")
+    path = write(tmp_path / "model.onnx")
+    other.load(path, RuntimeSettings(shapes=(SHAPE,)))
+    real = tract.TractRunner._infer
+    monkeypatch.setattr(tract.TractRunner, "_infer", lambda self, arrays: [7 * x for x in real(self, arrays)])
+    with pytest.raises(ConversionError, match="tract computes something else"):
+        runtime.load(path, RuntimeSettings(shapes=(SHAPE,)))
+
+
+def two_inputs(path: Path) -> Path:
+    """``y = x * s`` with a single number s, and an input that nothing reads."""
+    infos = [helper.make_tensor_value_info("x", 1, [1, 3]), helper.make_tensor_value_info("unread", 7, [1, 2])]
+    infos.append(helper.make_tensor_value_info("s", 1, []))
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "s"], ["y"])], "g", infos, [helper.make_tensor_value_info("y", 1, [1, 3])]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize("name", ["tract", "mnn", "litert", "executorch", "onnxruntime-web"])
+def test_single_numbers_and_unread_inputs(name, tmp_path):
+    runtime = usable(name)
+    runner = runtime.load(two_inputs(tmp_path / "model.onnx"), RuntimeSettings(shapes=((1, 3), (1, 2), ())))
+    given = [np.array([[1.0, 2.0, 3.0]], np.float32), np.zeros((1, 2), np.int64), np.array(4.0, np.float32)]
+    runner.bind(given)()
+    np.testing.assert_allclose(runner.run(given)[0], [[4.0, 8.0, 12.0]])
+
+
+def test_sizes_of_every_input_count(tmp_path):
+    usable("mnn")
+    path = two_inputs(tmp_path / "model.onnx")
+    folders = {conversion.convert("onnx", path, [(1, 3), (1, n), ()]).folder.name for n in (2, 4)}
+    assert len(folders) == 2
+
+
 def test_forms_that_converters_know_compute_the_same(tmp_path):
     x = np.array([[[[1.0, np.nan, -np.inf, 0.0], [np.inf, 2.0, np.nan, 3.0]] * 2]], np.float32)
     steps = {"starts": [0, 0], "ends": [9, 2**31], "axes": [2, -1], "steps": [2, 3]}

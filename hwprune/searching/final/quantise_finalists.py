@@ -49,6 +49,8 @@ def check_precisions(job: Job, target: Target) -> None:
         raise UsageError(f"{what} needs a target that is measured: a table or a data sheet knows nothing of quantised kernels")
     if not runtimes.get(target.runtime).file.endswith(".onnx"):
         raise UsageError(f"{what} makes ONNX files, and target {target.name} runs {runtimes.get(target.runtime).file}")
+    if runtimes.get(target.runtime).convert_s:
+        raise UsageError(f"{what} makes ONNX files whose quantised operators the converter of target {target.name} does not take")
     if target.precision != "fp32":
         raise UsageError(
             f"{what} starts from 32 bits, and target {target.name} runs {target.precision}: choose one that runs fp32"

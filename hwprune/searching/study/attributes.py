@@ -33,6 +33,7 @@ COMPENSATION = "compensation"
 CLOSED = "closed"
 """Attribute of the study: no trial is started any more."""
 SWEPT_MASKS = "swept_masks"
+REFUSED_KINDS = "refused_kinds"
 """Attribute of the study: units whose masks are not solved for exactly, because that would have taken too long."""
 TRAINED_DROPS = "trained drops"
 """User attribute of the study: trial -> drop after a short training, and its standard error. Where there are some, the search
