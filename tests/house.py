@@ -47,6 +47,7 @@ TESTED_ELSEWHERE = {
     "patterns.*": ("patterns/test_patterns.py", "one contract for all patterns"),
     "deploy.onnx_quantisers": ("deploy/test_quantise.py", "quantisers are tested through the table that names them"),
     "deploy.converters": ("runtimes/test_conversion.py", "the two ends of the pipe are tested together"),
+    "runtimes.converter_process": ("runtimes/test_conversion.py", "the two ends of the pipe are tested together"),
     "runtimes.fixed_sizes": ("runtimes/test_contract.py", "one contract for all runtimes"),
     "runtimes.onnxruntime_web": ("runtimes/test_contract.py", "one contract for all runtimes"),
     "deploy.point": ("deploy/test_formats.py", "a point is what a format writes"),

@@ -21,7 +21,8 @@ from hwprune.onnx_files.to_onnx import converted, save_onnx
 from hwprune.records.record import read_record
 from hwprune.records.target import Target
 from hwprune.runtimes import Runtime, conversion, tensorrt_rtx
-from hwprune.runtimes.conversion import ConversionError, Converted
+from hwprune.runtimes.conversion import Converted
+from hwprune.runtimes.converter_process import ConversionError
 from hwprune.runtimes.fixed_sizes import ConvertedRuntime
 from hwprune.runtimes.tensorrt_rtx import Built
 from hwprune.workload import scoring

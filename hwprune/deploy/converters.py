@@ -27,7 +27,8 @@ import onnx
 from hwprune.deploy import known_forms
 from hwprune.errors import described
 from hwprune.runtimes.base import library_version
-from hwprune.runtimes.conversion import EXPECTED, ConversionError
+from hwprune.runtimes.conversion import EXPECTED
+from hwprune.runtimes.converter_process import ConversionError
 from hwprune.workload.onnx_file import import_module
 
 SEED = 0

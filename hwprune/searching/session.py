@@ -248,9 +248,7 @@ class Session:
             return True
         for target in self.resolved.targets:
             if reason := runtimes.missing(target.runtime):
-                raise UsageError(
-                    f"candidates of {self.run} are scored and shipped for {target.runtime}, which can't run here: {reason}"
-                )
+                raise UsageError(f"candidates of {self.run} are for {target.runtime}, which can't run here: {reason}")
         self.progress.note(
             "this is not the device of the study: latencies are left to workers on it; this one prunes and scores candidates"
         )

@@ -18,7 +18,8 @@ from hwprune import runtimes
 from hwprune.deploy import converters, known_forms
 from hwprune.errors import UsageError
 from hwprune.runtimes import RuntimeSettings, conversion
-from hwprune.runtimes.conversion import ConversionError, Converted, Signature, difference
+from hwprune.runtimes.conversion import Converted, Signature, difference
+from hwprune.runtimes.converter_process import ConversionError
 
 SHAPE = (1, 3, 8, 8)
 
