@@ -82,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=["*"])
     parser.add_argument("--minutes", type=float, default=180.0)
+    parser.add_argument("--after", type=int, default=0, help="go on behind so many of the drawn order")
     parser.add_argument("--targets", default="a100,l4")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
@@ -100,7 +101,7 @@ def main() -> None:
     random.Random(SEED).shuffle(names)
     rows: list[dict[str, Any]] = []
     began = time.monotonic()
-    for name in names:
+    for name in names[options.after :]:
         if time.monotonic() - began > 60 * options.minutes:
             break
         rows.append(_one(name, options.targets))

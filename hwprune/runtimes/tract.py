@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -46,14 +45,13 @@ class TractRunner(FixedSizeRunner):
     def profile(self, inputs: Arrays, runs: int) -> list[Operator]:
         """By tract's own profiler; nodes that take no time are left out."""
         tensors = [self._from_numpy(array) for array in self._fitting(inputs)]
-        times: dict[str, list[float]] = {}
-        kinds: dict[str, str] = {}
-        for _ in range(runs):
-            for node in json.loads(self._plan.profile_json(tensors))["nodes"]:
+        operators = []
+        for node in json.loads(self._plan.profile_json(tensors))["nodes"]:
+            seconds = float(node.get("secs_per_iter", 0.0))
+            if seconds > 0:
                 name = str(node.get("node_name") or node.get("name") or node.get("id"))
-                times.setdefault(name, []).append(float(node.get("secs_per_iter", 0.0)))
-                kinds[name] = str(node.get("op_name", ""))
-        return [Operator(name, kinds[name], statistics.median(values)) for name, values in times.items() if any(values)]
+                operators.append(Operator(name, str(node.get("op_name", "")), seconds))
+        return operators
 
 
 @final
