@@ -18,6 +18,8 @@ class FakeBench:
 
     clock = "wall"
 
+    combine = staticmethod(combine_one)
+
     def __init__(self, refused: int | None = None, broken: tuple[Path, ...] = ()) -> None:
         self.refused, self.broken, self.references = refused, broken, 0
 
