@@ -9,6 +9,7 @@ import pytest
 
 from hwprune.errors import CandidateFailure, RunError
 from hwprune.latency import fresh
+from hwprune.latency.paired import combine_one
 
 DENSE, SMALL = Path("dense.onnx"), Path("small.onnx")
 
