@@ -31,7 +31,7 @@ import numpy as np
 from hwprune import runtimes
 from hwprune.common.files import cache_folder
 from hwprune.errors import described
-from hwprune.latency import fingerprint, micro, paired, sensors
+from hwprune.latency import energy, fingerprint, micro, paired, sensors
 from hwprune.latency.availability import missing
 from hwprune.latency.device_lock import Slot
 from hwprune.latency.micro import OWN
@@ -227,11 +227,11 @@ class Worker:
         return {"loaded_bytes": self._loaded_bytes.get(key), "peak_bytes": _difference(peak, self._before_bytes.get(key))}
 
     def do_energy(self, key: str, samples: str, runtime: str) -> dict[str, Any]:
-        """Joules of one run, from the counter of the whole CPU package or GPU; None where there is none."""
-        read = sensors.gpu_energy_j if runtimes.get(runtime).device == "cuda" else sensors.cpu_energy_j
-        before = read()
-        if before is None:
+        """Joules of one run, from the counter of the whole CPU package, board or GPU; None where there is none."""
+        found = energy.counter(runtimes.get(runtime).device)
+        if found is None:
             return {"joules": None}
+        _, read = found
         _, inputs = next(iter(read_batches(samples)))
         call = self._runners[key].bind(inputs)
         before, start, runs = read(), time.monotonic(), 0
@@ -239,8 +239,9 @@ class Worker:
             call()
             runs += 1
         after = read()
-        assert before is not None and after is not None
-        return {"joules": (after - before) / runs if after >= before else None}
+        if before is None or after is None or after < before:  # the device fell silent, or its counter began anew
+            return {"joules": None}
+        return {"joules": (after - before) / runs}
 
     @staticmethod
     def _memory(runtime: str) -> int | None:
