@@ -28,7 +28,7 @@ from hwprune.latency import fingerprint, fresh
 from hwprune.latency.bench import Bench
 from hwprune.latency.samples import example_shapes
 from hwprune.records import target as targets
-from hwprune.workload import scoring
+from hwprune.workload import sample_files, scoring
 
 PRECISIONS = ("fp32", "int8", "int4")
 
@@ -89,7 +89,7 @@ def table(name: str, options: argparse.Namespace, folder: Path) -> None:
             except CandidateFailure as failure:
                 print(f"{key}: {failure.reason}")
     samples, example = folder / "test.npz", run / "baseline" / "example.npz"
-    labels = scoring.write_samples(workload, "test", samples)
+    labels = sample_files.write_samples(workload, "test", samples)
     for target in options.targets.split(","):
         show(name, target, files, samples, example, labels, workload.scoring, folder)
 

@@ -44,7 +44,7 @@ from torch import nn
 from hwprune.latency import fresh
 from hwprune.latency.bench import Bench
 from hwprune.records import pareto, target
-from hwprune.workload import scoring
+from hwprune.workload import sample_files, scoring
 from hwprune.workload.running_statistics import refresh_batch_norms
 from hwprune.workload.workload import Workload
 
@@ -133,7 +133,7 @@ class Arena:
         if len(front) > MOST:
             front = [front[round(i)] for i in np.linspace(0, len(front) - 1, MOST)]
         example = self.folder / "example.npz"
-        scoring.write_batches([(self.inputs, None)], example)
+        sample_files.write_batches([(self.inputs, None)], example)
         cpu = target.load("cpu")
         models = {str(place): c[2] for place, c in enumerate(front)}
         measured = fresh.remeasure(models, self.dense, example, lambda: Bench(cpu))

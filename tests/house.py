@@ -43,6 +43,8 @@ TESTED_ELSEWHERE = {
     "errors": ("cli/test_main.py", "every kind of error is a way out of the command line"),
     "cli.*": ("cli/test_main.py", "commands are tested as their user runs them, all in one file"),
     "common.old_paths": ("test_public.py", "old paths are public names"),
+    "workload.sample_files": ("workload/test_set_scoring.py", "targets of any form, as metrics of whole splits take them"),
+    "workload.set_values": ("workload/test_set_scoring.py", "states and values are seen through the score that they make"),
     "criteria.*": ("criteria/test_criteria.py", "one contract for all criteria, and each against loops"),
     "patterns.*": ("patterns/test_patterns.py", "one contract for all patterns"),
     "deploy.onnx_quantisers": ("deploy/test_quantise.py", "quantisers are tested through the table that names them"),

@@ -1,4 +1,7 @@
-"""Gradients of every example's loss, for criteria that need them and for the search's own error model."""
+"""Gradients of every example's loss, for criteria that need them and for the search's own error model.
+
+One file because what stands in for a loss and how its gradients are kept by example are one pass.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from hwprune.layers.layer import Layer
 from hwprune.layers.statistics import LayerStatistics
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.workload.reading import class_axis, given_axis, has_examples
-from hwprune.workload.task_loss import task_loss
-from hwprune.workload.workload import Workload, all_tensors, first_tensor
+from hwprune.workload.task_loss import loss_input, task_loss
+from hwprune.workload.workload import Workload, all_tensors
 
 TEMPERATURE = 3.0
 """Temperature of the logits whose divergence is predicted (see `backward`). A network knows its calibration data better than the
@@ -220,8 +223,9 @@ class GradientPass:
         KL to the model itself has no gradient; labels drawn from its own distribution give the Fisher information instead
         (Kunstner et al. 2019). An output that is no distribution counts as the mean of a Gaussian.
         """
+        drawn = getattr(self.data.workload.scoring.divergence, "drawn", None)  # of a metric that knows what its outputs mean
         if targets is not None and self.targets:
-            first = output if self.data.workload.scoring.whole else first_tensor(output)
+            first = loss_input(self.data.workload, output)
             single = isinstance(first, torch.Tensor) and isinstance(targets, torch.Tensor) and len(first) == len(targets) == count
             for answer in (first, output):
                 try:
@@ -237,11 +241,14 @@ class GradientPass:
                     loss = value.reshape(()) * count
                     return loss + self._of_others(output, answer, generator) if answer is first and single else loss
                 failure = TypeError(f"it gave {type(value).__name__} instead of one number")
-            if not self.data.workload.scoring.agreement:
+            if not self.data.workload.scoring.agreement and not callable(drawn):
                 raise WorkloadError(
                     f"the loss of workload {self.data.workload.name!r} can't be computed on the calibration data "
                     f"({type(failure).__name__}: {failure}); pass loss=... that takes (outputs, targets) and returns a scalar"
                 )
+        if callable(drawn):
+            scalar: torch.Tensor = drawn(all_tensors(output), generator)
+            return scalar
         floating = [
             leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.requires_grad
         ]
@@ -251,9 +258,9 @@ class GradientPass:
             )
         places = {id(leaf): place for place, leaf in enumerate(all_tensors(output))}
         first, *others = [leaf for leaf in floating if leaf.ndim] or floating[:1]
-        drawn = [self._drawn(first, targets, generator, places[id(first)], answers=True)]
-        drawn += [self._drawn(leaf, None, generator, places[id(leaf)], answers=False) for leaf in others]
-        return torch.stack(drawn).sum()
+        parts = [self._drawn(first, targets, generator, places[id(first)], answers=True)]
+        parts += [self._drawn(leaf, None, generator, places[id(leaf)], answers=False) for leaf in others]
+        return torch.stack(parts).sum()
 
     def _of_others(self, output: Any, answer: torch.Tensor, generator: torch.Generator) -> torch.Tensor | float:
         """Outputs that a loss of the answer says nothing of: without them, what only they read would count for nothing."""

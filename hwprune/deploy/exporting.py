@@ -26,7 +26,7 @@ from hwprune.latency.samples import batch_order, example_shapes
 from hwprune.records.record import Record, read_record
 from hwprune.records.target import Target
 from hwprune.records.target import load as load_target
-from hwprune.workload import metrics, scoring
+from hwprune.workload import metrics, sample_files, scoring
 from hwprune.workload.workload import Workload
 
 SCHEMA = 1
@@ -181,7 +181,7 @@ def _samples(run: Path, point: ExportedPoint, runs: tuple[str, str], tolerance: 
     _check(out, runs, target, outputs, tolerance)
     facts: dict[str, Any] = {"samples": {"split": split, "examples": sum(len(batch[0]) for batch in outputs)}}
     metric = metrics.of_record(record.data["workload"])
-    targets = scoring.read_targets(out / "samples.npz")
+    targets = sample_files.read_targets(out / "samples.npz")
     if metric is not None and (metric.agreement or all(isinstance(t, torch.Tensor) for t in targets)):
         facts["samples"]["metric"] = scoring.score(metric, outputs, targets, dense).to_json()
     return facts
@@ -212,7 +212,9 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def whole_batches(arrays: dict[str, np.ndarray[Any, Any]], size: int, *, repeat: bool = False) -> dict[str, np.ndarray[Any, Any]]:
-    """Stored batches (see `hwprune.workload.scoring.write_samples`) as ones of exactly ``size`` examples.
+    """Stored batches (see `hwprune.workload.sample_files.write_samples`) as ones of exactly ``size`` examples.
+
+    Targets that are lists and mappings do not come apart by rows, and are left out.
 
     Args:
         repeat: the first examples of a batch that is too small come again; else what is left over is left out.
@@ -222,6 +224,8 @@ def whole_batches(arrays: dict[str, np.ndarray[Any, Any]], size: int, *, repeat:
     count = 0
     for batch in batches:
         members = {name.split(".", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{batch}.")}
+        if "form" in members:
+            members = {name: array for name, array in members.items() if name.startswith("input")}
         length = max((len(array) for array in members.values() if array.ndim), default=0)
         if repeat and length:
             members = {n: np.concatenate([a] * -(-size // length))[:size] if a.ndim else a for n, a in members.items()}

@@ -28,7 +28,7 @@ from hwprune.records import pareto
 from hwprune.records.measurement import Measurement
 from hwprune.records.record import Point, read_record
 from hwprune.records.target import Target
-from hwprune.workload import metrics, scoring
+from hwprune.workload import metrics, sample_files, scoring
 from hwprune.workload.metrics import Metric
 
 COLUMNS = (
@@ -163,7 +163,7 @@ def _scores(
     scores: dict[str, Measurement] = {}
     failures: dict[str, str] = {}
     out = folder / "outputs.npz"
-    targets = scoring.read_targets(samples)
+    targets = sample_files.read_targets(samples)
     usable = metric is not None and (metric.agreement or all(t is not None for t in targets))
     reference: scoring.Outputs | None = None
     with make() as bench:

@@ -27,7 +27,7 @@ from hwprune.latency.worker_process import BenchLimits
 from hwprune.records import target as targets
 from hwprune.records.measurement import Measurement
 from hwprune.records.record import MEASURED, Record, read_record
-from hwprune.workload import metrics, scoring
+from hwprune.workload import metrics, sample_files, scoring
 from hwprune.workload.metrics import Metric
 
 PARITY_TOLERANCE = 1e-4
@@ -212,7 +212,7 @@ def _outputs(
     outputs = scoring.read_outputs(scratch)
     if subject.expected is not None:
         verified.checks.append(_parity(outputs, scoring.read_outputs(subject.expected), subject.tolerance))
-    targets_ = scoring.read_targets(samples)
+    targets_ = sample_files.read_targets(samples)
     if metric is None or (not metric.agreement and any(t is None for t in targets_)):
         verified.checks.append(Check("metric", None, "the metric is a function of the workload's: name it with --workload"))
         return

@@ -1,4 +1,7 @@
-"""Metrics: one score an example, a reduction, a direction."""
+"""Metrics: one score an example, a reduction, a direction.
+
+One file because a metric's name, its scores and how they are reduced are looked up together.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from typing import Any
 
 import torch
 
-from hwprune.errors import UnknownNameError
+from hwprune.errors import UnknownNameError, UsageError
 from hwprune.records.measurement import Measurement
-from hwprune.workload.reading import CLASSES, VALUES, Axis, Reading, of_batch, parse_axes
+from hwprune.workload.reading import CLASSES, VALUES, Axis, Reading, first_answer, of_batch, parse_axes
+from hwprune.workload.set_values import FunctionOfSet, SetValue, TorchMetric
 
 Scores = Callable[..., torch.Tensor]
 
@@ -30,6 +34,11 @@ class Metric:
         reads: ``scores`` and ``weights`` take how the output is read (`hwprune.workload.reading.Reading`) as a third argument,
             and outputs are chosen by what labels fit. True of hwprune's own.
         class_axis: what the user says of the dims that hold classes, see `hwprune.workload.reading.parse_axes`.
+        over_set: the metric is one number of a whole split, no mean over examples (mAP, F1, AUROC); ``scores`` is not used then.
+        post: what makes of the outputs (of the first, or with ``whole`` of the tuple) what ``scores`` takes, such as decoding and
+            non-maximum suppression; of an agreement metric, of the dense model's outputs too.
+        divergence: ``divergence(outputs, dense_outputs)`` -> 1-D tensor, how far each example's outputs (all of them, without
+            ``post``) are from the dense model's; it guides the search. None: see `hwprune.workload.scoring.divergence`.
     """
 
     name: str
@@ -41,6 +50,51 @@ class Metric:
     weights: Scores | None = None
     reads: bool = False
     class_axis: tuple[Axis, ...] = ()
+    over_set: SetValue | None = None
+    post: Callable[[Any], Any] | None = None
+    divergence: Scores | None = None
+
+    @classmethod
+    def of_set(
+        cls, name: str, function: Callable[[list[Any], list[Any]], Any], *, higher_is_better: bool = True, whole: bool = False,
+        agreement: bool = False, post: Callable[[Any], Any] | None = None, divergence: Scores | None = None,
+    ) -> Metric:  # fmt: skip
+        """A metric of a whole split: ``function(outputs, targets)`` -> one number, from lists with an entry for each part of it.
+
+        Parts are batches, or pieces of batches: the interval comes from leaving out a part of the split at a time.
+        """
+        return cls(
+            name, by_example, higher_is_better, whole=whole, agreement=agreement, over_set=FunctionOfSet(function), post=post,
+            divergence=divergence,
+        )  # fmt: skip
+
+    @classmethod
+    def of_torchmetrics(
+        cls, metric: Any, *, result: str | None = None, name: str | None = None, higher_is_better: bool | None = None,
+        whole: bool = False, post: Callable[[Any], Any] | None = None, divergence: Scores | None = None,
+    ) -> Metric:  # fmt: skip
+        """A metric of the package torchmetrics: an object with ``update(outputs, targets)`` and ``compute()``.
+
+        Args:
+            result: which value counts, where ``compute`` gives a dict (``map_50``).
+            name: for reports; default: ``result``, or the class's name in small letters.
+            higher_is_better: default: as the object says.
+
+        Raises:
+            UsageError: the object does not say which direction is better.
+        """
+        known = getattr(metric, "higher_is_better", None) if higher_is_better is None else higher_is_better
+        named = name or result or type(metric).__name__.lower()
+        if known is None:
+            raise UsageError(f"{named} does not say whether more is better: pass higher_is_better=True or False")
+        return cls(
+            named, by_example, bool(known), whole=whole, over_set=TorchMetric(metric, result), post=post, divergence=divergence
+        )
+
+    def seen(self, batch: Any) -> Any:
+        """What ``scores`` takes of a batch, a tuple of all outputs: the first answer or all of them, after ``post``."""
+        output = batch if self.whole else batch[first_answer(batch)]
+        return output if self.post is None else self.post(output)
 
     def reduce(self, scores: torch.Tensor, weights: torch.Tensor | None = None) -> Measurement:
         """The mean over all examples with a 95 % interval: Wilson's for scores that are 0 or 1, else normal.
@@ -118,6 +172,11 @@ def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
+
+
+def by_example(_: Any, __: Any) -> torch.Tensor:
+    """Scores of a metric that has none by example. Raises `TypeError`."""
+    raise TypeError("this metric is one number of a whole split, and has no score for each example")
 
 
 IGNORED = -100
@@ -261,9 +320,11 @@ METRICS: dict[str, Metric] = {
 
 
 def get(metric: str | Metric | Scores) -> Metric:
-    """A metric from its name, from a callable (higher is better, mean), or as it is."""
+    """A metric from its name, from a callable (higher is better, mean), from an object of torchmetrics, or as it is."""
     if isinstance(metric, Metric):
         return metric
+    if all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset")):
+        return Metric.of_torchmetrics(metric)
     if callable(metric):
         return Metric(getattr(metric, "__name__", "metric"), metric)
     if metric not in METRICS:

@@ -1,10 +1,8 @@
-"""Metric of a set of outputs, with its interval; and the evaluation samples as a file."""
+"""Metric of a set of outputs, with its interval."""
 
 from __future__ import annotations
 
-import itertools
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,57 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from hwprune.errors import CandidateFailure, UsageError, WorkloadError
+from hwprune.errors import CandidateFailure, WorkloadError
 from hwprune.latency.samples import batch_order
 from hwprune.records.measurement import Measurement
-from hwprune.workload import closeness
+from hwprune.workload import closeness, set_scoring
 from hwprune.workload.metrics import Metric, Scores
 from hwprune.workload.reading import CLASSES, DECISIONS, VALUES, Reading, first_answer, judged, readings
-from hwprune.workload.workload import Workload, all_tensors
+from hwprune.workload.set_scoring import SetScore
+from hwprune.workload.workload import all_tensors
 
 Outputs = list[tuple[torch.Tensor, ...]]
 """One tuple of output tensors a batch."""
-
-
-def write_samples(workload: Workload, split: str, path: Path, part: slice | None = None) -> list[Any]:
-    """Store the inputs of a split as an .npz (one member a batch and input, no pickle); returns the targets.
-
-    Args:
-        part: only these batches.
-    """
-    batches = part or slice(None)
-    return write_batches(itertools.islice(workload.batches(split), batches.start, batches.stop), path)
-
-
-def write_batches(batches: Iterable[tuple[tuple[torch.Tensor, ...], Any]], path: Path) -> list[Any]:
-    """Store batches as `write_samples` does; returns the targets."""
-    targets: list[Any] = []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for number, (inputs, target) in enumerate(batches):
-            for position, tensor in enumerate(inputs):
-                _write_member(archive, f"{number:05d}.input{position}", tensor)
-            if isinstance(target, torch.Tensor):
-                _write_member(archive, f"{number:05d}.target", target)
-            targets.append(target)
-    temporary.replace(path)
-    return targets
-
-
-def _write_member(archive: zipfile.ZipFile, name: str, tensor: torch.Tensor) -> None:
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        np.lib.format.write_array(member, tensor.detach().cpu().contiguous().numpy(), allow_pickle=False)
-
-
-def read_targets(path: Path) -> list[torch.Tensor | None]:
-    """The targets that `write_samples` stored; None for a batch whose targets were no tensor."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            names = sorted({name.split(".")[0] for name in stored.files}, key=batch_order)
-            return [torch.from_numpy(stored[f"{n}.target"]) if f"{n}.target" in stored.files else None for n in names]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} can't be read as evaluation samples: {error}") from error
 
 
 def read_outputs(path: Path) -> Outputs:
@@ -91,6 +49,8 @@ def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outpu
         CandidateFailure: outputs or scores hold NaN or infinity, or their exp is none.
         WorkloadError: the metric raises or returns something else than one score an example, or no target counts.
     """
+    if metric.over_set is not None:
+        return set_scoring.measured(metric, set_scoring.evaluate(metric, outputs, targets, dense))
     scores, weights = _scored(metric, outputs, targets, dense)
     try:
         return metric.reduce(scores, weights)
@@ -108,9 +68,29 @@ def paired_drop(metric: Metric, outputs: Outputs, dense: Outputs, targets: Seque
     Raises:
         CandidateFailure, WorkloadError: as `score`.
     """
+    if metric.over_set is not None:
+        return score_and_drop(metric, outputs, dense, targets)[1]
     scores, weights = _scored(metric, outputs, targets, dense)
     dense_scores, _ = _scored(metric, dense, targets, dense)
     return metric.paired_drop(dense_scores, scores, weights)
+
+
+def score_and_drop(
+    metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequence[Any], known: SetScore | None = None
+) -> tuple[Measurement, Measurement]:
+    """The metric, and the drop from the dense model: `score` and `paired_drop` with one look at a metric of a whole split.
+
+    Args:
+        known: what such a metric gives of the dense model's outputs on the split; None: it is computed.
+
+    Raises:
+        CandidateFailure, WorkloadError: as `score`.
+    """
+    if metric.over_set is None:
+        return score(metric, outputs, targets, dense), paired_drop(metric, outputs, dense, targets)
+    found = set_scoring.evaluate(metric, outputs, targets, dense)
+    known = known or set_scoring.evaluate(metric, dense, targets, dense)
+    return set_scoring.measured(metric, found), set_scoring.drop(metric, known, found)
 
 
 def _scored(
@@ -136,6 +116,8 @@ def _scored(
             target = targets[number] if not metric.agreement else (dense or outputs)[number]
             if metric.agreement and not metric.whole:
                 target = target[place]
+            if metric.post is not None:
+                output, target = _after(metric, output), _after(metric, target) if metric.agreement else target
             more = (reading,) if metric.reads else ()
             parts.append(_scores(metric, metric.scores, output, target, _count(batch[place]), more))
         scores.append(torch.stack(parts).mean(dim=0))
@@ -160,6 +142,8 @@ def divergence(metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequen
         CandidateFailure: it is not finite.
         WorkloadError: it can't be known how the outputs are read.
     """
+    if metric.divergence is not None:
+        return _own_divergence(metric, outputs, dense)
     found = readings(metric, dense, () if metric.agreement else targets) or (Reading(0, VALUES, variance=1e-30),)
     columns = []
     for reading in found:
@@ -178,7 +162,23 @@ def divergence(metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequen
     values = torch.stack([c if len(c) == len(columns[0]) else c.mean().expand(len(columns[0])) for c in columns]).mean(dim=0)
     if not bool(torch.isfinite(values).all()):
         raise CandidateFailure("evaluate", "the divergence from the dense outputs is not finite")
-    unit = "nats" if any(reading.kind in (CLASSES, DECISIONS) for reading in found) else "variance"
+    return _mean_divergence(values, "nats" if any(reading.kind in (CLASSES, DECISIONS) for reading in found) else "variance")
+
+
+def _own_divergence(metric: Metric, outputs: Outputs, dense: Outputs) -> Measurement:
+    """By the metric's own function, from all outputs of a batch."""
+    assert metric.divergence is not None
+    parts = [
+        _scores(metric, metric.divergence, batch, reference, _count(batch[first_answer(batch)]))
+        for batch, reference in zip(outputs, dense, strict=True)
+    ]
+    values = torch.cat(parts)
+    if not bool(torch.isfinite(values).all()):
+        raise CandidateFailure("evaluate", "the divergence from the dense outputs is not finite")
+    return _mean_divergence(values, "divergence")
+
+
+def _mean_divergence(values: torch.Tensor, unit: str) -> Measurement:
     half = 1.96 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
     mean = max(float(values.mean()), 0.0)  # rounding may leave less than nothing
     return Measurement(mean, unit, max(0.0, mean - half), mean + half, len(values))
@@ -201,6 +201,15 @@ def _kl(outputs: torch.Tensor, wanted: torch.Tensor, reading: Reading, labels: A
         else:
             parts.append(each.mean(dim=1))
     return torch.cat(parts)
+
+
+def _after(metric: Metric, output: Any) -> Any:
+    """Outputs after the metric's post-processing."""
+    assert metric.post is not None
+    try:
+        return metric.post(output)
+    except Exception as error:  # the user's function may raise anything
+        raise WorkloadError(f"post-processing of metric {metric.name!r} raised {type(error).__name__}: {error}") from error
 
 
 def _count(output: torch.Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from hwprune.errors import WorkloadError
 from hwprune.workload.reading import CLASSES, DECISIONS, Reading, by_labels, first_answer, given_axis, with_classes
-from hwprune.workload.workload import Workload, all_tensors
+from hwprune.workload.workload import Workload, all_tensors, first_tensor
 
 Loss = Callable[[Any, Any], torch.Tensor]
 LOOKED_AT = 8
@@ -45,6 +45,14 @@ def task_loss(workload: Workload, module: nn.Module, split: str = "validation") 
         return nn.functional.mse_loss(output, targets) if numbers else workload.loss(output, targets)
 
     return loss
+
+
+def loss_input(workload: Workload, result: Any) -> Any:
+    """What the loss takes of a model's result: the first answer, or, of a metric that looks at all outputs, the whole as it is.
+
+    The cross entropy that a workload has by default takes one tensor in any case.
+    """
+    return result if workload.scoring.whole and workload.loss is not nn.functional.cross_entropy else first_tensor(result)
 
 
 @torch.no_grad()

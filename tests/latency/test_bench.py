@@ -28,13 +28,13 @@ FAST = Settings(limit_s=0.1)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Dense model, a pruned one, and samples."""
-    from hwprune.workload import scoring
+    from hwprune.workload import sample_files
 
     folder = tmp_path_factory.mktemp("bench")
     tiny = tiny_workload()
     hwprune.prune(tiny, hwprune.Recipe()).export(folder / "dense")
     hwprune.prune(tiny, hwprune.uniform_recipe(tiny, "channel", 0.75)).export(folder / "small")
-    scoring.write_samples(tiny, "validation", folder / "samples.npz")
+    sample_files.write_samples(tiny, "validation", folder / "samples.npz")
     assert isinstance(tiny, Workload)
     return folder
 

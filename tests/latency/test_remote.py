@@ -20,7 +20,7 @@ from hwprune.latency.host import Ssh, host
 from hwprune.latency.paired import Settings
 from hwprune.latency.worker_process import BenchLimits
 from hwprune.records import target as targets
-from hwprune.workload import scoring
+from hwprune.workload import sample_files, scoring
 from tests.conftest import tiny_workload
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
@@ -81,7 +81,7 @@ def files(tmp_path_factory):
     tiny = tiny_workload()
     hwprune.prune(tiny, hwprune.Recipe()).export(folder / "dense")
     hwprune.prune(tiny, hwprune.uniform_recipe(tiny, "channel", 0.75)).export(folder / "small")
-    scoring.write_samples(tiny, "validation", folder / "samples.npz")
+    sample_files.write_samples(tiny, "validation", folder / "samples.npz")
     return folder
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from hwprune.deploy.exporting import whole_batches
 from hwprune.latency.samples import read_batches
-from hwprune.workload import scoring
+from hwprune.workload import sample_files, scoring
 
 NUMBERS = [99_998, 99_999, 100_000, 100_001]
 """Names hold five digits, more where five are not enough: as texts they would sort 100000, 100001, 99998, 99999."""
@@ -31,7 +31,7 @@ def test_inputs_of_a_batch_are_read_by_position(tmp_path):
 
 
 def test_targets_are_read_in_the_order_of_the_inputs(samples):
-    assert [target.item() for target in scoring.read_targets(samples)] == NUMBERS
+    assert [target.item() for target in sample_files.read_targets(samples)] == NUMBERS
 
 
 def test_outputs_are_read_in_the_order_of_the_inputs(tmp_path):

@@ -187,9 +187,9 @@ def test_check_cut_stops_a_wrong_cut(tiny, monkeypatch):
 
 def test_samples_hold_what_the_loader_gave(tiny, tmp_path):
     from hwprune.latency.samples import read_batches
-    from hwprune.workload import scoring
+    from hwprune.workload import sample_files
 
-    targets = scoring.write_samples(tiny, "validation", tmp_path / "v.npz")
+    targets = sample_files.write_samples(tiny, "validation", tmp_path / "v.npz")
     stored = [inputs[0] for _, inputs in read_batches(str(tmp_path / "v.npz"))]
     for (inputs, target), array, kept in zip(tiny.validation, stored, targets, strict=True):
         np.testing.assert_array_equal(array, inputs.numpy())

@@ -10,7 +10,7 @@ from torch import nn
 
 import hwprune
 from hwprune.errors import UsageError, WorkloadError
-from hwprune.workload import running_statistics, scoring
+from hwprune.workload import running_statistics, sample_files
 
 
 class Net(nn.Module):
@@ -45,7 +45,7 @@ def workload(shift, *, examples=600, batch=50, labelled=True):
 
 def told(given, tmp_path):
     file = tmp_path / "samples.npz"
-    scoring.write_batches(list(given.batches("validation")), file)
+    sample_files.write_batches(list(given.batches("validation")), file)
     with torch.no_grad():
         dense = [(given.model(*inputs),) for inputs, _ in given.batches("validation")]
     return running_statistics.advice(given, given.scoring, file, dense, [target for _, target in given.batches("validation")])
@@ -111,7 +111,7 @@ def test_advice_never_ends_a_search(tmp_path):
     named = Named().eval()
     named.load_state_dict(given.model.state_dict())
     file = tmp_path / "samples.npz"
-    scoring.write_batches(list(given.batches("validation")), file)
+    sample_files.write_batches(list(given.batches("validation")), file)
     with torch.no_grad():
         dense = [(given.model(*inputs),) for inputs, _ in given.batches("validation")]
     targets = [target for _, target in given.batches("validation")]

@@ -17,8 +17,8 @@ from hwprune.recovery.loop.validation import device_of
 from hwprune.recovery.plan import Plan
 from hwprune.recovery.sparsifiers.base import Sparsifier
 from hwprune.workload.reading import class_axis, first_answer, has_examples
-from hwprune.workload.task_loss import Loss, task_loss
-from hwprune.workload.workload import Workload, all_tensors, first_tensor
+from hwprune.workload.task_loss import Loss, loss_input, task_loss
+from hwprune.workload.workload import Workload, all_tensors
 
 STAGE = "recover"
 """Stage of a `CandidateFailure` in training."""
@@ -104,10 +104,9 @@ class Losses:
                 raise CandidateFailure(STAGE, f"the model raised {said(error)}") from error
             if self._student is not None:
                 result, mine = result
-            output = first_tensor(result)
             parts = []
             if plan.task_weight > 0:
-                parts.append(plan.task_weight * self._task(output, targets))
+                parts.append(plan.task_weight * self._task(loss_input(self.workload, result), targets))
             if self.teacher is not None and plan.taught:
                 with torch.no_grad():
                     answer = (self._master or self.teacher)(*inputs)
@@ -124,13 +123,17 @@ class Losses:
     def _taught(self, result: Any, answer: Any) -> torch.Tensor:
         """The distance to the teacher, a mean over all outputs: none may be ruined unseen."""
         mine, wanted = all_tensors(result), all_tensors(answer)
+        if self.workload.scoring.divergence is not None:
+            own = self.workload.scoring.divergence(mine, wanted).mean()
+            if own.requires_grad:
+                return own
         losses = [
             distillation.logits(mine[place], wanted[place], axis, self.plan.temperature, variance)
             for place, axis, variance in self._heads
         ]
         return torch.stack(losses).mean()
 
-    def _task(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
+    def _task(self, output: Any, targets: Any) -> torch.Tensor:
         assert self._loss is not None
         try:
             loss = self._loss(output, targets)
@@ -176,7 +179,7 @@ def loss_fault(workload: Workload, module: nn.Module, inputs: tuple[torch.Tensor
     moved = torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.to(device), (inputs, targets))
     try:
         with torch.enable_grad():
-            loss = task_loss(workload, module)(first_tensor(module(*moved[0])), moved[1])
+            loss = task_loss(workload, module)(loss_input(workload, module(*moved[0])), moved[1])
     except Exception as error:  # the user's loss may raise anything
         return f"the loss raised {said(error)}"
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:

@@ -42,7 +42,7 @@ class Validator:
 
     def teach(self, teacher: nn.Module) -> None:
         """The dense model's outputs, which say how outputs are read, and are what some metrics compare with."""
-        if self.workload.scoring.reads:
+        if self.workload.scoring.reads or self.workload.scoring.agreement:
             self.dense, _ = self._outputs(teacher)
 
     def better(self, value: float, than: float) -> bool:

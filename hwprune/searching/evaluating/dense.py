@@ -20,7 +20,7 @@ from hwprune.records.target import Target
 from hwprune.searching.evaluating import screen
 from hwprune.searching.evaluating.candidate_files import CandidateFiles, size_of
 from hwprune.searching.evaluating.scorer import CHUNK, FileScorer, Split
-from hwprune.workload import batches, data_checks, scoring
+from hwprune.workload import batches, data_checks, sample_files, scoring
 from hwprune.workload.workload import Workload
 
 EXAMPLE, SCREEN = "example.npz", "screen.npz"
@@ -125,13 +125,13 @@ class DenseModel:
         example = Workload(
             workload.name, workload.model, workload.example_inputs, [], [(workload.example_inputs, torch.zeros(1))]
         )
-        scoring.write_samples(example, "validation", self.example)
+        sample_files.write_samples(example, "validation", self.example)
         digest = hashlib.sha256()
         for inputs, _ in workload.batches("calibration"):  # a fault of the data must come up now, not in every trial
             for tensor in inputs:
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         self.calibration_sha256 = digest.hexdigest()
-        self.validation.targets = scoring.write_samples(workload, "validation", self.validation.file)
+        self.validation.targets = sample_files.write_samples(workload, "validation", self.validation.file)
 
     def _score_validation(self) -> Measurement:
         self._bench.load("dense", self.path, keep=True)
@@ -155,7 +155,7 @@ class DenseModel:
         """Samples of the test split with the dense model's outputs on them; written once."""
         if self._test is None:
             test = Split(self.home / "test.npz", [])
-            test.targets = scoring.write_samples(self._pruner.workload, "test", test.file)
+            test.targets = sample_files.write_samples(self._pruner.workload, "test", test.file)
             _, test.dense = self._scorer.score("dense", test)
             self._check_labels("test", test)
             self._test = test
@@ -173,7 +173,7 @@ class DenseModel:
         few = batches.sample(workload, "test", data_checks.FIRST_LOOK, data_checks.FIRST_LOOK_BYTES)
         split = Split(self.home / ".first-look.npz", [])
         try:
-            split.targets = scoring.write_samples(replace(workload, test=few), "test", split.file)
+            split.targets = sample_files.write_samples(replace(workload, test=few), "test", split.file)
             outputs = self._scorer.outputs("dense", split)
             data_checks.check_labels(workload, "test", outputs, split.targets)
             return self._scorer.metric_of(outputs, split)

@@ -16,9 +16,10 @@ from hwprune.latency.samples import read_batches
 from hwprune.records.measurement import Measurement
 from hwprune.records.target import Target
 from hwprune.runtimes import conversion
-from hwprune.workload import closeness, confidence, scoring
+from hwprune.workload import closeness, confidence, scoring, set_scoring
 from hwprune.workload.metrics import Metric
 from hwprune.workload.scoring import Outputs
+from hwprune.workload.set_scoring import SetScore
 from hwprune.workload.workload import Workload
 
 PARITY_EXAMPLES = 8
@@ -36,12 +37,21 @@ class Split:
     targets: list[Any]
     dense: Outputs = field(default_factory=list)
     _temperatures: list[float | None] = field(default_factory=list)
+    _dense_scores: list[SetScore] = field(default_factory=list)
 
     def temperature(self, metric: Metric) -> float | None:
         """See `hwprune.workload.confidence.confidence_temperature`."""
         if not self._temperatures:
             self._temperatures.append(confidence.confidence_temperature(metric, self.dense, self.targets))
         return self._temperatures[0]
+
+    def known(self, metric: Metric) -> SetScore | None:
+        """What a metric of a whole split gives of the dense model's outputs, computed once; None: it has scores by example."""
+        if metric.over_set is None:
+            return None
+        if not self._dense_scores:
+            self._dense_scores.append(set_scoring.evaluate(metric, self.dense, self.targets, self.dense))
+        return self._dense_scores[0]
 
     @property
     def examples(self) -> int:
@@ -104,7 +114,7 @@ class FileScorer:
 
     def drop(self, outputs: Outputs, split: Split) -> Measurement:
         """The drop from the dense model on the same examples, with its interval."""
-        return scoring.paired_drop(self.metric, outputs, split.dense, split.targets)
+        return scoring.score_and_drop(self.metric, outputs, split.dense, split.targets, split.known(self.metric))[1]
 
     def divergence(self, outputs: Outputs, split: Split) -> Measurement:
         """How far the outputs are from the dense model's."""
@@ -112,11 +122,11 @@ class FileScorer:
 
     def scores(self, outputs: Outputs, split: Split) -> FileScores:
         """Everything that outputs on the whole split say. Raises `CandidateFailure`."""
-        drop = self.drop(outputs, split)
+        metric, drop = scoring.score_and_drop(self.metric, outputs, split.dense, split.targets, split.known(self.metric))
         estimated = confidence.estimated_drop(
             self.metric, outputs, split.dense, split.targets, split.temperature(self.metric), drop
         )
-        return FileScores(self.metric_of(outputs, split), self.divergence(outputs, split), drop, estimated)
+        return FileScores(metric, self.divergence(outputs, split), drop, estimated)
 
     def score_file(self, path: Path, split: Split) -> FileScores:
         """Scores of a file that need not compute what any module computes. Raises `CandidateFailure`."""

@@ -15,7 +15,7 @@ import torch
 from hwprune.latency.samples import read_batches
 from hwprune.searching.evaluating.early_stopping import SCREEN_EXAMPLES
 from hwprune.searching.evaluating.scorer import Split
-from hwprune.workload import scoring
+from hwprune.workload import sample_files
 
 SEED = 0
 SMALLEST_SPLIT = 3
@@ -65,4 +65,4 @@ def _put_together(parts: list[list[torch.Tensor]], inputs: int, size: int, file:
     targets: list[Any] = [batch[-1] if labelled else None for batch in batches]
     outputs = [batch[inputs : len(batch) - labelled] for batch in batches]
     given = [(batch[:inputs], target) for batch, target in zip(batches, targets, strict=True)]
-    return Split(file, scoring.write_batches(given, file), outputs)
+    return Split(file, sample_files.write_batches(given, file), outputs)

@@ -8,7 +8,7 @@ import torch
 from hwprune.searching.evaluating import screen
 from hwprune.searching.evaluating.early_stopping import STOP_SD, Expectation, FrontMember
 from hwprune.searching.evaluating.scorer import Split
-from hwprune.workload import scoring
+from hwprune.workload import sample_files, scoring
 from hwprune.workload.metrics import METRICS
 
 
@@ -16,7 +16,7 @@ def stored(folder, inputs, targets, dense, size=100):
     """A split of batches whose dense outputs are known."""
     batches = list(zip(((x,) for x in inputs.split(size)), targets.split(size), strict=True))
     split = Split(folder / "validation.npz", [], [(x,) for x in dense.split(size)])
-    split.targets = scoring.write_batches(batches, split.file)
+    split.targets = sample_files.write_batches(batches, split.file)
     return split
 
 
