@@ -37,6 +37,7 @@ COMMANDS = {
     "report": "write report.html, front.csv, trials.csv and front.png again from record.json",
     "export": "files to deploy for one point of a run's front",
     "rerank": "measure a finished front on another device, batch size or runtime; prunes nothing again",
+    "cascade": "two models of a front, of which the larger one runs where the smaller one is not sure",
     "check": "does it build: NVIDIA's own parser and builder, for GPUs that are elsewhere",
     "verify": "parity, metric and latency of an export or a run, again, on this machine",
     "targets": "list targets, and what this machine can measure",

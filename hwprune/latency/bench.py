@@ -173,6 +173,25 @@ class Bench:
         """One result of those of several targets; see `hwprune.latency.fleet`."""
         return combine_one(parts)
 
+    def varying(
+        self, systems: Mapping[str, Mapping[str, Any]], samples: Path, count: int, limit_s: float
+    ) -> dict[str, list[float]]:
+        """Seconds of single examples on each system, alone on the device; see `hwprune.latency.varying`.
+
+        Args:
+            systems: name -> ``steps`` (keys of one loaded model, or of two) and ``decision`` (of two).
+            count: examples, drawn from the samples file.
+            limit_s: time for all.
+        """
+        self._awake()
+        arguments = {
+            "systems": {name: dict(system) for name, system in systems.items()}, "samples": self._host.put(samples),
+            "count": count, "clock": self.clock, "limit_s": limit_s,
+        }  # fmt: skip
+        answer = self._exclusive("varying", arguments, self._limits.seconds + 3 * limit_s)
+        seconds: dict[str, list[float]] = answer["seconds"]
+        return seconds
+
     def profile(self, key: str, samples: Path, runs: int = 20) -> list[dict[str, Any]]:
         """Times of a loaded model's operators, by the runtime's own profiler; empty if it has none."""
         self._awake()
@@ -213,12 +232,12 @@ class Bench:
         if self._runtime.convert_s:
             self._ask("convert", operation, arguments, self._limits.seconds + self._runtime.convert_s)
 
-    def _exclusive(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _exclusive(self, operation: str, arguments: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
         """One command while nobody else times on the device; waiting does not count as the candidate's time."""
         device = {"device": self._target.device}
         self._acquire()
         try:
-            answer = self._ask("measure", operation, arguments)
+            answer = self._ask("measure", operation, arguments, limit)
         except CandidateFailure:
             if self.alive:
                 self._ask("measure", "release", device)

@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ import numpy as np
 from hwprune import runtimes
 from hwprune.common.files import cache_folder
 from hwprune.errors import described
-from hwprune.latency import energy, fingerprint, micro, paired, sensors
+from hwprune.latency import energy, fingerprint, micro, paired, sensors, varying
 from hwprune.latency.availability import missing
+from hwprune.latency.cascade_runner import Decision
 from hwprune.latency.device_lock import Slot
 from hwprune.latency.micro import OWN
 from hwprune.latency.samples import read_batches
@@ -169,6 +170,28 @@ class Worker:
         return result.with_conditions(
             machine=(after := fingerprint.conditions(device)), throttled=throttled(before, after)
         ).to_json()
+
+    def do_varying(
+        self, systems: dict[str, dict[str, Any]], samples: str, count: int, clock: str, limit_s: float
+    ) -> dict[str, Any]:
+        """Seconds of single examples on each system; see `hwprune.latency.varying`."""
+        calls = {name: self._system(**system) for name, system in systems.items()}
+        inputs = varying.drawn(read_batches(samples), count)
+        return {"seconds": varying.measure(calls, inputs, clock, limit_s)}
+
+    def _system(self, steps: Sequence[str], decision: dict[str, Any] | None = None) -> Callable[[Sequence[Any]], object]:
+        """One call of a model, or of two of which the second runs where the first is not sure."""
+        runners = [self._runners[key] for key in steps]
+        if decision is None:
+            return runners[0].run
+        first, second = runners
+        decide = Decision(decision)
+
+        def both(inputs: Sequence[Any]) -> object:
+            outputs = first.run(inputs)
+            return outputs if decide.sure(outputs).all() else second.run(inputs)
+
+        return both
 
     def do_profile(self, key: str, samples: str, runs: int) -> dict[str, Any]:
         """Times of the operators, by the runtime's own profiler."""

@@ -14,18 +14,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from hwprune.errors import UsageError
 from hwprune.workload.metrics import Metric, by_example
 
 Detection = Mapping[str, torch.Tensor]
+Rows = np.ndarray[Any, np.dtype[np.float64]]
 Post = Callable[[Any], Sequence[Detection]]
 Head = Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
 """All candidates of a batch: boxes (N, candidates, 4) and probabilities (N, candidates, classes)."""
 
 CONFIDENCE, OVERLAP, MOST = 0.001, 0.7, 300
 """Limits of non-maximum suppression for mAP, as usual: nearly everything counts, sorted by its score."""
+AT_ONCE = 256
+"""Boxes whose overlaps with all others are computed at once."""
 TINY = 1e-7
 SURE = 0.25
 """Score from which a box is shown to people, and compared with the dense model's."""
@@ -165,13 +169,16 @@ def overlaps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _survivors(boxes: torch.Tensor, labels: torch.Tensor, overlap: float, most: int) -> torch.Tensor:
     """Places of the boxes, sorted from the best, that no better one of their class covers."""
     kept: list[int] = []
-    left = torch.arange(len(boxes))
-    while len(left) and len(kept) < most:
-        best = int(left[0])
-        kept.append(best)
-        rest = left[1:]
-        covered = (labels[rest] == labels[best]) & (overlaps(boxes[rest], boxes[best].expand(len(rest), 4)) > overlap)
-        left = rest[~covered]
+    left = np.ones(len(boxes), dtype=bool)
+    for start in range(0, len(boxes), AT_ONCE):
+        rows = boxes[start : start + AT_ONCE]
+        covers = (overlaps(rows[:, None], boxes[None]) > overlap) & (labels[start : start + AT_ONCE, None] == labels[None])
+        for place, row in enumerate(covers.numpy(), start):
+            if left[place]:
+                kept.append(place)
+                if len(kept) == most:
+                    return torch.tensor(kept)
+                left &= ~row
     return torch.tensor(kept, dtype=torch.long)
 
 
@@ -202,38 +209,45 @@ class _AveragePrecision:
     def __init__(self, iou: float | None, most: int) -> None:
         self._iou, self._most = iou, most
 
-    def state(self, output: Any, target: Any) -> list[tuple[Detection, Detection]]:
+    def state(self, output: Any, target: Any) -> list[tuple[Rows, Rows]]:
+        """(detections, truth) of each image as rows: x, y, width, height, score, label; only detections that can count."""
         found, wanted = list(output), list(target)
         if len(found) != len(wanted):
             raise ValueError(f"post-processing gave {len(found)} images, targets are of {len(wanted)}")
         for one in wanted:
             if not isinstance(one, Mapping) or not {"boxes", "labels"} <= set(one):
                 raise TypeError("each image's targets must be a mapping with boxes (n, 4) and labels (n,)")
-        return list(zip(found, wanted, strict=True))
+        return [(_rows(guess)[: self._most], _rows(truth)) for guess, truth in zip(found, wanted, strict=True)]
 
     def value(self, states: Sequence[Any]) -> float:
         from faster_coco_eval import COCO, COCOeval_faster
 
         pairs = [pair for state in states for pair in state]
-        truth = [row for image, (_, wanted) in enumerate(pairs) for row in _rows(image, wanted)]
-        found = [row for image, (guess, _) in enumerate(pairs) for row in _rows(image, guess)]
+        truth = [(image, row) for image, (_, wanted) in enumerate(pairs) for row in wanted.tolist()]
         if not truth:
             return math.nan
-        classes = sorted({row["category_id"] for row in truth})
+        classes = sorted({int(row[5]) for _, row in truth})
+        found = np.concatenate([np.insert(guess, 0, image, axis=1) for image, (guess, _) in enumerate(pairs)])
+        found = found[np.isin(found[:, 6], classes)]  # classes without truth have no precision
+        if not len(found):
+            return 0.0
         data = {
             "images": [{"id": image} for image in range(len(pairs))],
             "categories": [{"id": label, "name": str(label)} for label in classes],
-            "annotations": [{**row, "id": number} for number, row in enumerate(truth, 1)],
-        }
-        known = [row for row in found if row["category_id"] in set(classes)]  # classes without truth have no precision
-        if not known:
-            return 0.0
+            "annotations": [
+                {
+                    "id": number, "image_id": image, "category_id": int(row[5]), "bbox": row[:4], "area": row[2] * row[3],
+                    "iscrowd": 0,
+                } for number, (image, row) in enumerate(truth, 1)
+            ],
+        }  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):
             gold = COCO(data)
-            evaluation = COCOeval_faster(gold, gold.loadRes(known), iouType="bbox", print_function=lambda *_: None)
+            evaluation = COCOeval_faster(gold, gold.loadRes(found), iouType="bbox", print_function=lambda *_: None)
             if self._iou is not None:
                 evaluation.params.iouThrs = evaluation.params.iouThrs[:1] * 0 + self._iou
-            evaluation.params.maxDets = [1, 10, self._most]
+            evaluation.params.maxDets = [self._most]
+            evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
             evaluation.evaluate()
             evaluation.accumulate()
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, classes) of all areas, most detections
@@ -241,13 +255,11 @@ class _AveragePrecision:
         return float(valid.mean()) if valid.size else math.nan
 
 
-def _rows(image: int, found: Detection) -> list[dict[str, Any]]:
-    """Boxes as COCO has them: corner, width, height."""
-    rows = []
-    scores = found.get("scores")
-    for place, (box, label) in enumerate(zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True)):
-        x, y, right, bottom = box
-        width, height = right - x, bottom - y
-        row = {"image_id": image, "category_id": int(label), "bbox": [x, y, width, height], "area": width * height, "iscrowd": 0}
-        rows.append(row if scores is None else {**row, "score": float(scores[place])})
+def _rows(found: Detection) -> Rows:
+    """(n, 6): corner, width, height, score (1 of truth), label; the best first."""
+    boxes = found["boxes"].reshape(-1, 4).double()
+    scores = found.get("scores", torch.ones(len(boxes))).double()
+    labels = found["labels"].double()
+    table = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores[:, None], labels[:, None]], 1)
+    rows: Rows = table[scores.argsort(descending=True, stable=True)].numpy()
     return rows

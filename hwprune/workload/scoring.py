@@ -93,6 +93,17 @@ def score_and_drop(
     return set_scoring.measured(metric, found), set_scoring.drop(metric, known, found)
 
 
+def by_example(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outputs | None = None) -> torch.Tensor:
+    """One score an example, in order.
+
+    Raises:
+        CandidateFailure, WorkloadError: as `score`; also for a metric of a whole split.
+    """
+    if metric.over_set is not None:
+        raise WorkloadError(f"metric {metric.name!r} is one number of a whole split, and has no score for each example")
+    return _scored(metric, outputs, targets, dense)[0]
+
+
 def _scored(
     metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outputs | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

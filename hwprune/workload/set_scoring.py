@@ -59,13 +59,19 @@ def evaluate(metric: Metric, outputs: Sequence[Batch], targets: Sequence[Any], d
     for number, batch in enumerate(outputs):
         if not all(bool(torch.isfinite(tensor).all()) for tensor in batch if tensor.is_floating_point()):
             raise CandidateFailure("evaluate", f"the model's outputs hold NaN or infinity in batch {number}")
-    batches = list(zip(outputs, wanted, strict=True))
+    batches = [
+        (whole.seen(batch), whole.seen(target) if metric.agreement else target)
+        for batch, target in zip(outputs, wanted, strict=True)
+    ]
     states = [whole.state(*batch) for batch in batches]
     value = whole.value(states)
     if not math.isfinite(value):
         raise CandidateFailure("evaluate", f"metric {metric.name} gives NaN or infinity")
+    counts = [count if count and _lengths(seen) == {count} else None for (seen, _), count in zip(batches, counts, strict=True)]
     if all(counts):  # where one did not, others would come apart by chance: boxes of all images may be as many as images
-        pieces = [whole.state(*piece) for batch, count in zip(batches, counts, strict=True) for piece in divided(*batch, count)]
+        pieces = [
+            whole.state(*piece) for batch, count in zip(batches, counts, strict=True) for piece in divided(*batch, count or 0)
+        ]
         # torchmetrics takes a sigmoid of numbers if one of them, in the same call, is no probability.
         if math.isclose(whole.value(pieces), value, rel_tol=1e-6, abs_tol=1e-9):
             states = pieces
@@ -81,7 +87,7 @@ def evaluate(metric: Metric, outputs: Sequence[Batch], targets: Sequence[Any], d
     for group in range(groups):
         gone = set(order[group::groups].tolist())
         left_out.append(whole.value([state for place, state in enumerate(states) if place not in gone]))
-    examples = sum(count or len(batch[first_answer(batch)]) for batch, count in zip(outputs, counts, strict=True))
+    examples = sum(len(batch[first_answer(batch)]) for batch in outputs)
     return SetScore(value, tuple(left_out), examples)
 
 
@@ -120,11 +126,16 @@ class _Guarded:
         assert metric.over_set is not None
         self._metric, self._set = metric, metric.over_set
 
-    def state(self, batch: Batch, target: Any) -> Any:
-        metric = self._metric
+    def seen(self, batch: Batch) -> Any:
         try:
-            return self._set.state(metric.seen(batch), metric.seen(target) if metric.agreement else target)
-        except Exception as error:  # the user's metric may raise anything
+            return self._metric.seen(batch)
+        except Exception as error:  # the user's post-processing may raise anything
+            raise self._said(error) from error
+
+    def state(self, output: Any, target: Any) -> Any:
+        try:
+            return self._set.state(output, target)
+        except Exception as error:
             raise self._said(error) from error
 
     def value(self, states: Sequence[Any]) -> float:
@@ -137,16 +148,14 @@ class _Guarded:
         return WorkloadError(f"metric {self._metric.name!r} raised {type(error).__name__}: {error}")
 
 
-def divided(batch: Batch, target: Any, count: int | None) -> list[tuple[Batch, Any]]:
-    """A batch as examples.
+def divided(output: Any, target: Any, count: int) -> list[tuple[Any, Any]]:
+    """What a metric takes of a batch, as examples.
 
     Args:
-        target: a tensor, a list with an entry for each example, a mapping of such, or None.
-        count: of its examples; None: it does not come apart, and is given as it is.
+        output, target: tensors, lists with an entry for each example, mappings or tuples of such, or None.
+        count: of the batch's examples.
     """
-    if not count:
-        return [(batch, target)]
-    return [(tuple(x[i : i + 1] for x in batch), _entry(target, i)) for i in range(count)]
+    return [(_entry(output, i), _entry(target, i)) for i in range(count)]
 
 
 def _count(batch: Batch, target: Any) -> int | None:

@@ -1,0 +1,140 @@
+"""Which two models to run one after the other, and from which confidence the first one's answer stands.
+
+The threshold of a pair is chosen on some folds of the validation examples and judged on the others: chosen and judged on the same
+ones, the best of many pairs and thresholds would look better than it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray[tuple[int], np.dtype[np.float64]]
+FOLDS, SEED = 5, 0
+TIGHTER = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Shares of the limit with which thresholds are chosen, until what the other folds say keeps the limit."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A model that may be one of the two.
+
+    Attributes:
+        key: its name.
+        seconds: latency of one example.
+        right: score of each validation example.
+        sure: probability of its answer for each of them.
+    """
+
+    key: str
+    seconds: float
+    right: Array
+    sure: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Two models and a threshold.
+
+    Attributes:
+        threshold: confidence from which the answer of ``first`` stands.
+        drop: of the mean score against the dense model's, as folds that the threshold was not chosen on say.
+        seconds: mean of an example, likewise.
+        exits: share of examples that end at ``first``, likewise.
+    """
+
+    first: str
+    second: str
+    threshold: float
+    drop: float
+    seconds: float
+    exits: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a cascade must keep.
+
+    Attributes:
+        max_drop: of the mean score; None: no limit, and ``max_seconds`` is given.
+        max_seconds: of an example in the mean.
+        worst_seconds: of an example that goes through both.
+    """
+
+    max_drop: float | None = None
+    max_seconds: float | None = None
+    worst_seconds: float | None = None
+
+
+def plans(steps: Sequence[Step], dense: Array, wish: Wish) -> list[Plan]:
+    """A plan for each pair that keeps the wishes, the best first: the fastest, or with a limit of time alone the least drop."""
+    found = []
+    for first, second in itertools.permutations(steps, 2):
+        if first.seconds >= second.seconds:
+            continue
+        if wish.worst_seconds is not None and first.seconds + second.seconds > wish.worst_seconds:
+            continue
+        plan = _of_pair(first, second, dense, wish)
+        if plan is not None:
+            found.append(plan)
+    return sorted(found, key=(lambda p: (p.seconds, p.drop)) if wish.max_drop is not None else (lambda p: (p.drop, p.seconds)))
+
+
+def curve(first: Step, second: Step, dense: Array) -> Iterator[tuple[float, float, float]]:
+    """(threshold, drop, mean seconds) for each number of examples that end at the first model, none to all."""
+    order = np.argsort(-first.sure, kind="stable")
+    gain = np.concatenate([[0.0], np.cumsum((first.right - second.right)[order])])
+    count = len(order)
+    drops = dense.mean() - (second.right.sum() + gain) / count
+    confident = first.sure[order]
+    for exits in range(count + 1):
+        if 0 < exits < count and confident[exits] == confident[exits - 1]:
+            continue  # no threshold tells them apart
+        yield _between(confident, exits), float(drops[exits]), first.seconds + (1 - exits / count) * second.seconds
+
+
+def _between(confident: Array, exits: int) -> float:
+    """A threshold that lets so many of the examples, sorted from the surest, end."""
+    if exits == 0:
+        return 2.0  # nobody is as sure
+    if exits == len(confident):
+        return 0.0
+    return float(confident[exits - 1] + confident[exits]) / 2
+
+
+def _of_pair(first: Step, second: Step, dense: Array, wish: Wish) -> Plan | None:
+    folds = np.random.default_rng(SEED).permutation(len(dense)) % FOLDS
+    for share in TIGHTER if wish.max_drop is not None else (1.0,):
+        judged = np.zeros(3)
+        for fold in range(FOLDS):
+            inside, outside = folds != fold, folds == fold
+            threshold = _threshold(_part(first, inside), _part(second, inside), dense[inside], wish, share)
+            if threshold is None:
+                break
+            exits = first.sure[outside] >= threshold
+            score = np.where(exits, first.right[outside], second.right[outside])
+            judged += [(dense[outside] - score).sum(), first.seconds * exits.size + second.seconds * (~exits).sum(), exits.sum()]
+        else:
+            drop, seconds, ended = judged / len(dense)
+            threshold = _threshold(first, second, dense, wish, share)
+            if threshold is not None and (wish.max_drop is None or drop <= wish.max_drop):
+                return Plan(first.key, second.key, threshold, float(drop), float(seconds), float(ended))
+    return None
+
+
+def _threshold(first: Step, second: Step, dense: Array, wish: Wish, share: float) -> float | None:
+    """The threshold that is best for these examples, or None."""
+    rows = list(curve(first, second, dense))
+    if wish.max_drop is not None:
+        fits = [row for row in rows if row[1] <= share * wish.max_drop]
+        return min(fits, key=lambda row: (row[2], row[1]))[0] if fits else None
+    assert wish.max_seconds is not None
+    fits = [row for row in rows if row[2] <= wish.max_seconds]
+    return min(fits, key=lambda row: (row[1], row[2]))[0] if fits else None
+
+
+def _part(step: Step, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Step:
+    return Step(step.key, step.seconds, step.right[chosen], step.sure[chosen])

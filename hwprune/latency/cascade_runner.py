@@ -1,0 +1,95 @@
+"""Two models one after the other: the second runs only where the first is not sure.
+
+This file is delivered beside the two models as it is, and needs NumPy and ONNX Runtime alone:
+
+    cascade = Cascade("folder")
+    outputs = cascade.run([images])          # a batch; examples of which the first model is sure do not reach the second
+    cascade.gone_on                          # share of the examples so far that did
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+TINY = 1e-7
+"""Least probability whose logarithm is taken."""
+
+
+class Decision:
+    """Is a model sure of its answers?
+
+    Args:
+        spec: ``output`` (place of the output that holds the answer), ``axis`` (of its classes; null: each entry is a yes or no),
+            ``probabilities`` (it holds probabilities, not logits), ``temperature`` (logits are divided by it, so that
+            probabilities are as often right as they say), and ``threshold`` (the probability from which it is sure).
+    """
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self.spec = dict(spec)
+        self.output, self.axis = int(spec["output"]), spec["axis"]
+        self.probabilities, self.temperature = bool(spec["probabilities"]), float(spec["temperature"])
+        self.threshold = float(spec["threshold"])
+
+    def confidence(self, outputs: Sequence[Array]) -> Array:
+        """Probability of each example's answer, (N,); of several positions the least one."""
+        values = np.asarray(outputs[self.output], dtype=np.float64)
+        if self.axis is None:
+            if self.probabilities:
+                clipped = np.clip(values, TINY, 1 - TINY)
+                values = np.log(clipped) - np.log1p(-clipped)
+            likely = 1 / (1 + np.exp(-np.abs(values / self.temperature)))
+        else:
+            scores = np.log(np.maximum(values, TINY)) if self.probabilities else values
+            scores = np.moveaxis(scores / self.temperature, self.axis, 1)
+            likely = 1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1)
+        least: Array = likely.reshape(len(likely), -1).min(axis=1)
+        return least
+
+    def sure(self, outputs: Sequence[Array]) -> Array:
+        """True for examples whose answer stands, (N,)."""
+        found: Array = self.confidence(outputs) >= self.threshold
+        return found
+
+
+class Cascade:
+    """The two models of a folder with ``cascade.json``, in ONNX Runtime.
+
+    Args:
+        folder: holds ``cascade.json`` and the files that it names.
+        options: for ``onnxruntime.InferenceSession`` (``sess_options``, ``providers``).
+    """
+
+    def __init__(self, folder: str | Path, **options: Any) -> None:
+        import onnxruntime
+
+        spec = json.loads((Path(folder) / "cascade.json").read_text())
+        options.setdefault("providers", ["CPUExecutionProvider"])
+        self._models = [onnxruntime.InferenceSession(str(Path(folder) / name), **options) for name in spec["steps"]]
+        self._names = [[one.name for one in model.get_inputs()] for model in self._models]
+        self.decision = Decision(spec["decision"])
+        self._seen = self._on = 0
+
+    @property
+    def gone_on(self) -> float:
+        """Share of the examples that reached the second model."""
+        return self._on / self._seen if self._seen else 0.0
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Outputs for a batch, of the first model where it is sure, else of the second."""
+        outputs: list[Array] = self._models[0].run(None, dict(zip(self._names[0], inputs, strict=False)))
+        rest = np.flatnonzero(~self.decision.sure(outputs))
+        self._seen, self._on = self._seen + len(inputs[0]), self._on + len(rest)
+        if not len(rest):
+            return outputs
+        others = self._models[1].run(None, {n: x[rest] for n, x in zip(self._names[1], inputs, strict=False)})
+        if len(rest) == len(inputs[0]):
+            return others  # type: ignore[no-any-return]
+        for mine, theirs in zip(outputs, others, strict=True):
+            mine[rest] = theirs
+        return outputs

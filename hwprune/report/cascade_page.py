@@ -1,0 +1,99 @@
+"""A cascade beside the dense model and the best single one: rows, a sentence, and a picture on the axes of the front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwprune.common import formatting
+
+if TYPE_CHECKING:
+    from hwprune.records.measurement import Measurement
+
+HEADER = ["", "speedup of the mean", "mean", "p50", "p95", "worst", "drop"]
+
+
+def rows(result: Any) -> list[list[str]]:
+    """A row a system, for a table; ``result`` is a `hwprune.deploy.cascading.CascadeResult`."""
+    names = {
+        "dense": "dense", "cascade": "two files", "one file": "one file with If",
+        "single": f"trial {result.single} alone",
+    }  # fmt: skip
+    found = []
+    for name, told in result.systems.items():
+        latency = told.latency
+        times = [
+            formatting.seconds(value)
+            for value in (latency.mean.value, latency.quantile(0.5), latency.quantile(0.95), latency.worst)
+        ]
+        speedup = (
+            "" if name == "dense" else formatting.speedup(latency.speedup.value, latency.speedup.ci_low, latency.speedup.ci_high)
+        )
+        found.append([names[name], speedup, *times, "" if name == "dense" else _drop(told.drop, share=result.share)])
+    return found
+
+
+def _drop(drop: Measurement, *, share: bool) -> str:
+    low, high = (formatting.drop(value, share=share) for value in (drop.ci_low, drop.ci_high))
+    return f"{formatting.drop(drop.value, share=share)} [{low}, {high}]"
+
+
+def verdict(result: Any) -> str:
+    """A sentence: does stopping early pay here?"""
+    best = result.systems[result.deploy].latency
+    form = "The one file with If" if result.deploy == "one file" else "Two files with their runner"
+    other = "" if result.without_one_file is None else f" There is no one file: {result.without_one_file}."
+    single = result.systems.get("single")
+    alone = f"trial {result.single} alone" if single is not None else "the dense model, which is the best single one,"
+    ratio = best.speedup.value / (single.latency.speedup.value if single is not None else 1.0)
+    low = best.speedup.ci_low / (single.latency.speedup.ci_high if single is not None else 1.0)
+    high = best.speedup.ci_high / (single.latency.speedup.ci_low if single is not None else 1.0)
+    if low > 1:
+        told = f"{form} takes {1 / ratio:.0%} of the time of {alone} in the mean"
+    elif high < 1:
+        told = f"It does not pay: {alone} is {1 / ratio:.2f} times as fast as the cascade in the mean, within the same limits"
+    else:
+        told = f"It makes no sure difference: {form[0].lower()}{form[1:]} and {alone} take about as long in the mean"
+    worst = single.latency.worst if single is not None else result.systems["dense"].latency.worst
+    return f"{told}; its slowest inputs take {best.worst / worst:.2f} times as long.{other}"
+
+
+def write(result: Any, out: Path) -> None:
+    """cascade.png: drop against mean latency, of every model alone and of the pair at every threshold, on validation."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scale = 100 if result.share else 1
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    dense_s = result.models["dense"][1]
+    limit = scale * max(0.0, result.plan.drop)
+    models = {key: (dense_s / seconds, scale * drop) for key, (drop, seconds) in result.models.items()}
+    axes.plot(
+        [dense_s / seconds for _, seconds in result.curve], [scale * drop for drop, _ in result.curve], color="#c7791b",
+        linewidth=1.5, label=f"{_named(result.plan.first)}, then {_named(result.plan.second)}: every threshold", zorder=2,
+    )  # fmt: skip
+    xs, ys = [x for x, _ in models.values()], [y for _, y in models.values()]
+    axes.scatter(xs, ys, s=36, color="#1768ac", label="one model for all inputs", zorder=3)
+    axes.scatter(
+        [dense_s / result.plan.seconds], [scale * result.plan.drop], marker="*", s=160, color="#c7791b",
+        label="chosen, judged on other folds", zorder=4,
+    )  # fmt: skip
+    for key, (x, y) in models.items():
+        axes.annotate(_named(key), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    shown = [y for _, y in models.values() if y <= 4 * limit + scale * 0.03] or [0.0]
+    room = 0.15 * (max(shown) - min(0.0, *shown)) or scale * 0.005
+    axes.set_ylim(max(shown) + room, min(0.0, *shown) - room)  # better is up
+    axes.set_xlabel("speedup of the mean over dense (from the run's latencies)")
+    axes.set_ylabel(f"drop{', points' if result.share else ''} on validation")
+    axes.grid(color="#e3e6ea", zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    temporary = out / "cascade.part.png"
+    figure.savefig(temporary, format="png")
+    temporary.replace(out / "cascade.png")
+
+
+def _named(key: str) -> str:
+    return key if key == "dense" else f"trial {key}"
