@@ -42,19 +42,15 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.common import formatting
     from hwprune.deploy import cascading
     from hwprune.deploy.cascade_choice import Wish
-    from hwprune.records.record import read_record
     from hwprune.report import cascade_page
     from hwprune.report.text import table
     from hwprune.workload import loading
 
     folder = Path(options.run_directory)
-    record = read_record(folder)
     if options.min_speedup is not None and options.max_drop is not None:
         raise UsageError("--max-drop and --min-speedup: give one, the other is what is optimised")
     limit = USUAL_DROP if options.max_drop is None and options.min_speedup is None else options.max_drop
-    wish = cascading.tightened(
-        Wish(limit, None, options.max_latency), float(record.data["baseline"]["latency"]["value"]), options.min_speedup
-    )
+    wish = Wish(limit, None, options.max_latency)
     pair = tuple(options.pair.split(",")) if options.pair else None
     if pair is not None and len(pair) != 2:
         raise UsageError(f"--pair takes two models, such as 12,dense; got {options.pair!r}")
@@ -62,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     metric = loading.load(options.workload).scoring if options.workload else None
     progress = make_progress(quiet=options.quiet or options.json)
     try:
-        result = cascading.cascade(folder, out, wish, pair, metric, progress.stage)
+        result = cascading.cascade(folder, out, wish, pair, metric, options.min_speedup, progress.stage)
     finally:
         progress.close()
     cascade_page.write(result, out)

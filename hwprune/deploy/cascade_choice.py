@@ -14,6 +14,7 @@ import numpy as np
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 FOLDS, SEED = 5, 0
+ROUNDING = 1e-9
 TIGHTER = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Shares of the limit with which thresholds are chosen, until what the other folds say keeps the limit."""
 
@@ -107,30 +108,34 @@ def _between(confident: Array, exits: int) -> float:
 
 def _of_pair(first: Step, second: Step, dense: Array, wish: Wish) -> Plan | None:
     folds = np.random.default_rng(SEED).permutation(len(dense)) % FOLDS
-    for share in TIGHTER if wish.max_drop is not None else (1.0,):
+    own = float(dense.mean() - second.right.mean())
+    room = None if wish.max_drop is None else wish.max_drop - own  # for what stopping early loses beside the second model
+    if room is not None and room < -ROUNDING:
+        return None
+    for share in TIGHTER if room is not None else (1.0,):
         judged = np.zeros(3)
         for fold in range(FOLDS):
             inside, outside = folds != fold, folds == fold
-            threshold = _threshold(_part(first, inside), _part(second, inside), dense[inside], wish, share)
+            threshold = _threshold(_part(first, inside), _part(second, inside), wish, None if room is None else share * room)
             if threshold is None:
-                break
+                return None
             exits = first.sure[outside] >= threshold
-            score = np.where(exits, first.right[outside], second.right[outside])
-            judged += [(dense[outside] - score).sum(), first.seconds * exits.size + second.seconds * (~exits).sum(), exits.sum()]
-        else:
-            drop, seconds, ended = judged / len(dense)
-            threshold = _threshold(first, second, dense, wish, share)
-            if threshold is not None and (wish.max_drop is None or drop <= wish.max_drop):
-                return Plan(first.key, second.key, threshold, float(drop), float(seconds), float(ended))
+            lost = second.right[outside] - np.where(exits, first.right[outside], second.right[outside])
+            judged += [lost.sum(), first.seconds * exits.size + second.seconds * (~exits).sum(), exits.sum()]
+        lost_share, seconds, ended = judged / len(dense)
+        if room is None or lost_share <= room + ROUNDING:
+            threshold = _threshold(first, second, wish, None if room is None else share * room)
+            assert threshold is not None
+            return Plan(first.key, second.key, threshold, own + float(lost_share), float(seconds), float(ended))
     return None
 
 
-def _threshold(first: Step, second: Step, dense: Array, wish: Wish, share: float) -> float | None:
-    """The threshold that is best for these examples, or None."""
-    rows = list(curve(first, second, dense))
-    if wish.max_drop is not None:
-        fits = [row for row in rows if row[1] <= share * wish.max_drop]
-        return min(fits, key=lambda row: (row[2], row[1]))[0] if fits else None
+def _threshold(first: Step, second: Step, wish: Wish, room: float | None) -> float | None:
+    """The threshold that is best for these examples: the fastest that loses no more than ``room`` beside the second model."""
+    rows = list(curve(first, second, second.right))
+    if room is not None:
+        fits = [row for row in rows if row[1] <= max(room, 0.0) + ROUNDING]  # that nobody ends early always does
+        return min(fits, key=lambda row: (row[2], row[1]))[0]
     assert wish.max_seconds is not None
     fits = [row for row in rows if row[2] <= wish.max_seconds]
     return min(fits, key=lambda row: (row[1], row[2]))[0] if fits else None

@@ -1,6 +1,6 @@
 """`hwprune verify`: does what was exported still compute, score and run as it was recorded, on this machine?
 
-Takes an export folder (manifest.json), one candidate of a run, or a whole run directory.
+Takes an export folder (manifest.json), one candidate of a run, a whole run directory, or a cascade (cascade.json).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from hwprune.common import formatting
 from hwprune.common.files import sha256
 from hwprune.deploy import layout
+from hwprune.deploy.cascade_verify import verify_cascade
 from hwprune.deploy.checks import Check, Gate, Verified
 from hwprune.deploy.formats import FORMATS
 from hwprune.deploy.manifest import read_manifest
@@ -69,12 +70,16 @@ def verify(
 def _verify(folder: Path, metric: Metric | None, step: Callable[[], None]) -> list[Verified]:
     if (folder / "manifest.json").is_file():
         return _verify_export(folder, metric, step)
+    if (folder / "cascade.json").is_file():
+        return [verify_cascade(folder, metric, step)]
     if (folder / "record.json").is_file():
         return _verify_run(folder, None, metric, step)
     run = folder.resolve().parent.parent
     if folder.resolve().parent.name == "candidates" and (run / "record.json").is_file() and folder.resolve().name.isdigit():
         return _verify_run(run, int(folder.resolve().name), metric, step)
-    raise UsageError(f"{folder} holds neither manifest.json (an export) nor record.json (a run), nor is it a candidate of a run")
+    raise UsageError(
+        f"{folder} holds no manifest.json (an export), record.json (a run) or cascade.json, nor is it a candidate of a run"
+    )
 
 
 def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]) -> list[Verified]:

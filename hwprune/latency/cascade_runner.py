@@ -38,18 +38,20 @@ class Decision:
 
     def confidence(self, outputs: Sequence[Array]) -> Array:
         """Probability of each example's answer, (N,); of several positions the least one."""
-        values = np.asarray(outputs[self.output], dtype=np.float64)
+        values = np.asarray(outputs[self.output])
         if self.axis is None:
             if self.probabilities:
                 clipped = np.clip(values, TINY, 1 - TINY)
                 values = np.log(clipped) - np.log1p(-clipped)
-            likely = 1 / (1 + np.exp(-np.abs(values / self.temperature)))
+            likely = 1 / (1 + np.exp(-np.abs(values) / self.temperature))
         else:
             scores = np.log(np.maximum(values, TINY)) if self.probabilities else values
-            scores = np.moveaxis(scores / self.temperature, self.axis, 1)
-            likely = 1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1)
-        least: Array = likely.reshape(len(likely), -1).min(axis=1)
-        return least
+            best = scores.max(axis=self.axis, keepdims=True)
+            likely = 1 / np.exp((scores - best) * (1 / self.temperature)).sum(axis=self.axis)
+        if likely.ndim > 1:
+            likely = likely.reshape(len(likely), -1).min(axis=1)
+        found: Array = likely
+        return found
 
     def sure(self, outputs: Sequence[Array]) -> Array:
         """True for examples whose answer stands, (N,)."""

@@ -31,28 +31,53 @@ class Distribution:
 
     Attributes:
         seconds: (processes, inputs), each the median of its runs.
+        mean: over inputs, with an interval over the inputs that might have come.
         speedup: mean dense latency over its mean, on the same inputs.
-        mean: seconds, with an interval over inputs and processes.
     """
 
     seconds: Array
-    speedup: Measurement
     mean: Measurement
+    speedup: Measurement
 
     def quantile(self, share: float) -> float:
         """Seconds that this share of the inputs does not exceed."""
-        return float(np.quantile(np.median(self.seconds, axis=0), share))
+        return float(np.quantile(_by_input(self.seconds), share))
 
     @property
     def worst(self) -> float:
-        """Seconds of the slowest input; its median over the processes, so that a hiccup of the machine is none of the model's."""
-        return float(np.median(self.seconds, axis=0).max())
+        """Seconds of the slowest input; the median over processes, so that a hiccup of the machine is none of the model's."""
+        return float(_by_input(self.seconds).max())
 
     def to_json(self) -> dict[str, Any]:
         return {
             "mean": self.mean.to_json(), "speedup": self.speedup.to_json(), "p50_s": self.quantile(0.5),
             "p95_s": self.quantile(0.95), "worst_s": self.worst,
         }  # fmt: skip
+
+
+def _by_input(seconds: Array) -> Array:
+    """A process that was slow as a whole says nothing of the inputs."""
+    return np.asarray(np.median(seconds, axis=0))
+
+
+def speedup(seconds: Array, reference: Array) -> Measurement:
+    """Mean of the reference over the mean, with an interval that holds other inputs and other processes.
+
+    Inputs are drawn again for both together (a bootstrap); each process gives a ratio of its own, because a machine that is
+    slow for a while is slow for both.
+
+    Args:
+        seconds, reference: (processes, inputs), of the same ones.
+    """
+    mine, theirs = _by_input(seconds), _by_input(reference)
+    ratios = np.sort(reference.mean(axis=1) / seconds.mean(axis=1))
+    ratio = float(np.median(ratios))
+    places = np.random.default_rng(SEED).integers(0, len(mine), (RESAMPLED, len(mine)))
+    logs = np.log(theirs[places].mean(axis=1) / mine[places].mean(axis=1) * mine.mean() / theirs.mean())
+    low, high = (float(np.quantile(logs, q)) for q in (0.025, 0.975))
+    low = math.hypot(low, max(math.log(ratio / ratios[0]), 1.96 * SESSION_SD))
+    high = math.hypot(high, max(math.log(ratios[-1] / ratio), 1.96 * SESSION_SD))
+    return Measurement(ratio, "x", ratio * math.exp(-low), ratio * math.exp(high), len(mine))
 
 
 def drawn(batches: Iterable[tuple[str, Sequence[Array]]], count: int) -> list[list[Array]]:
@@ -96,31 +121,14 @@ def measure(
 
 
 def distributions(processes: Sequence[Mapping[str, Sequence[float]]], dense: str = "dense") -> dict[str, Distribution]:
-    """What several processes have measured, as one distribution for each system.
-
-    The interval of a speedup holds that other inputs might have come (a bootstrap over inputs, dense and system together) and
-    what differs between processes.
-    """
+    """What several processes have measured, as one distribution for each system."""
     seconds = {name: np.asarray([process[name] for process in processes]) for name in processes[0]}
-    reference = seconds[dense]
-    count = reference.shape[1]
-    drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLED, count))
     found = {}
     for name, own in seconds.items():
-        ratio = float(reference.mean() / own.mean())
-        by_input = reference.mean(axis=0)[drawn].mean(axis=1) / own.mean(axis=0)[drawn].mean(axis=1)
-        logs = np.log(by_input / ratio)
-        by_process = np.log(reference.mean(axis=1) / own.mean(axis=1) / ratio)
-        low, high = (float(np.quantile(logs, q)) for q in (0.025, 0.975))
-        low = -math.hypot(low, min(float(by_process.min()), -1.96 * SESSION_SD))
-        high = math.hypot(high, max(float(by_process.max()), 1.96 * SESSION_SD))
-        if name == dense:
-            low = high = 0.0
-        mean = float(own.mean())
-        mean_logs = np.quantile(np.log(own.mean(axis=0)[drawn].mean(axis=1) / mean), [0.025, 0.975])
-        found[name] = Distribution(
-            own,
-            Measurement(ratio, "x", ratio * math.exp(low), ratio * math.exp(high), count),
-            Measurement(mean, "s", mean * math.exp(float(mean_logs[0])), mean * math.exp(float(mean_logs[1])), count),
-        )
+        by_input = _by_input(own)
+        places = np.random.default_rng(SEED).integers(0, len(by_input), (RESAMPLED, len(by_input)))
+        low, high = np.quantile(by_input[places].mean(axis=1), [0.025, 0.975])
+        mean = Measurement(float(by_input.mean()), "s", float(low), float(high), len(by_input))
+        one = Measurement(1.0, "x", 1.0, 1.0, len(by_input))
+        found[name] = Distribution(own, mean, one if name == dense else speedup(own, seconds[dense]))
     return found

@@ -12,6 +12,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from hwprune.errors import UsageError
 
 FIRST, SECOND = "first/", "second/"
+TINY = 1e-7
 
 
 def with_if(first: onnx.ModelProto, second: onnx.ModelProto, decision: Mapping[str, Any]) -> onnx.ModelProto:
@@ -53,15 +54,10 @@ def with_if(first: onnx.ModelProto, second: onnx.ModelProto, decision: Mapping[s
 
 
 def _constants(decision: Mapping[str, Any]) -> list[TensorProto]:
-    values = {
-        "temperature": decision["temperature"],
-        "threshold": decision["threshold"],
-        "tiny": 1e-7,
-        "below": 1 - 1e-7,
-        "one": 1.0,
-    }
-    made = [numpy_helper.from_array(np.asarray(value, np.float32), f"decision/{name}") for name, value in values.items()]
-    return made if decision["axis"] is None else [item for item in made if not item.name.endswith(("below", "one"))]
+    values = {"temperature": decision["temperature"], "threshold": decision["threshold"]}
+    if decision["probabilities"]:
+        values |= {"tiny": TINY} if decision["axis"] is not None else {"tiny": TINY, "below": 1 - TINY, "one": 1.0}
+    return [numpy_helper.from_array(np.asarray(value, np.float32), f"decision/{name}") for name, value in values.items()]
 
 
 def _confident(decision: Mapping[str, Any], answer: str, model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -45,17 +45,16 @@ def verdict(result: Any) -> str:
     other = "" if result.without_one_file is None else f" There is no one file: {result.without_one_file}."
     single = result.systems.get("single")
     alone = f"trial {result.single} alone" if single is not None else "the dense model, which is the best single one,"
-    ratio = best.speedup.value / (single.latency.speedup.value if single is not None else 1.0)
-    low = best.speedup.ci_low / (single.latency.speedup.ci_high if single is not None else 1.0)
-    high = best.speedup.ci_high / (single.latency.speedup.ci_low if single is not None else 1.0)
-    if low > 1:
-        told = f"{form} takes {1 / ratio:.0%} of the time of {alone} in the mean"
-    elif high < 1:
-        told = f"It does not pay: {alone} is {1 / ratio:.2f} times as fast as the cascade in the mean, within the same limits"
+    reference = single.latency if single is not None else result.systems["dense"].latency
+    faster = result.over_single
+    if faster.ci_low > 1:
+        low, high = formatting.percent(1 / faster.ci_high), formatting.percent(1 / faster.ci_low)
+        told = f"{form} takes {formatting.percent(1 / faster.value)} [{low}, {high}] of the time of {alone} in the mean"
+    elif faster.ci_high < 1:
+        told = f"It does not pay: {alone} takes {formatting.percent(faster.value)} of the cascade's mean, within the same limits"
     else:
         told = f"It makes no sure difference: {form[0].lower()}{form[1:]} and {alone} take about as long in the mean"
-    worst = single.latency.worst if single is not None else result.systems["dense"].latency.worst
-    return f"{told}; its slowest inputs take {best.worst / worst:.2f} times as long.{other}"
+    return f"{told}; its slowest inputs take {best.worst / reference.worst:.2f} times as long.{other}"
 
 
 def write(result: Any, out: Path) -> None:
@@ -85,7 +84,10 @@ def write(result: Any, out: Path) -> None:
     shown = [y for _, y in models.values() if y <= 4 * limit + scale * 0.03] or [0.0]
     room = 0.15 * (max(shown) - min(0.0, *shown)) or scale * 0.005
     axes.set_ylim(max(shown) + room, min(0.0, *shown) - room)  # better is up
-    axes.set_xlabel("speedup of the mean over dense (from the run's latencies)")
+    seen = [dense_s / seconds for drop, seconds in result.curve if scale * drop <= max(shown) + room]
+    seen += [x for x, y in models.values() if y <= max(shown) + room]
+    axes.set_xlim(0.9 * min(seen), 1.08 * max(seen))
+    axes.set_xlabel("speedup of the mean over dense, from the first look at each model alone")
     axes.set_ylabel(f"drop{', points' if result.share else ''} on validation")
     axes.grid(color="#e3e6ea", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)

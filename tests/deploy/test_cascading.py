@@ -1,0 +1,123 @@
+"""`hwprune cascade`: what is delivered, computed again by hand, and what can't be made."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import hwprune
+from hwprune.cli.main import main
+from hwprune.deploy import cascading
+from hwprune.deploy.cascade_choice import Wish
+from hwprune.errors import UsageError
+from hwprune.records.record import read_record
+from tests.conftest import tiny_workload
+
+
+@pytest.fixture(scope="module")
+def delivered(finished_run, tmp_path_factory):
+    """A cascade of the run, with few and short measurements."""
+    out = tmp_path_factory.mktemp("cascade") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascading, "PROCESSES", 2)
+        patch.setattr(cascading, "LIMIT_S", 0.5)
+        patch.setattr(cascading, "FIRST_LOOK_S", 0.3)
+        return cascading.cascade(finished_run, out, Wish(max_drop=0.2)), out
+
+
+def test_the_told_accuracies_are_those_of_the_files_by_hand(delivered):
+    result, out = delivered
+    samples = np.load(out / "samples.npz", allow_pickle=False)
+    batches = sorted({name.split(".")[0] for name in samples.files})
+    x = np.concatenate([samples[f"{batch}.input0"] for batch in batches])
+    y = np.concatenate([samples[f"{batch}.target"] for batch in batches])
+
+    def right(file):
+        session = onnxruntime.InferenceSession(str(out / file))
+        name = session.get_inputs()[0].name
+        return np.mean([session.run(None, {name: x[i : i + 1]})[0].argmax() == y[i] for i in range(len(x))])
+
+    loaded = importlib.util.spec_from_file_location("run_cascade", out / cascading.RUNNER)
+    module = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(module)
+    runner = module.Cascade(out)
+    (outputs,) = runner.run([x])
+    told = {name: system.metric.value for name, system in result.systems.items()}
+    assert (outputs.argmax(1) == y).mean() == pytest.approx(told["cascade"])
+    assert 1 - runner.gone_on == pytest.approx(result.exits.value)
+    assert right("dense.onnx") == pytest.approx(told["dense"])
+    assert result.without_one_file is None and right("model.onnx") == pytest.approx(told["one file"])
+    assert result.systems["dense"].drop.value == 0 and result.split == "test"
+    facts = json.loads((out / "cascade.json").read_text())
+    assert facts["systems"]["cascade"]["metric"]["value"] == told["cascade"] and facts["deploy"] in ("cascade", "one file")
+    assert result.deploy == min(("cascade", "one file"), key=lambda name: result.systems[name].latency.mean.value)
+
+
+def test_verify_runs_both_branches_and_sees_what_changed(delivered, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cascading, "PROCESSES", 2)
+    monkeypatch.setattr(cascading, "LIMIT_S", 0.3)
+    _, out = delivered
+    main(["verify", str(out)])
+    text = capsys.readouterr().out
+    assert (
+        "ok      integrity" in text
+        and "ok      branches" in text
+        and "ok      metric" in text
+        and "in the mean, recorded" in text
+    )
+    broken = shutil.copytree(out, tmp_path / "broken")
+    facts = json.loads((broken / "cascade.json").read_text())
+    facts["decision"]["threshold"] = 0.0 if facts["decision"]["threshold"] > 0.3 else 2.0  # the one file still has the old one
+    (broken / "cascade.json").write_text(json.dumps(facts))
+    assert main(["verify", str(broken)]) == 1
+    assert "FAILED  branches" in capsys.readouterr().out
+    (broken / "second.onnx").write_bytes(b"not a model")
+    assert main(["verify", str(broken)]) == 1
+    assert "second.onnx missing or changed" in capsys.readouterr().out
+
+
+def test_the_command_tells_and_draws(finished_run, tmp_path, capsys, monkeypatch):
+    for name, value in {"PROCESSES": 1, "LIMIT_S": 0.2, "FIRST_LOOK_S": 0.2}.items():
+        monkeypatch.setattr(cascading, name, value)
+    trial = read_record(finished_run).front[-1].trial
+    out = tmp_path / "out"
+    assert main(["cascade", str(finished_run), "--pair", f"{trial},dense", "--max-drop", "0.5", "--out", str(out), "-q"]) == 0
+    text = capsys.readouterr().out
+    assert f"trial {trial} first; dense where it is less than" in text and "end at the first model" in text
+    assert "speedup of the mean" in text and (out / "cascade.png").stat().st_size > 10_000
+    assert main(["cascade", str(finished_run), "--min-speedup", "1.01", "--out", str(out), "-q", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == 1
+
+
+def test_what_can_not_be_made_is_told(finished_run, tmp_path, capsys):
+    assert main(["cascade", str(finished_run), "--max-drop", "0.1", "--min-speedup", "2"]) == 2
+    assert "give one" in capsys.readouterr().err
+    assert main(["cascade", str(finished_run), "--pair", "dense", "--out", str(tmp_path / "x")]) == 2
+    assert "two models" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["cascade", str(finished_run), "--max-latency", "2ms"])
+    assert "worst=2ms" in capsys.readouterr().err
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "baseline" / "validation.npz").unlink()
+    with pytest.raises(UsageError, match=r"validation\.npz"):
+        cascading.Cascader(run)
+    data = json.loads((finished_run / "record.json").read_text())
+    data["workload"]["metric"] = "mine"
+    (run / "record.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="name it with --workload"):
+        cascading.Cascader(run)
+
+
+def test_batches_of_several_examples_are_refused(tmp_path):
+    workload = tiny_workload("top1")
+    import dataclasses
+
+    several = dataclasses.replace(workload, example_inputs=(next(iter(workload.validation))[0][:4],))
+    hwprune.search(several, trials=2, out=tmp_path / "run", seed=0)
+    with pytest.raises(UsageError, match=r"more than one example|measured front"):
+        cascading.Cascader(tmp_path / "run")
