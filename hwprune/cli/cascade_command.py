@@ -40,7 +40,7 @@ def worst(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     from hwprune.cli.progress_bar import make_progress
     from hwprune.common import formatting
-    from hwprune.deploy import cascading
+    from hwprune.deploy import cascade_files, cascading
     from hwprune.deploy.cascade_choice import Wish
     from hwprune.report import cascade_page
     from hwprune.report.text import table
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         print((out / "cascade.json").read_text())
         return 0
     plan, exits = result.plan, result.exits
-    first, second = (name if name == cascading.DENSE else f"trial {name}" for name in (plan.first, plan.second))
+    first, second = (name if name == cascade_files.DENSE else f"trial {name}" for name in (plan.first, plan.second))
     print(f"{first} first; {second} where it is less than {formatting.percent(plan.threshold)} sure")
     low, high = formatting.percent(exits.ci_low), formatting.percent(exits.ci_high)
     print(f"{formatting.percent(exits.value)} [{low}, {high}] of the {result.split} examples end at the first model\n")

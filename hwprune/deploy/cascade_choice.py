@@ -20,7 +20,7 @@ TIGHTER = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class CascadeStep:
     """A model that may be one of the two.
 
     Attributes:
@@ -37,7 +37,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CascadePlan:
     """Two models and a threshold.
 
     Attributes:
@@ -70,7 +70,7 @@ class Wish:
     worst_seconds: float | None = None
 
 
-def plans(steps: Sequence[Step], dense: Array, wish: Wish) -> list[Plan]:
+def plans(steps: Sequence[CascadeStep], dense: Array, wish: Wish) -> list[CascadePlan]:
     """A plan for each pair that keeps the wishes, the best first: the fastest, or with a limit of time alone the least drop."""
     found = []
     for first, second in itertools.permutations(steps, 2):
@@ -84,7 +84,7 @@ def plans(steps: Sequence[Step], dense: Array, wish: Wish) -> list[Plan]:
     return sorted(found, key=(lambda p: (p.seconds, p.drop)) if wish.max_drop is not None else (lambda p: (p.drop, p.seconds)))
 
 
-def curve(first: Step, second: Step, dense: Array) -> Iterator[tuple[float, float, float]]:
+def curve(first: CascadeStep, second: CascadeStep, dense: Array) -> Iterator[tuple[float, float, float]]:
     """(threshold, drop, mean seconds) for each number of examples that end at the first model, none to all."""
     order = np.argsort(-first.sure, kind="stable")
     gain = np.concatenate([[0.0], np.cumsum((first.right - second.right)[order])])
@@ -106,7 +106,7 @@ def _between(confident: Array, exits: int) -> float:
     return float(confident[exits - 1] + confident[exits]) / 2
 
 
-def _of_pair(first: Step, second: Step, dense: Array, wish: Wish) -> Plan | None:
+def _of_pair(first: CascadeStep, second: CascadeStep, dense: Array, wish: Wish) -> CascadePlan | None:
     folds = np.random.default_rng(SEED).permutation(len(dense)) % FOLDS
     own = float(dense.mean() - second.right.mean())
     room = None if wish.max_drop is None else wish.max_drop - own  # for what stopping early loses beside the second model
@@ -126,11 +126,11 @@ def _of_pair(first: Step, second: Step, dense: Array, wish: Wish) -> Plan | None
         if room is None or lost_share <= room + ROUNDING:
             threshold = _threshold(first, second, wish, None if room is None else share * room)
             assert threshold is not None
-            return Plan(first.key, second.key, threshold, own + float(lost_share), float(seconds), float(ended))
+            return CascadePlan(first.key, second.key, threshold, own + float(lost_share), float(seconds), float(ended))
     return None
 
 
-def _threshold(first: Step, second: Step, wish: Wish, room: float | None) -> float | None:
+def _threshold(first: CascadeStep, second: CascadeStep, wish: Wish, room: float | None) -> float | None:
     """The threshold that is best for these examples: the fastest that loses no more than ``room`` beside the second model."""
     rows = list(curve(first, second, second.right))
     if room is not None:
@@ -141,5 +141,5 @@ def _threshold(first: Step, second: Step, wish: Wish, room: float | None) -> flo
     return min(fits, key=lambda row: (row[1], row[2]))[0] if fits else None
 
 
-def _part(step: Step, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Step:
-    return Step(step.key, step.seconds, step.right[chosen], step.sure[chosen])
+def _part(step: CascadeStep, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> CascadeStep:
+    return CascadeStep(step.key, step.seconds, step.right[chosen], step.sure[chosen])

@@ -9,15 +9,14 @@ from typing import Any
 
 from hwprune.common import formatting
 from hwprune.common.files import read_json, sha256
-from hwprune.deploy import cascading
-from hwprune.deploy.cascading import DENSE, ONE_FILE, TWO_FILES
+from hwprune.deploy.cascade_files import DENSE, ONE_FILE, TWO_FILES, compare, distributions_of, joined
 from hwprune.deploy.checks import Check, Verified
 from hwprune.deploy.target_of_run import profile
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import fingerprint, varying
 from hwprune.latency.availability import missing
 from hwprune.latency.bench import Bench
-from hwprune.latency.cascade_runner import Decision
+from hwprune.latency.cascade_runner import ExitRule
 from hwprune.latency.samples import read_batches
 from hwprune.records.target import Target
 from hwprune.workload import closeness, metrics, sample_files, scoring
@@ -75,7 +74,7 @@ def _branches(
     make: Callable[[], Bench], files: Mapping[str, Path], facts: Mapping[str, Any], folder: Path, target: Target
 ) -> Check:
     wanted = {name: files[name] for name in (ONE_FILE, "first", "second")}
-    worst, (ends, goes_on) = cascading.compare(make, wanted, facts["decision"], folder)
+    worst, (ends, goes_on) = compare(make, wanted, facts["decision"], folder)
     text = f"{ends} examples that end and {goes_on} that go on: the one file differs from the two by {worst:.2g} at most"
     return Check("branches", worst <= closeness.TOLERANCES[target.precision], text)
 
@@ -98,7 +97,7 @@ def _metric(
             bench.load("model", files[name])
             bench.run("model", folder / "samples.npz", out)
             outputs[name] = scoring.read_outputs(out)
-    both, ended, count = cascading.joined(Decision(facts["decision"]), outputs["first"], outputs["second"])
+    both, ended, count = joined(ExitRule(facts["decision"]), outputs["first"], outputs["second"])
     value, drop = scoring.score_and_drop(metric, both, outputs[DENSE], targets)
     verified.drop = drop.value
     recorded = facts["systems"][TWO_FILES]["metric"]["value"]
@@ -122,7 +121,7 @@ def _speed(
     else:
         loaded = {name: files[name] for name in (DENSE, "first", "second")}
         systems[deploy] = {"steps": ["first", "second"], "decision": facts["decision"]}
-    speedup = cascading.distributions_of(make, loaded, systems, folder / "samples.npz")[deploy].speedup
+    speedup = distributions_of(make, loaded, systems, folder / "samples.npz")[deploy].speedup
     recorded = float(facts["systems"][deploy]["latency"]["speedup"]["value"])
     verified.speedup, verified.recorded_speedup = speedup, recorded
     ratio = speedup.value / recorded - 1

@@ -8,52 +8,29 @@ files with a small runner, and one file with an ``If`` where the runtime takes i
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import torch
 
 from hwprune.common.files import dump_json, sha256, write_atomic
-from hwprune.deploy.cascade_choice import Plan, Step, Wish, curve, plans
-from hwprune.deploy.target_of_run import profile
+from hwprune.deploy import cascade_files
+from hwprune.deploy.cascade_choice import CascadePlan, CascadeStep, Wish, curve, plans
+from hwprune.deploy.cascade_files import DENSE, ONE_FILE, SINGLE, TWO_FILES, compare, distributions_of, joined
+from hwprune.deploy.cascade_models import Cascader, Side
 from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency import cascade_runner, varying
-from hwprune.latency.availability import missing
-from hwprune.latency.bench import Bench
-from hwprune.latency.cascade_runner import Decision
-from hwprune.latency.samples import example_shapes, read_batches
+from hwprune.latency.cascade_runner import ExitRule
 from hwprune.latency.varying import Distribution
 from hwprune.onnx_files import to_onnx
 from hwprune.onnx_files.cascade_file import with_if
 from hwprune.records.measurement import Measurement
-from hwprune.records.record import Record, read_record
-from hwprune.records.target import Target
-from hwprune.workload import closeness, confidence, metrics, sample_files, scoring
+from hwprune.workload import closeness, scoring
 from hwprune.workload.metrics import Metric, wilson
-from hwprune.workload.reading import CLASSES, DECISIONS, Reading, judged, readings
-from hwprune.workload.scoring import Outputs
 
-DENSE, TWO_FILES, ONE_FILE, SINGLE = "dense", "cascade", "one file", "single"
-PROCESSES, EXAMPLES, LIMIT_S = 6, 300, 8.0
-"""Fresh processes that measure (the extremes of six hold the median with 96.9 %), examples that each times, and its seconds."""
-FIRST_LOOK, FIRST_LOOK_S = 50, 5.0
-"""Examples, and seconds, from which a pair is chosen."""
-CHECKED = 64
-"""Examples on which the one file is compared with the two."""
 RUNNER = "run_cascade.py"
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """Outputs of all models on one split."""
-
-    outputs: Mapping[str, Outputs]
-    targets: Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +61,7 @@ class CascadeResult:
         models: (drop, seconds) of each model alone, on validation.
     """
 
-    plan: Plan
+    plan: CascadePlan
     split: str
     exits: Measurement
     systems: Mapping[str, Told]
@@ -95,110 +72,6 @@ class CascadeResult:
     curve: Sequence[tuple[float, float]]
     models: Mapping[str, tuple[float, float]]
     share: bool
-
-
-class Cascader:
-    """What a run's files say about cascades.
-
-    Args:
-        run: a run directory with a measured front of ONNX files.
-        metric: where the run's is a function of the user's; must have scores by example.
-
-    Raises:
-        UsageError: the run can't give a cascade; says why.
-    """
-
-    def __init__(self, run: Path, metric: Metric | None = None) -> None:
-        self.run, self.record = run, read_record(run)
-        self.target = _target(self.record)
-        found = metric or metrics.of_record(self.record.data["workload"])
-        if found is None or found.over_set is not None:
-            raise UsageError(
-                f"a cascade needs a score for each example, and {self.record.data['workload']['metric']} "
-                "is a function of the workload's that hwprune does not know: name it with --workload"
-            )
-        self.metric = found
-        baseline = run / "baseline"
-        self.models = {DENSE: baseline / "model.onnx"} | {
-            str(point.trial): run / "candidates" / str(point.trial) / "model.onnx" for point in self.record.front
-        }
-        self.example = baseline / "example.npz"
-        if any(shape[:1] != (1,) for shape in example_shapes(self.example)):
-            raise UsageError(
-                "the run was measured with more than one example in a batch; a cascade divides batches, so that a batch takes as "
-                "long as its hardest example: search with example inputs of one example"
-            )
-        self.files = {
-            split: baseline / f"{split}.npz" for split in ("validation", "test") if (baseline / f"{split}.npz").is_file()
-        }
-        if "validation" not in self.files:
-            raise UsageError(f"{baseline} holds no validation.npz, on which a threshold could be chosen")
-        self.split = "test" if "test" in self.files else "validation"
-
-    def make(self) -> Bench:
-        return Bench(self.target, shapes=example_shapes(self.example))
-
-    def sides(self) -> dict[str, Side]:
-        """Outputs of every model on validation and test, by the target's runtime. Raises `CandidateFailure`."""
-        found: dict[str, dict[str, Outputs]] = {split: {} for split in self.files}
-        with tempfile.TemporaryDirectory() as folder, self.make() as bench:
-            for key, path in self.models.items():
-                bench.load("model", path)
-                for split, samples in self.files.items():
-                    bench.run("model", samples, Path(folder) / "outputs.npz")
-                    found[split][key] = scoring.read_outputs(Path(folder) / "outputs.npz")
-        return {split: Side(found[split], self._targets(split)) for split in self.files}
-
-    def _targets(self, split: str) -> list[Any]:
-        targets = sample_files.read_targets(self.files[split])
-        if not self.metric.agreement and any(target is None for target in targets):
-            raise UsageError(f"{self.files[split]} holds no targets that {self.metric.name} could be computed with")
-        return targets
-
-    def reading(self, side: Side) -> Reading:
-        """How the answer is read. Raises `UsageError`: nothing says how sure a model is of it."""
-        dense = side.outputs[DENSE]
-        found = readings(self.metric, dense, () if self.metric.agreement else side.targets)
-        looked_at = judged(self.metric, found, dense, side.targets) if self.metric.reads else found[:1]
-        if not looked_at or looked_at[0].kind not in (CLASSES, DECISIONS):
-            raise UsageError(
-                "the model's output holds no scores of classes and no decisions: nothing says how sure it is of them"
-            )
-        return looked_at[0]
-
-    def spec(self, key: str, side: Side, reading: Reading) -> dict[str, Any]:
-        """The decision of a model, without its threshold; its probabilities are as often right as they say (Guo et al. 2017)."""
-        fitted = confidence.confidence_temperature(self.metric, side.outputs[key], side.targets)
-        return {
-            "output": reading.place, "axis": reading.axis, "probabilities": reading.probabilities,
-            "temperature": fitted or 1.0, "threshold": 1.0,
-        }  # fmt: skip
-
-    def scores(self, side: Side, outputs: Outputs) -> torch.Tensor:
-        return scoring.by_example(self.metric, outputs, side.targets, side.outputs[DENSE])
-
-    def seconds(self) -> dict[str, float]:
-        """Mean seconds of one example on each model, called as an application calls it.
-
-        Latencies of the front are of calls with bound inputs; of a model of some microseconds the call itself is a large share,
-        and it is paid twice by examples that go on.
-        """
-        with self.make() as bench:
-            for key, path in self.models.items():
-                bench.load(key, path)
-            systems = {key: {"steps": [key]} for key in self.models}
-            measured = bench.varying(systems, self.files["validation"], FIRST_LOOK, FIRST_LOOK_S)
-        return {key: float(np.mean(times)) for key, times in measured.items()}
-
-    def steps(self, side: Side, reading: Reading, seconds: Mapping[str, float]) -> list[Step]:
-        """All models with what decides between them."""
-        sign = 1.0 if self.metric.higher_is_better else -1.0
-        found = []
-        for key, outputs in side.outputs.items():
-            decide = Decision(self.spec(key, side, reading))
-            sure = np.concatenate([decide.confidence([x.numpy() for x in batch]) for batch in outputs])
-            found.append(Step(key, seconds[key], sign * self.scores(side, outputs).numpy(), sure))
-        return found
 
 
 def cascade(
@@ -238,7 +111,7 @@ def cascade(
     stage("writing the files and comparing them")
     names = _write(found, chosen, spec, out)
     without = _write_one_file(found, chosen, spec, out)
-    stage(f"measuring on {EXAMPLES} inputs in {PROCESSES} processes")
+    stage(f"measuring on {cascade_files.EXAMPLES} inputs in {cascade_files.PROCESSES} processes")
     latencies = _measured(found, out, names, spec, single, one_file=without is None)
     exits, systems = _told(found, told, spec, chosen, single, latencies)
     forms = {name: systems[name].latency.mean.value for name in (TWO_FILES, ONE_FILE) if name in systems}
@@ -256,20 +129,7 @@ def cascade(
     return result
 
 
-def _target(record: Record) -> Target:
-    if not record.measured or not record.front:
-        raise UsageError("a cascade is made from a run with a measured front")
-    if record.data["target"].get("fleet"):
-        raise UsageError("the run has several targets; a cascade is made for one: search for it alone")
-    if record.model_file != "model.onnx":
-        raise UsageError(f"the run measured {record.model_file} files; a cascade is made of ONNX files")
-    target = profile(record.data)
-    if reasons := missing(target):
-        raise UsageError(f"target {target.name} can't be measured on this machine: {'; '.join(reasons)}")
-    return target
-
-
-def _chosen(steps: Mapping[str, Step], wish: Wish, pair: tuple[str, str] | None) -> Plan:
+def _chosen(steps: Mapping[str, CascadeStep], wish: Wish, pair: tuple[str, str] | None) -> CascadePlan:
     for key in pair or ():
         if key not in steps:
             raise UsageError(f"the front has no trial {key}; there are {', '.join(steps)}")
@@ -282,7 +142,7 @@ def _chosen(steps: Mapping[str, Step], wish: Wish, pair: tuple[str, str] | None)
     return found[0]
 
 
-def _best_single(steps: Mapping[str, Step], wish: Wish) -> str:
+def _best_single(steps: Mapping[str, CascadeStep], wish: Wish) -> str:
     """The model that would be delivered alone within the same limits, judged on the same examples."""
     dense = steps[DENSE].right.mean()
     if wish.max_drop is not None:
@@ -292,7 +152,7 @@ def _best_single(steps: Mapping[str, Step], wish: Wish) -> str:
     return max(fits or list(steps.values()), key=lambda step: float(step.right.mean())).key
 
 
-def _write(found: Cascader, plan: Plan, spec: Mapping[str, Any], out: Path) -> dict[str, Path]:
+def _write(found: Cascader, plan: CascadePlan, spec: Mapping[str, Any], out: Path) -> dict[str, Path]:
     """The two files, their runner and the samples; key -> file."""
     files = {plan.first: out / "first.onnx", plan.second: out / "second.onnx"}
     for key, path in files.items():
@@ -305,7 +165,7 @@ def _write(found: Cascader, plan: Plan, spec: Mapping[str, Any], out: Path) -> d
     return files
 
 
-def _write_one_file(found: Cascader, plan: Plan, spec: Mapping[str, Any], out: Path) -> str | None:
+def _write_one_file(found: Cascader, plan: CascadePlan, spec: Mapping[str, Any], out: Path) -> str | None:
     """``model.onnx`` with an ``If``; the reason why there is none, or None.
 
     Both branches are run: it must give what the two files give, on examples of which some end at each.
@@ -328,40 +188,6 @@ def _write_one_file(found: Cascader, plan: Plan, spec: Mapping[str, Any], out: P
     return None
 
 
-def compare(
-    make: Callable[[], Bench], files: Mapping[str, Path], spec: Mapping[str, Any], folder: Path
-) -> tuple[float, tuple[int, int]]:
-    """The largest relative difference of the one file from the two on single examples, and how many of these took each branch.
-
-    Examples that end at the first model and examples that go on are taken in turn, as far as there are both.
-
-    Args:
-        files: ``one file``, ``first`` and ``second``.
-        folder: holds ``samples.npz``.
-
-    Raises:
-        CandidateFailure: a file does not run.
-    """
-    decide = Decision(spec)
-    singles = varying.drawn(read_batches(str(folder / "samples.npz")), 8 * CHECKED)
-    with tempfile.TemporaryDirectory() as scratch, make() as bench:
-        samples, out = Path(scratch) / "samples.npz", Path(scratch) / "outputs.npz"
-        sample_files.write_batches([(tuple(torch.from_numpy(x) for x in one), None) for one in singles], samples)
-        outputs: dict[str, Outputs] = {}
-        for name, path in files.items():
-            bench.load("model", path)
-            bench.run("model", samples, out)
-            outputs[name] = scoring.read_outputs(out)
-    sure = [bool(decide.sure([x.numpy() for x in batch]).all()) for batch in outputs["first"]]
-    ends, goes_on = ([i for i, value in enumerate(sure) if value is wanted][:CHECKED] for wanted in (True, False))
-    worst = 0.0
-    for places, name in ((ends, "first"), (goes_on, "second")):
-        if places:
-            mine, wanted = ([outputs[key][i] for i in places] for key in (ONE_FILE, name))
-            worst = max(worst, scoring.largest_difference(mine, wanted))
-    return worst, (len(ends), len(goes_on))
-
-
 def _measured(
     found: Cascader, out: Path, names: Mapping[str, Path], spec: Mapping[str, Any], single: str, *, one_file: bool
 ) -> dict[str, Distribution]:
@@ -377,25 +203,11 @@ def _measured(
     return distributions_of(found.make, loaded, systems, found.files[found.split])
 
 
-def distributions_of(
-    make: Callable[[], Bench], files: Mapping[str, Path], systems: Mapping[str, Mapping[str, Any]], samples: Path
-) -> dict[str, Distribution]:
-    """Latency of systems over inputs, from fresh processes; files are loaded in turned order. Raises `CandidateFailure`."""
-    processes = []
-    for number in range(PROCESSES):
-        with make() as bench:
-            keys = list(files)
-            for key in keys[number % len(keys) :] + keys[: number % len(keys)]:  # who is loaded first gets other memory
-                bench.load(key, files[key])
-            processes.append(bench.varying(systems, samples, EXAMPLES, LIMIT_S))
-    return varying.distributions(processes, DENSE)
-
-
 def _told(
-    found: Cascader, side: Side, spec: Mapping[str, Any], plan: Plan, single: str, latencies: Mapping[str, Distribution]
+    found: Cascader, side: Side, spec: Mapping[str, Any], plan: CascadePlan, single: str, latencies: Mapping[str, Distribution]
 ) -> tuple[Measurement, dict[str, Told]]:
     """Accuracies on the split that chose nothing, and the share of examples that end at the first model."""
-    outputs, ended, count = joined(Decision(spec), side.outputs[plan.first], side.outputs[plan.second])
+    outputs, ended, count = joined(ExitRule(spec), side.outputs[plan.first], side.outputs[plan.second])
     low, high = wilson(ended / count, count)
     exits = Measurement(ended / count, "share", low, high, count)
     of = {DENSE: side.outputs[DENSE], TWO_FILES: outputs, ONE_FILE: outputs, SINGLE: side.outputs[single]}
@@ -404,17 +216,6 @@ def _told(
         metric, drop = scoring.score_and_drop(found.metric, of[name], side.outputs[DENSE], side.targets)
         systems[name] = Told(name, metric, drop, latency)
     return exits, systems
-
-
-def joined(decide: Decision, first: Outputs, second: Outputs) -> tuple[Outputs, int, int]:
-    """Outputs of the cascade, how many examples end at the first model, and how many there are."""
-    outputs: Outputs = []
-    ended = count = 0
-    for mine, theirs in zip(first, second, strict=True):
-        sure = torch.from_numpy(decide.sure([x.numpy() for x in mine]))
-        ended, count = ended + int(sure.sum()), count + len(sure)
-        outputs.append(tuple(torch.where(sure.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(mine, theirs, strict=True)))
-    return outputs, ended, count
 
 
 def _finish(found: Cascader, result: CascadeResult, spec: Mapping[str, Any], names: Mapping[str, Path], out: Path) -> None:

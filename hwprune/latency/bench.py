@@ -173,24 +173,14 @@ class Bench:
         """One result of those of several targets; see `hwprune.latency.fleet`."""
         return combine_one(parts)
 
-    def varying(
-        self, systems: Mapping[str, Mapping[str, Any]], samples: Path, count: int, limit_s: float
-    ) -> dict[str, list[float]]:
-        """Seconds of single examples on each system, alone on the device; see `hwprune.latency.varying`.
+    def varying(self, systems: Mapping[str, Any], samples: Path, count: int, limit_s: float) -> dict[str, list[float]]:
+        """Seconds of ``count`` single examples on each system (see `hwprune.latency.varying`), within about ``limit_s``.
 
-        Args:
-            systems: name -> ``steps`` (keys of one loaded model, or of two) and ``decision`` (of two).
-            count: examples, drawn from the samples file.
-            limit_s: time for all.
+        ``systems``: name -> ``steps`` (keys of one loaded model, or of two) and ``decision`` (of two).
         """
         self._awake()
-        arguments = {
-            "systems": {name: dict(system) for name, system in systems.items()}, "samples": self._host.put(samples),
-            "count": count, "clock": self.clock, "limit_s": limit_s,
-        }  # fmt: skip
-        answer = self._exclusive("varying", arguments, self._limits.seconds + 3 * limit_s)
-        seconds: dict[str, list[float]] = answer["seconds"]
-        return seconds
+        more = {"samples": self._host.put(samples), "count": count, "clock": self.clock, "limit_s": limit_s}
+        return dict(self._exclusive("varying", {"systems": dict(systems), **more}, self._limits.seconds + 3 * limit_s)["seconds"])
 
     def profile(self, key: str, samples: Path, runs: int = 20) -> list[dict[str, Any]]:
         """Times of a loaded model's operators, by the runtime's own profiler; empty if it has none."""

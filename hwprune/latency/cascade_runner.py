@@ -21,7 +21,7 @@ TINY = 1e-7
 """Least probability whose logarithm is taken."""
 
 
-class Decision:
+class ExitRule:
     """Is a model sure of its answers?
 
     Args:
@@ -74,7 +74,7 @@ class Cascade:
         options.setdefault("providers", ["CPUExecutionProvider"])
         self._models = [onnxruntime.InferenceSession(str(Path(folder) / name), **options) for name in spec["steps"]]
         self._names = [[one.name for one in model.get_inputs()] for model in self._models]
-        self.decision = Decision(spec["decision"])
+        self.decision = ExitRule(spec["decision"])
         self._seen = self._on = 0
 
     @property

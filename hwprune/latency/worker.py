@@ -33,7 +33,7 @@ from hwprune.common.files import cache_folder
 from hwprune.errors import described
 from hwprune.latency import energy, fingerprint, micro, paired, sensors, varying
 from hwprune.latency.availability import missing
-from hwprune.latency.cascade_runner import Decision
+from hwprune.latency.cascade_runner import ExitRule
 from hwprune.latency.device_lock import Slot
 from hwprune.latency.micro import OWN
 from hwprune.latency.samples import read_batches
@@ -185,7 +185,7 @@ class Worker:
         if decision is None:
             return runners[0].run
         first, second = runners
-        decide = Decision(decision)
+        decide = ExitRule(decision)
 
         def both(inputs: Sequence[Any]) -> object:
             outputs = first.run(inputs)

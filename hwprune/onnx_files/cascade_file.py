@@ -21,7 +21,7 @@ def with_if(first: onnx.ModelProto, second: onnx.ModelProto, decision: Mapping[s
     A batch goes on as a whole unless every example of it is sure: one file can't divide it.
 
     Args:
-        decision: see `hwprune.latency.cascade_runner.Decision`.
+        decision: see `hwprune.latency.cascade_runner.ExitRule`.
 
     Raises:
         UsageError: the models differ in their inputs, outputs or operators' versions.

@@ -10,13 +10,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-import hwprune
 from hwprune.cli.main import main
-from hwprune.deploy import cascading
+from hwprune.deploy import cascade_files, cascade_models, cascading
 from hwprune.deploy.cascade_choice import Wish
 from hwprune.errors import UsageError
 from hwprune.records.record import read_record
-from tests.conftest import tiny_workload
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +22,9 @@ def delivered(finished_run, tmp_path_factory):
     """A cascade of the run, with few and short measurements."""
     out = tmp_path_factory.mktemp("cascade") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cascading, "PROCESSES", 2)
-        patch.setattr(cascading, "LIMIT_S", 0.5)
-        patch.setattr(cascading, "FIRST_LOOK_S", 0.3)
+        patch.setattr(cascade_files, "PROCESSES", 2)
+        patch.setattr(cascade_files, "LIMIT_S", 0.5)
+        patch.setattr(cascade_models, "FIRST_LOOK_S", 0.3)
         return cascading.cascade(finished_run, out, Wish(max_drop=0.2)), out
 
 
@@ -59,8 +57,8 @@ def test_the_told_accuracies_are_those_of_the_files_by_hand(delivered):
 
 
 def test_verify_runs_both_branches_and_sees_what_changed(delivered, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cascading, "PROCESSES", 2)
-    monkeypatch.setattr(cascading, "LIMIT_S", 0.3)
+    monkeypatch.setattr(cascade_files, "PROCESSES", 2)
+    monkeypatch.setattr(cascade_files, "LIMIT_S", 0.3)
     _, out = delivered
     main(["verify", str(out)])
     text = capsys.readouterr().out
@@ -82,8 +80,12 @@ def test_verify_runs_both_branches_and_sees_what_changed(delivered, tmp_path, ca
 
 
 def test_the_command_tells_and_draws(finished_run, tmp_path, capsys, monkeypatch):
-    for name, value in {"PROCESSES": 1, "LIMIT_S": 0.2, "FIRST_LOOK_S": 0.2}.items():
-        monkeypatch.setattr(cascading, name, value)
+    for module, name, value in (
+        (cascade_files, "PROCESSES", 1),
+        (cascade_files, "LIMIT_S", 0.2),
+        (cascade_models, "FIRST_LOOK_S", 0.2),
+    ):
+        monkeypatch.setattr(module, name, value)
     trial = read_record(finished_run).front[-1].trial
     out = tmp_path / "out"
     assert main(["cascade", str(finished_run), "--pair", f"{trial},dense", "--max-drop", "0.5", "--out", str(out), "-q"]) == 0
@@ -105,19 +107,16 @@ def test_what_can_not_be_made_is_told(finished_run, tmp_path, capsys):
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "baseline" / "validation.npz").unlink()
     with pytest.raises(UsageError, match=r"validation\.npz"):
-        cascading.Cascader(run)
+        cascade_models.Cascader(run)
     data = json.loads((finished_run / "record.json").read_text())
     data["workload"]["metric"] = "mine"
     (run / "record.json").write_text(json.dumps(data))
     with pytest.raises(UsageError, match="name it with --workload"):
-        cascading.Cascader(run)
+        cascade_models.Cascader(run)
 
 
-def test_batches_of_several_examples_are_refused(tmp_path):
-    workload = tiny_workload("top1")
-    import dataclasses
-
-    several = dataclasses.replace(workload, example_inputs=(next(iter(workload.validation))[0][:4],))
-    hwprune.search(several, trials=2, out=tmp_path / "run", seed=0)
-    with pytest.raises(UsageError, match=r"more than one example|measured front"):
-        cascading.Cascader(tmp_path / "run")
+def test_batches_of_several_examples_are_refused(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    np.savez(run / "baseline" / "example.npz", **{"00000.input0": np.zeros((4, 1, 8, 8), np.float32)})
+    with pytest.raises(UsageError, match="more than one example"):
+        cascade_models.Cascader(run)

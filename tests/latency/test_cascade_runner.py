@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from hwprune.latency.cascade_runner import Cascade, Decision
+from hwprune.latency.cascade_runner import Cascade, ExitRule
 
 
 def spec(**given):
@@ -20,9 +20,9 @@ def spec(**given):
 def test_confidence_is_the_probability_of_the_answer():
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     wanted = (logits / 2.5).softmax(1).amax(1).numpy()
-    assert Decision(spec(temperature=2.5)).confidence([logits.numpy()]) == pytest.approx(wanted, rel=1e-5)
+    assert ExitRule(spec(temperature=2.5)).confidence([logits.numpy()]) == pytest.approx(wanted, rel=1e-5)
     probabilities = logits.softmax(1)
-    assert Decision(spec(probabilities=True, temperature=2.5)).confidence([probabilities.numpy()]) == pytest.approx(
+    assert ExitRule(spec(probabilities=True, temperature=2.5)).confidence([probabilities.numpy()]) == pytest.approx(
         wanted, rel=1e-4
     )
 
@@ -30,18 +30,18 @@ def test_confidence_is_the_probability_of_the_answer():
 def test_decisions_positions_and_other_outputs():
     logits = torch.tensor([[2.0], [-3.0], [0.1]])
     wanted = torch.maximum(logits.sigmoid(), 1 - logits.sigmoid())[:, 0].numpy()
-    assert Decision(spec(axis=None)).confidence([logits.numpy()]) == pytest.approx(wanted, rel=1e-5)
+    assert ExitRule(spec(axis=None)).confidence([logits.numpy()]) == pytest.approx(wanted, rel=1e-5)
     likely = logits.sigmoid().numpy()
-    assert Decision(spec(axis=None, probabilities=True)).confidence([likely]) == pytest.approx(wanted, rel=1e-5)
+    assert ExitRule(spec(axis=None, probabilities=True)).confidence([likely]) == pytest.approx(wanted, rel=1e-5)
     maps = torch.randn(2, 3, 4, 5)
     least = maps.softmax(1).amax(1).reshape(2, -1).amin(1).numpy()
-    assert Decision(spec(output=1)).confidence([logits.numpy(), maps.numpy()]) == pytest.approx(least, rel=1e-5)
+    assert ExitRule(spec(output=1)).confidence([logits.numpy(), maps.numpy()]) == pytest.approx(least, rel=1e-5)
     last = torch.randn(2, 4, 3)
-    assert Decision(spec(axis=2)).confidence([last.numpy()]) == pytest.approx(last.softmax(2).amax(2).amin(1).numpy(), rel=1e-5)
+    assert ExitRule(spec(axis=2)).confidence([last.numpy()]) == pytest.approx(last.softmax(2).amax(2).amin(1).numpy(), rel=1e-5)
 
 
 def test_large_logits_do_not_overflow():
-    assert Decision(spec()).confidence([np.array([[1e4, -1e4]], np.float32)]).tolist() == [1.0]
+    assert ExitRule(spec()).confidence([np.array([[1e4, -1e4]], np.float32)]).tolist() == [1.0]
 
 
 def _scaled(path, factor):

@@ -14,7 +14,7 @@ from onnx import version_converter
 from torch import nn
 
 from hwprune.errors import UsageError
-from hwprune.latency.cascade_runner import Decision
+from hwprune.latency.cascade_runner import ExitRule
 from hwprune.onnx_files.cascade_file import with_if
 
 
@@ -56,7 +56,7 @@ def test_the_file_gives_what_the_two_models_give(kind):
     first, second = _model(0, classes, end), _model(1, classes, end)
     decision = {"output": 0, "temperature": 1.3, "threshold": 0.7, **reading}
     both = with_if(first, second, decision)
-    decide = Decision(decision)
+    decide = ExitRule(decision)
     taken = set()
     rows = torch.randn(60, 1, 6, generator=torch.Generator().manual_seed(2)).numpy()
     for row in rows * np.linspace(0.1, 3, 60, dtype=np.float32)[:, None, None]:
@@ -71,7 +71,7 @@ def test_a_batch_goes_on_as_a_whole():
     first, second = _model(0), _model(1)
     decision = {"output": 0, "axis": 1, "probabilities": False, "temperature": 1.0, "threshold": 0.8}
     x = 3 * torch.randn(12, 6, generator=torch.Generator().manual_seed(2)).numpy()
-    sure = Decision(decision).sure([_run(first, x)])
+    sure = ExitRule(decision).sure([_run(first, x)])
     assert 0 < sure.sum() < 12
     both = with_if(first, second, decision)
     assert np.array_equal(_run(both, x), _run(second, x)) and np.array_equal(_run(both, x[sure]), _run(first, x[sure]))
