@@ -46,6 +46,7 @@ TESTED_ELSEWHERE = {
     "workload.sample_files": ("workload/test_set_scoring.py", "targets of any form, as metrics of whole splits take them"),
     "workload.set_values": ("workload/test_set_scoring.py", "states and values are seen through the score that they make"),
     "deploy.cascade_verify": ("deploy/test_cascading.py", "what is verified is what the command has just delivered"),
+    "deploy.early_exits": ("deploy/test_cascading.py", "exits are seen through what the command delivers"),
     "deploy.cascade_models": ("deploy/test_cascading.py", "what can't give a cascade is told by its command"),
     "deploy.cascade_files": ("deploy/test_cascading.py", "the files are looked at where they are delivered"),
     "report.cascade_page": ("deploy/test_cascading.py", "rows and picture of a delivered cascade"),

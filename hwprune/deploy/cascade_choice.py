@@ -70,12 +70,20 @@ class Wish:
     worst_seconds: float | None = None
 
 
-def plans(steps: Sequence[CascadeStep], dense: Array, wish: Wish) -> list[CascadePlan]:
-    """A plan for each pair that keeps the wishes, the best first: the fastest, or with a limit of time alone the least drop."""
+def pairs_of(steps: Sequence[CascadeStep]) -> list[tuple[CascadeStep, CascadeStep]]:
+    """All pairs of models of which the first is the faster one."""
+    return [(first, second) for first, second in itertools.permutations(steps, 2) if first.seconds < second.seconds]
+
+
+def plans(pairs: Sequence[tuple[CascadeStep, CascadeStep]], dense: Array, wish: Wish) -> list[CascadePlan]:
+    """A plan for each pair that keeps the wishes, the best first: the fastest, or with a limit of time alone the least drop.
+
+    Args:
+        pairs: of which the second one's seconds come on top of the first one's.
+        dense: scores of the dense model.
+    """
     found = []
-    for first, second in itertools.permutations(steps, 2):
-        if first.seconds >= second.seconds:
-            continue
+    for first, second in pairs:
         if wish.worst_seconds is not None and first.seconds + second.seconds > wish.worst_seconds:
             continue
         plan = _of_pair(first, second, dense, wish)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
 
 from hwprune.latency import varying
@@ -14,6 +17,7 @@ from hwprune.latency.bench import Bench
 from hwprune.latency.cascade_runner import ExitRule
 from hwprune.latency.samples import read_batches
 from hwprune.latency.varying import Distribution
+from hwprune.onnx_files.cascade_file import with_exit, with_if
 from hwprune.workload import sample_files, scoring
 from hwprune.workload.scoring import Outputs
 
@@ -25,6 +29,51 @@ CHECKED = 64
 """Examples of each branch on which the one file is compared with the two."""
 
 
+@dataclass(frozen=True, slots=True)
+class TwoFiles:
+    """Two files that are delivered together.
+
+    Attributes:
+        answers: gives the first one's answer alone.
+        whole: what examples that go on must get, from the same inputs.
+        passes: of an early exit, what the second takes of the first, see `hwprune.latency.cascade_runner.ExitRule`.
+    """
+
+    first: Path
+    second: Path
+    answers: Path
+    whole: Path
+    passes: Mapping[str, Sequence[int]] | None = None
+
+    def one_file(self, rule: Mapping[str, Any]) -> onnx.ModelProto:
+        """Both in one model. Raises `UsageError`."""
+        first, second = onnx.load(self.first), onnx.load(self.second)
+        return with_if(first, second, rule) if self.passes is None else with_exit(first, second, rule)
+
+
+def chained(make: Callable[[], Bench], pair: TwoFiles, samples: Path) -> float:
+    """The largest relative difference of the second half of an early exit, given what the first gives, from the whole model.
+
+    Raises:
+        CandidateFailure: a half does not run.
+    """
+    assert pair.passes is not None
+    singles = varying.drawn(read_batches(str(samples)), CHECKED)
+    with tempfile.TemporaryDirectory() as scratch, make() as bench:
+        given, out = Path(scratch) / "samples.npz", Path(scratch) / "outputs.npz"
+
+        def outputs(path: Path, batches: Sequence[Sequence[np.ndarray[Any, Any]]]) -> Outputs:
+            sample_files.write_batches([(tuple(torch.from_numpy(x) for x in one), None) for one in batches], given)
+            bench.load("model", path)
+            bench.run("model", given, out)
+            return scoring.read_outputs(out)
+
+        wanted, first = outputs(pair.whole, singles), outputs(pair.first, singles)
+        rule = ExitRule({"output": 0, "axis": 1, "probabilities": False, "temperature": 1, "threshold": 2, "passes": pair.passes})
+        passed = [rule.passed(one, [x.numpy() for x in batch]) for one, batch in zip(singles, first, strict=True)]
+        return scoring.largest_difference(outputs(pair.second, passed), wanted)
+
+
 def compare(
     make: Callable[[], Bench], files: Mapping[str, Path], spec: Mapping[str, Any], folder: Path
 ) -> tuple[float, tuple[int, int]]:
@@ -33,7 +82,7 @@ def compare(
     Examples that end at the first model and examples that go on are taken in turn, as far as there are both.
 
     Args:
-        files: ``one file``, ``first`` and ``second``.
+        files: ``one file``, ``first`` (its answer alone) and ``second`` (what examples that go on must get).
         folder: holds ``samples.npz``.
 
     Raises:

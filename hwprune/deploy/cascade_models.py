@@ -79,11 +79,11 @@ class Cascader:
     def make(self) -> Bench:
         return Bench(self.target, shapes=example_shapes(self.example))
 
-    def sides(self) -> dict[str, Side]:
-        """Outputs of every model on validation and test, by the target's runtime. Raises `CandidateFailure`."""
+    def sides(self, models: Mapping[str, Path]) -> dict[str, Side]:
+        """Outputs of models on validation and test, by the target's runtime. Raises `CandidateFailure`."""
         found: dict[str, dict[str, Outputs]] = {split: {} for split in self.files}
         with tempfile.TemporaryDirectory() as folder, self.make() as bench:
-            for key, path in self.models.items():
+            for key, path in models.items():
                 bench.load("model", path)
                 for split, samples in self.files.items():
                     bench.run("model", samples, Path(folder) / "outputs.npz")
@@ -118,28 +118,34 @@ class Cascader:
     def scores(self, side: Side, outputs: Outputs) -> torch.Tensor:
         return scoring.by_example(self.metric, outputs, side.targets, side.outputs[DENSE])
 
-    def seconds(self) -> dict[str, float]:
-        """Mean seconds of one example on each model, called as an application calls it.
+    def seconds(self, files: Mapping[str, Path], systems: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """Mean seconds of one example, called as an application calls it.
 
         Latencies of the front are of calls with bound inputs; of a model of some microseconds the call itself is a large share,
         and it is paid twice by examples that go on.
+
+        Args:
+            systems: see `hwprune.latency.bench.Bench.varying`; default: each file by itself.
         """
         with self.make() as bench:
-            for key, path in self.models.items():
+            for key, path in files.items():
                 bench.load(key, path)
-            systems = {key: {"steps": [key]} for key in self.models}
-            measured = bench.varying(systems, self.files["validation"], FIRST_LOOK, FIRST_LOOK_S)
+            measured = bench.varying(
+                systems or {key: {"steps": [key]} for key in files}, self.files["validation"], FIRST_LOOK, FIRST_LOOK_S
+            )
         return {key: float(np.mean(times)) for key, times in measured.items()}
 
-    def steps(self, side: Side, reading: Reading, seconds: Mapping[str, float]) -> list[CascadeStep]:
-        """All models with what decides between them."""
+    def step(self, key: str, seconds: float, side: Side, rule: Mapping[str, Any]) -> CascadeStep:
+        """A model with what decides about it.
+
+        Args:
+            side: holds its outputs, and the dense model's.
+        """
         sign = 1.0 if self.metric.higher_is_better else -1.0
-        found = []
-        for key, outputs in side.outputs.items():
-            decide = ExitRule(self.spec(key, side, reading))
-            sure = np.concatenate([decide.confidence([x.numpy() for x in batch]) for batch in outputs])
-            found.append(CascadeStep(key, seconds[key], sign * self.scores(side, outputs).numpy(), sure))
-        return found
+        outputs = side.outputs[key]
+        decide = ExitRule(rule)
+        sure = np.concatenate([decide.confidence([x.numpy() for x in batch]) for batch in outputs])
+        return CascadeStep(key, seconds, sign * self.scores(side, outputs).numpy(), sure)
 
 
 def _target(record: Record) -> Target:

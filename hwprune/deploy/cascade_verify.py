@@ -43,7 +43,10 @@ def verify_cascade(folder: Path, metric: Metric | None, step: Callable[[], None]
     if not verified.passed:
         return verified
     shapes = [x.shape for x in varying.drawn(read_batches(str(folder / "samples.npz")), 1)[0]]
-    files = {"first": folder / facts["steps"][0], "second": folder / facts["steps"][1], DENSE: folder / "dense.onnx"}
+    first, second = (folder / name for name in facts["steps"])
+    halves = "passes" in facts["decision"]
+    answers, whole = (folder / "answer.onnx", folder / "whole.onnx") if halves else (first, second)
+    files = {"first": first, "second": second, "answers": answers, "whole": whole, DENSE: folder / "dense.onnx"}
     if facts["without_one_file"] is None:
         files[ONE_FILE] = folder / "model.onnx"
 
@@ -73,7 +76,7 @@ def _integrity(folder: Path, files: Mapping[str, str]) -> Check:
 def _branches(
     make: Callable[[], Bench], files: Mapping[str, Path], facts: Mapping[str, Any], folder: Path, target: Target
 ) -> Check:
-    wanted = {name: files[name] for name in (ONE_FILE, "first", "second")}
+    wanted = {ONE_FILE: files[ONE_FILE], "first": files["answers"], "second": files["whole"]}
     worst, (ends, goes_on) = compare(make, wanted, facts["decision"], folder)
     text = f"{ends} examples that end and {goes_on} that go on: the one file differs from the two by {worst:.2g} at most"
     return Check("branches", worst <= closeness.TOLERANCES[target.precision], text)
@@ -93,11 +96,11 @@ def _metric(
     outputs: dict[str, scoring.Outputs] = {}
     with tempfile.TemporaryDirectory() as scratch, make() as bench:
         out = Path(scratch) / "outputs.npz"
-        for name in ("first", "second", DENSE):
+        for name in ("answers", "whole", DENSE):
             bench.load("model", files[name])
             bench.run("model", folder / "samples.npz", out)
             outputs[name] = scoring.read_outputs(out)
-    both, ended, count = joined(ExitRule(facts["decision"]), outputs["first"], outputs["second"])
+    both, ended, count = joined(ExitRule(facts["decision"]), outputs["answers"], outputs["whole"])
     value, drop = scoring.score_and_drop(metric, both, outputs[DENSE], targets)
     verified.drop = drop.value
     recorded = facts["systems"][TWO_FILES]["metric"]["value"]

@@ -27,7 +27,9 @@ class ExitRule:
     Args:
         spec: ``output`` (place of the output that holds the answer), ``axis`` (of its classes; null: each entry is a yes or no),
             ``probabilities`` (it holds probabilities, not logits), ``temperature`` (logits are divided by it, so that
-            probabilities are as often right as they say), and ``threshold`` (the probability from which it is sure).
+            probabilities are as often right as they say), ``threshold`` (the probability from which it is sure), and, where the
+            second model goes on from within the first, ``passes``: positions among the first one's ``outputs`` and among the
+            ``inputs`` of what it takes.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
@@ -53,6 +55,13 @@ class ExitRule:
         found: Array = likely
         return found
 
+    def passed(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
+        """What the second model takes."""
+        passes = self.spec.get("passes")
+        if not passes:
+            return list(inputs)
+        return [outputs[place] for place in passes["outputs"]] + [inputs[place] for place in passes["inputs"]]
+
     def sure(self, outputs: Sequence[Array]) -> Array:
         """True for examples whose answer stands, (N,)."""
         found: Array = self.confidence(outputs) >= self.threshold
@@ -74,6 +83,7 @@ class Cascade:
         options.setdefault("providers", ["CPUExecutionProvider"])
         self._models = [onnxruntime.InferenceSession(str(Path(folder) / name), **options) for name in spec["steps"]]
         self._names = [[one.name for one in model.get_inputs()] for model in self._models]
+        self._answers = len(self._models[1].get_outputs())
         self.decision = ExitRule(spec["decision"])
         self._seen = self._on = 0
 
@@ -87,11 +97,15 @@ class Cascade:
         outputs: list[Array] = self._models[0].run(None, dict(zip(self._names[0], inputs, strict=False)))
         rest = np.flatnonzero(~self.decision.sure(outputs))
         self._seen, self._on = self._seen + len(inputs[0]), self._on + len(rest)
+        answers = outputs[: self._answers]
         if not len(rest):
-            return outputs
-        others = self._models[1].run(None, {n: x[rest] for n, x in zip(self._names[1], inputs, strict=False)})
+            return answers
+        passed = self.decision.passed(inputs, outputs)
+        if len(rest) < len(inputs[0]):
+            passed = [x[rest] for x in passed]
+        others: list[Array] = self._models[1].run(None, dict(zip(self._names[1], passed, strict=False)))
         if len(rest) == len(inputs[0]):
-            return others  # type: ignore[no-any-return]
-        for mine, theirs in zip(outputs, others, strict=True):
+            return others
+        for mine, theirs in zip(answers, others, strict=True):
             mine[rest] = theirs
-        return outputs
+        return answers

@@ -189,7 +189,7 @@ class Worker:
 
         def both(inputs: Sequence[Any]) -> object:
             outputs = first.run(inputs)
-            return outputs if decide.sure(outputs).all() else second.run(inputs)
+            return outputs if decide.sure(outputs).all() else second.run(decide.passed(inputs, outputs))
 
         return both
 

@@ -53,6 +53,44 @@ def with_if(first: onnx.ModelProto, second: onnx.ModelProto, decision: Mapping[s
     return model
 
 
+def with_exit(first: onnx.ModelProto, second: onnx.ModelProto, decision: Mapping[str, Any]) -> onnx.ModelProto:
+    """One model of the two halves that `hwprune.onnx_files.exit_points.halves` made; a batch goes on as a whole.
+
+    Args:
+        decision: see `hwprune.latency.cascade_runner.ExitRule`.
+    """
+    answer = first.graph.output[0]
+    early, late = f"early/{answer.name}", f"late/{answer.name}"
+    nodes = [_renamed(node, answer.name, early) for node in first.graph.node]
+    nodes += _confident(decision, early, first)
+    shared = {item.name for item in first.graph.initializer}
+    stays = helper.make_graph([helper.make_node("Identity", [early], ["stays"])], "sure", [], [_typed(answer, "stays")])
+    goes_on = helper.make_graph(
+        [_renamed(node, answer.name, late) for node in second.graph.node], "not_sure", [], [_typed(answer, late)],
+        initializer=[item for item in second.graph.initializer if item.name not in shared],
+    )  # fmt: skip
+    nodes.append(helper.make_node("If", ["decision/sure"], [answer.name], name="goes_on", then_branch=stays, else_branch=goes_on))
+    graph = helper.make_graph(
+        nodes, "early_exit", list(first.graph.input), [answer], [*first.graph.initializer, *_constants(decision)]
+    )
+    model = helper.make_model(graph, opset_imports=list(first.opset_import), producer_name="hwprune")
+    model.ir_version = first.ir_version
+    model.functions.extend(first.functions)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _renamed(node: onnx.NodeProto, old: str, new: str) -> onnx.NodeProto:
+    """The node with one of its outputs, and of its inputs, under another name."""
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    for names in (made.input, made.output):
+        for place, name in enumerate(names):
+            if name == old:
+                names[place] = new
+    return made
+
+
 def _constants(decision: Mapping[str, Any]) -> list[TensorProto]:
     values = {"temperature": decision["temperature"], "threshold": decision["threshold"]}
     if decision["probabilities"]:

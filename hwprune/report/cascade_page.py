@@ -10,7 +10,7 @@ from hwprune.common import formatting
 if TYPE_CHECKING:
     from hwprune.records.measurement import Measurement
 
-HEADER = ["", "speedup of the mean", "mean", "p50", "p95", "worst", "drop"]
+HEADER = ["", "mean speedup", "drop", "mean", "p95", "worst", "p50"]
 
 
 def rows(result: Any) -> list[list[str]]:
@@ -21,15 +21,11 @@ def rows(result: Any) -> list[list[str]]:
     }  # fmt: skip
     found = []
     for name, told in result.systems.items():
-        latency = told.latency
-        times = [
-            formatting.seconds(value)
-            for value in (latency.mean.value, latency.quantile(0.5), latency.quantile(0.95), latency.worst)
-        ]
-        speedup = (
-            "" if name == "dense" else formatting.speedup(latency.speedup.value, latency.speedup.ci_low, latency.speedup.ci_high)
-        )
-        found.append([names[name], speedup, *times, "" if name == "dense" else _drop(told.drop, share=result.share)])
+        latency, faster = told.latency, told.latency.speedup
+        seconds = (latency.mean.value, latency.quantile(0.95), latency.worst, latency.quantile(0.5))
+        told_of_dense = ["", ""]
+        others = [formatting.speedup(faster.value, faster.ci_low, faster.ci_high), _drop(told.drop, share=result.share)]
+        found.append([names[name], *(told_of_dense if name == "dense" else others), *map(formatting.seconds, seconds)])
     return found
 
 
@@ -71,7 +67,7 @@ def write(result: Any, out: Path) -> None:
     models = {key: (dense_s / seconds, scale * drop) for key, (drop, seconds) in result.models.items()}
     axes.plot(
         [dense_s / seconds for _, seconds in result.curve], [scale * drop for drop, _ in result.curve], color="#c7791b",
-        linewidth=1.5, label=f"{_named(result.plan.first)}, then {_named(result.plan.second)}: every threshold", zorder=2,
+        linewidth=1.5, label=f"{named(result.plan.first)}, then {named(result.plan.second)}: every threshold", zorder=2,
     )  # fmt: skip
     xs, ys = [x for x, _ in models.values()], [y for _, y in models.values()]
     axes.scatter(xs, ys, s=36, color="#1768ac", label="one model for all inputs", zorder=3)
@@ -80,7 +76,7 @@ def write(result: Any, out: Path) -> None:
         label="chosen, judged on other folds", zorder=4,
     )  # fmt: skip
     for key, (x, y) in models.items():
-        axes.annotate(_named(key), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        axes.annotate(named(key), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
     shown = [y for _, y in models.values() if y <= 4 * limit + scale * 0.03] or [0.0]
     room = 0.15 * (max(shown) - min(0.0, *shown)) or scale * 0.005
     axes.set_ylim(max(shown) + room, min(0.0, *shown) - room)  # better is up
@@ -97,5 +93,10 @@ def write(result: Any, out: Path) -> None:
     temporary.replace(out / "cascade.png")
 
 
-def _named(key: str) -> str:
-    return key if key == "dense" else f"trial {key}"
+def named(key: str) -> str:
+    """A model, or a part of one, in words: ``12@35%`` is trial 12 until 35 % of its work."""
+    if key.endswith(" rest"):
+        return "the rest"
+    model, _, share = key.partition("@")
+    name = model if model == "dense" else f"trial {model}"
+    return f"{name} until {share.removesuffix('%')} % of its work" if share else name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hwprune.deploy.cascade_choice import CascadeStep, Wish, curve, plans
+from hwprune.deploy.cascade_choice import CascadeStep, Wish, curve, pairs_of, plans
 
 
 def _steps(count=400, seed=0, informative=True):
@@ -42,7 +42,7 @@ def test_equal_confidences_are_not_told_apart():
 def test_the_fastest_pair_within_a_drop_is_the_one_of_brute_force():
     steps = _steps()
     dense = steps[2].right
-    best = plans(steps, dense, Wish(max_drop=0.02))[0]
+    best = plans(pairs_of(steps), dense, Wish(max_drop=0.02))[0]
     assert best.first == "weak"
     everything = [row[2] for a in steps for b in steps if a.seconds < b.seconds for row in curve(a, b, dense) if row[1] <= 0.02]
     assert best.seconds == pytest.approx(min(everything), rel=0.08) and best.drop <= 0.02 + 1e-9
@@ -55,7 +55,7 @@ def test_a_confidence_that_says_nothing_is_not_believed():
     for seed in range(20):
         steps = _steps(200, seed, informative=False)
         fresh = {step.key: step for step in _steps(20_000, 100 + seed, informative=False)}
-        for plan in plans(steps, steps[2].right, Wish(max_drop=0.03))[:1]:
+        for plan in plans(pairs_of(steps), steps[2].right, Wish(max_drop=0.03))[:1]:
             chosen += 1
             first, second = fresh[plan.first], fresh[plan.second]
             score = np.where(first.sure >= plan.threshold, first.right, second.right)
@@ -66,8 +66,10 @@ def test_a_confidence_that_says_nothing_is_not_believed():
 def test_limits_of_time_and_of_the_worst_case():
     steps = _steps()
     dense = steps[2].right
-    budget = plans(steps, dense, Wish(max_seconds=2.0))
+    budget = plans(pairs_of(steps), dense, Wish(max_seconds=2.0))
     assert budget[0].seconds <= 2.2 and budget[0].drop == min(plan.drop for plan in budget)
-    assert {(p.first, p.second) for p in plans(steps, dense, Wish(max_drop=0.05, worst_seconds=6.0))} == {("weak", "strong")}
-    assert plans(steps, dense, Wish(max_drop=0.05, worst_seconds=4.5)) == []
-    assert plans(steps[1:], dense, Wish(max_drop=-0.5)) == []
+    assert {(p.first, p.second) for p in plans(pairs_of(steps), dense, Wish(max_drop=0.05, worst_seconds=6.0))} == {
+        ("weak", "strong")
+    }
+    assert plans(pairs_of(steps), dense, Wish(max_drop=0.05, worst_seconds=4.5)) == []
+    assert plans(pairs_of(steps[1:]), dense, Wish(max_drop=-0.5)) == []

@@ -11,10 +11,29 @@ import onnxruntime
 import pytest
 
 from hwprune.cli.main import main
-from hwprune.deploy import cascade_files, cascade_models, cascading
+from hwprune.deploy import cascade_files, cascade_models, cascading, early_exits
 from hwprune.deploy.cascade_choice import Wish
 from hwprune.errors import UsageError
 from hwprune.records.record import read_record
+from hwprune.report import cascade_page
+from tests.conftest import tiny_workload
+
+QUICK = ((cascade_files, "PROCESSES", 1), (cascade_files, "LIMIT_S", 0.2), (cascade_models, "FIRST_LOOK_S", 0.2))
+
+
+def _runner(out):
+    """The delivered runner, as a module of its own."""
+    loaded = importlib.util.spec_from_file_location("run_cascade", out / cascading.RUNNER)
+    module = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(module)
+    return module
+
+
+def _inputs(out):
+    """All examples, and their labels."""
+    samples = np.load(out / "samples.npz", allow_pickle=False)
+    batches = sorted({name.split(".")[0] for name in samples.files})
+    return tuple(np.concatenate([samples[f"{batch}.{kind}"] for batch in batches]) for kind in ("input0", "target"))
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +49,14 @@ def delivered(finished_run, tmp_path_factory):
 
 def test_the_told_accuracies_are_those_of_the_files_by_hand(delivered):
     result, out = delivered
-    samples = np.load(out / "samples.npz", allow_pickle=False)
-    batches = sorted({name.split(".")[0] for name in samples.files})
-    x = np.concatenate([samples[f"{batch}.input0"] for batch in batches])
-    y = np.concatenate([samples[f"{batch}.target"] for batch in batches])
+    x, y = _inputs(out)
 
     def right(file):
         session = onnxruntime.InferenceSession(str(out / file))
         name = session.get_inputs()[0].name
         return np.mean([session.run(None, {name: x[i : i + 1]})[0].argmax() == y[i] for i in range(len(x))])
 
-    loaded = importlib.util.spec_from_file_location("run_cascade", out / cascading.RUNNER)
-    module = importlib.util.module_from_spec(loaded)
-    loaded.loader.exec_module(module)
-    runner = module.Cascade(out)
+    runner = _runner(out).Cascade(out)
     (outputs,) = runner.run([x])
     told = {name: system.metric.value for name, system in result.systems.items()}
     assert (outputs.argmax(1) == y).mean() == pytest.approx(told["cascade"])
@@ -54,6 +67,37 @@ def test_the_told_accuracies_are_those_of_the_files_by_hand(delivered):
     facts = json.loads((out / "cascade.json").read_text())
     assert facts["systems"]["cascade"]["metric"]["value"] == told["cascade"] and facts["deploy"] in ("cascade", "one file")
     assert result.deploy == min(("cascade", "one file"), key=lambda name: result.systems[name].latency.mean.value)
+
+
+def test_an_early_exit_is_one_model_divided(finished_run, tmp_path, capsys, monkeypatch):
+    """The halves and the one file give exactly what the whole model gives where an example goes on."""
+    for module, name, value in (*QUICK, (early_exits, "SHARES", (0.5,))):
+        monkeypatch.setattr(module, name, value)
+    out = tmp_path / "out"
+    result = cascading.cascade(finished_run, out, Wish(max_drop=0.3), workload=tiny_workload("top1"))
+    assert result.plan.second == f"{result.plan.first} rest" and result.without_one_file is None
+    assert "of its work" in cascade_page.named(result.plan.first) and cascade_page.named(result.plan.second) == "the rest"
+    facts = json.loads((out / "cascade.json").read_text())
+    x = _inputs(out)[0]
+    sessions = {name: onnxruntime.InferenceSession(str(out / f"{name}.onnx")) for name in ("answer", "whole", "model")}
+    found = {
+        name: np.concatenate([s.run(None, {s.get_inputs()[0].name: one[None]})[0] for one in x]) for name, s in sessions.items()
+    }
+    for threshold in (facts["decision"]["threshold"], 0.0, 2.0):
+        sure = _runner(out).ExitRule({**facts["decision"], "threshold": threshold}).sure([found["answer"]])
+        wanted = np.where(sure[:, None], found["answer"], found["whole"])
+        if threshold == facts["decision"]["threshold"]:
+            assert found["model"] == pytest.approx(wanted, abs=1e-5)
+        runner = _runner(out).Cascade(out)
+        runner.decision.threshold = threshold
+        (answers,) = runner.run([x])
+        assert answers == pytest.approx(wanted, abs=1e-4) and runner.gone_on == pytest.approx(1 - sure.mean())
+    main(["verify", str(out)])
+    text = capsys.readouterr().out
+    assert "ok      branches" in text and "ok      metric" in text
+    assert main(["cascade", str(finished_run), "--exits", "--pair", "1,dense"]) == 2
+    assert main(["cascade", str(finished_run), "--exits"]) == 2
+    assert "live Python object" in capsys.readouterr().err
 
 
 def test_verify_runs_both_branches_and_sees_what_changed(delivered, tmp_path, capsys, monkeypatch):
@@ -80,18 +124,14 @@ def test_verify_runs_both_branches_and_sees_what_changed(delivered, tmp_path, ca
 
 
 def test_the_command_tells_and_draws(finished_run, tmp_path, capsys, monkeypatch):
-    for module, name, value in (
-        (cascade_files, "PROCESSES", 1),
-        (cascade_files, "LIMIT_S", 0.2),
-        (cascade_models, "FIRST_LOOK_S", 0.2),
-    ):
+    for module, name, value in QUICK:
         monkeypatch.setattr(module, name, value)
     trial = read_record(finished_run).front[-1].trial
     out = tmp_path / "out"
     assert main(["cascade", str(finished_run), "--pair", f"{trial},dense", "--max-drop", "0.5", "--out", str(out), "-q"]) == 0
     text = capsys.readouterr().out
     assert f"trial {trial} first; dense where it is less than" in text and "end at the first model" in text
-    assert "speedup of the mean" in text and (out / "cascade.png").stat().st_size > 10_000
+    assert "mean speedup" in text and (out / "cascade.png").stat().st_size > 10_000
     assert main(["cascade", str(finished_run), "--min-speedup", "1.01", "--out", str(out), "-q", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
 
