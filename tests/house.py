@@ -188,7 +188,7 @@ def repeated_names() -> list[str]:
 def walks() -> list[list[tuple[str, str]]]:
     """The walks of docs/architecture.md: for each its (module, name) in order."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    section = text[text.index("## Seven walks") : text.index("## Words")]
+    section = text[text.index("## Walks") : text.index("## Words")]
     found: list[list[tuple[str, str]]] = []
     for line in section.splitlines():
         step = re.match(r"(\d+)\. `hwprune/(\S+)\.py` `(\w+)`", line)
