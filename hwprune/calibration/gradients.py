@@ -241,7 +241,8 @@ class GradientPass:
                     loss = value.reshape(()) * count
                     return loss + self._of_others(output, answer, generator) if answer is first and single else loss
                 failure = TypeError(f"it gave {type(value).__name__} instead of one number")
-            if not self.data.workload.scoring.agreement and not callable(drawn):
+            default = self.data.workload.loss is torch.nn.functional.cross_entropy  # the user has given none
+            if not self.data.workload.scoring.agreement and not (callable(drawn) and default):
                 raise WorkloadError(
                     f"the loss of workload {self.data.workload.name!r} can't be computed on the calibration data "
                     f"({type(failure).__name__}: {failure}); pass loss=... that takes (outputs, targets) and returns a scalar"

@@ -252,7 +252,7 @@ def _scores(pruner: Pruner, candidate: Candidate) -> tuple[float, float, str | N
     metric = pruner.workload.scoring
     data_checks.check_labels(pruner.workload, "validation", dense, targets)
     return (
-        scoring.score(metric, dense, targets, dense).value,
-        scoring.score(metric, pruned, targets, dense).value,
+        scoring.score(metric, dense, targets, dense, sure=False).value,
+        scoring.score(metric, pruned, targets, dense, sure=False).value,
         data_checks.how_read(metric, dense, targets),
     )

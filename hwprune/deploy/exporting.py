@@ -183,7 +183,7 @@ def _samples(run: Path, point: ExportedPoint, runs: tuple[str, str], tolerance: 
     metric = metrics.of_record(record.data["workload"])
     targets = sample_files.read_targets(out / "samples.npz")
     if metric is not None and (metric.agreement or all(isinstance(t, torch.Tensor) for t in targets)):
-        facts["samples"]["metric"] = scoring.score(metric, outputs, targets, dense).to_json()
+        facts["samples"]["metric"] = scoring.score(metric, outputs, targets, dense, sure=False).to_json()
     return facts
 
 

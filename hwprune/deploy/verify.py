@@ -218,15 +218,20 @@ def _outputs(
     if subject.expected is not None:
         verified.checks.append(_parity(outputs, scoring.read_outputs(subject.expected), subject.tolerance))
     targets_ = sample_files.read_targets(samples)
-    if metric is None or (not metric.agreement and any(t is None for t in targets_)):
+    if metric is None:
         verified.checks.append(Check("metric", None, "the metric is a function of the workload's: name it with --workload"))
         return
+    if not metric.agreement and any(t is None for t in targets_):
+        verified.checks.append(
+            Check("metric", None, "the targets were not stored: they are no tensors, lists or mappings of such")
+        )
+        return
     try:
-        value = scoring.score(metric, outputs, targets_, dense)
+        value = scoring.score(metric, outputs, targets_, dense, sure=False)
     except CandidateFailure as failure:
         verified.checks.append(Check("metric", False, failure.reason))
         return
-    verified.drop = metric.drop(scoring.score(metric, dense, targets_, dense).value, value.value)
+    verified.drop = metric.drop(scoring.score(metric, dense, targets_, dense, sure=False).value, value.value)
     recorded = subject.recorded_metric
     if recorded is None:
         verified.checks.append(Check("metric", None, f"{metric.name} {value.value:.4g} (none recorded)"))

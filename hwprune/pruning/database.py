@@ -41,7 +41,10 @@ CODE = (
     "second_order",
     "structure",
     "workload/batches.py",
+    "workload/detection.py",
     "workload/metrics.py",
+    "workload/reading.py",
+    "workload/task_loss.py",
     "workload/workload.py",
 )
 """Folders and files of hwprune that the options depend on."""

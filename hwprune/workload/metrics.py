@@ -322,14 +322,21 @@ METRICS: dict[str, Metric] = {
 def get(metric: str | Metric | Scores) -> Metric:
     """A metric from its name, from a callable (higher is better, mean), from an object of torchmetrics, or as it is."""
     if isinstance(metric, Metric):
-        return metric
+        return _renamed(metric)
+    if isinstance(metric, type):
+        raise UsageError(f"metric must be an object: {metric.__name__}(...), not the class")
     if all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset")):
-        return Metric.of_torchmetrics(metric)
+        return _renamed(Metric.of_torchmetrics(metric))
     if callable(metric):
-        return Metric(getattr(metric, "__name__", "metric"), metric)
+        return _renamed(Metric(getattr(metric, "__name__", "metric"), metric))
     if metric not in METRICS:
         raise UnknownNameError("metric", str(metric), METRICS, "Or pass a callable or a hwprune.Metric.")
     return METRICS[metric]
+
+
+def _renamed(metric: Metric) -> Metric:
+    """A metric of the user's under another name, if one of ours has its name: what is recorded is looked up by it."""
+    return metric if metric.reads or metric.name not in METRICS else replace(metric, name=f"{metric.name} (own)")
 
 
 def of_record(workload: Mapping[str, Any]) -> Metric | None:

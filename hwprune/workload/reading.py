@@ -261,7 +261,7 @@ def _reading(metric: Metric, outputs: list[torch.Tensor], targets: list[Any], pl
         return by_labels(outputs, targets, place)
     axis = class_axis(metric, shape, target, place)
     if axis is not None:
-        return Reading(place, CLASSES, axis, metric.name != "perplexity" and _are_distributions(outputs, axis))
+        return Reading(place, CLASSES, axis, metric.name != "perplexity" and are_distributions(outputs, axis))
     if not (metric.reads and metric.agreement):
         return _values(outputs, place)
     return _by_themselves(outputs, place)
@@ -274,13 +274,13 @@ def of_batch(output: torch.Tensor, targets: torch.Tensor | None = None) -> Readi
     if not output.is_floating_point():
         return Reading(0, LABELS)
     if output.ndim == 2 and output.shape[1] > 1:
-        return Reading(0, CLASSES, 1, _are_distributions([output], 1))
+        return Reading(0, CLASSES, 1, are_distributions([output], 1))
     return _by_themselves([output], 0)
 
 
 def with_classes(place: int, outputs: list[torch.Tensor], axis: int) -> Reading:
     """Scores of classes along a dim; probabilities where they are distributions."""
-    return Reading(place, CLASSES, axis, _are_distributions(outputs, axis))
+    return Reading(place, CLASSES, axis, are_distributions(outputs, axis))
 
 
 def by_labels(outputs: list[torch.Tensor], targets: list[Any], place: int) -> Reading:
@@ -297,9 +297,9 @@ def by_labels(outputs: list[torch.Tensor], targets: list[Any], place: int) -> Re
             "workload, or a word after model.onnx)"
         )
     if axes:
-        return Reading(place, CLASSES, axes[0], _are_distributions(outputs, axes[0]))
+        return Reading(place, CLASSES, axes[0], are_distributions(outputs, axes[0]))
     if targets[0].shape == shape and (hot := [axis for axis in range(1, len(shape)) if _are_one_hot(targets, axis)]):
-        return Reading(place, CLASSES, hot[0], _are_distributions(outputs, hot[0]))
+        return Reading(place, CLASSES, hot[0], are_distributions(outputs, hot[0]))
     if outputs[0].numel() == targets[0].numel() and _are_decisions(targets):
         return Reading(place, DECISIONS, probabilities=_are_probabilities(outputs))
     return _values(outputs, place)
@@ -314,7 +314,7 @@ def _by_themselves(outputs: list[torch.Tensor], place: int) -> Reading:
         if LEAST_SHARE <= yes <= 1 - LEAST_SHARE:
             return Reading(place, DECISIONS, probabilities=probabilities)
         return _values(outputs, place)
-    axes = [axis for axis in range(1, len(shape)) if shape[axis] > 1 and _are_distributions(outputs, axis)]
+    axes = [axis for axis in range(1, len(shape)) if shape[axis] > 1 and are_distributions(outputs, axis)]
     if len(axes) == 1:
         return Reading(place, CLASSES, axes[0], probabilities=True)
     raise WorkloadError(
@@ -334,7 +334,7 @@ def _are_probabilities(outputs: Sequence[torch.Tensor]) -> bool:
     return all(bool(((x >= 0) & (x <= 1)).all()) for x in outputs)
 
 
-def _are_distributions(outputs: Sequence[torch.Tensor], axis: int) -> bool:
+def are_distributions(outputs: Sequence[torch.Tensor], axis: int) -> bool:
     return all(
         x.is_floating_point() and bool((x >= 0).all()) and bool(((x.float().sum(dim=axis) - 1).abs() <= SUMS_TO_ONE).all())
         for x in outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def _write_member(archive: zipfile.ZipFile, name: str, tensor: torch.Tensor) -> 
 
 def _write_targets(archive: zipfile.ZipFile, batch: str, target: Any) -> None:
     """A tensor, or lists and mappings of tensors: leaves, and the form as text. Targets of any other kind are left out."""
-    if isinstance(target, torch.Tensor):
+    if isinstance(target, torch.Tensor) and target.dtype != torch.bfloat16:  # NumPy has no bfloat16
         _write_member(archive, f"{batch}.target", target)
         return
     leaves: list[torch.Tensor] = []
@@ -65,43 +65,51 @@ def _write_targets(archive: zipfile.ZipFile, batch: str, target: Any) -> None:
 
 
 def _form(target: Any, leaves: list[torch.Tensor]) -> Any:
-    """Targets with the places of their tensors; tensors are added to ``leaves``. Raises `TypeError` for what is none of these."""
-    if isinstance(target, torch.Tensor):
+    """Targets with the places of their tensors; tensors are added to ``leaves``. Raises `TypeError` for what can't be stored."""
+    if isinstance(target, np.ndarray) and target.dtype.kind in "biuf":
+        target = torch.from_numpy(np.ascontiguousarray(target))
+    if isinstance(target, torch.Tensor) and target.dtype != torch.bfloat16:
         leaves.append(target)
-        return len(leaves) - 1
+        return {"tensor": len(leaves) - 1}
     if isinstance(target, Mapping):
-        return {str(name): _form(value, leaves) for name, value in target.items()}
+        return {"map": [[_form(name, leaves), _form(value, leaves)] for name, value in target.items()]}
     if isinstance(target, (list, tuple)):
-        return [_form(value, leaves) for value in target]
-    if isinstance(target, (bool, int, float)):
-        return {"number": target}
+        return {type(target).__name__ if type(target) in (list, tuple) else "tuple": [_form(value, leaves) for value in target]}
+    plain = target.item() if isinstance(target, np.generic) else target
+    if plain is None or isinstance(plain, (bool, int, float, str)):
+        return {"plain": plain}
     raise TypeError(type(target).__name__)
 
 
 def _formed(form: Any, leaves: Mapping[int, torch.Tensor]) -> Any:
-    if isinstance(form, int):
-        return leaves[form]
-    if isinstance(form, list):
-        return [_formed(value, leaves) for value in form]
-    return form["number"] if set(form) == {"number"} else {name: _formed(value, leaves) for name, value in form.items()}
+    ((kind, value),) = form.items()
+    if kind == "tensor":
+        return leaves[value]
+    if kind == "map":
+        return {_formed(name, leaves): _formed(one, leaves) for name, one in value}
+    if kind in ("list", "tuple"):
+        found = [_formed(one, leaves) for one in value]
+        return tuple(found) if kind == "tuple" else found
+    return value
 
 
 def read_targets(path: Path) -> list[Any]:
-    """The targets that `write_samples` stored, tuples as lists; None for a batch whose targets were of another kind."""
+    """The targets that `write_samples` stored; None for a batch whose targets were of another kind."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            names = sorted({name.split(".")[0] for name in stored.files}, key=batch_order)
-            return [_stored_target(stored, name) for name in names]
+            members: dict[str, list[str]] = {}
+            for name in stored.files:
+                members.setdefault(name.split(".")[0], []).append(name.partition(".")[2])
+            return [_stored_target(stored, batch, members[batch]) for batch in sorted(members, key=batch_order)]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} can't be read as evaluation samples: {error}") from error
 
 
-def _stored_target(stored: Any, batch: str) -> Any:
-    if f"{batch}.target" in stored.files:
+def _stored_target(stored: Any, batch: str, members: Sequence[str]) -> Any:
+    if "target" in members:
         return torch.from_numpy(stored[f"{batch}.target"])
-    if f"{batch}.form" not in stored.files:
+    if "form" not in members:
         return None
-    numbers = [name.removeprefix(f"{batch}.target") for name in stored.files if name.startswith(f"{batch}.target")]
-    return _formed(
-        json.loads(str(stored[f"{batch}.form"])), {int(n): torch.from_numpy(stored[f"{batch}.target{n}"]) for n in numbers}
-    )
+    numbers = [int(name.removeprefix("target")) for name in members if name.startswith("target")]
+    leaves = {number: torch.from_numpy(stored[f"{batch}.target{number}"]) for number in numbers}
+    return _formed(json.loads(str(stored[f"{batch}.form"])), leaves)

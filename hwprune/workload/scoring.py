@@ -39,18 +39,21 @@ def largest_difference(outputs: Outputs, expected: Outputs) -> float:
     return max(closeness.largest(got, wanted) for got, wanted in zip(outputs, expected, strict=True))
 
 
-def score(metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outputs | None = None) -> Measurement:
+def score(
+    metric: Metric, outputs: Outputs, targets: Sequence[Any], dense: Outputs | None = None, *, sure: bool = True
+) -> Measurement:
     """The metric over all batches.
 
     Args:
         dense: the dense model's outputs, for metrics that compare with them.
+        sure: also of a metric of a whole split tell the interval, for which it is computed many times; else that is the value.
 
     Raises:
         CandidateFailure: outputs or scores hold NaN or infinity, or their exp is none.
         WorkloadError: the metric raises or returns something else than one score an example, or no target counts.
     """
     if metric.over_set is not None:
-        return set_scoring.measured(metric, set_scoring.evaluate(metric, outputs, targets, dense))
+        return set_scoring.measured(metric, set_scoring.evaluate(metric, outputs, targets, dense, sure=sure))
     scores, weights = _scored(metric, outputs, targets, dense)
     try:
         return metric.reduce(scores, weights)

@@ -8,7 +8,7 @@ model and the candidate together, because both fail on mostly the same examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,57 +43,86 @@ class SetScore:
     examples: int
 
 
-def evaluate(metric: Metric, outputs: Sequence[Batch], targets: Sequence[Any], dense: Sequence[Batch] | None = None) -> SetScore:
+def evaluate(
+    metric: Metric, outputs: Sequence[Batch], targets: Sequence[Any], dense: Sequence[Batch] | None = None, *, sure: bool = True
+) -> SetScore:
     """The metric of a split, and of the split without each group.
 
     Args:
         dense: the dense model's outputs, for metrics that compare with them.
+        sure: leave groups out; otherwise ``left_out`` is empty.
 
     Raises:
         CandidateFailure: the metric of all examples is no finite number.
         WorkloadError: it raises, or the split has too few parts to say how sure the number is.
     """
     whole = _Guarded(metric)
-    wanted = (dense or outputs) if metric.agreement else targets
-    counts = [_count(batch, target) for batch, target in zip(outputs, wanted, strict=True)]
     for number, batch in enumerate(outputs):
         if not all(bool(torch.isfinite(tensor).all()) for tensor in batch if tensor.is_floating_point()):
             raise CandidateFailure("evaluate", f"the model's outputs hold NaN or infinity in batch {number}")
-    batches = [
+    wanted = (dense or outputs) if metric.agreement else targets
+    counts = [_count(batch, target) for batch, target in zip(outputs, wanted, strict=True)]
+    parts = [
         (whole.seen(batch), whole.seen(target) if metric.agreement else target)
         for batch, target in zip(outputs, wanted, strict=True)
     ]
-    states = [whole.state(*batch) for batch in batches]
+    states = [whole.state([part]) for part in parts]
     value = whole.value(states)
     if not math.isfinite(value):
         raise CandidateFailure("evaluate", f"metric {metric.name} gives NaN or infinity")
-    counts = [count if count and _lengths(seen) == {count} else None for (seen, _), count in zip(batches, counts, strict=True)]
-    if all(counts):  # where one did not, others would come apart by chance: boxes of all images may be as many as images
-        pieces = [
-            whole.state(*piece) for batch, count in zip(batches, counts, strict=True) for piece in divided(*batch, count or 0)
-        ]
-        # torchmetrics takes a sigmoid of numbers if one of them, in the same call, is no probability.
-        if math.isclose(whole.value(pieces), value, rel_tol=1e-6, abs_tol=1e-9):
-            states = pieces
-    if len(states) < FEWEST:
+    examples = sum(len(batch[place]) if batch[place := first_answer(batch)].ndim else 1 for batch in outputs)
+    if not sure:
+        return SetScore(value, (), examples)
+    counts = [count if count and _lengths(seen) == {count} else None for (seen, _), count in zip(parts, counts, strict=True)]
+    # Where one batch does not come apart, others would by chance: boxes of all images may be as many as images.
+    groups = _groups_of_examples(whole, parts, counts, value) if all(counts) else None
+    groups = groups or _groups_of_batches(states)
+    if len(groups) < FEWEST:
         raise WorkloadError(
             f"metric {metric.name!r} is one number of a whole split; how sure it is comes from leaving parts out. Give at least "
             f"{FEWEST} batches, or targets that come apart into examples (a tensor or a list with an entry for each), of which "
-            f"the metric gives the same number: there are {len(states)} parts"
+            f"the metric gives the same number: there are {len(groups)} parts"
         )
-    order = np.random.default_rng(SEED).permutation(len(states))
-    groups = min(GROUPS, len(states))
-    left_out = []
-    for group in range(groups):
-        gone = set(order[group::groups].tolist())
-        left_out.append(whole.value([state for place, state in enumerate(states) if place not in gone]))
-    examples = sum(len(batch[first_answer(batch)]) for batch in outputs)
+    again = whole.quick(groups, value)
+    left_out = [
+        again([state for place, group in enumerate(groups) if place != gone for state in group]) for gone in range(len(groups))
+    ]
+    if sum(map(math.isfinite, left_out)) < 2:
+        raise WorkloadError(f"metric {metric.name!r} gives no number of most parts of the split: give it more examples")
     return SetScore(value, tuple(left_out), examples)
 
 
+def _groups_of_examples(
+    whole: _Guarded, parts: Sequence[tuple[Any, Any]], counts: Sequence[int | None], value: float
+) -> list[list[Any]] | None:
+    """A state for each random group of examples; None: the metric does not take examples apart, or gives another number."""
+    sizes = [count or 0 for count in counts]
+    order = np.random.default_rng(SEED).permutation(sum(sizes))
+    groups = min(GROUPS, len(order))
+    place = np.empty(len(order), dtype=int)
+    place[order] = np.arange(len(order)) % groups
+    inside = np.split(place, np.cumsum(sizes)[:-1])
+    try:
+        made = []
+        for group in range(groups):
+            rows = [np.flatnonzero(own == group).tolist() for own in inside]
+            made.append([whole.state([divided(*part, own) for part, own in zip(parts, rows, strict=True) if own])])
+        # torchmetrics takes a sigmoid of numbers if one of them, in the same call, is no probability.
+        same = math.isclose(whole.value([state for group in made for state in group]), value, rel_tol=1e-6, abs_tol=1e-9)
+    except WorkloadError:  # it wants whole batches
+        return None
+    return made if same else None
+
+
+def _groups_of_batches(states: Sequence[Any]) -> list[list[Any]]:
+    order = np.random.default_rng(SEED).permutation(len(states))
+    groups = min(GROUPS, len(states))
+    return [[states[place] for place in order[group::groups]] for group in range(groups)]
+
+
 def measured(metric: Metric, score: SetScore) -> Measurement:
-    """The metric with a 95 % interval."""
-    half = _half_width(score.left_out)
+    """The metric with a 95 % interval, if groups were left out."""
+    half = _half_width(score.left_out) if score.left_out else 0.0
     return Measurement(score.value, metric.name, score.value - half, score.value + half, score.examples)
 
 
@@ -113,8 +142,6 @@ def drop(metric: Metric, dense: SetScore, score: SetScore) -> Measurement:
 def _half_width(left_out: Sequence[float]) -> float:
     """Half of a 95 % interval by Student's t; groups without which there is no number are passed over."""
     values = np.asarray([value for value in left_out if math.isfinite(value)])
-    if len(values) < 2:
-        return math.inf
     error = math.sqrt((len(values) - 1) * float(np.mean((values - values.mean()) ** 2)))
     return float(stats.t.ppf(0.975, len(values) - 1)) * error
 
@@ -127,35 +154,39 @@ class _Guarded:
         self._metric, self._set = metric, metric.over_set
 
     def seen(self, batch: Batch) -> Any:
-        try:
-            return self._metric.seen(batch)
-        except Exception as error:  # the user's post-processing may raise anything
-            raise self._said(error) from error
+        return self._said(lambda: self._metric.seen(batch))
 
-    def state(self, output: Any, target: Any) -> Any:
-        try:
-            return self._set.state(output, target)
-        except Exception as error:
-            raise self._said(error) from error
+    def state(self, parts: Sequence[tuple[Any, Any]]) -> Any:
+        return self._said(lambda: self._set.state(parts))
 
     def value(self, states: Sequence[Any]) -> float:
+        found: float = self._said(lambda: self._set.value(states))
+        return found
+
+    def quick(self, groups: Sequence[Sequence[Any]], value: float) -> Callable[[Sequence[Any]], float]:
+        """The way to compute many values: the metric's quicker one, if it has one that gives the same number of all examples."""
+        quicker = getattr(self._set, "quick_value", None)
+        states = [state for group in groups for state in group]
+        if quicker is None or not math.isclose(quicker(states), value, rel_tol=1e-6, abs_tol=1e-9):
+            return self.value
+        found: Callable[[Sequence[Any]], float] = quicker
+        return found
+
+    def _said(self, compute: Callable[[], Any]) -> Any:
         try:
-            return self._set.value(states)
-        except Exception as error:
-            raise self._said(error) from error
-
-    def _said(self, error: Exception) -> WorkloadError:
-        return WorkloadError(f"metric {self._metric.name!r} raised {type(error).__name__}: {error}")
+            return compute()
+        except Exception as error:  # the user's metric or post-processing may raise anything
+            raise WorkloadError(f"metric {self._metric.name!r} raised {type(error).__name__}: {error}") from error
 
 
-def divided(output: Any, target: Any, count: int) -> list[tuple[Any, Any]]:
-    """What a metric takes of a batch, as examples.
+def divided(output: Any, target: Any, rows: Sequence[int]) -> tuple[Any, Any]:
+    """What a metric takes of some examples of a batch.
 
     Args:
         output, target: tensors, lists with an entry for each example, mappings or tuples of such, or None.
-        count: of the batch's examples.
+        rows: of the examples.
     """
-    return [(_entry(output, i), _entry(target, i)) for i in range(count)]
+    return _entries(output, rows), _entries(target, rows)
 
 
 def _count(batch: Batch, target: Any) -> int | None:
@@ -183,9 +214,11 @@ def _is_columns(target: Any) -> bool:
     return len({len(value) for value in target}) == 1
 
 
-def _entry(target: Any, place: int) -> Any:
+def _entries(target: Any, rows: Sequence[int]) -> Any:
+    if target is None or isinstance(target, torch.Tensor):
+        return None if target is None else target[rows]
     if isinstance(target, Mapping):
-        return {name: _entry(value, place) for name, value in target.items()}
+        return {name: _entries(value, rows) for name, value in target.items()}
     if _is_columns(target):
-        return tuple(_entry(value, place) for value in target)
-    return None if target is None else target[place : place + 1]
+        return tuple(_entries(value, rows) for value in target)
+    return type(target)(target[row] for row in rows)

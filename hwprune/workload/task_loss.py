@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from hwprune.errors import WorkloadError
-from hwprune.workload.reading import CLASSES, DECISIONS, Reading, by_labels, first_answer, given_axis, with_classes
+from hwprune.workload.reading import (
+    CLASSES,
+    DECISIONS,
+    Reading,
+    are_distributions,
+    by_labels,
+    first_answer,
+    given_axis,
+    with_classes,
+)
 from hwprune.workload.workload import Workload, all_tensors, first_tensor
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -39,10 +48,11 @@ def task_loss(workload: Workload, module: nn.Module, split: str = "validation") 
         scores = reading.class_scores(output)
         if scores is not None:
             return nn.functional.cross_entropy(scores, reading.labels(targets, output).long())
-        if targets.is_floating_point() and targets.shape != output.shape and targets.numel() == output.numel():
-            return nn.functional.mse_loss(output, targets.reshape(output.shape))
-        numbers = targets.is_floating_point() and workload.scoring.reads and workload.scoring.name in ("mae", "mse", "r2", "psnr")
-        return nn.functional.mse_loss(output, targets) if numbers else workload.loss(output, targets)
+        if not targets.is_floating_point() or targets.numel() != output.numel():
+            return workload.loss(output, targets)
+        numbers = workload.scoring.reads and workload.scoring.name in ("mae", "mse", "r2", "psnr")
+        soft = targets.shape == output.shape and not numbers and are_distributions([targets], 1 if targets.ndim > 1 else 0)
+        return workload.loss(output, targets) if soft else nn.functional.mse_loss(output, targets.reshape(output.shape))
 
     return loss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,10 @@ def _image(rows):
 
 def _map(images, truth, **options):
     metric = detection.mean_average_precision(lambda _: _, **options)
-    return metric.over_set.value([metric.over_set.state([a], [b]) for a, b in zip(images, truth, strict=True)])
+    states = [metric.over_set.state([([a], [b])]) for a, b in zip(images, truth, strict=True)]
+    value = metric.over_set.value(states)
+    assert metric.over_set.quick_value(states) == pytest.approx(value, abs=1e-9)
+    return value
 
 
 def test_map_by_hand():
@@ -136,7 +140,68 @@ def test_what_is_drawn_has_the_divergences_curvature():
 
 def test_wrong_targets_are_told():
     state = detection.mean_average_precision(lambda found: found).over_set.state
-    with pytest.raises(TypeError, match="boxes"):
-        state([_image([(0, 0, 1, 1, 0, 0.5)])], [torch.zeros(3)])
+    guess = _image([(0, 0, 1, 1, 0, 0.5)])
+    with pytest.raises(TypeError, match="a list with a mapping of boxes"):
+        state([([guess], [torch.zeros(3)])])
+    with pytest.raises(TypeError, match="a list with a mapping of boxes"):
+        state([([guess], torch.zeros(3, 6))])  # as Ultralytics' loaders give them
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}
     with pytest.raises(ValueError, match="1 images, targets are of 2"):
-        state([{}], [{}, {}])
+        state([([guess], [empty, empty])])
+    with pytest.raises(ValueError, match="must give scores"):
+        state([([empty], [empty])])
+    with pytest.raises(ValueError, match="no image has a box"):
+        _map([guess], [empty])
+    with pytest.raises(ValueError, match="1 boxes have 2 labels"):
+        state([([guess], [{"boxes": torch.zeros(1, 4), "labels": torch.zeros(2)}])])
+    with pytest.raises(UsageError, match="suppresses boxes itself"):
+        detection.yolo_head(torch.zeros(1, 300, 6))
+    with pytest.raises(ValueError, match="sigmoid"):
+        detection.Divergence(lambda outputs: outputs)(_outputs(), _outputs())
+
+
+def _crowded(seed, images=30, classes=4, most=180):
+    generator = torch.Generator().manual_seed(seed)
+    truth, found = [], []
+    for _ in range(images):
+        count = int(torch.randint(0, 60, (1,), generator=generator))
+        low = 300 * torch.rand(count, 2, generator=generator)
+        boxes = torch.cat([low, low + 5 + 40 * torch.rand(count, 2, generator=generator)], 1)
+        labels = torch.randint(0, classes, (count,), generator=generator)
+        truth.append({"boxes": boxes, "labels": labels})
+        near = boxes.repeat(3, 1) + 4 * torch.randn(3 * count, 4, generator=generator)
+        near[:, 2:] = torch.maximum(near[:, 2:], near[:, :2] + 1)
+        scores = torch.rand(3 * count, generator=generator).round(decimals=2)  # many are equal
+        changed = torch.where(torch.rand(3 * count, generator=generator) < 0.2, 1, 0)
+        found.append({"boxes": near[:most], "labels": ((labels.repeat(3) + changed) % classes)[:most], "scores": scores[:most]})
+    return found, truth
+
+
+@pytest.mark.parametrize("iou", [0.5, None])
+@pytest.mark.parametrize("most", [100, 5])
+def test_many_detections_are_limited_by_class_as_coco_does(iou, most):
+    """And the quick form is the same number: `_map` compares them."""
+    assert 0 < _map(*_crowded(0), iou=iou, most=most) < 0.95
+
+
+def test_numbers_of_other_libraries_and_crowds():
+    truth = [{"boxes": np.array([[0.0, 0, 10, 10]]), "labels": np.array([[2]])}]
+    found = [{"boxes": [[0, 0, 10, 10]], "labels": [2], "scores": [0.5]}]
+    assert _map(found, truth) == 1.0
+    crowd = [
+        {
+            "boxes": torch.tensor([[0.0, 0, 10, 10], [20, 20, 90, 90]]),
+            "labels": torch.tensor([0, 0]),
+            "iscrowd": torch.tensor([0, 1]),
+        }
+    ]
+    inside = [_image([(30, 30, 40, 40, 0, 0.9), (0, 0, 10, 10, 0, 0.8)])]
+    metric = detection.mean_average_precision(lambda found: found)
+    assert metric.over_set.value([metric.over_set.state([(inside, crowd)])]) == 1.0  # what lies in a crowd is no mistake
+
+
+def test_certain_answers_in_half_precision_have_gradients():
+    boxes = torch.tensor([[[0.0, 0, 10, 10]]], dtype=torch.float16)
+    likely = torch.tensor([[[1.0, 0.0]]], dtype=torch.float16, requires_grad=True)
+    scalar = detection.Divergence(lambda outputs: outputs).drawn((boxes, likely), torch.Generator().manual_seed(0))
+    assert bool(torch.isfinite(torch.autograd.grad(scalar, likely)[0]).all())

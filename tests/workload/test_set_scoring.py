@@ -47,13 +47,20 @@ def test_a_torchmetrics_object_gives_what_sklearn_gives():
 
 
 def test_batches_stay_together_where_dividing_them_changes_the_number():
-    """torchmetrics takes a sigmoid of a call's numbers if one of them is no probability: examples alone would be mixed up."""
+    """torchmetrics takes a sigmoid of a call's numbers if one of them is no probability: parts of it would be mixed up."""
     x, y = _data()
-    assert scoring.score(_auroc(), *_batches(x, y, size=30)).value == pytest.approx(roc_auc_score(y, x), abs=1e-6)
-    with pytest.raises(WorkloadError, match="there are 2 parts"):
-        scoring.score(_auroc(), *_batches(x, y, size=150))
-    probabilities = scoring.score(_auroc(), *_batches(x.sigmoid(), y, size=150))
-    assert probabilities.value == pytest.approx(roc_auc_score(y, x), abs=1e-6) and probabilities.half_width < 0.1
+    x = x.clamp(0.01, 0.99)
+    x[::50] = 3.0  # one in fifty, so that most small parts hold none
+    for size, parts in ((30, None), (150, 2)):
+        batches = _batches(x, y, size=size)
+        if parts:
+            with pytest.raises(WorkloadError, match=f"there are {parts} parts"):
+                scoring.score(_auroc(), *batches)
+        else:
+            wanted = _auroc().over_set.value([_auroc().over_set.state([(b[0][:, 0], t)]) for b, t in zip(*batches, strict=True)])
+            assert scoring.score(_auroc(), *batches).value == pytest.approx(wanted, abs=1e-6)
+    probabilities = scoring.score(_auroc(), *_batches(_data()[0].sigmoid(), y, size=150))
+    assert probabilities.value == pytest.approx(roc_auc_score(y, _data()[0]), abs=1e-6) and probabilities.half_width < 0.1
 
 
 def test_workloads_take_the_object_as_it_is():
@@ -135,15 +142,16 @@ def test_states_that_can_not_be_put_together_are_computed_again():
 def test_batches_come_apart_into_examples(target):
     batch = (torch.arange(12.0).reshape(3, 4), torch.arange(3.0))
     assert set_scoring._count(batch, target) == 3
-    pieces = set_scoring.divided(batch, target, 3)
-    assert [piece[0].tolist() for piece, _ in pieces] == [[row] for row in batch[0].tolist()]
-    second = pieces[1][1]
+    output, second = set_scoring.divided(batch, target, [1])
+    assert output[0].tolist() == batch[0][1:2].tolist() and output[1].tolist() == [1.0]
     if isinstance(target, (list, tuple)) and isinstance(target[0], dict):
-        assert second[0] is target[1] and len(second) == 1
+        assert second[0] is target[1] and len(second) == 1 and type(second) is type(target)
     elif isinstance(target, dict):
         assert second["boxes"].tolist() == target["boxes"][1:2].tolist()
     elif isinstance(target, tuple):
         assert second[0].tolist() == [[2.0, 3.0]] and second[1].tolist() == [1]
+    elif target is None:
+        assert second is None
 
 
 def test_boxes_of_all_images_in_one_tensor_are_no_examples():
@@ -176,19 +184,86 @@ def test_too_few_parts_and_faults_are_told():
         scoring.score(hwprune.Metric.of_set("x", lambda *_: torch.zeros(3)), outputs, [torch.zeros(9)])
 
 
-def test_targets_of_any_form_survive_the_file(tmp_path):
-    image = {"boxes": torch.rand(2, 4), "labels": torch.tensor([1, 2]), "area": 3.5, "crowd": False}
-    batches = [
-        ((torch.zeros(2, 3),), [image, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "area": 0, "crowd": True}])
-    ]
-    batches += [((torch.zeros(1, 3),), {"mask": torch.ones(1, 2, 2)}), ((torch.zeros(1, 3),), torch.tensor([4]))]
-    batches += [((torch.zeros(1, 3),), None), ((torch.zeros(1, 3),), ["a text"])]
+@pytest.mark.parametrize(
+    "target",
+    [
+        [{"boxes": torch.rand(2, 4), "area": 3.5, "crowd": False, "masks": None, "file": "a.png"}, {"boxes": torch.zeros(0, 4)}],
+        {"mask": torch.ones(1, 2, 2, dtype=torch.bool), 0: torch.arange(3), "number": torch.tensor(7)},
+        (torch.arange(3), torch.rand(3)),
+        {"boxes": np.arange(6.0).reshape(3, 2), "one": np.int64(4)},
+        torch.tensor([4]),
+    ],
+)
+def test_targets_of_any_form_survive_the_file(tmp_path, target):
+    sample_files.write_batches([((torch.zeros(1, 3),), target), ((torch.zeros(1, 3),), None)], tmp_path / "samples.npz")
+    found, nothing = sample_files.read_targets(tmp_path / "samples.npz")
+    assert nothing is None and type(found) is type(target)
+    leaves, wanted = torch.utils._pytree.tree_flatten(found), torch.utils._pytree.tree_flatten(target)
+    assert leaves[1] == wanted[1]
+    for a, b in zip(leaves[0], wanted[0], strict=True):
+        assert torch.as_tensor(a).equal(torch.as_tensor(b)) if isinstance(b, (torch.Tensor, np.ndarray)) else a == b
+    assert [name for name in np.load(tmp_path / "samples.npz", allow_pickle=False).files if "input" in name]
+
+
+def test_what_can_not_be_stored_is_left_out(tmp_path):
+    batches = [((torch.zeros(1, 3),), [object()]), ((torch.zeros(1, 3),), torch.zeros(2, dtype=torch.bfloat16))]
     sample_files.write_batches(batches, tmp_path / "samples.npz")
-    first, second, third, fourth, fifth = sample_files.read_targets(tmp_path / "samples.npz")
-    assert first[0]["boxes"].equal(image["boxes"]) and first[0]["area"] == 3.5 and first[1]["crowd"] is True
-    assert first[1]["labels"].dtype == torch.int64 and second["mask"].shape == (1, 2, 2) and third.tolist() == [4]
-    assert fourth is None and fifth is None
-    assert all(np.load(tmp_path / "samples.npz", allow_pickle=False)[name] is not None for name in ("00000.input0", "00000.form"))
+    assert sample_files.read_targets(tmp_path / "samples.npz") == [None, None]
+
+
+def test_a_function_that_wants_whole_batches_gets_them():
+    def of_batches(xs, ys):
+        if any(len(x) < 30 for x in xs):
+            raise ValueError("too few")
+        return float((torch.cat(xs)[:, 0] > 0).float().mean())
+
+    x, y = _data()
+    found = scoring.score(hwprune.Metric.of_set("share", of_batches), *_batches(x, y, size=50))
+    assert found.value == pytest.approx(float((x > 0).float().mean())) and found.half_width > 0
+
+
+def test_a_metric_named_like_one_of_ours_is_not_taken_for_it():
+    from torchmetrics.regression import MeanAbsoluteError
+
+    mine = hwprune.Metric.of_torchmetrics(MeanAbsoluteError(), name="mae", post=lambda x: 3 * x)
+    found = metrics.get(mine)
+    assert found.name == "mae (own)" and metrics.of_record({"metric": found.name}) is None
+    assert metrics.get("mae").name == "mae" and metrics.get(metrics.METRICS["mae"]) is metrics.METRICS["mae"]
+    with pytest.raises(hwprune.HwpruneError, match="not the class"):
+        metrics.get(MeanAbsoluteError)
+
+
+def test_numbers_judged_by_torchmetrics_are_trained_by_squared_error():
+    from torchmetrics.regression import MeanSquaredError
+
+    from hwprune.workload.task_loss import task_loss
+
+    for classes in (1, 3):
+        x, y = torch.randn(40, 5), torch.randn(40, classes)
+        data = list(zip(x.split(10), y.split(10), strict=True))
+        model = torch.nn.Linear(5, classes).eval()
+        workload = hwprune.Workload("numbers", model, (x[:1],), data, data, metric=MeanSquaredError())
+        loss = task_loss(workload, model)
+        assert float(loss(model(x), y).detach()) == pytest.approx(float((model(x) - y).square().mean().detach()))
+    soft = torch.rand(40, 3).softmax(1)
+    data = list(zip(x.split(10), soft.split(10), strict=True))
+    loss = task_loss(hwprune.Workload("soft", model, (x[:1],), data, data, metric=lambda a, b: (a - b).mean(1)), model)
+    wanted = torch.nn.functional.cross_entropy(model(x), soft)
+    assert float(loss(model(x), soft).detach()) == pytest.approx(float(wanted.detach()))
+
+
+def test_the_object_is_known_by_what_it_is_and_not_by_what_was_computed_with_it():
+    from torchmetrics.classification import BinaryF1Score
+
+    from hwprune.pruning.code_identity import identity_of
+
+    used = BinaryF1Score()
+    used(torch.tensor([0.2, 0.8]), torch.tensor([0, 1]))
+    fresh, other = metrics.get(BinaryF1Score()), metrics.get(used)
+    before = identity_of(fresh)
+    x, y = _data()
+    scoring.score(fresh, [(x.sigmoid(),)], [y])
+    assert identity_of(fresh) == before == identity_of(other)
 
 
 def test_agreement_of_a_set_compares_with_the_dense_model():

@@ -38,7 +38,7 @@ class Validator:
             WorkloadError: the loader yields other data each time, and too much to be kept.
         """
         outputs, targets = self._outputs(module)
-        return scoring.score(self.workload.scoring, outputs, targets, self.dense)
+        return scoring.score(self.workload.scoring, outputs, targets, self.dense, sure=False)
 
     def teach(self, teacher: nn.Module) -> None:
         """The dense model's outputs, which say how outputs are read, and are what some metrics compare with."""

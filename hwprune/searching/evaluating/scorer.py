@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hwprune import runtimes
-from hwprune.errors import CandidateFailure
+from hwprune.errors import CandidateFailure, WorkloadError
 from hwprune.latency.bench import Bench
 from hwprune.latency.samples import read_batches
 from hwprune.records.measurement import Measurement
@@ -122,7 +122,11 @@ class FileScorer:
 
     def scores(self, outputs: Outputs, split: Split) -> FileScores:
         """Everything that outputs on the whole split say. Raises `CandidateFailure`."""
-        metric, drop = scoring.score_and_drop(self.metric, outputs, split.dense, split.targets, split.known(self.metric))
+        known = split.known(self.metric)
+        try:
+            metric, drop = scoring.score_and_drop(self.metric, outputs, split.dense, split.targets, known)
+        except WorkloadError as error:  # what could score the dense model: this candidate's outputs are to blame
+            raise CandidateFailure("evaluate", str(error)) from error
         estimated = confidence.estimated_drop(
             self.metric, outputs, split.dense, split.targets, split.temperature(self.metric), drop
         )
