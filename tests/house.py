@@ -43,6 +43,8 @@ TESTED_ELSEWHERE = {
     "errors": ("cli/test_main.py", "every kind of error is a way out of the command line"),
     "cli.*": ("cli/test_main.py", "commands are tested as their user runs them, all in one file"),
     "common.old_paths": ("test_public.py", "old paths are public names"),
+    "workload.average_precision": ("workload/test_detection.py", "mAP is seen through the metric"),
+    "deploy.cascade_writing": ("deploy/test_cascading.py", "the files are looked at where they are delivered"),
     "workload.sample_files": ("workload/test_set_scoring.py", "targets of any form, as metrics of whole splits take them"),
     "workload.set_values": ("workload/test_set_scoring.py", "states and values are seen through the score that they make"),
     "deploy.cascade_verify": ("deploy/test_cascading.py", "what is verified is what the command has just delivered"),

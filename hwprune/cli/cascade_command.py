@@ -42,7 +42,7 @@ def worst(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     from hwprune.cli.progress_bar import make_progress
     from hwprune.common import formatting
-    from hwprune.deploy import cascading
+    from hwprune.deploy import cascade_writing, cascading
     from hwprune.deploy.cascade_choice import Wish
     from hwprune.records.record import read_record
     from hwprune.report import cascade_page
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{formatting.percent(exits.value)} [{low}, {high}] of the {result.split} examples end at the first model\n")
     print(table(cascade_page.HEADER, cascade_page.rows(result), args.width()))
     print(f"\n{wrapped(cascade_page.verdict(result), args.width())}")
-    names = ["cascade.json", "first.onnx", "second.onnx", cascading.RUNNER, "cascade.png"]
+    names = ["cascade.json", "first.onnx", "second.onnx", cascade_writing.RUNNER, "cascade.png"]
     names += ["model.onnx"] if result.without_one_file is None else []
     print(f"\nFiles: {out} ({', '.join(names)})")
     return 0

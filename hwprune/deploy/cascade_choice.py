@@ -14,6 +14,8 @@ import numpy as np
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 FOLDS, SEED = 5, 0
+NOBODY = 2.0
+"""A threshold that no probability reaches."""
 ROUNDING = 1e-9
 TIGHTER = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Shares of the limit with which thresholds are chosen, until what the other folds say keeps the limit."""
@@ -108,7 +110,7 @@ def curve(first: CascadeStep, second: CascadeStep, dense: Array) -> Iterator[tup
 def _between(confident: Array, exits: int) -> float:
     """A threshold that lets so many of the examples, sorted from the surest, end."""
     if exits == 0:
-        return 2.0  # nobody is as sure
+        return NOBODY
     if exits == len(confident):
         return 0.0
     return float(confident[exits - 1] + confident[exits]) / 2
@@ -121,29 +123,31 @@ def _of_pair(first: CascadeStep, second: CascadeStep, dense: Array, wish: Wish) 
     if room is not None and room < -ROUNDING:
         return None
     for share in TIGHTER if room is not None else (1.0,):
-        judged = np.zeros(3)
+        limit = None if room is None else share * room
+        threshold = _threshold(first, second, wish, limit)
+        if threshold is None:
+            return None
+        exits = np.zeros(len(dense), dtype=bool)
         for fold in range(FOLDS):
             inside, outside = folds != fold, folds == fold
-            threshold = _threshold(_part(first, inside), _part(second, inside), wish, None if room is None else share * room)
-            if threshold is None:
-                return None
-            exits = first.sure[outside] >= threshold
-            lost = second.right[outside] - np.where(exits, first.right[outside], second.right[outside])
-            judged += [lost.sum(), first.seconds * exits.size + second.seconds * (~exits).sum(), exits.sum()]
-        lost_share, seconds, ended = judged / len(dense)
-        if room is None or lost_share <= room + ROUNDING:
-            threshold = _threshold(first, second, wish, None if room is None else share * room)
-            assert threshold is not None
-            return CascadePlan(first.key, second.key, threshold, own + float(lost_share), float(seconds), float(ended))
+            own_threshold = _threshold(_part(first, inside), _part(second, inside), wish, limit)
+            exits[outside] = first.sure[outside] >= (NOBODY if own_threshold is None else own_threshold)
+        lost = np.where(exits, second.right - first.right, 0.0)
+        seconds = first.seconds + float((~exits).mean()) * second.seconds
+        # A standard error more: the best of many pairs is the luckiest one, too.
+        surely = float(lost.mean() + lost.std(ddof=1) / len(lost) ** 0.5)
+        if (room is None or surely <= room + ROUNDING) and (wish.max_seconds is None or seconds <= wish.max_seconds):
+            return CascadePlan(first.key, second.key, threshold, own + float(lost.mean()), seconds, float(exits.mean()))
     return None
 
 
 def _threshold(first: CascadeStep, second: CascadeStep, wish: Wish, room: float | None) -> float | None:
     """The threshold that is best for these examples: the fastest that loses no more than ``room`` beside the second model."""
-    rows = list(curve(first, second, second.right))
+    # Pairs of which one is never used are no pairs.
+    rows = [row for row in curve(first, second, second.right) if 0 < row[0] < NOBODY]
     if room is not None:
-        fits = [row for row in rows if row[1] <= max(room, 0.0) + ROUNDING]  # that nobody ends early always does
-        return min(fits, key=lambda row: (row[2], row[1]))[0]
+        fits = [row for row in rows if row[1] <= max(room, 0.0) + ROUNDING]
+        return min(fits, key=lambda row: (row[2], row[1]))[0] if fits else None
     assert wish.max_seconds is not None
     fits = [row for row in rows if row[2] <= wish.max_seconds]
     return min(fits, key=lambda row: (row[1], row[2]))[0] if fits else None

@@ -23,6 +23,8 @@ from hwprune.workload.scoring import Outputs
 
 DENSE, TWO_FILES, ONE_FILE, SINGLE = "dense", "cascade", "one file", "single"
 """Names of what is measured: the dense model, the two files, the one with an ``If``, and the best single model."""
+SECOND = "second"
+"""Key of the second model, which in an early exit takes what crosses."""
 PROCESSES, EXAMPLES, LIMIT_S = 6, 300, 8.0
 """Fresh processes that measure (the extremes of six hold the median with 96.9 %), examples that each times, and its seconds."""
 CHECKED = 64
@@ -43,7 +45,7 @@ class TwoFiles:
     second: Path
     answers: Path
     whole: Path
-    passes: Mapping[str, Sequence[int]] | None = None
+    passes: Mapping[str, Any] | None = None
 
     def one_file(self, rule: Mapping[str, Any]) -> onnx.ModelProto:
         """Both in one model. Raises `UsageError`."""
@@ -62,16 +64,16 @@ def chained(make: Callable[[], Bench], pair: TwoFiles, samples: Path) -> float:
     with tempfile.TemporaryDirectory() as scratch, make() as bench:
         given, out = Path(scratch) / "samples.npz", Path(scratch) / "outputs.npz"
 
-        def outputs(path: Path, batches: Sequence[Sequence[np.ndarray[Any, Any]]]) -> Outputs:
+        def outputs(path: Path, batches: Sequence[Sequence[np.ndarray[Any, Any]]], shapes: Sequence[Any] = ()) -> Outputs:
             sample_files.write_batches([(tuple(torch.from_numpy(x) for x in one), None) for one in batches], given)
-            bench.load("model", path)
+            bench.load("model", path, shapes=shapes)
             bench.run("model", given, out)
             return scoring.read_outputs(out)
 
         wanted, first = outputs(pair.whole, singles), outputs(pair.first, singles)
         rule = ExitRule({"output": 0, "axis": 1, "probabilities": False, "temperature": 1, "threshold": 2, "passes": pair.passes})
         passed = [rule.passed(one, [x.numpy() for x in batch]) for one, batch in zip(singles, first, strict=True)]
-        return scoring.largest_difference(outputs(pair.second, passed), wanted)
+        return scoring.largest_difference(outputs(pair.second, passed, pair.passes["shapes"]), wanted)
 
 
 def compare(
@@ -109,15 +111,16 @@ def compare(
 
 
 def distributions_of(
-    make: Callable[[], Bench], files: Mapping[str, Path], systems: Mapping[str, Mapping[str, Any]], samples: Path
-) -> dict[str, Distribution]:
+    make: Callable[[], Bench], files: Mapping[str, Path], systems: Mapping[str, Mapping[str, Any]], samples: Path,
+    passes: Mapping[str, Any] | None = None,
+) -> dict[str, Distribution]:  # fmt: skip
     """Latency of systems over inputs, from fresh processes; files are loaded in turned order. Raises `CandidateFailure`."""
     processes = []
     for number in range(PROCESSES):
         with make() as bench:
             keys = list(files)
             for key in keys[number % len(keys) :] + keys[: number % len(keys)]:  # who is loaded first gets other memory
-                bench.load(key, files[key])
+                bench.load(key, files[key], shapes=passes["shapes"] if passes and key == SECOND else ())
             processes.append(bench.varying(systems, samples, EXAMPLES, LIMIT_S))
     return varying.distributions(processes, DENSE)
 

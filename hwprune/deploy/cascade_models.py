@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hwprune.deploy.cascade_choice import CascadeStep
-from hwprune.deploy.cascade_files import DENSE
+from hwprune.deploy.cascade_files import DENSE, SECOND
 from hwprune.deploy.target_of_run import profile
 from hwprune.errors import UsageError
 from hwprune.latency.availability import missing
@@ -63,6 +63,8 @@ class Cascader:
         self.models = {DENSE: baseline / "model.onnx"} | {
             str(point.trial): run / "candidates" / str(point.trial) / "model.onnx" for point in self.record.front
         }
+        if apart := [key for key, path in self.models.items() if path.with_name(f"{path.name}.data").exists()]:
+            raise UsageError(f"weights of {', '.join(apart)} lie in files of their own; a cascade needs models in one file each")
         self.example = baseline / "example.npz"
         if any(shape[:1] != (1,) for shape in example_shapes(self.example)):
             raise UsageError(
@@ -118,7 +120,9 @@ class Cascader:
     def scores(self, side: Side, outputs: Outputs) -> torch.Tensor:
         return scoring.by_example(self.metric, outputs, side.targets, side.outputs[DENSE])
 
-    def seconds(self, files: Mapping[str, Path], systems: Mapping[str, Any] | None = None) -> dict[str, float]:
+    def seconds(
+        self, files: Mapping[str, Path], systems: Mapping[str, Any] | None = None, passes: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
         """Mean seconds of one example, called as an application calls it.
 
         Latencies of the front are of calls with bound inputs; of a model of some microseconds the call itself is a large share,
@@ -126,10 +130,11 @@ class Cascader:
 
         Args:
             systems: see `hwprune.latency.bench.Bench.varying`; default: each file by itself.
+            passes: of an early exit, whose second half has the key ``second``.
         """
         with self.make() as bench:
             for key, path in files.items():
-                bench.load(key, path)
+                bench.load(key, path, shapes=passes["shapes"] if passes and key == SECOND else ())
             measured = bench.varying(
                 systems or {key: {"steps": [key]} for key in files}, self.files["validation"], FIRST_LOOK, FIRST_LOOK_S
             )

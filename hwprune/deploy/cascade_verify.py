@@ -9,7 +9,7 @@ from typing import Any
 
 from hwprune.common import formatting
 from hwprune.common.files import read_json, sha256
-from hwprune.deploy.cascade_files import DENSE, ONE_FILE, TWO_FILES, compare, distributions_of, joined
+from hwprune.deploy.cascade_files import DENSE, ONE_FILE, TWO_FILES, TwoFiles, chained, compare, distributions_of, joined
 from hwprune.deploy.checks import Check, Verified
 from hwprune.deploy.target_of_run import profile
 from hwprune.errors import CandidateFailure, UsageError
@@ -33,7 +33,11 @@ def verify_cascade(folder: Path, metric: Metric | None, step: Callable[[], None]
         UsageError: cascade.json has faults, or its target can't be measured here.
     """
     facts = read_json(folder / "cascade.json")
-    lacking = [name for name in ("steps", "decision", "files", "systems", "target", "deploy", "workload") if name not in facts]
+    lacking = [
+        name
+        for name in ("steps", "decision", "files", "systems", "target", "deploy", "workload", "fingerprint")
+        if name not in facts
+    ]
     if lacking:
         raise UsageError(f"{folder / 'cascade.json'} lacks {', '.join(lacking)}: it is not one that hwprune cascade wrote")
     target = profile(facts)
@@ -47,13 +51,18 @@ def verify_cascade(folder: Path, metric: Metric | None, step: Callable[[], None]
     halves = "passes" in facts["decision"]
     answers, whole = (folder / "answer.onnx", folder / "whole.onnx") if halves else (first, second)
     files = {"first": first, "second": second, "answers": answers, "whole": whole, DENSE: folder / "dense.onnx"}
-    if facts["without_one_file"] is None:
+    if facts.get("without_one_file", "") is None:
         files[ONE_FILE] = folder / "model.onnx"
 
     def make() -> Bench:
         return Bench(target, shapes=shapes)
 
     try:
+        if halves:
+            pair = TwoFiles(first, second, answers, whole, facts["decision"]["passes"])
+            apart = chained(make, pair, folder / "samples.npz")
+            text = f"one after the other they differ from the whole model by {apart:.2g} at most"
+            verified.checks.append(Check("halves", apart <= closeness.TOLERANCES[target.precision], text))
         if ONE_FILE in files:
             verified.checks.append(_branches(make, files, facts, folder, target))
         step()
@@ -79,7 +88,8 @@ def _branches(
     wanted = {ONE_FILE: files[ONE_FILE], "first": files["answers"], "second": files["whole"]}
     worst, (ends, goes_on) = compare(make, wanted, facts["decision"], folder)
     text = f"{ends} examples that end and {goes_on} that go on: the one file differs from the two by {worst:.2g} at most"
-    return Check("branches", worst <= closeness.TOLERANCES[target.precision], text)
+    close = worst <= closeness.TOLERANCES[target.precision]
+    return Check("branches", close if ends and goes_on else None if close else False, text)
 
 
 def _metric(
@@ -124,7 +134,7 @@ def _speed(
     else:
         loaded = {name: files[name] for name in (DENSE, "first", "second")}
         systems[deploy] = {"steps": ["first", "second"], "decision": facts["decision"]}
-    speedup = distributions_of(make, loaded, systems, folder / "samples.npz")[deploy].speedup
+    speedup = distributions_of(make, loaded, systems, folder / "samples.npz", facts["decision"].get("passes"))[deploy].speedup
     recorded = float(facts["systems"][deploy]["latency"]["speedup"]["value"])
     verified.speedup, verified.recorded_speedup = speedup, recorded
     ratio = speedup.value / recorded - 1

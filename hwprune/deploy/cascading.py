@@ -7,72 +7,30 @@ files with a small runner, and one file with an ``If`` where the runtime takes i
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hwprune.common.files import dump_json, sha256, write_atomic
+from hwprune.common import formatting
 from hwprune.deploy import cascade_files, early_exits
-from hwprune.deploy.cascade_choice import CascadePlan, CascadeStep, Wish, curve, pairs_of, plans
-from hwprune.deploy.cascade_files import DENSE, ONE_FILE, SINGLE, TWO_FILES, TwoFiles, chained, compare, distributions_of, joined
+from hwprune.deploy.cascade_choice import NOBODY, CascadePlan, CascadeStep, Wish, curve, pairs_of, plans
+from hwprune.deploy.cascade_files import DENSE, ONE_FILE, SINGLE, TWO_FILES, TwoFiles, distributions_of, joined
 from hwprune.deploy.cascade_models import Cascader, Side
+from hwprune.deploy.cascade_writing import CascadeResult, Told, finish, write, write_one_file
 from hwprune.deploy.early_exits import EarlyExit
-from hwprune.errors import CandidateFailure, UsageError
-from hwprune.latency import cascade_runner, varying
+from hwprune.errors import UsageError
+from hwprune.latency import varying
 from hwprune.latency.cascade_runner import ExitRule
 from hwprune.latency.varying import Distribution
-from hwprune.onnx_files import to_onnx
 from hwprune.records.measurement import Measurement
-from hwprune.workload import closeness, scoring
+from hwprune.workload import scoring
 from hwprune.workload.metrics import Metric, wilson
 from hwprune.workload.reading import Reading
 from hwprune.workload.workload import Workload
-
-RUNNER = "run_cascade.py"
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """One system as it is told: accuracy on the split that chose nothing, and its latency over inputs."""
-
-    name: str
-    metric: Measurement
-    drop: Measurement
-    latency: Distribution
-
-    def to_json(self) -> dict[str, Any]:
-        return {"metric": self.metric.to_json(), "drop": self.drop.to_json(), "latency": self.latency.to_json()}
-
-
-@dataclass(frozen=True, slots=True)
-class CascadeResult:
-    """A delivered cascade.
-
-    Attributes:
-        exits: share of the examples of ``split`` that end at the first model.
-        systems: the dense model, the two files, the one file if there is one, and the best single model; by name.
-        deploy: the faster form, ``cascade`` or ``one file``.
-        without_one_file: why there is none, or None.
-        single: key of the best single model within the same limit.
-        over_single: mean latency of that over the deployed form's, on the same inputs.
-        curve: (drop, mean seconds) of the pair for every threshold, on validation.
-        models: (drop, seconds) of each model alone, on validation.
-    """
-
-    plan: CascadePlan
-    split: str
-    exits: Measurement
-    systems: Mapping[str, Told]
-    deploy: str
-    without_one_file: str | None
-    single: str
-    over_single: Measurement
-    curve: Sequence[tuple[float, float]]
-    models: Mapping[str, tuple[float, float]]
-    share: bool
 
 
 def cascade(
@@ -95,9 +53,11 @@ def cascade(
         workload: early exits of the best single model and of the dense one instead of two models; gives data for their heads.
 
     Raises:
-        UsageError: the run can't give one, or no pair keeps the wish.
+        UsageError: the run can't give one, no pair keeps the wish, or the folder holds something else.
         CandidateFailure: a model does not run any more.
     """
+    _check_wish(wish, min_speedup)
+    _check_folder(run, out)
     found = Cascader(run, metric)
     stage(f"running {len(found.models)} models on {' and '.join(found.files)}")
     sides = found.sides(found.models)
@@ -107,12 +67,16 @@ def cascade(
     stage(f"timing {len(found.models)} models on single inputs")
     seconds = found.seconds(found.models)
     steps = {key: found.step(key, seconds[key], validation, rules[key]) for key in found.models}
+    rule_s = _seconds_of_rule(found, rules)
     if min_speedup is not None:
         wish = replace(wish, max_seconds=steps[DENSE].seconds / min_speedup)
     single = _best_single(steps, wish)
+    final, out = out, out.with_name(f".{out.name}.part")
+    shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         if workload is None:
             pairs = _asked(steps, pair)
+            pairs = [(replace(a, seconds=a.seconds + rule_s), b) for a, b in pairs]
             delivered = {
                 (a.key, b.key): TwoFiles(found.models[a.key], found.models[b.key], found.models[a.key], found.models[b.key])
                 for a, b in pairs
@@ -127,8 +91,8 @@ def cascade(
         rule = rules[plan.first] | {"threshold": plan.threshold} | ({} if chosen.passes is None else {"passes": chosen.passes})
         out.mkdir(parents=True, exist_ok=True)
         stage("writing the files and comparing them")
-        chosen = _write(found, chosen, rule, out)
-    without = _write_one_file(found, chosen, rule, out)
+        chosen = write(found, chosen, rule, out)
+    without = write_one_file(found, chosen, rule, out)
     stage(f"measuring on {cascade_files.EXAMPLES} inputs in {cascade_files.PROCESSES} processes")
     latencies = _measured(found, out, chosen, rule, single, one_file=without is None)
     whole = plan.second if chosen.passes is None else plan.first.split("@")[0]
@@ -144,8 +108,49 @@ def cascade(
         {key: (dense_mean - float(step.right.mean()), step.seconds) for key, step in steps.items() if key in found.models},
         found.metric.name in ("top1", "top5", "agreement"),
     )  # fmt: skip
-    _finish(found, result, rule, chosen, out)
-    return result
+    finish(found, result, rule, chosen, out)
+    shutil.rmtree(final, ignore_errors=True)  # a cascade that was there before
+    out.replace(final)
+    return replace(result, missed=_missed(result, wish, steps[DENSE].seconds))
+
+
+def _check_wish(wish: Wish, min_speedup: float | None) -> None:
+    if min_speedup is not None and not 0 < min_speedup < math.inf:
+        raise UsageError(f"the least speedup must be a number above 0, got {min_speedup:g}")
+    if wish.max_drop is not None and not 0 <= wish.max_drop < math.inf:
+        raise UsageError(f"the largest drop must be a number, at least 0, got {wish.max_drop:g}")
+
+
+def _check_folder(run: Path, out: Path) -> None:
+    """Raises `UsageError` if what is in the folder is not a cascade of before."""
+    mine = out.resolve()
+    inside = run.resolve() in (mine, *mine.parents)
+    if mine == run.resolve() or (inside and mine.parent != run.resolve()) or mine in run.resolve().parents:
+        raise UsageError(f"{out} belongs to the run: name a folder of its own, such as {run / 'cascade'}")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "cascade.json").is_file())):
+        raise UsageError(f"{out} holds other files: name a new folder, or one of an earlier cascade")
+
+
+def _seconds_of_rule(found: Cascader, rules: Mapping[str, Mapping[str, Any]]) -> float:
+    """What it takes to decide, beside running the first model: microseconds, which count where models take microseconds."""
+    key = DENSE
+    first = {"steps": [key, key], "decision": {**rules[key], "threshold": 0.0}}
+    measured = found.seconds({key: found.models[key]}, {"alone": {"steps": [key]}, "decided": first})
+    return max(measured["decided"] - measured["alone"], 0.0)
+
+
+def _missed(result: CascadeResult, wish: Wish, dense_s: float) -> tuple[str, ...]:
+    """What was asked for and did not come out, as sentences."""
+    told, faults = result.systems[result.deploy], []
+    if wish.max_drop is not None and told.drop.value > wish.max_drop:
+        faults.append(f"its drop on {result.split} is {told.drop.value:.4g}, and {wish.max_drop:g} was asked for")
+    if wish.max_seconds is not None and told.latency.speedup.value < dense_s / wish.max_seconds * (1 - 1e-6):
+        least = dense_s / wish.max_seconds
+        faults.append(f"its mean speedup is {told.latency.speedup.value:.2f}x, and {least:.2f}x was asked for")
+    if wish.worst_seconds is not None and told.latency.worst > wish.worst_seconds:
+        limit = formatting.seconds(wish.worst_seconds)
+        faults.append(f"its slowest input takes {formatting.seconds(told.latency.worst)}, and {limit} was asked for")
+    return tuple(faults)
 
 
 def _asked(steps: Mapping[str, CascadeStep], pair: tuple[str, str] | None) -> list[tuple[CascadeStep, CascadeStep]]:
@@ -173,9 +178,12 @@ def _of_exits(
     pairs, delivered = [], {}
     for one in exits:
         rules[one.key] = found.spec(one.key, sides["validation"], replace(reading, place=0))
-        files = {"answer": one.answer, "first": one.first, "second": one.second}
-        always = {**rules[one.key], "threshold": 2.0, "passes": one.passes}
-        both = found.seconds(files, {"answer": {"steps": ["first"]}, "both": {"steps": ["first", "second"], "decision": always}})
+        rule = {**rules[one.key], "passes": one.passes}
+        systems = {
+            name: {"steps": ["first", "second"], "decision": {**rule, "threshold": threshold}}
+            for name, threshold in (("answer", 0.0), ("both", NOBODY))
+        }
+        both = found.seconds({"first": one.first, "second": one.second}, systems, one.passes)
         first = found.step(one.key, both["answer"], sides["validation"], rules[one.key])
         rest = CascadeStep(
             f"{one.key} rest", max(both["both"] - both["answer"], 0.0), steps[one.model].right, steps[one.model].sure
@@ -188,58 +196,28 @@ def _of_exits(
 def _best(pairs: Sequence[tuple[CascadeStep, CascadeStep]], dense: CascadeStep, wish: Wish, what: str) -> CascadePlan:
     found = plans(pairs, dense.right, wish)
     if not found:
-        raise UsageError(f"no two {what} keep these limits, judged on examples that chose no threshold")
+        raise UsageError(
+            f"no two {what}, both of which are used, keep these limits on examples that chose no threshold: one model for all "
+            "inputs serves better (hwprune export)"
+        )
     return found[0]
 
 
 def _best_single(steps: Mapping[str, CascadeStep], wish: Wish) -> str:
-    """The model that would be delivered alone within the same limits, judged on the same examples."""
-    dense = steps[DENSE].right.mean()
-    if wish.max_drop is not None:
-        fits = [step for step in steps.values() if dense - step.right.mean() <= wish.max_drop]
-        return min(fits, key=lambda step: step.seconds).key  # the dense model fits
-    fits = [step for step in steps.values() if step.seconds <= (wish.max_seconds or 0.0)]
-    return max(fits or list(steps.values()), key=lambda step: float(step.right.mean())).key
-
-
-def _write(found: Cascader, pair: TwoFiles, rule: Mapping[str, Any], out: Path) -> TwoFiles:
-    """The two files, their runner and the samples; where they are now."""
-    copied = {"first.onnx": pair.first, "second.onnx": pair.second}
-    if pair.passes is not None:  # what verify compares with
-        copied |= {"answer.onnx": pair.answers, "whole.onnx": pair.whole}
-    for name, path in copied.items():
-        shutil.copyfile(path, out / name)
-    shutil.copyfile(Path(cascade_runner.__file__), out / RUNNER)
-    shutil.copyfile(found.files[found.split], out / "samples.npz")
-    write_atomic(out / "cascade.json", dump_json({"schema": 1, "steps": ["first.onnx", "second.onnx"], "decision": dict(rule)}))
-    first, second = out / "first.onnx", out / "second.onnx"
-    return TwoFiles(
-        first, second, *(first, second) if pair.passes is None else (out / "answer.onnx", out / "whole.onnx"), pair.passes
-    )
-
-
-def _write_one_file(found: Cascader, pair: TwoFiles, rule: Mapping[str, Any], out: Path) -> str | None:
-    """``model.onnx`` with an ``If``; the reason why there is none, or None.
-
-    Both branches are run: it must give what the two files give, on examples of which some end at each.
+    """The model that would be delivered alone within the same limits, judged on the same examples.
 
     Raises:
-        CandidateFailure: the halves of an early exit do not give what the whole model gives.
+        UsageError: no single model keeps them; a cascade is slower than its first model, and so can't either.
     """
-    tolerance = closeness.TOLERANCES[found.target.precision]
-    if pair.passes is not None and not (apart := chained(found.make, pair, out / "samples.npz")) <= tolerance:
-        raise CandidateFailure("parity", f"the two halves differ from the whole model by {apart:.2g} of the largest output")
-    path = out / "model.onnx"
-    try:
-        to_onnx.save_onnx(pair.one_file(rule), path)
-        worst, _ = compare(found.make, {ONE_FILE: path, "first": pair.answers, "second": pair.whole}, rule, out)
-    except (UsageError, CandidateFailure) as error:
-        path.unlink(missing_ok=True)
-        return error.reason if isinstance(error, CandidateFailure) else str(error)
-    if not worst <= tolerance:
-        path.unlink(missing_ok=True)
-        return f"the one file differs from the two by {worst:.2g} of the largest output"
-    return None
+    dense = steps[DENSE].right.mean()
+    limit = min(wish.max_seconds or math.inf, wish.worst_seconds or math.inf)
+    fits = [step for step in steps.values() if step.seconds <= limit]
+    fits = [step for step in fits if wish.max_drop is None or dense - step.right.mean() <= wish.max_drop + 1e-9]
+    if not fits:
+        raise UsageError("no model of the front keeps these limits")
+    if wish.max_drop is not None:
+        return min(fits, key=lambda step: step.seconds).key
+    return max(fits, key=lambda step: float(step.right.mean())).key
 
 
 def _measured(
@@ -253,7 +231,7 @@ def _measured(
         loaded[ONE_FILE], systems[ONE_FILE] = out / "model.onnx", {"steps": [ONE_FILE]}
     if single != DENSE:
         loaded[SINGLE], systems[SINGLE] = found.models[single], {"steps": [SINGLE]}
-    return distributions_of(found.make, loaded, systems, found.files[found.split])
+    return distributions_of(found.make, loaded, systems, found.files[found.split], pair.passes)
 
 
 def _told(
@@ -274,24 +252,3 @@ def _told(
         metric, drop = scoring.score_and_drop(found.metric, of[name], side.outputs[DENSE], side.targets)
         systems[name] = Told(name, metric, drop, latency)
     return exits, systems
-
-
-def _finish(found: Cascader, result: CascadeResult, rule: Mapping[str, Any], pair: TwoFiles, out: Path) -> None:
-    """cascade.json with everything that was measured, and the dense model beside it for `verify`."""
-    shutil.copyfile(found.models[DENSE], out / "dense.onnx")
-    data = found.record.data
-    listed = ["first.onnx", "second.onnx", RUNNER, "samples.npz", "dense.onnx"]
-    listed += ["answer.onnx", "whole.onnx"] if pair.passes is not None else []
-    listed += ["model.onnx"] if result.without_one_file is None else []
-    facts: dict[str, Any] = {
-        "schema": 1, "steps": ["first.onnx", "second.onnx"], "decision": dict(rule), "deploy": result.deploy,
-        "trials": [result.plan.first, result.plan.second], "single": result.single,
-        "over_single": result.over_single.to_json(), "without_one_file": result.without_one_file,
-        "validation": {"drop": result.plan.drop, "seconds": result.plan.seconds, "exits": result.plan.exits},
-        "split": result.split, "exits": result.exits.to_json(),
-        "systems": {name: told.to_json() for name, told in result.systems.items()},
-        "workload": {key: data["workload"].get(key) for key in ("name", "metric", "class_axis", "source")},
-        "target": data["target"], "fingerprint": data["fingerprint"],
-        "files": {name: sha256(out / name) for name in listed},
-    }  # fmt: skip
-    write_atomic(out / "cascade.json", dump_json(facts))

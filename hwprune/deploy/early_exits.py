@@ -42,7 +42,7 @@ class EarlyExit:
         model: key of the whole model.
         answer: file of the first half with its head, which gives the answer alone.
         first, second: the halves; the first gives what crosses behind the answer.
-        passes: positions of what the second takes, see `hwprune.latency.cascade_runner.ExitRule`.
+        passes: positions and shapes of what the second takes, see `hwprune.latency.cascade_runner.ExitRule`.
     """
 
     key: str
@@ -50,7 +50,7 @@ class EarlyExit:
     answer: Path
     first: Path
     second: Path
-    passes: Mapping[str, Sequence[int]]
+    passes: Mapping[str, Any]
 
 
 def make(found: Cascader, keys: Sequence[str], workload: Workload, reading: Reading, folder: Path) -> list[EarlyExit]:
@@ -125,7 +125,9 @@ def _exit(
     inputs = [item.name for item in model.graph.input]
     crossing = 1 + len(point.others)
     own = [inputs.index(item.name) for item in second.graph.input if item.name in inputs]
-    passes = {"outputs": list(range(1, 1 + crossing)), "inputs": own}
+    whole_shapes = example_shapes(found.example)
+    shapes = [point.shape, *point.other_shapes, *(whole_shapes[place] for place in own)]
+    passes = {"outputs": list(range(1, 1 + crossing)), "inputs": own, "shapes": [list(shape) for shape in shapes]}
     return EarlyExit(name, key, home / "answer.onnx", home / "first.onnx", home / "second.onnx", passes)
 
 

@@ -103,17 +103,17 @@ class Bench:
 
     # -- models ------------------------------------------------------------------------------
 
-    def load(self, key: str, path: Path, *, keep: bool = False, threads: int | None = None) -> None:
-        """Load a model. Raises `CandidateFailure` (stage ``run``).
+    def load(
+        self, key: str, path: Path, *, keep: bool = False, threads: int | None = None, shapes: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """Load a model; with ``keep`` again after a crash. Raises `CandidateFailure` (stage ``run``).
 
-        Args:
-            keep: load it again after a crash.
-            threads: others than the target's, for outputs that are not timed.
+        ``threads``, ``shapes``: others than the target's (for outputs that are not timed) and those of all models.
         """
         self._awake()
         arguments = self._load_arguments(key, path)
-        if threads is not None:
-            arguments["settings"] = {**self._settings, "threads": threads}
+        others = ({"threads": threads} if threads else {}) | ({"shapes": [list(x) for x in shapes]} if shapes else {})
+        arguments["settings"] = {**self._settings, **others}
         self._convert("convert", {name: arguments[name] for name in ("path", "runtime", "settings")})
         self._ask("run", "load", arguments)
         before, self._places[key] = self._places.get(key), arguments["path"]

@@ -29,7 +29,7 @@ class ExitRule:
             ``probabilities`` (it holds probabilities, not logits), ``temperature`` (logits are divided by it, so that
             probabilities are as often right as they say), ``threshold`` (the probability from which it is sure), and, where the
             second model goes on from within the first, ``passes``: positions among the first one's ``outputs`` and among the
-            ``inputs`` of what it takes.
+            ``inputs`` of what it takes, and the ``shapes`` of these for one example.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:

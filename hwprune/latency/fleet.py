@@ -117,8 +117,10 @@ class FleetBench(Bench):
         self._waiting_models: dict[str, tuple[Path, bool]] = {}
         self._loaded: dict[str, set[str]] = {name: set() for name in self._others}
 
-    def load(self, key: str, path: Path, *, keep: bool = False, threads: int | None = None) -> None:
-        super().load(key, path, keep=keep, threads=threads)
+    def load(
+        self, key: str, path: Path, *, keep: bool = False, threads: int | None = None, shapes: Sequence[Sequence[int]] = ()
+    ) -> None:
+        super().load(key, path, keep=keep, threads=threads, shapes=shapes)
         if threads is None:
             self._waiting_models.pop(key, None)
             self._waiting_models[key] = path, keep

@@ -49,8 +49,7 @@ def with_if(first: onnx.ModelProto, second: onnx.ModelProto, decision: Mapping[s
     model.ir_version = max(first.ir_version, second.ir_version)
     functions = {(f.domain, f.name): f for f in (*first.functions, *second.functions)}
     model.functions.extend(functions.values())
-    onnx.checker.check_model(model)
-    return model
+    return _checked(model)
 
 
 def with_exit(first: onnx.ModelProto, second: onnx.ModelProto, decision: Mapping[str, Any]) -> onnx.ModelProto:
@@ -64,9 +63,12 @@ def with_exit(first: onnx.ModelProto, second: onnx.ModelProto, decision: Mapping
     nodes = [_renamed(node, answer.name, early) for node in first.graph.node]
     nodes += _confident(decision, early, first)
     shared = {item.name for item in first.graph.initializer}
+    # Constants of both halves are there already.
+    made = {name for node in first.graph.node for name in node.output} - {answer.name}
     stays = helper.make_graph([helper.make_node("Identity", [early], ["stays"])], "sure", [], [_typed(answer, "stays")])
     goes_on = helper.make_graph(
-        [_renamed(node, answer.name, late) for node in second.graph.node], "not_sure", [], [_typed(answer, late)],
+        [_renamed(node, answer.name, late) for node in second.graph.node if not made.issuperset(node.output)],
+        "not_sure", [], [_typed(answer, late)],
         initializer=[item for item in second.graph.initializer if item.name not in shared],
     )  # fmt: skip
     nodes.append(helper.make_node("If", ["decision/sure"], [answer.name], name="goes_on", then_branch=stays, else_branch=goes_on))
@@ -76,7 +78,15 @@ def with_exit(first: onnx.ModelProto, second: onnx.ModelProto, decision: Mapping
     model = helper.make_model(graph, opset_imports=list(first.opset_import), producer_name="hwprune")
     model.ir_version = first.ir_version
     model.functions.extend(first.functions)
-    onnx.checker.check_model(model)
+    return _checked(model)
+
+
+def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Raises `UsageError` for what is no valid model."""
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise UsageError(f"the two can't be in one file: {str(error).splitlines()[0]}") from error
     return model
 
 

@@ -31,12 +31,14 @@ class ExitPoint:
         others: names of tensors that cross beside it.
         share: of the multiply-accumulates that are done before it.
         shape: of the tensor for one example.
+        other_shapes: of the others.
     """
 
     tensor: str
     others: tuple[str, ...]
     share: float
     shape: tuple[int, ...]
+    other_shapes: tuple[tuple[int, ...], ...] = ()
 
 
 def find(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> list[ExitPoint]:
@@ -46,7 +48,10 @@ def find(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> list[Ex
         shapes: input name -> sizes, of one example.
     """
     graph = model.graph
-    sizes = _sizes(model, shapes)
+    sizes, of_two = _sizes(model, shapes), _sizes(model, {name: (2, *shape[1:]) for name, shape in shapes.items()})
+    fixed = any(
+        item.type.tensor_type.shape.dim[0].HasField("dim_value") for item in graph.input if item.type.tensor_type.shape.dim
+    )
     constant = {item.name for item in graph.initializer}
     weighted: set[str] = set()
     for node in graph.node:
@@ -71,9 +76,11 @@ def find(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> list[Ex
         if len(main) != 1 or len(others) > MOST_OTHERS or not all(len(sizes.get(name, ())) for name in (*main, *others)):
             continue
         shape = sizes[main[0]]
-        if shape[0] != 1 or not 2 <= len(shape) <= 4 or any(sizes[name][0] != 1 for name in others):
+        crossing = (*main, *others)
+        by_example = all(sizes[name][0] == 1 and (fixed or of_two.get(name, (0,))[0] == 2) for name in crossing)
+        if not by_example or not 2 <= len(shape) <= 4:
             continue  # rows of examples that go on are taken of each
-        point = ExitPoint(main[0], others, done / whole, shape)
+        point = ExitPoint(main[0], others, done / whole, shape, tuple(sizes[name] for name in others))
         if found and found[-1].share == point.share:
             found.pop()
         found.append(point)

@@ -10,7 +10,7 @@ from hwprune.common import formatting
 if TYPE_CHECKING:
     from hwprune.records.measurement import Measurement
 
-HEADER = ["", "mean speedup", "drop", "mean", "p95", "worst", "p50"]
+HEADER = ["", "mean speedup", "drop", "mean", "worst", "p95", "p50"]
 
 
 def rows(result: Any) -> list[list[str]]:
@@ -22,7 +22,7 @@ def rows(result: Any) -> list[list[str]]:
     found = []
     for name, told in result.systems.items():
         latency, faster = told.latency, told.latency.speedup
-        seconds = (latency.mean.value, latency.quantile(0.95), latency.worst, latency.quantile(0.5))
+        seconds = (latency.mean.value, latency.worst, latency.quantile(0.95), latency.quantile(0.5))
         told_of_dense = ["", ""]
         others = [formatting.speedup(faster.value, faster.ci_low, faster.ci_high), _drop(told.drop, share=result.share)]
         found.append([names[name], *(told_of_dense if name == "dense" else others), *map(formatting.seconds, seconds)])
@@ -30,8 +30,9 @@ def rows(result: Any) -> list[list[str]]:
 
 
 def _drop(drop: Measurement, *, share: bool) -> str:
-    low, high = (formatting.drop(value, share=share) for value in (drop.ci_low, drop.ci_high))
-    return f"{formatting.drop(drop.value, share=share)} [{low}, {high}]"
+    if not share:
+        return f"{drop.value:.4g} [{drop.ci_low:.4g}, {drop.ci_high:.4g}]"
+    return f"{100 * drop.value:.1f} [{100 * drop.ci_low:.1f}, {100 * drop.ci_high:.1f}] points"
 
 
 def verdict(result: Any) -> str:
@@ -47,10 +48,14 @@ def verdict(result: Any) -> str:
         low, high = formatting.percent(1 / faster.ci_high), formatting.percent(1 / faster.ci_low)
         told = f"{form} takes {formatting.percent(1 / faster.value)} [{low}, {high}] of the time of {alone} in the mean"
     elif faster.ci_high < 1:
-        told = f"It does not pay: {alone} takes {formatting.percent(faster.value)} of the cascade's mean, within the same limits"
+        told = f"It does not pay: {alone} takes {formatting.percent(faster.value)} of the cascade's mean"
     else:
         told = f"It makes no sure difference: {form[0].lower()}{form[1:]} and {alone} take about as long in the mean"
-    return f"{told}; its slowest inputs take {best.worst / reference.worst:.2f} times as long.{other}"
+    mine = _drop(result.systems[result.deploy].drop, share=result.share)
+    other_drop = "" if single is None else f", and that of {alone} {_drop(single.drop, share=result.share)}"
+    told += f". Its drop on {result.split} is {mine}{other_drop}"
+    missed = "".join(f" Missed: {fault}." for fault in result.missed)
+    return f"{told}. Its slowest inputs take {best.worst / reference.worst:.2f} times as long.{other}{missed}"
 
 
 def write(result: Any, out: Path) -> None:

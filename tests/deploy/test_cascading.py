@@ -10,20 +10,21 @@ import numpy as np
 import onnxruntime
 import pytest
 
+import hwprune
 from hwprune.cli.main import main
-from hwprune.deploy import cascade_files, cascade_models, cascading, early_exits
+from hwprune.deploy import cascade_files, cascade_models, cascade_writing, cascading, early_exits
 from hwprune.deploy.cascade_choice import Wish
 from hwprune.errors import UsageError
 from hwprune.records.record import read_record
 from hwprune.report import cascade_page
-from tests.conftest import tiny_workload
+from hwprune.workload import demos
 
 QUICK = ((cascade_files, "PROCESSES", 1), (cascade_files, "LIMIT_S", 0.2), (cascade_models, "FIRST_LOOK_S", 0.2))
 
 
 def _runner(out):
     """The delivered runner, as a module of its own."""
-    loaded = importlib.util.spec_from_file_location("run_cascade", out / cascading.RUNNER)
+    loaded = importlib.util.spec_from_file_location("run_cascade", out / cascade_writing.RUNNER)
     module = importlib.util.module_from_spec(loaded)
     loaded.loader.exec_module(module)
     return module
@@ -37,14 +38,22 @@ def _inputs(out):
 
 
 @pytest.fixture(scope="module")
-def delivered(finished_run, tmp_path_factory):
+def unsure_run(tmp_path_factory):
+    """A search on digits, whose models are unsure of some."""
+    out = tmp_path_factory.mktemp("unsure") / "run"
+    hwprune.search(demos.get("digits"), trials=3, out=out, seed=0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def delivered(unsure_run, tmp_path_factory):
     """A cascade of the run, with few and short measurements."""
     out = tmp_path_factory.mktemp("cascade") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cascade_files, "PROCESSES", 2)
         patch.setattr(cascade_files, "LIMIT_S", 0.5)
         patch.setattr(cascade_models, "FIRST_LOOK_S", 0.3)
-        return cascading.cascade(finished_run, out, Wish(max_drop=0.2)), out
+        return cascading.cascade(unsure_run, out, Wish(max_drop=0.03)), out
 
 
 def test_the_told_accuracies_are_those_of_the_files_by_hand(delivered):
@@ -69,12 +78,12 @@ def test_the_told_accuracies_are_those_of_the_files_by_hand(delivered):
     assert result.deploy == min(("cascade", "one file"), key=lambda name: result.systems[name].latency.mean.value)
 
 
-def test_an_early_exit_is_one_model_divided(finished_run, tmp_path, capsys, monkeypatch):
+def test_an_early_exit_is_one_model_divided(unsure_run, finished_run, tmp_path, capsys, monkeypatch):
     """The halves and the one file give exactly what the whole model gives where an example goes on."""
     for module, name, value in (*QUICK, (early_exits, "SHARES", (0.5,))):
         monkeypatch.setattr(module, name, value)
     out = tmp_path / "out"
-    result = cascading.cascade(finished_run, out, Wish(max_drop=0.3), workload=tiny_workload("top1"))
+    result = cascading.cascade(unsure_run, out, Wish(max_drop=0.1), workload=demos.get("digits"))
     assert result.plan.second == f"{result.plan.first} rest" and result.without_one_file is None
     assert "of its work" in cascade_page.named(result.plan.first) and cascade_page.named(result.plan.second) == "the rest"
     facts = json.loads((out / "cascade.json").read_text())
@@ -114,7 +123,7 @@ def test_verify_runs_both_branches_and_sees_what_changed(delivered, tmp_path, ca
     )
     broken = shutil.copytree(out, tmp_path / "broken")
     facts = json.loads((broken / "cascade.json").read_text())
-    facts["decision"]["threshold"] = 0.0 if facts["decision"]["threshold"] > 0.3 else 2.0  # the one file still has the old one
+    facts["decision"]["threshold"] = 2.0  # the one file still has the old one
     (broken / "cascade.json").write_text(json.dumps(facts))
     assert main(["verify", str(broken)]) == 1
     assert "FAILED  branches" in capsys.readouterr().out
@@ -123,17 +132,48 @@ def test_verify_runs_both_branches_and_sees_what_changed(delivered, tmp_path, ca
     assert "second.onnx missing or changed" in capsys.readouterr().out
 
 
-def test_the_command_tells_and_draws(finished_run, tmp_path, capsys, monkeypatch):
+def test_the_command_tells_and_draws(unsure_run, tmp_path, capsys, monkeypatch):
     for module, name, value in QUICK:
         monkeypatch.setattr(module, name, value)
-    trial = read_record(finished_run).front[-1].trial
+    trial = read_record(unsure_run).front[-1].trial
     out = tmp_path / "out"
-    assert main(["cascade", str(finished_run), "--pair", f"{trial},dense", "--max-drop", "0.5", "--out", str(out), "-q"]) == 0
+    assert main(["cascade", str(unsure_run), "--pair", f"{trial},dense", "--max-drop", "0.5", "--out", str(out), "-q"]) == 0
     text = capsys.readouterr().out
     assert f"trial {trial} first; dense where it is less than" in text and "end at the first model" in text
     assert "mean speedup" in text and (out / "cascade.png").stat().st_size > 10_000
-    assert main(["cascade", str(finished_run), "--min-speedup", "1.01", "--out", str(out), "-q", "--json"]) == 0
+    assert main(["cascade", str(unsure_run), "--min-speedup", "1.01", "--out", str(out), "-q", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
+
+
+def test_a_model_that_is_always_sure_needs_no_second_one(finished_run, tmp_path, capsys, monkeypatch):
+    for module, name, value in QUICK:
+        monkeypatch.setattr(module, name, value)
+    assert main(["cascade", str(finished_run), "--max-drop", "0.5", "--out", str(tmp_path / "out"), "-q"]) == 2
+    assert "one model for all inputs serves better" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_nothing_else_is_written_over(unsure_run, delivered, tmp_path, capsys):
+    run = str(unsure_run)
+    before = (unsure_run / "baseline" / "model.onnx").read_bytes()
+    for folder in (unsure_run, unsure_run / "baseline", unsure_run / "candidates" / "0", unsure_run.parent):
+        assert main(["cascade", run, "--out", str(folder)]) == 2
+        told = capsys.readouterr().err
+        assert "belongs to the run" in told or "holds other files" in told
+    assert (unsure_run / "baseline" / "model.onnx").read_bytes() == before
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "model.onnx").write_text("mine")
+    assert main(["cascade", run, "--out", str(mine)]) == 2 and (mine / "model.onnx").read_text() == "mine"
+    assert "holds other files" in capsys.readouterr().err
+
+
+def test_a_second_cascade_leaves_nothing_of_the_first(unsure_run, delivered, tmp_path, monkeypatch):
+    for module, name, value in QUICK:
+        monkeypatch.setattr(module, name, value)
+    out = shutil.copytree(delivered[1], tmp_path / "out")
+    (out / "answer.onnx").write_text("of an earlier early exit")
+    cascading.cascade(unsure_run, out, Wish(max_drop=0.1))
+    assert not (out / "answer.onnx").exists() and not list(tmp_path.glob(".out*"))
 
 
 def test_what_can_not_be_made_is_told(finished_run, tmp_path, capsys):
@@ -144,6 +184,9 @@ def test_what_can_not_be_made_is_told(finished_run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["cascade", str(finished_run), "--max-latency", "2ms"])
     assert "worst=2ms" in capsys.readouterr().err
+    for words in (["--min-speedup", "0"], ["--max-drop", "-0.01"], ["--min-speedup", "nan"]):
+        assert main(["cascade", str(finished_run), *words, "--out", str(tmp_path / "x")]) == 2
+        assert "must be a number" in capsys.readouterr().err
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "baseline" / "validation.npz").unlink()
     with pytest.raises(UsageError, match=r"validation\.npz"):
