@@ -19,7 +19,7 @@ from hwprune.deploy.cascade_choice import Wish
 from hwprune.deploy.cascading import cascade
 from hwprune.errors import HwpruneError
 from hwprune.records.record import read_record
-from hwprune.report.cascade_page import named, rows, verdict
+from hwprune.report.cascade_page import HEADER, named, rows, verdict
 from hwprune.workload import loading
 
 
@@ -47,7 +47,7 @@ def main() -> None:
                 f"\n{named(plan.first)}, then {named(plan.second)} where less than {formatting.percent(plan.threshold)} sure: "
                 f"{formatting.percent(share.value)} [{formatting.percent(share.ci_low)}, {formatting.percent(share.ci_high)}] end early\n"
             )
-            print("| | mean speedup | drop | mean | p95 | worst | p50 |\n|---|---|---|---|---|---|---|")
+            print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
             for row in rows(result):
                 print(f"| {' | '.join(row)} |")
             print(f"\n{verdict(result)}", flush=True)
