@@ -28,14 +28,20 @@ class CascadeStep:
     Attributes:
         key: its name.
         seconds: latency of one example.
-        right: score of each validation example.
+        right: score of each validation example, larger is better.
         sure: probability of its answer for each of them.
+        drop: what is told of it alone; None: what its scores say beside the dense model's.
     """
 
     key: str
     seconds: float
     right: Array
     sure: Array
+    drop: float | None = None
+
+    def alone(self, dense: Array) -> float:
+        """Its drop against the dense model, whose scores are given."""
+        return float(dense.mean() - self.right.mean()) if self.drop is None else self.drop
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,7 @@ def _between(confident: Array, exits: int) -> float:
 
 def _of_pair(first: CascadeStep, second: CascadeStep, dense: Array, wish: Wish) -> CascadePlan | None:
     folds = np.random.default_rng(SEED).permutation(len(dense)) % FOLDS
-    own = float(dense.mean() - second.right.mean())
+    own = second.alone(dense)
     room = None if wish.max_drop is None else wish.max_drop - own  # for what stopping early loses beside the second model
     if room is not None and room < -ROUNDING:
         return None
@@ -134,8 +140,8 @@ def _of_pair(first: CascadeStep, second: CascadeStep, dense: Array, wish: Wish) 
             exits[outside] = first.sure[outside] >= (NOBODY if own_threshold is None else own_threshold)
         lost = np.where(exits, second.right - first.right, 0.0)
         seconds = first.seconds + float((~exits).mean()) * second.seconds
-        # A standard error more: the best of many pairs is the luckiest one, too.
-        surely = float(lost.mean() + lost.std(ddof=1) / len(lost) ** 0.5)
+        # The upper end of its interval, as for single models: the best of many pairs is the luckiest one, too.
+        surely = float(lost.mean() + 1.959964 * lost.std(ddof=1) / len(lost) ** 0.5)
         if (room is None or surely <= room + ROUNDING) and (wish.max_seconds is None or seconds <= wish.max_seconds):
             return CascadePlan(first.key, second.key, threshold, own + float(lost.mean()), seconds, float(exits.mean()))
     return None

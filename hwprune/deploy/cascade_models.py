@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from hwprune.deploy.cascade_choice import CascadeStep
 from hwprune.deploy.cascade_files import DENSE, SECOND
@@ -117,8 +117,34 @@ class Cascader:
             "temperature": fitted or 1.0, "threshold": 1.0,
         }  # fmt: skip
 
-    def scores(self, side: Side, outputs: Outputs) -> torch.Tensor:
-        return scoring.by_example(self.metric, outputs, side.targets, side.outputs[DENSE])
+    def trust(self, side: Side) -> tuple[float, float | None]:
+        """The weight of labels in scores, and the dense model's temperature.
+
+        A few hundred labels are lucky for some models and not for others; how probable the dense model holds the answers that
+        change says more (see `hwprune.workload.confidence.estimated_drop`). One weight for all models, so that they can be
+        compared.
+        """
+        dense = side.outputs[DENSE]
+        temperature = confidence.confidence_temperature(self.metric, dense, side.targets)
+        shares = []
+        for key, outputs in side.outputs.items():
+            if key != DENSE:
+                scored = scoring.paired_drop(self.metric, outputs, dense, side.targets)
+                shares.append(confidence.label_share(self.metric, outputs, dense, side.targets, temperature, scored))
+        return median(shares), temperature
+
+    def scores(self, side: Side, outputs: Outputs, trust: tuple[float, float | None]) -> np.ndarray[Any, Any]:
+        """One score an example, larger is better."""
+        dense = side.outputs[DENSE]
+        labelled = scoring.by_example(self.metric, outputs, side.targets, dense).numpy()
+        share, temperature = trust
+        held = confidence.beliefs(self.metric, outputs, dense, side.targets, temperature)
+        blended = labelled if held is None else share * labelled + (1 - share) * held.numpy()
+        return blended if self.metric.higher_is_better else -blended
+
+    def told(self, key: str) -> float | None:
+        """What a model's drop is surely below, as its run tells it; None: an older run, which does not."""
+        return 0.0 if key == DENSE else next(point.told_high for point in self.record.front if str(point.trial) == key)
 
     def seconds(
         self, files: Mapping[str, Path], systems: Mapping[str, Any] | None = None, passes: Mapping[str, Any] | None = None
@@ -140,17 +166,22 @@ class Cascader:
             )
         return {key: float(np.mean(times)) for key, times in measured.items()}
 
-    def step(self, key: str, seconds: float, side: Side, rule: Mapping[str, Any]) -> CascadeStep:
-        """A model with what decides about it.
+    def step(
+        self, key: str, seconds: float, side: Side, rule: Mapping[str, Any], trust: tuple[float, float | None]
+    ) -> CascadeStep:
+        """A model, or the first half of one, with what decides about it.
 
         Args:
             side: holds its outputs, and the dense model's.
         """
-        sign = 1.0 if self.metric.higher_is_better else -1.0
         outputs = side.outputs[key]
         decide = ExitRule(rule)
         sure = np.concatenate([decide.confidence([x.numpy() for x in batch]) for batch in outputs])
-        return CascadeStep(key, seconds, sign * self.scores(side, outputs).numpy(), sure)
+        right = self.scores(side, outputs, trust)
+        point = next((point for point in self.record.front if str(point.trial) == key), None)
+        if point is not None and point.told_drop is not None:  # who was lucky with these labels was so with all of them
+            right = right + (self.scores(side, side.outputs[DENSE], trust).mean() - point.told_drop - right.mean())
+        return CascadeStep(key, seconds, right, sure, self.told(key) if key in self.models else None)
 
 
 def _target(record: Record) -> Target:

@@ -66,7 +66,8 @@ def cascade(
     rules = {key: found.spec(key, validation, reading) for key in found.models}
     stage(f"timing {len(found.models)} models on single inputs")
     seconds = found.seconds(found.models)
-    steps = {key: found.step(key, seconds[key], validation, rules[key]) for key in found.models}
+    trust = found.trust(validation)
+    steps = {key: found.step(key, seconds[key], validation, rules[key], trust) for key in found.models}
     rule_s = _seconds_of_rule(found, rules)
     if min_speedup is not None:
         wish = replace(wish, max_seconds=steps[DENSE].seconds / min_speedup)
@@ -85,7 +86,7 @@ def cascade(
             keys = list(dict.fromkeys((single, DENSE)))
             stage(f"dividing {' and '.join(keys)} and fitting heads")
             exits = early_exits.make(found, keys, workload, reading, Path(scratch))
-            pairs, delivered = _of_exits(found, exits, sides, reading, steps, rules)
+            pairs, delivered = _of_exits(found, exits, sides, reading, (steps, trust), rules)
         plan = _best(pairs, steps[DENSE], wish, "models" if workload is None else "halves")
         chosen = delivered[plan.first, plan.second]
         rule = rules[plan.first] | {"threshold": plan.threshold} | ({} if chosen.passes is None else {"passes": chosen.passes})
@@ -101,11 +102,11 @@ def cascade(
     deploy = min(forms, key=lambda name: forms[name])
     alone = latencies[DENSE if single == DENSE else SINGLE]
     first, second = next((a, b) for a, b in pairs if (a.key, b.key) == (plan.first, plan.second))
-    dense_mean = float(steps[DENSE].right.mean())
+    own = second.alone(steps[DENSE].right)
     result = CascadeResult(
         plan, found.split, ended, systems, deploy, without, single, varying.speedup(latencies[deploy].seconds, alone.seconds),
-        [(drop, seconds) for _, drop, seconds in curve(first, second, steps[DENSE].right)],
-        {key: (dense_mean - float(step.right.mean()), step.seconds) for key, step in steps.items() if key in found.models},
+        [(own + lost, seconds) for _, lost, seconds in curve(first, second, second.right)],
+        {key: (step.alone(steps[DENSE].right), step.seconds) for key, step in steps.items()},
         found.metric.name in ("top1", "top5", "agreement"),
     )  # fmt: skip
     finish(found, result, rule, chosen, out)
@@ -168,7 +169,7 @@ def _of_exits(
     exits: Sequence[EarlyExit],
     sides: dict[str, Side],
     reading: Reading,
-    steps: Mapping[str, CascadeStep],
+    judged: tuple[Mapping[str, CascadeStep], tuple[float, float | None]],
     rules: dict[str, dict[str, Any]],
 ) -> tuple[list[tuple[CascadeStep, CascadeStep]], dict[tuple[str, str], TwoFiles]]:
     """Pairs of halves, timed and scored; the outputs of the exits are added to ``sides``, their rules to ``rules``."""
@@ -176,6 +177,7 @@ def _of_exits(
     for split, side in found.sides(answers).items():
         sides[split] = Side({**sides[split].outputs, **side.outputs}, side.targets)
     pairs, delivered = [], {}
+    steps, trust = judged
     for one in exits:
         rules[one.key] = found.spec(one.key, sides["validation"], replace(reading, place=0))
         rule = {**rules[one.key], "passes": one.passes}
@@ -184,10 +186,9 @@ def _of_exits(
             for name, threshold in (("answer", 0.0), ("both", NOBODY))
         }
         both = found.seconds({"first": one.first, "second": one.second}, systems, one.passes)
-        first = found.step(one.key, both["answer"], sides["validation"], rules[one.key])
-        rest = CascadeStep(
-            f"{one.key} rest", max(both["both"] - both["answer"], 0.0), steps[one.model].right, steps[one.model].sure
-        )
+        first = found.step(one.key, both["answer"], sides["validation"], rules[one.key], trust)
+        whole = steps[one.model]
+        rest = replace(whole, key=f"{one.key} rest", seconds=max(both["both"] - both["answer"], 0.0))
         pairs.append((first, rest))
         delivered[first.key, rest.key] = TwoFiles(one.first, one.second, one.answer, found.models[one.model], one.passes)
     return pairs, delivered
@@ -209,15 +210,15 @@ def _best_single(steps: Mapping[str, CascadeStep], wish: Wish) -> str:
     Raises:
         UsageError: no single model keeps them; a cascade is slower than its first model, and so can't either.
     """
-    dense = steps[DENSE].right.mean()
+    dense = steps[DENSE].right
     limit = min(wish.max_seconds or math.inf, wish.worst_seconds or math.inf)
     fits = [step for step in steps.values() if step.seconds <= limit]
-    fits = [step for step in fits if wish.max_drop is None or dense - step.right.mean() <= wish.max_drop + 1e-9]
+    fits = [step for step in fits if wish.max_drop is None or step.alone(dense) <= wish.max_drop + 1e-9]
     if not fits:
         raise UsageError("no model of the front keeps these limits")
     if wish.max_drop is not None:
         return min(fits, key=lambda step: step.seconds).key
-    return max(fits, key=lambda step: float(step.right.mean())).key
+    return min(fits, key=lambda step: (step.alone(dense), step.seconds)).key
 
 
 def _measured(

@@ -89,7 +89,7 @@ def write(result: Any, out: Path) -> None:
     seen += [x for x, y in models.values() if y <= max(shown) + room]
     axes.set_xlim(0.9 * min(seen), 1.08 * max(seen))
     axes.set_xlabel("speedup of the mean over dense, from the first look at each model alone")
-    axes.set_ylabel(f"drop{', points' if result.share else ''} on validation")
+    axes.set_ylabel(f"drop{', points' if result.share else ''}: what validation says it is surely below")
     axes.grid(color="#e3e6ea", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower left")

@@ -36,14 +36,47 @@ def estimated_drop(
     expected = None if temperature is None else _confidence_drop(metric, outputs, dense, targets, temperature)
     if expected is None:
         return scored
-    value, error, changed = expected
+    value, error, _ = expected
     own = (scored.half_width / 1.959964) ** 2
     luck = max(own - error**2, 0.1 * own)  # of the labels, given the examples
-    wrong = (OFF_BY * value) ** 2 + (OFF_BY_CHANGED * changed) ** 2
-    share = wrong / max(wrong + luck, 1e-300)
+    share = _label_share(expected, scored)
     mean = value + share * (scored.value - value)
     half = 1.959964 * math.sqrt(error**2 + share * luck)
     return Measurement(mean, metric.name, mean - half, mean + half, scored.samples)
+
+
+def _label_share(expected: tuple[float, float, float], scored: Measurement) -> float:
+    """The weight of the labels beside what the dense model's confidence says, from the variances of both."""
+    value, error, changed = expected
+    own = (scored.half_width / 1.959964) ** 2
+    luck = max(own - error**2, 0.1 * own)
+    wrong = (OFF_BY * value) ** 2 + (OFF_BY_CHANGED * changed) ** 2
+    return wrong / max(wrong + luck, 1e-300)
+
+
+def label_share(
+    metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequence[Any], temperature: float | None, scored: Measurement
+) -> float:
+    """How far labels count in `estimated_drop`; 1 where the dense model's confidence says nothing."""
+    expected = None if temperature is None else _confidence_drop(metric, outputs, dense, targets, temperature)
+    return 1.0 if expected is None else _label_share(expected, scored)
+
+
+def beliefs(
+    metric: Metric, outputs: Outputs, dense: Outputs, targets: Sequence[Any], temperature: float | None
+) -> torch.Tensor | None:
+    """How probable the dense model holds each example's answers, a mean over positions; None: its confidence says nothing."""
+    reading = _answers(metric, dense, targets)
+    if reading is None or temperature is None:
+        return None
+    found = []
+    for batch, reference in zip(outputs, dense, strict=True):
+        theirs, mine = (reading.class_scores(tensors[reading.place]) for tensors in (reference, batch))
+        assert theirs is not None and mine is not None
+        answers = mine.topk(min(_BEST[metric.name], mine.shape[1]), dim=1).indices
+        held = (theirs.double() / temperature).softmax(dim=1).gather(1, answers).sum(dim=1)
+        found.append(held.reshape(len(held), -1).mean(dim=1))
+    return torch.cat(found)
 
 
 _BEST = {"top1": 1, "top5": 5}
