@@ -78,7 +78,7 @@ def _verify(folder: Path, metric: Metric | None, step: Callable[[], None]) -> li
     if folder.resolve().parent.name == "candidates" and (run / "record.json").is_file() and folder.resolve().name.isdigit():
         return _verify_run(run, int(folder.resolve().name), metric, step)
     raise UsageError(
-        f"{folder} holds no manifest.json (an export), record.json (a run) or cascade.json, nor is it a candidate of a run"
+        f"{folder} holds neither manifest.json (an export) nor record.json (a run) nor cascade.json, and is no candidate of a run"
     )
 
 
