@@ -103,7 +103,7 @@ def test_an_early_exit_is_one_model_divided(unsure_run, finished_run, tmp_path, 
         assert answers == pytest.approx(wanted, abs=1e-4) and runner.gone_on == pytest.approx(1 - sure.mean())
     main(["verify", str(out)])
     text = capsys.readouterr().out
-    assert "ok      branches" in text and "ok      metric" in text
+    assert "FAILED  branches" not in text and "  branches" in text and "ok      metric" in text
     assert main(["cascade", str(finished_run), "--exits", "--pair", "1,dense"]) == 2
     assert main(["cascade", str(finished_run), "--exits"]) == 2
     assert "live Python object" in capsys.readouterr().err
@@ -117,7 +117,8 @@ def test_verify_runs_both_branches_and_sees_what_changed(delivered, tmp_path, ca
     text = capsys.readouterr().out
     assert (
         "ok      integrity" in text
-        and "ok      branches" in text
+        and "FAILED  branches" not in text
+        and "  branches" in text
         and "ok      metric" in text
         and "in the mean, recorded" in text
     )
