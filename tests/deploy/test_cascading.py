@@ -53,7 +53,7 @@ def delivered(unsure_run, tmp_path_factory):
         patch.setattr(cascade_files, "PROCESSES", 2)
         patch.setattr(cascade_files, "LIMIT_S", 0.5)
         patch.setattr(cascade_models, "FIRST_LOOK_S", 0.3)
-        return cascading.cascade(unsure_run, out, Wish(max_drop=0.03)), out
+        return cascading.cascade(unsure_run, out, Wish(max_drop=0.2)), out
 
 
 def test_the_told_accuracies_are_those_of_the_files_by_hand(delivered):
@@ -83,7 +83,7 @@ def test_an_early_exit_is_one_model_divided(unsure_run, finished_run, tmp_path, 
     for module, name, value in (*QUICK, (early_exits, "SHARES", (0.5,))):
         monkeypatch.setattr(module, name, value)
     out = tmp_path / "out"
-    result = cascading.cascade(unsure_run, out, Wish(max_drop=0.1), workload=demos.get("digits"))
+    result = cascading.cascade(unsure_run, out, Wish(max_drop=0.2), workload=demos.get("digits"))
     assert result.plan.second == f"{result.plan.first} rest" and result.without_one_file is None
     assert "of its work" in cascade_page.named(result.plan.first) and cascade_page.named(result.plan.second) == "the rest"
     facts = json.loads((out / "cascade.json").read_text())
@@ -173,7 +173,7 @@ def test_a_second_cascade_leaves_nothing_of_the_first(unsure_run, delivered, tmp
         monkeypatch.setattr(module, name, value)
     out = shutil.copytree(delivered[1], tmp_path / "out")
     (out / "answer.onnx").write_text("of an earlier early exit")
-    cascading.cascade(unsure_run, out, Wish(max_drop=0.1))
+    cascading.cascade(unsure_run, out, Wish(max_drop=0.2))
     assert not (out / "answer.onnx").exists() and not list(tmp_path.glob(".out*"))
 
 
