@@ -120,7 +120,7 @@ def finish(found: Cascader, result: CascadeResult, rule: Mapping[str, Any], pair
         "trials": [result.plan.first, result.plan.second], "single": result.single,
         "over_single": result.over_single.to_json(), "without_one_file": result.without_one_file,
         "validation": {"drop": result.plan.drop, "seconds": result.plan.seconds, "exits": result.plan.exits},
-        "split": result.split, "exits": result.exits.to_json(),
+        "split": result.split, "missed": list(result.missed), "exits": result.exits.to_json(),
         "systems": {name: told.to_json() for name, told in result.systems.items()},
         "workload": {key: data["workload"].get(key) for key in ("name", "metric", "class_axis", "source")},
         "target": data["target"], "fingerprint": data["fingerprint"],

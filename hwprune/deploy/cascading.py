@@ -109,10 +109,11 @@ def cascade(
         {key: (step.alone(steps[DENSE].right), step.seconds) for key, step in steps.items()},
         found.metric.name in ("top1", "top5", "agreement"),
     )  # fmt: skip
+    result = replace(result, missed=_missed(result, wish, steps[DENSE].seconds))
     finish(found, result, rule, chosen, out)
     shutil.rmtree(final, ignore_errors=True)  # a cascade that was there before
     out.replace(final)
-    return replace(result, missed=_missed(result, wish, steps[DENSE].seconds))
+    return result
 
 
 def _check_wish(wish: Wish, min_speedup: float | None) -> None:

@@ -49,6 +49,14 @@ def test_the_fastest_pair_within_a_drop_is_the_one_of_brute_force():
     assert best.exits == pytest.approx(0.8, abs=0.05)
 
 
+def test_the_told_drop_is_that_of_examples_that_nobody_has_seen():
+    steps, fresh = _steps(2000), {step.key: step for step in _steps(50_000, 7)}
+    best = plans(pairs_of(steps), steps[2].right, Wish(max_drop=0.1))[0]
+    first, second = fresh[best.first], fresh[best.second]
+    score = np.where(first.sure >= best.threshold, first.right, second.right)
+    assert best.drop == pytest.approx(fresh["dense"].right.mean() - score.mean(), abs=0.015) and best.drop > 0.05
+
+
 def test_a_pair_of_which_one_is_never_used_is_none():
     first = CascadeStep("a", 1.0, np.ones(50), np.full(50, 0.99))
     second = CascadeStep("b", 2.0, np.ones(50), np.full(50, 0.99))
