@@ -5,7 +5,7 @@ One file because what stands in for a loss and how its gradients are kept by exa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from hwprune.layers.statistics import LayerStatistics
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.workload.reading import class_axis, given_axis, has_examples
 from hwprune.workload.task_loss import loss_input, task_loss
-from hwprune.workload.workload import Workload, all_tensors
+from hwprune.workload.workload import Inputs, Workload, all_tensors
 
 TEMPERATURE = 3.0
 """Temperature of the logits whose divergence is predicted (see `backward`). A network knows its calibration data better than the
@@ -40,11 +40,15 @@ class Backward:
         layers: weight's name -> for each use its input columns (n, G, positions, d) and output gradients (n, G, positions,
             out / G).
         sums: sum's name -> the value of one operand, and the gradient of the sum.
+        inputs: of the model.
+        outputs: each output that has a gradient: its place among all, its value, and the gradient.
     """
 
     examples: int
     layers: Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]
     sums: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    inputs: Inputs = ()
+    outputs: Sequence[tuple[int, torch.Tensor, torch.Tensor]] = ()
 
 
 def backward(graph: ModelGraph, workload: Workload, branches: Mapping[str, int], limit: int, seed: int = 0) -> Iterator[Backward]:
@@ -162,7 +166,8 @@ class GradientPass:
             with torch.enable_grad(), full_precision():
                 output = layer_table.run(self.data.module, inputs, [*self.data.by_node, *sides], visit)
                 loss = self._loss(output, targets, count, generator)
-                probes = [*(probe for _, _, probe in uses), *(probe for _, probe in sums.values())]
+                answers = [(i, leaf) for i, leaf in enumerate(all_tensors(output)) if leaf.requires_grad]
+                probes = [*(probe for _, _, probe in uses), *(probe for _, probe in sums.values()), *(leaf for _, leaf in answers)]
                 by_probe = torch.autograd.grad(loss, probes, allow_unused=True) if loss.requires_grad else [None] * len(probes)
             seen += count
             # A layer that is used several times gets the sum of its uses' gradients.
@@ -172,10 +177,15 @@ class GradientPass:
                     parts.setdefault(layer.name, []).append((layer.by_example(x), layer.outputs_by_example(gradient)))
             tails = {
                 name: (value, gradient)
-                for (name, (value, _)), gradient in zip(sums.items(), by_probe[len(uses) :], strict=True)
+                for (name, (value, _)), gradient in zip(sums.items(), by_probe[len(uses) :], strict=False)
                 if gradient is not None
             }
-            yield Backward(count, parts, tails)
+            outputs = [
+                (place, leaf.detach(), gradient)
+                for (place, leaf), gradient in zip(answers, by_probe[len(uses) + len(sums) :], strict=True)
+                if gradient is not None
+            ]
+            yield Backward(count, parts, tails, inputs, outputs)
 
     def gradients(self) -> Calibration:
         """One pass with gradients of every example's loss."""

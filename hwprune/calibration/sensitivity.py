@@ -6,7 +6,8 @@ changes these outputs by dY,
     a[n, option] = <dY, g>        KL(dense || pruned) ~ 1/2 mean_n (sum of a[n, chosen options])^2
 
 (methods 5.3: the Fisher, or Gauss-Newton, quadratic of the divergence, along the directions in question.) In a layer that is
-solved for, dY = dW x + shift; a dropped branch takes away its value.
+solved for, dY = dW x + shift; a dropped branch takes away its value. Of fewer tokens the outputs of the whole model are compared, at
+a few levels, because there is no layer whose outputs they change alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from hwprune.calibration import gradients
@@ -23,13 +25,16 @@ from hwprune.methods.layerwise import Solution
 from hwprune.methods.method import Option
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.workload import batches
-from hwprune.workload.workload import Workload
+from hwprune.workload.workload import Workload, all_tensors
 
 EXAMPLES = 512
 """Calibration examples that are used. One label is drawn for each, so that a[n] is noisy, but their mean square is not."""
 
 LEAST_EXAMPLES = 64
 """Those that are used where there is no time for more."""
+
+SAMPLED_LEVELS = 3
+"""Levels of tokens at which the model is run; straight lines over the fraction that goes between them."""
 
 MEMORY_LIMIT = 1_500_000_000
 """Bytes of changed weights held at once."""
@@ -46,6 +51,7 @@ def responses(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     late: Callable[[], bool] = lambda: False,
+    tokens: Mapping[str, tuple[str, Sequence[float]]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """a of every option: key -> (examples, options of the key), float32; branches by their own name, (examples, 1).
 
@@ -55,6 +61,7 @@ def responses(
             `MEMORY_LIMIT` together with the others: then the data are gone through several times.
         progress: told how many examples are done, and of how many.
         late: asked after each batch of the first pass; True: `LEAST_EXAMPLES` have to do, for all passes.
+        tokens: key -> (unit, fractions of its tokens that go).
 
     Raises:
         WorkloadError: the calibration data can't be used.
@@ -62,6 +69,7 @@ def responses(
     """
     sides = {name: graph.branch(name).side for name in branches}
     answers: dict[str, torch.Tensor] = {}
+    fewer = {key: _FewerTokens(graph, units[unit], levels) for key, (unit, levels) in (tokens or {}).items()}
     passes = _passes(units, wanted)
     each = min(examples, batches.example_count(workload))
     for number, keys in enumerate(passes):
@@ -71,7 +79,8 @@ def responses(
             return not number and done >= LEAST_EXAMPLES and late()
 
         variants = {key: options(key) for key in keys}
-        answers |= _one_pass(graph, workload, units, variants, {} if number else sides, examples, seed, enough)
+        extra = ({}, {}) if number else (sides, fewer)
+        answers |= _one_pass(graph, workload, units, variants, *extra, examples, seed, enough)
         if not number:
             examples = each = next((len(rows) for rows in answers.values()), examples)
     return answers
@@ -97,6 +106,7 @@ def _one_pass(
     units: Mapping[str, Unit],
     options: Mapping[str, Sequence[Option]],
     sides: Mapping[str, int],
+    fewer: Mapping[str, _FewerTokens],
     examples: int,
     seed: int,
     enough: Callable[[int], bool],
@@ -112,7 +122,7 @@ def _one_pass(
     for name, keys in by_layer.items():
         dense = matrices[name].rows(weights[name].detach()).float()
         layers.append(_Layer(name, keys, dense.shape, *_changes(dense, [o for key in keys for o in options[key]], units, name)))
-    rows: dict[str, list[torch.Tensor]] = {key: [] for key in (*options, *sides)}
+    rows: dict[str, list[torch.Tensor]] = {key: [] for key in (*options, *sides, *fewer)}
     done = 0
     for batch in gradients.backward(graph, workload, sides, examples, seed):
         responses = {key: torch.zeros(batch.examples, len(variants)) for key, variants in options.items()}
@@ -128,6 +138,8 @@ def _one_pass(
             rows[key].append(value)
         for name in sides:
             rows[name].append(_without(batch, name))
+        for key, one in fewer.items():
+            rows[key].append(one.responses(batch))
         done += batch.examples
         if enough(done):
             break
@@ -156,6 +168,33 @@ class _Layer:
             sums = [g.float().sum(dim=2).reshape(batch.examples, -1, self.shape[0]).sum(dim=1) for _, g in pairs]
             answers = answers + torch.stack(sums).sum(dim=0) @ self.shifts.T
         return answers
+
+
+class _FewerTokens:
+    """The model with fewer tokens at one border, at a few of the levels."""
+
+    def __init__(self, graph: ModelGraph, unit: Unit, levels: Sequence[float]) -> None:
+        self.levels = levels
+        last = len(levels) - 1
+        self.places = sorted({round(last * (n + 1) / SAMPLED_LEVELS) for n in range(SAMPLED_LEVELS)} - ({0} if last else set()))
+        keep = torch.arange(unit.size)
+        self.modules = [graph.cut({unit.name: keep < unit.size - round(levels[place] * unit.size)}).eval() for place in self.places]
+
+    @torch.no_grad()
+    def responses(self, batch: gradients.Backward) -> torch.Tensor:
+        """(examples, levels)."""
+        columns = []
+        for module in self.modules:
+            now = all_tensors(module(*batch.inputs))
+            change = torch.zeros(batch.examples)
+            for place, before, gradient in batch.outputs:
+                if before.ndim and len(before) == batch.examples:
+                    product = (now[place].float() - before.float()) * gradient.float()
+                    change += product.reshape(batch.examples, -1).sum(dim=1).cpu()
+            columns.append(change.numpy())
+        at = [0.0, *(self.levels[place] for place in self.places)]
+        table = np.stack([np.zeros(batch.examples), *columns], axis=1)
+        return torch.from_numpy(np.stack([np.interp(self.levels, at, row) for row in table])).float()
 
 
 def _without(batch: gradients.Backward, name: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from hwprune.layers.units import Unit
 
 NOUNS = {
     "channel": "channels", "neuron": "neurons", "head": "heads", "head_dim": "size of the heads", "hidden": "hidden width",
-    "state": "states",
+    "state": "states", "token": "tokens", "merge": "tokens, merged",
 }  # fmt: skip
 """Role of an axis -> what is counted."""
 
@@ -24,6 +24,8 @@ def labels(units: Iterable[Unit]) -> dict[str, str]:
 
 def _longer(unit: Unit, label: str) -> str:
     """The label with what tells it from others: the modules in a branch, or the part of a dim."""
+    if unit.tokens is not None:
+        return f"{label} ({unit.name.partition(':')[0]})"
     if unit.branch is None:
         return f"{label} ({unit.name.partition(':')[2]})"
     inside = common_module(list(unit.weights))
@@ -44,5 +46,7 @@ def common_module(parameters: Sequence[str]) -> str:
 def _label(unit: Unit) -> str:
     if unit.branch is not None:
         return f"{common_module(list(unit.weights))} (residual branch)" if unit.weights else f"{unit.name} (residual branch)"
+    if unit.tokens is not None:
+        return f"after {unit.tokens.label}: {NOUNS[unit.role]}"
     layer = unit.name.partition(":")[0].removesuffix(".weight")
     return f"{layer}: {'weights' if unit.matrix is not None else NOUNS.get(unit.role, unit.role)}"

@@ -14,6 +14,7 @@ from hwprune.layers import layer as layer_table
 from hwprune.layers.layer import Layer
 from hwprune.layers.part import MAKES, OTHER, READS, SCALES, Part, producers
 from hwprune.structure.axes import Axis
+from hwprune.structure.borders import TokenAxis
 from hwprune.structure.branches import Branch
 from hwprune.structure.model_graph import Matrix, ModelGraph
 
@@ -23,12 +24,13 @@ class Unit:
     """One thing to decide on.
 
     Attributes:
-        name: ``parameter:dim`` for an axis, ``parameter`` for a matrix, the sum's node for a branch.
-        role: the axis's role, ``matrix`` or ``branch``.
-        size: indices of the axis, weights of the matrix, parameters that only the branch reads.
+        name: ``parameter:dim`` for an axis, ``parameter`` for a matrix, the sum's node for a branch, ``NODE:token`` or
+            ``NODE:merge`` for tokens.
+        role: the axis's role, ``matrix``, ``branch``, ``token`` or ``merge``.
+        size: indices of the axis, weights of the matrix, parameters that only the branch reads, tokens that may go.
         weights: parameter name -> the dense tensor, for everything that scores are computed from; a matrix as (out, in, ...).
         parts: everything that owns a slice of the axis; of a matrix the weight itself.
-        axis, matrix, branch: the one that it is.
+        axis, matrix, branch, tokens: the one that it is.
     """
 
     name: str
@@ -39,10 +41,11 @@ class Unit:
     axis: Axis | None = None
     matrix: Matrix | None = None
     branch: Branch | None = None
+    tokens: TokenAxis | None = None
 
 
 def units(graph: ModelGraph) -> dict[str, Unit]:
-    """Every unit of the graph by name, in graph order: axes that may be cut, then matrices, then branches."""
+    """Every unit of the graph by name, in graph order: axes that may be cut, then matrices, then branches, then tokens."""
     parameters = dict(graph.module.named_parameters(remove_duplicate=False))
     layers = layer_table.find(graph.module, graph.matrices)
     scales = _scales(graph)
@@ -66,6 +69,8 @@ def units(graph: ModelGraph) -> dict[str, Unit]:
     for branch in graph.branches:
         weights = {name: parameters[name] for name in branch.parameters if name in parameters}
         table[branch.name] = Unit(branch.name, "branch", sum(w.numel() for w in weights.values()), weights, (), branch=branch)
+    for tokens in graph.token_axes:
+        table[tokens.name] = Unit(tokens.name, tokens.form, tokens.size, {}, (), tokens=tokens)
     return table
 
 

@@ -14,7 +14,10 @@ from hwprune.onnx_files import tidy, to_onnx
 from hwprune.structure.branches import Branch
 from hwprune.structure.dims import BoolArray
 from hwprune.structure.model_graph import ModelGraph
+from hwprune.structure.onnx import tokens as onnx_tokens
 from hwprune.structure.onnx.graph import OnnxGraph
+from hwprune.structure.onnx.tokens import OnnxTokens
+from hwprune.structure.torch.graph import AxisGraph
 from hwprune.structure.torch.opaque import OpaqueGraph
 
 
@@ -50,6 +53,7 @@ class Template:
         self.names: dict[str, str] = {}
         self._graph = graph
         self._inputs = tuple(example_inputs)
+        self._tokens: OnnxTokens | str | None = None
         self._origin = None if dense is None else dense.model
         if isinstance(graph, OpaqueGraph):
             self.reason = "the model can't be traced"
@@ -85,15 +89,36 @@ class Template:
         if not set(selected) <= set(self.names):
             return None
         shapes: dict[str, list[BoolArray]] = {self.names[name]: masks for name, masks in selected.items()}
-        masks = self.dense.masks_for(shapes)
-        if masks is None:
-            return None
         tensors = {self.names[name]: _array(tensor) for name, tensor in _tensors(module).items() if name in self.names}
         branches = [self._branch(name) for name in drop]
         dropped = [branch for branch in branches if branch is not None]
         if len(dropped) < len(branches):
             return None
-        return tidy.fold(self.dense.cut_leaves(masks, tensors, dropped))
+        fewer = self._fewer_tokens(keeps, drop)
+        if fewer:
+            tokens = self.tokens
+            model = None if isinstance(tokens, str) else tokens.model(fewer, shapes, tensors, dropped)
+        else:
+            masks = self.dense.masks_for(shapes)
+            model = None if masks is None else self.dense.cut_leaves(masks, tensors, dropped)
+        return None if model is None else tidy.fold(model)
+
+    @property
+    def tokens(self) -> OnnxTokens | str:
+        """The borders at which tokens can be made fewer, or why there are none; found when first asked for."""
+        if self._tokens is None:
+            assert isinstance(self._graph, AxisGraph)  # nothing else has any
+            found = self._graph.tokens
+            sizes = {
+                item.name: tuple(x.shape) for item, x in zip(self.dense.model.graph.input, self._inputs, strict=False)
+            }
+            self._tokens = onnx_tokens.build(self.dense, found.chain, found.borders, self.names, sizes)
+        return self._tokens
+
+    def _fewer_tokens(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str]) -> dict[str, int]:
+        """Token axis -> how many of its tokens stay, of those that still have their attention."""
+        names = {axis.name for axis in self._graph.token_axes} - self._graph.dead_tokens(drop)
+        return {name: int(keep.sum()) for name, keep in keeps.items() if name in names and not bool(keep.all())}
 
     def _branch(self, name: str) -> Branch | None:
         """The ONNX graph's branch whose dropping leaves the same parameters without a reader.
@@ -113,7 +138,10 @@ class Template:
     def differs(self, keeps: Mapping[str, torch.Tensor]) -> list[str]:
         """The axes among ``keeps`` that the ONNX graph can't cut alone, each with the reason if there is one."""
         reasons = []
+        tokens = {axis.name for axis in self._graph.token_axes}
         for name, keep in keeps.items():
+            if name in tokens:
+                continue
             selected = self._graph.selected({name: keep})
             shapes = {self.names[parameter]: masks for parameter, masks in selected.items() if parameter in self.names}
             if self.dense.masks_for(shapes) is None:

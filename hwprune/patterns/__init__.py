@@ -15,11 +15,15 @@ from hwprune.patterns.base import Pattern
 from hwprune.patterns.block import Block
 from hwprune.patterns.n_of_m import NOfM
 from hwprune.patterns.unstructured import Unstructured, UnstructuredRow
+from hwprune.structure import borders
 
 AXIS_PATTERNS: dict[str, Pattern] = {
-    role: WholeIndex(role) for role in ("channel", "head", "head_dim", "neuron", "hidden", "group", "expert")
+    role: WholeIndex(role) for role in ("channel", "head", "head_dim", "neuron", "hidden", "group", "expert", *borders.FORMS)
 }
 """The patterns of axes, one for each role; applied by cutting."""
+
+TOKENS: dict[str, str] = {borders.TOKEN: "attention", borders.MERGE: "likeness"}
+"""Those of tokens -> what decides, for each input, which go: not scores of weights, so that no criterion is chosen."""
 
 WEIGHT_PATTERNS: dict[str, Pattern] = {
     "unstructured": Unstructured(),
@@ -66,6 +70,7 @@ __all__ = [
     "AXIS_PATTERNS",
     "BRANCH",
     "PATTERNS",
+    "TOKENS",
     "WEIGHT_PATTERNS",
     "Block",
     "NOfM",

@@ -44,7 +44,8 @@ def check_cut(graph: ModelGraph, candidate: Candidate) -> float:
     Raises:
         RunError: they differ: a wrong rule. hwprune never goes on with a wrong cut.
     """
-    keeps = {name: keep for name, keep in candidate.keeps.items() if graph.axis(name).exact}
+    tokens = {axis.name for axis in graph.token_axes}
+    keeps = {name: keep for name, keep in candidate.keeps.items() if name not in tokens and graph.axis(name).exact}
     if not keeps and not candidate.drop:
         return 0.0
     cut, masked = graph.cut(keeps, candidate.drop), graph.mask(keeps, candidate.drop)

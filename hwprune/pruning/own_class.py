@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from hwprune import patterns
 from hwprune.errors import UsageError, described
 from hwprune.pruning.candidate import Candidate
 
@@ -48,6 +49,8 @@ def apply_to_module(model: nn.Module, candidate: Candidate) -> nn.Module:
         **dict(candidate.module.named_parameters(remove_duplicate=False)),
         **dict(candidate.module.named_buffers(remove_duplicate=False)),
     }
+    if tokens := [choice.unit for choice in candidate.recipe.choices if choice.pattern in patterns.TOKENS]:
+        raise UsageError(f"tokens are made fewer ({', '.join(tokens)}), which the class {type(model).__name__} can't do. {advice}")
     failure: Exception | None = None
     for adjust in (True, False):
         copied = copy.deepcopy(model)

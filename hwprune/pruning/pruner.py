@@ -36,6 +36,7 @@ from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.structure.model_graph import ModelGraph
 from hwprune.structure.torch.analyse import trace
 from hwprune.structure.torch.opaque import OpaqueGraph
+from hwprune.structure.torch.rebuilding import with_tensors
 from hwprune.workload import batches
 from hwprune.workload.workload import Workload
 
@@ -112,10 +113,11 @@ class Pruner:
     def dead_units(self, drop: Sequence[str]) -> Set[str]:
         """Axes and matrices of which nothing is left once these branches are dropped."""
         gone = self.graph.dead(drop)
-        return {
+        return self.graph.dead_tokens(drop) | {
             unit.name
             for unit in self.units.values()
             if unit.branch is None
+            and unit.tokens is None
             and unit.name not in drop
             and all(name in gone for name in ([m[0] for m in unit.axis.members] if unit.axis else unit.weights))
         }
@@ -193,6 +195,8 @@ class Pruner:
         if keeps is None:
             solved = {c.unit: self.options(c.unit, c.pattern, c.method, [c.sparsity], inside)[0] for c in cuts}
             keeps = {unit: option.keep for unit, option in solved.items()}
+        tokens = {name: keep for name, keep in keeps.items() if (unit := self.units.get(name)) and unit.tokens is not None}
+        every, keeps = keeps, {name: keep for name, keep in keeps.items() if name not in tokens}
         module = self.graph.cut(keeps, drop)
         if fresh := {*keeps, *drop} - self._ran:
             check_runs(module, self.workload.example_inputs, sorted(fresh))
@@ -218,16 +222,19 @@ class Pruner:
                 done = step.name == "batchnorm" and compensation.is_sequential(recipe.compensation)  # it did so on its way
                 if not step.local and not done and step.applies(module):
                     step.apply(module, context)
+        if tokens:  # last: what is refitted has all tokens, as the dense model has
+            module = with_tensors(self.graph.cut(every, drop), module)
+            check_runs(module, self.workload.example_inputs, sorted(tokens))
         for name, tensor in module.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
                 raise CandidateFailure("prune", f"{name} is not finite after pruning")
-        counts = {name: int(keep.sum()) for name, keep in keeps.items()}
+        counts = {name: int(keep.sum()) for name, keep in every.items()}
         inputs = self.workload.example_inputs
         macs = self.macs(counts, drop)
         return Candidate(
             module.eval(),
             recipe,
-            dict(keeps),
+            dict(every),
             drop,
             final_masks,
             self.fingerprint,

@@ -29,6 +29,12 @@ def divide(
                 continue
             if unit.branch is not None:
                 continue
+            if unit.tokens is not None:
+                if (choice.pattern, choice.method) != (unit.role, patterns.TOKENS[unit.role]):
+                    asked = f"pattern {choice.pattern} by {choice.method}"
+                    faults.append(f"unit {unit.name} takes pattern {unit.role} by {patterns.TOKENS[unit.role]}, got {asked}")
+                cuts.append(choice)
+                continue
             pattern = patterns.get(choice.pattern)
             method.get(choice.method)
             fixed = pattern.fixed_sparsity
@@ -44,4 +50,5 @@ def divide(
     if faults:
         raise UsageError("the recipe does not fit this model:", faults)
     dead = graph.dead(drop)
-    return cuts, [choice for choice in rest if choice.unit not in dead], drop
+    gone = graph.dead_tokens(drop)
+    return [choice for choice in cuts if choice.unit not in gone], [choice for choice in rest if choice.unit not in dead], drop

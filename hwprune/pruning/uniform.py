@@ -49,6 +49,8 @@ def uniform_recipe(
         raise UsageError(f"scope global is for pattern unstructured, got {pattern}")
     if pattern == patterns.BRANCH:
         return uniform(_branches(pruner, sparsity), pattern, 1.0, "drop", compensation)
+    if pattern in patterns.TOKENS:
+        return _tokens(pruner, pattern, sparsity, compensation)
     resolved_pattern, resolved_method = patterns.get(pattern), method.get(criterion)
     if patterns.is_axis(resolved_pattern.name):
         units = [u for u in pruner.units.values() if u.axis is not None and u.role == resolved_pattern.name]
@@ -74,6 +76,19 @@ def uniform_recipe(
         if not units:
             raise UsageError(f"sparsity {sparsity:g} removes nothing from any {pattern} axis of {name}")
     return uniform([unit.name for unit in units], pattern, level, criterion, compensation)
+
+
+def _tokens(pruner: Pruner, pattern: str, sparsity: float, compensation: str) -> Recipe:
+    """The same share of the tokens that arrive goes at every border."""
+    units = [unit for unit in pruner.units.values() if unit.tokens is not None and unit.role == pattern]
+    if not units:
+        reason = pruner.graph.token_reason or "there are none of this form"
+        raise UsageError(f"no unit of {pruner.workload.name} takes pattern {pattern}: {reason}")
+    if not 0 < sparsity < 1:
+        raise UsageError(f"sparsity of pattern {pattern} must be in (0, 1), got {sparsity:g}")
+    if not 1 <= round(sparsity * units[0].size) < units[0].size:
+        raise UsageError(f"sparsity {sparsity:g} removes none, or all, of {units[0].size} tokens")
+    return uniform([unit.name for unit in units], pattern, sparsity, patterns.TOKENS[pattern], compensation)
 
 
 def _unavailable(

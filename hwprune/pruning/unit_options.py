@@ -97,6 +97,8 @@ class UnitOptions:
             UsageError: they don't fit, or what they need is not there.
         """
         asked_unit = unit_table.get(self.units, unit)
+        if asked_unit.tokens is not None:
+            return [_fewer_tokens(asked_unit, level) for level in levels]
         resolved_pattern, resolved_method = patterns.get(pattern), method.get(method_name)
         if reason := unavailable(self.layers, asked_unit, resolved_method, resolved_pattern):
             raise UsageError(f"unit {unit}: {reason}")
@@ -118,6 +120,8 @@ class UnitOptions:
 
     def held(self, unit: str, pattern: str, method_name: str, levels: Sequence[float], local_compensation: str = "none") -> bool:
         """Are these options known already, so that `options` computes nothing?"""
+        if pattern in patterns.TOKENS:
+            return True
         asked: list[float | None] = [None if patterns.get(pattern).fixed_sparsity is not None else level for level in levels]
         pattern, method_name = patterns.get(pattern).name, method.get(method_name).name
         store = self._database()
@@ -171,10 +175,11 @@ class UnitOptions:
 
         def compute() -> tuple[dict[str, torch.Tensor], bool]:
             step(text)
-            counts = {name: (key[0], len(wanted[key])) for name, key in keys.items()}
+            counts = {name: (key[0], len(wanted[key])) for name, key in keys.items() if key[1] not in patterns.TOKENS}
+            tokens = {name: (key[0], wanted[key]) for name, key in keys.items() if key[1] in patterns.TOKENS}
             answers = sensitivity.responses(
                 self.graph, self.workload, self.units, counts, options, branches, sensitivity.EXAMPLES,
-                progress=progress, late=is_late,
+                progress=progress, late=is_late, tokens=tokens,
             )  # fmt: skip
             return answers, not shortened
 
@@ -184,6 +189,12 @@ class UnitOptions:
         found = compute()[0] if store is None else store.responses(asked, compute)
         keys |= {unit: (unit, patterns.BRANCH, "drop") for unit in branches}
         return {keys[name]: value for name, value in found.items()}
+
+
+def _fewer_tokens(unit: Unit, sparsity: float) -> Option:
+    """How many tokens stay; which ones is decided for each input."""
+    keep = torch.arange(unit.size) < unit.size - round(sparsity * unit.size)
+    return Option(unit.name, unit.role, sparsity, patterns.TOKENS[unit.role], keep, sparsity)
 
 
 def unavailable(layers: Mapping[str, Layer], unit: Unit, found: method.Method, pattern: patterns.Pattern) -> str | None:

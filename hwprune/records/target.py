@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.common.files import Table, read_toml
+from hwprune.structure.borders import FORMS
 from hwprune.errors import UnknownNameError
 
 SCHEMA = 1
@@ -93,7 +94,10 @@ class Target:
         family = "N:M" if ":" in pattern and pattern.split(":", maxsplit=1)[0].isdigit() else pattern.split(":", maxsplit=1)[0]
         if family in self.executes:
             return None
-        return self.reasons.get(pattern) or self.reasons.get(family) or "the target's profile does not list it"
+        reason = self.reasons.get(pattern) or self.reasons.get(family)
+        if pattern in FORMS:  # operators that every runtime has, on smaller tensors behind: what it brings is measured
+            return reason
+        return reason or "the target's profile does not list it"
 
 
 def names() -> list[str]:

@@ -188,10 +188,13 @@ class Setup:
         if stored is not None:
             return {name: Measurement.from_table(Table(value, f"gain of {name}")) for name, value in stored.items()}
         space = self.resolved.space_file
-        if not space.patterns or not runtimes.get(self.resolved.runs_on.runtime).file.endswith(".onnx"):
+        units = evaluator.pruner.units.values()
+        tokens = sorted({unit.role for unit in units if unit.tokens is not None and unit.role in space.roles})
+        if not (space.patterns or tokens) or not runtimes.get(self.resolved.runs_on.runtime).file.endswith(".onnx"):
             return {}
         self.progress.stage("measuring what the mask patterns gain at most")
-        return pattern_filter.pattern_speedups(evaluator, space.patterns, max(space.mask_sparsities, default=0.5))
+        names = [*space.patterns, *tokens]
+        return pattern_filter.pattern_speedups(evaluator, names, max(space.mask_sparsities, default=0.5))
 
     def refused_kinds(self, pruner: Pruner, bench: Bench, store: Store | None) -> None:
         """Try one sample of every kind of cut on targets that convert; what is refused is left out of the space.

@@ -52,6 +52,9 @@ class AxisTable:
             raise UnknownNameError("axis", name, self._by_name)
         return self._by_name[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
     def slices(self, axis: Axis, parameter: str, dim: int) -> IntArray:
         """The index along ``axis`` of each position of the parameter's dim, or -1; shape (size of the dim,)."""
         return self._dim_masks.index(self.parameters[parameter][dim], self.leaves[axis.name])

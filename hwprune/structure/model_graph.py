@@ -11,6 +11,7 @@ from torch import fx
 
 from hwprune.errors import UnknownNameError
 from hwprune.structure.axes import Axis
+from hwprune.structure.borders import TokenAxis
 from hwprune.structure.branches import Branch
 from hwprune.structure.dims import BoolArray, IntArray
 
@@ -49,6 +50,20 @@ class ModelGraph(abc.ABC):
     @abc.abstractmethod
     def branches(self) -> tuple[Branch, ...]:
         """Sides of sums that may be dropped as a whole."""
+
+    @property
+    def token_axes(self) -> tuple[TokenAxis, ...]:
+        """Places where tokens can be made fewer, in the model's order."""
+        return ()
+
+    @property
+    def token_reason(self) -> str | None:
+        """Why there are none, or not at all borders."""
+        return None
+
+    def dead_tokens(self, drop: Collection[str]) -> set[str]:  # noqa: ARG002 - a graph without tokens
+        """Those of them whose attention is gone once these branches are dropped."""
+        return set()
 
     def branch(self, name: str) -> Branch:
         """The branch of that name. Raises `UnknownNameError`."""

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hwprune.structure.dims import ONE, Dim, MismatchError, Product, Space
+from hwprune.structure.dims import ONE, Concat, Dim, MismatchError, Product, Space
 
 Kept = Callable[[Dim], int]
 """Size of a dim after a cut."""
@@ -65,6 +65,22 @@ class Scope(abc.ABC):
 
     def inexact(self, dim: Dim, reason: str) -> None:
         self.space.mark_inexact(dim, f"{self.name}: {reason}")
+
+    def pick(self, dim: Dim, index: int | None) -> None:
+        """One index of ``dim`` is picked by number: it must keep its place.
+
+        What follows a first part of a concatenation may still change: a class token stays where it is.
+        """
+        resolved = self.space.resolve(dim)
+        if index is not None and isinstance(resolved, Concat):
+            start = 0
+            for part in resolved.parts:
+                if part.size != 1 or index < 0:
+                    break
+                if start == index:
+                    return
+                start += 1
+        self.freeze(dim, "one index is picked by number")
 
     def is_frozen(self, dim: Dim) -> bool:
         return all(self.space.frozen(leaf) for leaf in self.space.leaves(dim))

@@ -30,6 +30,8 @@ LEAST_GAIN = 1.01
 """A pattern must surely be faster than this on the whole model."""
 FALSE_ADMISSIONS = 0.01
 """Largest probability that any of the patterns that bring nothing is admitted, divided among them (Bonferroni)."""
+TOKENS_GONE = 0.5
+"""Share of the tokens that goes at every border where it is measured whether fewer tokens pay."""
 FIRST_SESSIONS = 3
 """Short sessions of the first look; only what looks good in it is looked at again, in sessions of its own."""
 
@@ -69,9 +71,13 @@ def pattern_speedups(evaluator: Evaluator, names: Sequence[str], sparsity: float
         folder = evaluator.dense.home / "filter"
         try:
             level = pattern.fixed_sparsity if pattern.fixed_sparsity is not None else sparsity
+            if name in patterns.TOKENS:
+                level = TOKENS_GONE
             candidate = evaluator.pruner.prune(uniform_recipe(evaluator.pruner, name, level, "l2", "none"))
             path, _ = evaluator.files.write_candidate(candidate, folder)
-            if isinstance(evaluator.source, Measured):
+            if isinstance(evaluator.source, Measured) and name in patterns.TOKENS:
+                found[name] = first_look(_sessions_of(evaluator, path), evaluator.source.settings.session_sd)
+            elif isinstance(evaluator.source, Measured):
                 found[name] = judge(_sessions_of(evaluator, path), len(names), evaluator.source.settings.session_sd)
             else:  # a prediction is the same in every session
                 found[name] = _speedup(evaluator, path, brief=False)
@@ -93,15 +99,12 @@ def judge(session: Session, among: int, session_sd: float = paired.SESSION_SD) -
         session_sd: deviation of ln(speedup) between sessions, for the interval of the first look.
     """
     bar = math.log(LEAST_GAIN)
-    looked = [session(number, True) for number in range(FIRST_SESSIONS)]
-    gains = [_beyond_copy(one) for one in looked]
-    if median(gains) <= bar:
-        # The noise is that of two sessions; a median knows less than a mean (pi / 2 times the variance).
-        half = 1.96 * math.sqrt(math.pi / 2 * 2 / len(gains)) * max(session_sd, paired.SESSION_SD)
-        middle = median(gains)
-        return _measurement(looked, middle, middle - half, middle + half)
+    first = first_look(session, session_sd)
+    if math.log(first.value) <= bar:
+        return first
     # What looked good may have looked so by chance: what was seen so far does not count.
-    looked, gains = [], []
+    looked: list[tuple[Measurement, Measurement]] = []
+    gains: list[float] = []
     needed = sessions_needed(among)
     while len(gains) < needed and sum(gain <= bar for gain in gains) < 2:
         looked.append(session(FIRST_SESSIONS + len(gains), False))
@@ -109,6 +112,16 @@ def judge(session: Session, among: int, session_sd: float = paired.SESSION_SD) -
     ordered = sorted(gains)
     end = 1 if len(ordered) == needed else 0  # what was given up early knows no more than its extremes
     return _measurement(looked, median(ordered), ordered[end], ordered[-1 - end])
+
+
+def first_look(session: Session, session_sd: float) -> Measurement:
+    """The speedup beyond that of a copy, of a few short sessions: enough for what brings much, or nothing at all."""
+    looked = [session(number, True) for number in range(FIRST_SESSIONS)]
+    gains = [_beyond_copy(one) for one in looked]
+    # The noise is that of two sessions; a median knows less than a mean (pi / 2 times the variance).
+    half = 1.96 * math.sqrt(math.pi / 2 * 2 / len(gains)) * max(session_sd, paired.SESSION_SD)
+    middle = median(gains)
+    return _measurement(looked, middle, middle - half, middle + half)
 
 
 def _beyond_copy(session: tuple[Measurement, Measurement]) -> float:

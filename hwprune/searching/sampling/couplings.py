@@ -74,7 +74,7 @@ def cut_pairs(pairs: Sequence[Pair], cut: Cut) -> list[PairCut]:
 
     Axes of one colour share no layer, so one cut of all axes of two colours serves every pair of them.
     """
-    pairs = [pair for pair in pairs if not _is_branch(pair.first) and not _is_branch(pair.second)]
+    pairs = [pair for pair in pairs if not any(_is_branch(one) or _is_tokens(one) for one in (pair.first, pair.second))]
     axes = {unit_space.unit: unit_space for pair in pairs for unit_space in (pair.first, pair.second)}
     colours = colouring(list(axes), [(pair.first.unit, pair.second.unit) for pair in pairs])
     by_colours: dict[tuple[int, int], list[Pair]] = {}
@@ -185,6 +185,11 @@ def colouring(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> dict[st
 
 def _is_branch(unit_space: UnitSpace) -> bool:
     return patterns.BRANCH in unit_space.levels
+
+
+def _is_tokens(unit_space: UnitSpace) -> bool:
+    """Fewer tokens change all that follows, each layer in proportion: they are taken for products."""
+    return any(pattern in patterns.TOKENS for pattern in unit_space.levels)
 
 
 def _at(axis: UnitSpace, number: int) -> int:

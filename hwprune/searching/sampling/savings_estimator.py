@@ -52,11 +52,14 @@ class SavingsEstimator:
             rest = [unit_space for unit_space in priced if level < unit_space.depth]
             together[level] = _disjoint(rest, touched)
         cuts: dict[tuple[str, int], list[Segment]] = {}
+        whole = {(unit_space.unit, unit_space.depth) for unit_space in priced}
         for level, groups in together.items():
             for group in groups:
                 for units, segments in self._together(group, level):
                     for unit in units:
                         cuts[unit, level] = segments
+                        if len(units) == 1:
+                            whole.add((unit, level))
                     wanted += segments
         beside = concatenation.groups(priced, self.pruner)
         for one in beside:
@@ -77,7 +80,7 @@ class SavingsEstimator:
         for (unit, level), segments in cuts.items():
             mine = touched[unit]
             # Others may share the cut; what is new in it can only be told apart where the unit was cut by itself.
-            own = [s for s in segments if s.name in mine or (segments is first[unit] and s.name not in names)]
+            own = [s for s in segments if s.name in mine or ((unit, level) in whole and s.name not in names)]
             alone[unit, level] = {s.name: known[s.signature] for s in own}
             found.saved[unit, level] = (sum(by_name[name] for name in mine) - sum(known[s.signature] for s in own)) / total
         for one in beside:

@@ -20,7 +20,9 @@ from hwprune.records.target import Target
 from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.space.space_file import SpaceFile
 from hwprune.searching.space.unit_space import UnitSpace
+from hwprune.structure.borders import MERGE
 
+FREE_LENGTH = "the model takes any number of tokens, and would only take one if some go; --space tokens searches them"
 ENOUGH_LEVELS = 3
 """Smaller sizes that an axis has at least, where it is large enough."""
 
@@ -56,6 +58,10 @@ def build(
     names = labels(pruner.units.values())
     unit_spaces = []
     for unit in pruner.units.values():
+        if unit.tokens is not None and pruner.graph.module.meta.get("free_length") and not space.fixed_length:
+            if unit.role in space.roles:
+                left_out.append((unit.name, FREE_LENGTH))
+            continue
         if any(fnmatchcase(unit.name, glob) for glob in space.exclude):
             left_out.append((unit.name, "excluded by the search space"))
             continue
@@ -68,7 +74,7 @@ def build(
             fitting = _methods(unit, methods, levels, pruner, left_out)
             if fitting:
                 unit_spaces.append(UnitSpace(unit.name, unit.role, unit.size, levels, fitting, label=names[unit.name]))
-        elif unit.axis is not None:
+        elif unit.axis is not None or unit.tokens is not None:
             left_out.append((unit.name, f"an axis of {unit.size} has no smaller size that the space allows"))
     if not unit_spaces:
         reasons = [f"{name}: {reason}" for name, reason in left_out]
@@ -137,6 +143,10 @@ def _levels(
     """Pattern -> sparsities of one unit."""
     if unit.axis is not None:
         return _axis_levels(unit, space, multiple)
+    if unit.tokens is not None:
+        found = _axis_levels(unit, space, 1)
+        most = 0.5 if unit.role == MERGE else 1.0  # of tokens that are merged half are left at least
+        return {pattern: tuple(s for s in levels if s <= most) for pattern, levels in found.items() if min(levels) <= most}
     if unit.matrix is not None:
         return _mask_levels(unit, space, masks, left_out)
     return {patterns.BRANCH: (1.0,)}
@@ -182,6 +192,8 @@ def _methods(
     """The methods that fit the unit, without those that would give the same masks for every pattern of the unit_space."""
     if patterns.BRANCH in levels:
         return ("drop",)
+    if unit.tokens is not None:
+        return (patterns.TOKENS[unit.role],)
     forms = [patterns.get(name) for name in levels]
     seen: dict[tuple[str, ...], str] = {}
     for name in names:

@@ -84,7 +84,7 @@ class SearchSpace:
 
 def _canonical(unit_space: UnitSpace, pattern: str, chosen: str) -> str:
     """Methods that give the same masks: the first of them stands for all."""
-    if pattern == patterns.BRANCH:
+    if pattern == patterns.BRANCH or pattern in patterns.TOKENS:
         return chosen
     form = patterns.get(pattern)
     ranking = method.get(chosen).ranking(form)

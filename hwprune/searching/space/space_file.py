@@ -28,6 +28,7 @@ class SpaceFile:
         mask_sparsities: levels of mask patterns that don't fix theirs.
         exclude: units left dense, names or globs.
         tie: units of repeated blocks share one decision.
+        fixed_length: tokens may go in a model that takes any number of them, which then takes as many as the example inputs have.
     """
 
     name: str
@@ -40,6 +41,7 @@ class SpaceFile:
     mask_sparsities: tuple[float, ...]
     exclude: tuple[str, ...]
     tie: bool = False
+    fixed_length: bool = False
 
 
 def names() -> list[str]:
@@ -88,6 +90,7 @@ def load(name: str) -> SpaceFile:
         mask_sparsities=table.numbers("mask_sparsities", [0.5], low=0.01, high=0.999),
         exclude=table.texts("exclude", []),
         tie=table.boolean("tie", False),
+        fixed_length=table.boolean("fixed_length", False),
     )
     if not space.roles and not space.patterns:
         table.fault("roles", "roles and patterns are both empty: nothing to search")

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hwprune.structure import branches
 from hwprune.structure.axes import Axis, AxisTable
+from hwprune.structure.borders import Crossing
 from hwprune.structure.branches import Branch, Dag
 from hwprune.structure.dim_masks import DimMasks
 from hwprune.structure.dims import BoolArray
@@ -43,6 +44,7 @@ class OnnxGraph:
         named: Collection[str] = (),
         sizes: Mapping[str, Sequence[int]] | None = None,
         learned: Mapping[str, Sequence[int]] | None = None,
+        crossings: Mapping[str, Crossing] | None = None,
     ) -> None:
         """Analyse a model.
 
@@ -50,9 +52,10 @@ class OnnxGraph:
             named: initializers that stay one tensor even where all their entries are equal (see `flatten`).
             sizes: input name -> shape, for models whose free sizes are free only in name.
             learned: tensor name -> its sizes, with primes for free ones, as runs have shown them where inference does not.
+            crossings: tensor behind a border of tokens -> where it crosses.
         """
         self.model = flatten(model, named)
-        walk = Walk(self.model, sizes or {}, learned)
+        walk = Walk(self.model, sizes or {}, learned, crossings)
         walk.run()
         self.walk = walk
         self._space = walk.space
@@ -60,13 +63,21 @@ class OnnxGraph:
         self.table = AxisTable(walk.space, walk.stored)
         self.axes: tuple[Axis, ...] = self.table.axes
         self._branches: tuple[Branch, ...] | None = None
+        self._dag: Dag | None = None
 
     @property
     def branches(self) -> tuple[Branch, ...]:
         """Sides of sums that may be dropped as a whole; found when first asked for."""
         if self._branches is None:
-            self._branches = branches.find(_dag(self.model, self.walk.values))
+            self._branches = branches.find(self.dag)
         return self._branches
+
+    @property
+    def dag(self) -> Dag:
+        """The graph as names; made when first asked for."""
+        if self._dag is None:
+            self._dag = _dag(self.model, self.walk.values)
+        return self._dag
 
     @property
     def unclear(self) -> list[str]:

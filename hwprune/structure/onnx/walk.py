@@ -11,7 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hwprune.errors import UsageError
-from hwprune.structure.dims import MismatchError, Space
+from hwprune.structure.borders import Crossing
+from hwprune.structure.dims import Dim, MismatchError, Space
 from hwprune.structure.onnx.flatten import FLOATS, captured
 from hwprune.structure.onnx.rules import RULES, OnnxCall
 from hwprune.structure.onnx.rules.table import Numbers
@@ -42,9 +43,16 @@ class Walk:
     """One pass in graph order: the dims of every tensor, and the numbers of the shape computations."""
 
     def __init__(
-        self, model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]], learned: Mapping[str, Sequence[int]] | None = None
+        self,
+        model: onnx.ModelProto,
+        sizes: Mapping[str, Sequence[int]],
+        learned: Mapping[str, Sequence[int]] | None = None,
+        crossings: Mapping[str, Crossing] | None = None,
     ) -> None:
         self.model = model
+        self._crossings = crossings or {}
+        self.token_dims: dict[tuple[str, str], Dim] = {}
+        """(main tensor of a border, form) -> the tokens behind it."""
         self._sizes = sizes
         self._learned = learned or {}
         self.space = Space()
@@ -139,6 +147,11 @@ class Walk:
             self.space.freeze(dim, reason)
 
     def _visit(self, number: int, node: onnx.NodeProto) -> None:
+        if node.output and (crossing := self._crossings.get(node.output[0])) is not None:
+            value = self.values.get(node.input[0])
+            self.types[node.output[0]] = self.types[node.input[0]]
+            self.values[node.output[0]] = None if value is None else crossing.behind(value, self.token_dims, self.space)
+            return
         options = attributes(node)
         numbers = [self.known.get(name) if name else None for name in node.input]
         self._infer(node)

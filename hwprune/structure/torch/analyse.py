@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,13 @@ from hwprune.errors import TraceError
 from hwprune.structure.dims import Dim, MismatchError, Space
 from hwprune.structure.model_graph import Matrix
 from hwprune.structure.symbols import PRIMES
+from hwprune.structure.torch import tokens
 from hwprune.structure.torch.capture import capture, lookup
+from hwprune.structure.torch.free_sizes import length_symbols
 from hwprune.structure.torch.graph import AxisGraph
 from hwprune.structure.torch.rules import RULES, Call, Edit, Value
 from hwprune.structure.torch.rules.table import read_argument
+from hwprune.structure.torch.tokens import TokenGraph
 
 WEIGHT_ARGUMENT: dict[Any, tuple[str, int]] = {
     torch.ops.aten.linear.default: ("linear", 1),
@@ -51,19 +54,46 @@ def trace(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> AxisGraph
 
 
 def analyse(module: fx.GraphModule) -> AxisGraph:
-    """The axes of a captured model: one pass over its graph."""
+    """The axes of a captured model: one pass over its graph. Tokens are looked for when they are first asked for."""
     walk = _Walk(module)
     walk.run()
+    return _graph(walk, lambda graph: _token_graph(graph, walk))
+
+
+def _graph(walk: _Walk, tokens: Callable[[AxisGraph], TokenGraph] | None = None) -> AxisGraph:
     return AxisGraph(
-        module, walk.space, walk.parameters, walk.edits, walk.matrices, walk.work, walk.batch, walk.unmasked, walk.values
-    )
+        walk.module, walk.space, walk.parameters, walk.edits, walk.matrices, walk.work, walk.batch, walk.unmasked, walk.values,
+        tokens, walk.lengths,
+    )  # fmt: skip
+
+
+def _token_graph(graph: AxisGraph, walk: _Walk) -> TokenGraph:
+    """The graph with borders at which tokens can be made fewer; the number of tokens is that of the example inputs."""
+    lengths = length_symbols(walk.module)
+    if lengths:
+        walk = _Walk(walk.module, lengths)
+        walk.run()
+    found = tokens.borders(graph, walk.space, walk.values)
+    if isinstance(found, str):
+        return TokenGraph(graph, {}, (), found)
+    bordered = tokens.bordered(walk.module, found)
+    second = _Walk(bordered, lengths)
+    second.run()
+    return tokens.token_graph(graph, _graph(second), found, second.token_dims)
 
 
 class _Walk:
-    """One pass in graph order."""
+    """One pass in graph order.
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    Args:
+        lengths: free sizes that are taken for numbers.
+    """
+
+    def __init__(self, module: fx.GraphModule, lengths: Mapping[Any, int] | None = None) -> None:
         self.module = module
+        self._lengths = lengths or {}
+        self.token_dims: dict[tuple[str, str], Dim] = {}
+        """(main node of a border, form) -> the tokens behind it."""
         self.space = Space()
         self.parameters: dict[str, Value] = {}
         self.edits: dict[str, list[Edit]] = {}
@@ -84,17 +114,23 @@ class _Walk:
         """The numbers that stand for sizes known only at run time."""
         return frozenset(self._numbers.values())
 
+    @property
+    def lengths(self) -> dict[int, int]:
+        """The numbers among them that stand for a number of tokens -> that of the example inputs."""
+        known = length_symbols(self.module)
+        return {number: known[symbol] for symbol, number in self._numbers.items() if symbol in known}
+
     def _number(self, value: Any) -> Any:
         """A plain number for a symbolic one."""
         if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             return value
         expression = value.node.expr
-        for symbol in sorted(expression.free_symbols, key=str):
+        for symbol in sorted(expression.free_symbols - set(self._lengths), key=str):
             if symbol not in self._numbers:
                 if len(self._numbers) == len(PRIMES):
                     raise TraceError(f"more than {len(PRIMES)} free sizes in one model")
                 self._numbers[symbol] = PRIMES[len(self._numbers)]
-        number = expression.subs(self._numbers)
+        number = expression.subs({**self._numbers, **self._lengths})
         return bool(number) if isinstance(value, torch.SymBool) else int(number)
 
     def _sizes(self, tensor: Any) -> tuple[int, ...]:
@@ -147,6 +183,10 @@ class _Walk:
 
     def _call_function(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
+        if (crossing := node.meta.get(tokens.CROSSING)) is not None:
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            return crossing.behind(self.values[source], self.token_dims, self.space)
         if node.target is operator.getitem:
             origin = node.args[0]
             assert isinstance(origin, fx.Node)

@@ -61,7 +61,7 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> fx.Grap
             part.training = was_training[name]
     free = {"free_batch": has_free_batch(module), "free_length": has_free_length(module)}
     traced = _own(module, model)
-    traced.meta |= free
+    traced.meta |= {**free, "length": next((x.shape[1] for x in inputs if free["free_length"] and x.ndim == 2), None)}
     return traced
 
 

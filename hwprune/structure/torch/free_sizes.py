@@ -30,6 +30,20 @@ def has_free_length(module: fx.GraphModule) -> bool:
     )
 
 
+def length_symbols(module: fx.GraphModule) -> dict[Any, int]:
+    """The free number of tokens of a captured graph -> the one of its example inputs; empty where it is not free."""
+    length = module.meta.get("length")
+    if not module.meta.get("free_length") or not length:
+        return {}
+    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    return {
+        symbol: int(length)
+        for value in values
+        if isinstance(value, torch.Tensor) and _holds_tokens(value)
+        for symbol in value.shape[1].node.expr.free_symbols  # type: ignore[attr-defined]  # a SymInt
+    }
+
+
 def symbols_of(size: object) -> set[object]:
     """The free sizes that a size is computed of; none of a plain number.
 

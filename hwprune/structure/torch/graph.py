@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from math import prod
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import fx
 
 from hwprune.structure import branches
 from hwprune.structure.axes import Axis, AxisTable
+from hwprune.structure.borders import TokenAxis
 from hwprune.structure.branches import Branch, Dag
 from hwprune.structure.dim_masks import DimMasks
 from hwprune.structure.dims import BoolArray, Dim, IntArray, Space
 from hwprune.structure.model_graph import Matrix, ModelGraph
 from hwprune.structure.torch.rebuilding import copy_graph, rebuild
 from hwprune.structure.torch.rules import Edit, Value
+from hwprune.structure.torch.tokens import TokenGraph
+
+T = TypeVar("T")
+Finish = Callable[[fx.Graph, Mapping[str, fx.Node], Callable[[Dim], int]], None]
 
 
 @final
@@ -44,6 +49,8 @@ class AxisGraph(ModelGraph):
         free_sizes: frozenset[int],
         unmasked: Set[tuple[str, int]] = frozenset(),
         values: Mapping[fx.Node, Any] | None = None,
+        tokens: Callable[[AxisGraph], TokenGraph] | None = None,
+        lengths: Mapping[int, int] | None = None,
     ) -> None:
         self.module = module
         self.matrices = tuple(matrices)
@@ -54,10 +61,13 @@ class AxisGraph(ModelGraph):
         self._edits = dict(edits)
         self._work = work
         self._free_sizes = free_sizes
+        self._lengths = lengths or {}
         self._unmasked = unmasked
         self.axes = self._table.axes
-        self._dag = _dag(module, values)
+        self.dag = _dag(module, values)
         self._branches: tuple[Branch, ...] | None = None
+        self._find_tokens = tokens
+        self._tokens: TokenGraph | None = None
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -65,12 +75,50 @@ class AxisGraph(ModelGraph):
     def branches(self) -> tuple[Branch, ...]:
         """Sides of sums that may be dropped as a whole, in graph order; found when first asked for."""
         if self._branches is None:
-            self._branches = branches.find(self._dag)
+            self._branches = branches.find(self.dag)
         return self._branches
+
+    @property
+    def tokens(self) -> TokenGraph:
+        """The places where tokens can be made fewer; found when first asked for."""
+        if self._tokens is None:
+            self._tokens = self._find_tokens(self) if self._find_tokens else TokenGraph(self, {}, (), "not looked for")
+        return self._tokens
+
+    @property
+    def token_axes(self) -> tuple[TokenAxis, ...]:
+        return self.tokens.axes
+
+    @property
+    def token_reason(self) -> str | None:
+        return self.tokens.reason
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    @property
+    def parameter_dims(self) -> Mapping[str, Value]:
+        """Parameter or buffer -> its dims."""
+        return self._parameters
 
     def dead(self, drop: Collection[str]) -> set[str]:
         """Parameters and buffers that nothing reads any more once these branches are dropped."""
-        return self._dag.dead_tensors(self._sides(drop)) if drop else set()
+        return self.dag.dead_tensors(self._sides(drop)) if drop else set()
+
+    def dead_tokens(self, drop: Collection[str]) -> set[str]:
+        return self.tokens.dead(drop) if drop else set()
+
+    def live(self, drop: Collection[str]) -> set[str]:
+        """Nodes that are still read once these branches are dropped."""
+        return self.dag.live(self._sides(drop))
+
+    def _parted(self, given: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+        """What is said of axes, and what is said of tokens."""
+        if all(name in self._table for name in given):
+            return dict(given), {}
+        tokens = {axis.name for axis in self.token_axes}
+        return {n: v for n, v in given.items() if n not in tokens}, {n: v for n, v in given.items() if n in tokens}
 
     def _sides(self, drop: Collection[str]) -> dict[str, int]:
         return {name: self.branch(name).side for name in drop}
@@ -85,11 +133,12 @@ class AxisGraph(ModelGraph):
 
     def shape(self, parameter: str, counts: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of a parameter after a cut that keeps ``counts[axis name]`` indices."""
-        return self._table.shape(parameter, counts)
+        return self._table.shape(parameter, self._parted(counts)[0])
 
     def parameter_count(self, counts: Mapping[str, int], drop: Collection[str] = ()) -> int:
         """Number of parameters after such a cut, predicted without cutting."""
         dead = self.dead(drop)
+        counts = self._parted(counts)[0]
         parameters = {n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n not in dead}
         first: dict[int, str] = {}
         for name, parameter in parameters.items():  # of tied names the one that the graph reads knows the axes
@@ -101,10 +150,21 @@ class AxisGraph(ModelGraph):
     def macs(self, counts: Mapping[str, int], batch: int = 1, drop: Collection[str] = ()) -> int:
         """Multiply-accumulates of matrix products, convolutions and attention after such a cut, without running it.
 
-        ``batch`` stands for every size that is known only at run time.
+        ``batch`` stands for every size that is known only at run time, but for a number of tokens, which is that of the example
+        inputs.
         """
-        numbers = self._table.numbers(counts)
-        live = self._dag.live(self._sides(drop)) if drop else None
+        counts, fewer = self._parted(counts)
+        if fewer and (bordered := self.tokens.bordered) is not None:
+            alive = self.tokens.alive(fewer, drop)
+            return bordered.macs_of(counts, self.tokens.masks(alive), batch, drop)
+        return self.macs_of(counts, {}, batch, drop)
+
+    def macs_of(
+        self, counts: Mapping[str, int], masks: Mapping[int, BoolArray], batch: int, drop: Collection[str] = ()
+    ) -> int:
+        """`macs`, with masks of leaves that are no axes."""
+        numbers = {**self._table.numbers(counts), **{number: int(mask.sum()) for number, mask in masks.items()}}
+        live = self.dag.live(self._sides(drop)) if drop else None
         total = 0
         for node, dims in self._work:
             if live is not None and node not in live:
@@ -113,14 +173,14 @@ class AxisGraph(ModelGraph):
             for dim in dims:
                 for leaf in self._space.leaves(dim):
                     if leaf.size in self._free_sizes:
-                        numbers[leaf.number] = batch
+                        numbers[leaf.number] = self._lengths.get(leaf.size, batch)
                 product *= self._dim_masks.kept(dim, numbers)
             total += product
         return total
 
     def selected(self, keeps: Mapping[str, torch.Tensor]) -> dict[str, list[BoolArray]]:
         """The keep masks, one a dim, of every tensor that a cut changes; arguments and errors as `cut`."""
-        masks = self._table.masks(keeps)
+        masks = self._table.masks(self._parted(keeps)[0])
         return {
             name: [self._dim_masks.keep(dim, masks) for dim in value.dims]
             for name, value in self._parameters.items()
@@ -133,7 +193,7 @@ class AxisGraph(ModelGraph):
         self, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]
     ) -> dict[str, list[IntArray | None]]:
         """The positions of each dim of the cut tensor in their new order, of every tensor that carries a reordered axis."""
-        return self._table.reordered(keeps, orders) if orders else {}
+        return self._table.reordered(self._parted(keeps)[0], orders) if orders else {}
 
     def reorder(self, module: fx.GraphModule, keeps: Mapping[str, torch.Tensor], orders: Mapping[str, torch.Tensor]) -> None:
         """Put the kept indices of axes into another order, in place: what the model computes stays the same.
@@ -145,7 +205,7 @@ class AxisGraph(ModelGraph):
         state: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
         state.update(module.named_buffers(remove_duplicate=False))
         done: set[int] = set()
-        for name, dims in self._table.reordered(keeps, orders).items():
+        for name, dims in self._table.reordered(self._parted(keeps)[0], orders).items():
             if name not in state or id(state[name]) in done:
                 continue
             tensor = state[name]
@@ -169,7 +229,8 @@ class AxisGraph(ModelGraph):
         """The model with the removed indices physically gone.
 
         Args:
-            keeps: axis name -> bool tensor (axis.size,), True = stays. At least one index must stay.
+            keeps: axis name -> bool tensor (axis.size,), True = stays. At least one index must stay. Of tokens the number that stays
+                counts: which ones stay is decided for each input.
             drop: names of branches that go as a whole.
 
         Returns:
@@ -178,26 +239,45 @@ class AxisGraph(ModelGraph):
         Raises:
             UsageError: an axis or branch that is unknown, an axis that is frozen, or a mask of the wrong shape or type.
         """
+        keeps, fewer = self._parted(keeps)
         masks = self._table.masks(keeps)
+        if not fewer:
+            return self.cut_leaves(masks, drop)
+        bordered = self.tokens.bordered
+        assert bordered is not None  # where there are token axes
+        kept = self.tokens.alive({name: int(keep.sum()) for name, keep in fewer.items()}, drop)
+        made = bordered.cut_leaves({**bordered._table.masks(keeps), **self.tokens.masks(kept)}, drop, self.tokens.finish(kept))
+        made.meta["free_length"] = False
+        return made
+
+    def cut_leaves(self, masks: Mapping[int, BoolArray], drop: Collection[str], finish: Finish | None = None) -> fx.GraphModule:
+        """`cut` by masks of leaves.
+
+        Args:
+            finish: changes the cut graph: takes it, its nodes by their old names, and the size of a dim.
+        """
         counts = {number: int(mask.sum()) for number, mask in masks.items()}
 
         def kept(dim: Dim) -> int:
             return self._dim_masks.kept(dim, counts)
 
         graph, new = copy_graph(self.module)
+        by_name = {old.name: node for old, node in new.items()}
         for old in self.module.graph.nodes:
             for edit in self._edits.get(old.name, ()):
                 edit(new[old], kept)
-        dead = self._drop(graph, {old.name: node for old, node in new.items()}, self._sides(drop)) if drop else set()
+        dead = self._drop(graph, by_name, self._sides(drop)) if drop else set()
+        if finish is not None:
+            finish(graph, {name: node for name, node in by_name.items() if not node._erased}, kept)
         return rebuild(self.module, graph, self._parameters, lambda tensor, value: self._select(tensor, value, masks), dead)
 
     def _drop(self, graph: fx.Graph, new: Mapping[str, fx.Node], sides: Mapping[str, int]) -> set[str]:
         """Replace sums by the side that stays and erase what is dead; returns the tensors that went."""
-        live = self._dag.live(sides)
+        live = self.dag.live(sides)
         for name, side in sides.items():
             stays = new[name].args[1 - side]
             assert isinstance(stays, fx.Node)
-            if self._dag.writes:  # what follows may write into the sum, which is now a tensor that others read
+            if self.dag.writes:  # what follows may write into the sum, which is now a tensor that others read
                 with graph.inserting_before(new[name]):
                     stays = graph.call_function(torch.ops.aten.clone.default, (stays,))
             new[name].replace_all_uses_with(stays)
@@ -205,14 +285,14 @@ class AxisGraph(ModelGraph):
             gone = name in sides or name not in live
             if gone and node.op not in ("placeholder", "output") and not node.users:
                 graph.erase_node(node)
-        return self._dag.dead_tensors(sides)
+        return self.dag.dead_tensors(sides)
 
     def mask(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
         """The model in its original shapes with the removed slices and sides zeroed: what ``cut`` must equal.
 
         Arguments and errors as for `cut`.
         """
-        masks = self._table.masks(keeps)
+        masks = self._table.masks(self._parted(keeps)[0])
 
         def zero(tensor: torch.Tensor, value: Value) -> torch.Tensor:
             result = tensor.detach().clone()

@@ -64,6 +64,15 @@ def rebuild(
     return module
 
 
+def with_tensors(module: fx.GraphModule, source: fx.GraphModule) -> fx.GraphModule:
+    """``module`` with the parameters and buffers of another of the same names, shared; tied ones stay tied."""
+    kept_names = set(source.state_dict())
+    tensors = {**dict(source.named_parameters(remove_duplicate=False)), **dict(source.named_buffers(remove_duplicate=False))}
+    for name, tensor in tensors.items():
+        assign(module, name, tensor, persistent=name in kept_names)
+    return module
+
+
 def assign(module: nn.Module, name: str, tensor: torch.Tensor, *, persistent: bool = True) -> None:
     """Set a parameter or buffer by its dotted name; missing containers are made."""
     *path, last = name.split(".")

@@ -212,7 +212,10 @@ def gather(call: OnnxCall) -> Value:
     x, which = call.tensor(0), call.tensor(1)
     axis = call.options.get("axis", 0) % len(x)
     numbers = call.known[1]
-    call.freeze(x[axis], "rows are looked up by number" if numbers is None else "entries are picked by number")
+    if numbers is not None and numbers.size == 1:
+        call.pick(x[axis], int(numbers.reshape(-1)[0]))
+    else:
+        call.freeze(x[axis], "rows are looked up by number" if numbers is None else "entries are picked by number")
     if x.parameter is not None and axis == 0 and len(x) == 2:
         call.space.tag(x[1], "linear_out")
     zeros = (*x.zeros[:axis], *(False for _ in which.dims), *x.zeros[axis + 1 :])

@@ -156,7 +156,7 @@ def expand_as(call: Call, x: Value, other: Value) -> Value:
 @rule(aten.select.int)
 def select(call: Call, x: Value, dim: int, index: int) -> Value:
     dim %= len(x)
-    call.freeze(x[dim], "one index is picked by number")
+    call.pick(x[dim], index)
     rest = [i for i in range(len(x)) if i != dim]
     return Value(tuple(x.dims[i] for i in rest), tuple(x.zeros[i] for i in rest))
 
