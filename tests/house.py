@@ -40,6 +40,7 @@ BOUNDARIES = frozenset(
 TESTED_ELSEWHERE = {
     # module, or a pattern of modules: (test file, why the tests stand there)
     "__init__": ("test_public.py", "public names are tested with the old paths"),
+    "patterns": ("patterns/test_patterns.py", "the table is seen through the patterns"),
     "errors": ("cli/test_main.py", "every kind of error is a way out of the command line"),
     "cli.*": ("cli/test_main.py", "commands are tested as their user runs them, all in one file"),
     "common.old_paths": ("test_public.py", "old paths are public names"),

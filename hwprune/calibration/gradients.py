@@ -167,7 +167,11 @@ class GradientPass:
                 output = layer_table.run(self.data.module, inputs, [*self.data.by_node, *sides], visit)
                 loss = self._loss(output, targets, count, generator)
                 answers = [(i, leaf) for i, leaf in enumerate(all_tensors(output)) if leaf.requires_grad]
-                probes = [*(probe for _, _, probe in uses), *(probe for _, probe in sums.values()), *(leaf for _, leaf in answers)]
+                probes = [
+                    *(probe for _, _, probe in uses),
+                    *(probe for _, probe in sums.values()),
+                    *(leaf for _, leaf in answers),
+                ]
                 by_probe = torch.autograd.grad(loss, probes, allow_unused=True) if loss.requires_grad else [None] * len(probes)
             seen += count
             # A layer that is used several times gets the sum of its uses' gradients.

@@ -6,8 +6,8 @@ changes these outputs by dY,
     a[n, option] = <dY, g>        KL(dense || pruned) ~ 1/2 mean_n (sum of a[n, chosen options])^2
 
 (methods 5.3: the Fisher, or Gauss-Newton, quadratic of the divergence, along the directions in question.) In a layer that is
-solved for, dY = dW x + shift; a dropped branch takes away its value. Of fewer tokens the outputs of the whole model are compared, at
-a few levels, because there is no layer whose outputs they change alone.
+solved for, dY = dW x + shift; a dropped branch takes away its value. With fewer tokens the outputs of the whole model are
+compared, at a few levels, because there is no layer whose outputs they change alone.
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ class _FewerTokens:
         last = len(levels) - 1
         self.places = sorted({round(last * (n + 1) / SAMPLED_LEVELS) for n in range(SAMPLED_LEVELS)} - ({0} if last else set()))
         keep = torch.arange(unit.size)
-        self.modules = [graph.cut({unit.name: keep < unit.size - round(levels[place] * unit.size)}).eval() for place in self.places]
+        self.modules = [
+            graph.cut({unit.name: keep < unit.size - round(levels[place] * unit.size)}).eval() for place in self.places
+        ]
 
     @torch.no_grad()
     def responses(self, batch: gradients.Backward) -> torch.Tensor:

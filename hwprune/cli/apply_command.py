@@ -25,6 +25,7 @@ EPILOG = """RECIPE is a recipe.json, or the same choice for every unit that fits
   hwprune apply channel=0.25,2:4 model.py:workload --out out            first cut, then 2:4 on what is left
   hwprune apply unstructured=0.8 model.py:workload --scope global --criterion lamp --out out
   hwprune apply branch=0.2 model.py:workload --out out --score          the fifth of the branches that change least
+  hwprune apply token=0.25 model.py:workload --out out --score          a quarter of the tokens goes after each attention
   hwprune apply neuron=0.25 hf:FOLDER --text valid.txt --format huggingface --out out --score
       a language model block by block: one block in memory at a time; layer=0.2 drops whole blocks
   hwprune apply blocks.json hf:FOLDER --text valid.txt --format huggingface --out out --score
@@ -205,6 +206,8 @@ def _uniform(pruner: Pruner, wanted: list[tuple[str, float | None]], options: ar
             raise UsageError(f"pattern {name} fixes its sparsity: write {name}, not {name}={level:g}")
         if name == patterns.BRANCH and options.criterion not in (None, criteria.BLOCK_INFLUENCE):
             raise UsageError(f"branches are ranked by {criteria.BLOCK_INFLUENCE}, got --criterion {options.criterion}")
+        if name in patterns.TOKENS and options.criterion is not None:
+            raise UsageError(f"pattern {name} goes by {patterns.TOKENS[name]} of each input: leave --criterion out")
         choices += uniform_recipe(pruner, name, level or 0.0, options.criterion or "obs", steps, options.scope or "unit").choices
     left = [choice for choice in choices if not any(fnmatchcase(choice.unit, glob) for glob in options.exclude)]
     if choices and not left:

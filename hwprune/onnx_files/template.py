@@ -14,9 +14,9 @@ from hwprune.onnx_files import tidy, to_onnx
 from hwprune.structure.branches import Branch
 from hwprune.structure.dims import BoolArray
 from hwprune.structure.model_graph import ModelGraph
-from hwprune.structure.onnx import tokens as onnx_tokens
+from hwprune.structure.onnx import bordered
+from hwprune.structure.onnx.bordered import OnnxTokens
 from hwprune.structure.onnx.graph import OnnxGraph
-from hwprune.structure.onnx.tokens import OnnxTokens
 from hwprune.structure.torch.graph import AxisGraph
 from hwprune.structure.torch.opaque import OpaqueGraph
 
@@ -109,10 +109,8 @@ class Template:
         if self._tokens is None:
             assert isinstance(self._graph, AxisGraph)  # nothing else has any
             found = self._graph.tokens
-            sizes = {
-                item.name: tuple(x.shape) for item, x in zip(self.dense.model.graph.input, self._inputs, strict=False)
-            }
-            self._tokens = onnx_tokens.build(self.dense, found.chain, found.borders, self.names, sizes)
+            sizes = {item.name: tuple(x.shape) for item, x in zip(self.dense.model.graph.input, self._inputs, strict=False)}
+            self._tokens = bordered.build(self.dense, found.chain, found.borders, self.names, sizes)
         return self._tokens
 
     def _fewer_tokens(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str]) -> dict[str, int]:

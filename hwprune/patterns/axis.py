@@ -10,6 +10,11 @@ import torch
 from hwprune.errors import UsageError
 from hwprune.patterns.base import Pattern, check_scores, keep_highest, removed_count
 
+DESCRIPTIONS = {
+    "token": "tokens of a transformer that get least attention, chosen anew for each input (EViT)",
+    "merge": "tokens of a transformer that are most alike, merged into their mean, anew for each input (ToMe)",
+}
+
 
 @final
 class WholeIndex(Pattern):
@@ -17,7 +22,7 @@ class WholeIndex(Pattern):
 
     def __init__(self, role: str) -> None:
         self.name = self.role = role
-        self.description = f"whole {role} indices, physically removed"
+        self.description = DESCRIPTIONS.get(role, f"whole {role} indices, physically removed")
 
     def keep_mask(self, scores: torch.Tensor, sparsity: float | None = None) -> torch.Tensor:
         check_scores(scores)

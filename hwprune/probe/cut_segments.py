@@ -52,6 +52,10 @@ class CutSegments:
     def axes(self) -> list[Unit]:
         return [unit for unit in self.pruner.units.values() if unit.axis is not None and unit.size > 1]
 
+    def tokens(self) -> list[Unit]:
+        """The places where tokens can be made fewer."""
+        return [unit for unit in self.pruner.units.values() if unit.tokens is not None]
+
     def step(self, unit: Unit, size: int) -> int:
         """Whole heads and groups; of channels at least a quarter of what a kernel's block may be."""
         if unit.role in ("head", "group", "expert") or size <= 16:

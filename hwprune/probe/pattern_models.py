@@ -58,6 +58,9 @@ class PatternModels:
         branches = [unit.name for unit in self.pruner.units.values() if unit.branch is not None]
         if branches:
             plans.append((patterns.BRANCH, f"all {len(branches)} branches dropped", partial(self._without, branches)))
+        for form in sorted({unit.role for unit in self.pieces.tokens()}):
+            counts = {unit.name: unit.size // 2 for unit in self.pieces.tokens() if unit.role == form}
+            plans.append((form, f"half of the tokens go at each of {len(counts)} places", partial(self.pieces.cut, counts)))
         for pattern, sparsity in MASKS:
             what = f"{100 * sparsity:.0f} % zeros in every weight that fits"
             plans.append((pattern, what, partial(self._masked, pattern, sparsity)))

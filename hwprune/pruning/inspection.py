@@ -26,7 +26,8 @@ class Inspection:
 
     Attributes:
         name: of the workload.
-        data: ``axes``, ``matrices`` and ``branches`` as JSON values; ``parameters``; ``untraceable``: why only masks are left.
+        data: ``axes``, ``matrices``, ``branches`` and ``tokens`` as JSON values; ``parameters``; ``untraceable``: why only masks
+            are left.
     """
 
     name: str
@@ -105,6 +106,11 @@ def describe(pruner: Pruner) -> dict[str, Any]:
             }
             for branch in graph.branches
         ],
+        "tokens": [
+            {"name": axis.name, "form": axis.form, "size": axis.size, "after": axis.label, "like": alike.get(axis.name)}
+            for axis in graph.token_axes
+        ],
+        "tokens_reason": graph.token_reason,
     }
 
 
@@ -132,6 +138,12 @@ def text(name: str, data: Mapping[str, Any], *, members: bool, every: bool) -> s
             for group in _grouped(data["branches"], every=every)
         ]
         parts.append(table(["branch", "alike", "parameters", "is"], rows, 10_000))
+    if data["tokens"]:
+        rows = [
+            [group[0]["name"], str(len(group)), str(group[0]["size"]), group[0]["after"]]
+            for group in _grouped(data["tokens"], every=every)
+        ]
+        parts.append(table(["tokens", "alike", "may go", "after"], rows, 10_000))
     if frozen:
         reasons = _reasons(frozen, every=every)
         wide = max(len(name) for name, _ in reasons)

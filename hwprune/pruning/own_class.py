@@ -50,7 +50,9 @@ def apply_to_module(model: nn.Module, candidate: Candidate) -> nn.Module:
         **dict(candidate.module.named_buffers(remove_duplicate=False)),
     }
     if tokens := [choice.unit for choice in candidate.recipe.choices if choice.pattern in patterns.TOKENS]:
-        raise UsageError(f"tokens are made fewer ({', '.join(tokens)}), which the class {type(model).__name__} can't do. {advice}")
+        raise UsageError(
+            f"tokens are made fewer ({', '.join(tokens)}), which the class {type(model).__name__} can't do. {advice}"
+        )
     failure: Exception | None = None
     for adjust in (True, False):
         copied = copy.deepcopy(model)

@@ -17,6 +17,8 @@ def described(choices: Iterable[UnitChoice], units: Mapping[str, Unit]) -> str:
         unit, label = units[choice.unit], names[choice.unit]
         if unit.branch is not None:
             words.append(f"{label} dropped")
+        elif unit.tokens is not None:
+            words.append(f"{label} {1 - choice.sparsity:.0%} kept")
         elif unit.matrix is not None:
             words.append(f"{label} {choice.sparsity:.0%} zero ({choice.pattern})")
         else:

@@ -29,8 +29,10 @@ def uniform_recipe(
 
     Args:
         workload: or a `Pruner` of it, which keeps what calibration learned.
-        pattern: a role (``channel``, ``head``, ``neuron``), a mask pattern (``2:4``, ``unstructured``) or ``branch``.
-        sparsity: of every unit; of all units together with scope ``global``; for branches the fraction of them that goes.
+        pattern: a role (``channel``, ``head``, ``neuron``), a mask pattern (``2:4``, ``unstructured``), ``branch``, ``token`` or
+            ``merge``.
+        sparsity: of every unit; of all units together with scope ``global``; for branches the fraction of them that goes; of the
+            tokens that arrive at each place where some can go.
         criterion: or a method; branches are ranked by ``block_influence`` (the only one), or all go at sparsity 1.
         compensation: default: what the model has use for.
         scope: ``unit``: every unit loses the same share. ``global``: scores of all units compete, for single weights; made for
@@ -43,10 +45,7 @@ def uniform_recipe(
     name = pruner.workload.name
     if compensation is None:
         compensation = pruner.default_compensation()
-    if scope not in ("unit", "global"):
-        raise UsageError(f"scope must be unit or global, got {scope!r}")
-    if scope == "global" and pattern != "unstructured":
-        raise UsageError(f"scope global is for pattern unstructured, got {pattern}")
+    _check_scope(scope, pattern)
     if pattern == patterns.BRANCH:
         return uniform(_branches(pruner, sparsity), pattern, 1.0, "drop", compensation)
     if pattern in patterns.TOKENS:
@@ -76,6 +75,13 @@ def uniform_recipe(
         if not units:
             raise UsageError(f"sparsity {sparsity:g} removes nothing from any {pattern} axis of {name}")
     return uniform([unit.name for unit in units], pattern, level, criterion, compensation)
+
+
+def _check_scope(scope: str, pattern: str) -> None:
+    if scope not in ("unit", "global"):
+        raise UsageError(f"scope must be unit or global, got {scope!r}")
+    if scope == "global" and pattern != "unstructured":
+        raise UsageError(f"scope global is for pattern unstructured, got {pattern}")
 
 
 def _tokens(pruner: Pruner, pattern: str, sparsity: float, compensation: str) -> Recipe:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.common.files import Table, read_toml
-from hwprune.structure.borders import FORMS
 from hwprune.errors import UnknownNameError
+from hwprune.structure.borders import FORMS
 
 SCHEMA = 1
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

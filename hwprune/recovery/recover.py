@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hwprune import patterns
 from hwprune.errors import CandidateFailure, UnknownNameError, UsageError, first_line
 from hwprune.pruning.candidate import Candidate
 from hwprune.pruning.pruner import Pruner
@@ -176,16 +177,20 @@ def decided(pruner: Pruner, private: Pruner, recipe: Recipe, decision: Decision)
 
     Args:
         private: of the copy, whose weights are taken.
-        recipe: names methods, and the branches that go.
+        recipe: names methods, the branches that go, and where tokens go: these are not learned.
     """
     private.forget()
     named = {choice.unit: choice for choice in recipe.choices}
-    choices: list[UnitChoice] = [choice for choice in recipe.choices if choice.pattern == "branch"]
+    given = [choice for choice in recipe.choices if choice.pattern == patterns.BRANCH or choice.pattern in patterns.TOKENS]
+    choices: list[UnitChoice] = list(given)
     for unit, keep in [*decision.keeps.items(), *decision.masks.items()]:
         gone = 1 - float(keep.double().mean())
         if 0 < gone < 1:
             choices.append(replace(named[unit], sparsity=gone))
     keeps = {unit: keep.cpu() for unit, keep in decision.keeps.items() if not bool(keep.all())}
+    keeps |= {
+        c.unit: private.options(c.unit, c.pattern, c.method, [c.sparsity])[0].keep for c in given if c.pattern in patterns.TOKENS
+    }
     positions = private.graph.positions(keeps)
     masks = {}
     for unit, mask in decision.masks.items():

@@ -62,7 +62,7 @@ def _why_not(bench: Bench, target: Target, path: Path) -> str | None:
 def _sample(pruner: Pruner, kind: str, folder: Path) -> Path | None:
     """The model with every axis of a kind cut in half, or a branch dropped; None if it has none."""
     pieces = CutSegments(pruner)
-    counts = {unit.name: unit.size // 2 for unit in pieces.axes() if unit.role == kind}
+    counts = {unit.name: unit.size // 2 for unit in (*pieces.axes(), *pieces.tokens()) if unit.role == kind}
     drop = [unit.name for unit in pruner.units.values() if unit.role == patterns.BRANCH][:1] if kind == patterns.BRANCH else []
     if not counts and not drop:
         return None

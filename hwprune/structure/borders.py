@@ -1,8 +1,8 @@
 """Borders between the parts of a transformer: where one tensor of tokens holds all that the rest reads, so that tokens can go.
 
 They are found on the graph alone. After each attention the first place counts at which a single tensor that weights have made is
-still read; what else crosses (an attention mask) was made of inputs alone. Tokens are dropped there as in EViT (Liang et al. 2022)
-or merged as in ToMe (Bolya et al. 2023): both do so between the attention and the layers behind it.
+still read; what else crosses (an attention mask) was made of inputs alone. Tokens are dropped there as in EViT (Liang et al.
+2022) or merged as in ToMe (Bolya et al. 2023): both do so between the attention and the layers behind it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hwprune.structure.branches import Dag
 from hwprune.structure.dims import ONE, Concat, Dim, Space
 from hwprune.structure.scope import Value
 
-TOKEN = "token"
+TOKEN = "token"  # noqa: S105 - no password
 """The form that drops tokens: those of least attention."""
 MERGE = "merge"
 """The form that merges tokens: those most alike, into their mean."""
@@ -201,9 +201,8 @@ def find(
         read.update(dag.tensors[source] for source in sources if source in dag.tensors)
         if name not in constant and name not in inputs and all(source in constant for source in sources):
             constant.add(name)
-        if any(source in weighted for source in sources) or (
-            any(dag.tensors.get(source) in dag.weights for source in sources) and not all(source in constant for source in sources)
-        ):
+        reads_weight = any(dag.tensors.get(source) in dag.weights for source in sources)
+        if any(source in weighted for source in sources) or (reads_weight and name not in constant):
             weighted.add(name)
         live = {node for node in (*live, name) if node not in constant and readers.get(node, -1) > place}
         if name in attentions:

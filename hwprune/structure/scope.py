@@ -73,13 +73,11 @@ class Scope(abc.ABC):
         """
         resolved = self.space.resolve(dim)
         if index is not None and isinstance(resolved, Concat):
-            start = 0
-            for part in resolved.parts:
+            for place, part in enumerate(resolved.parts):
                 if part.size != 1 or index < 0:
                     break
-                if start == index:
+                if place == index:
                     return
-                start += 1
         self.freeze(dim, "one index is picked by number")
 
     def is_frozen(self, dim: Dim) -> bool:

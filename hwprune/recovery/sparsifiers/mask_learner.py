@@ -52,7 +52,7 @@ class MaskLearner(Sparsifier):
         self.choices: dict[str, tuple[Unit, UnitChoice]] = {
             choice.unit: (get_unit(pruner.units, choice.unit), choice)
             for choice in recipe.choices
-            if choice.pattern != patterns.BRANCH
+            if choice.pattern != patterns.BRANCH and choice.pattern not in patterns.TOKENS
         }
         if not self.choices:
             raise UsageError("the recipe leaves nothing to prune gradually: it holds no axis and no matrix")

@@ -6,6 +6,7 @@ or measured where the table does not know them. Many choices share a cut: what t
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -52,15 +53,12 @@ class SavingsEstimator:
             rest = [unit_space for unit_space in priced if level < unit_space.depth]
             together[level] = _disjoint(rest, touched)
         cuts: dict[tuple[str, int], list[Segment]] = {}
-        whole = {(unit_space.unit, unit_space.depth) for unit_space in priced}
+        single = {(unit_space.unit, unit_space.depth) for unit_space in priced}
         for level, groups in together.items():
-            for group in groups:
-                for units, segments in self._together(group, level):
-                    for unit in units:
-                        cuts[unit, level] = segments
-                        if len(units) == 1:
-                            whole.add((unit, level))
-                    wanted += segments
+            for units, segments in itertools.chain.from_iterable(self._together(group, level) for group in groups):
+                cuts |= {(unit, level): segments for unit in units}
+                single |= {(unit, level) for unit in units if len(units) == 1}
+                wanted += segments
         beside = concatenation.groups(priced, self.pruner)
         for one in beside:
             one.cut_all(self._cut)
@@ -80,7 +78,7 @@ class SavingsEstimator:
         for (unit, level), segments in cuts.items():
             mine = touched[unit]
             # Others may share the cut; what is new in it can only be told apart where the unit was cut by itself.
-            own = [s for s in segments if s.name in mine or ((unit, level) in whole and s.name not in names)]
+            own = [s for s in segments if s.name in mine or ((unit, level) in single and s.name not in names)]
             alone[unit, level] = {s.name: known[s.signature] for s in own}
             found.saved[unit, level] = (sum(by_name[name] for name in mine) - sum(known[s.signature] for s in own)) / total
         for one in beside:

@@ -58,16 +58,9 @@ def build(
     names = labels(pruner.units.values())
     unit_spaces = []
     for unit in pruner.units.values():
-        if unit.tokens is not None and pruner.graph.module.meta.get("free_length") and not space.fixed_length:
-            if unit.role in space.roles:
-                left_out.append((unit.name, FREE_LENGTH))
-            continue
-        if any(fnmatchcase(unit.name, glob) for glob in space.exclude):
-            left_out.append((unit.name, "excluded by the search space"))
-            continue
-        if unit.matrix is None and unit.role not in roles:
-            if unit.role not in space.roles:
-                left_out.append((unit.name, f"role {unit.role} is not in search space {space.name}"))
+        reason = _reason(unit, space, roles, free_length=bool(pruner.graph.module.meta.get("free_length")))
+        if reason is not None:
+            left_out += [(unit.name, reason)] if reason else []
             continue
         levels = _levels(unit, space, target.multiple(isa), masks, left_out)
         if levels:
@@ -82,6 +75,22 @@ def build(
     if space.tie:
         unit_spaces = _tied(unit_spaces, units.ties(pruner.units))
     return SearchSpace(space, tuple(unit_spaces), pruner.default_compensation(), tuple(left_out), pruner.dead_units)
+
+
+def _reason(unit: Unit, space: SpaceFile, roles: Sequence[str], *, free_length: bool) -> str | None:
+    """Why a unit is not searched, empty where that is told of its whole role; None: it is.
+
+    Args:
+        roles: those that pay on the target.
+        free_length: the model takes any number of tokens.
+    """
+    if any(fnmatchcase(unit.name, glob) for glob in space.exclude):
+        return "excluded by the search space"
+    if unit.matrix is None and unit.role not in roles:
+        return "" if unit.role in space.roles else f"role {unit.role} is not in search space {space.name}"
+    if unit.tokens is not None and free_length and not space.fixed_length:
+        return FREE_LENGTH
+    return None
 
 
 def _computable(space: SpaceFile, pruner: Pruner, left_out: list[tuple[str, str]]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -164,3 +164,33 @@ def captured(node: onnx.NodeProto) -> set[str]:
                 names |= captured(inner)
             names.update(item.name for item in graph.output)
     return names
+
+
+def only_scaled(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that are read as quantised numbers or zero points alone: they are data, and their dims are like any other's."""
+    scaled, otherwise = set[str](), set[str]()
+    for node in graph.node:
+        (scaled if node.op_type in ("QuantizeLinear", "DequantizeLinear") else otherwise).update(node.input)
+        otherwise |= captured(node)
+    return scaled - otherwise
+
+
+def whole_inference(model: onnx.ModelProto, names: Mapping[str, int]) -> dict[str, onnx.TypeProto]:
+    """What ONNX's inference over a whole model finds.
+
+    Args:
+        names: free size -> the number that stands for it.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        inferred = model
+    found: dict[str, onnx.TypeProto] = {}
+    for item in inferred.graph.value_info:
+        kind = onnx.TypeProto()
+        kind.CopyFrom(item.type)
+        for dim in kind.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_value = names[dim.dim_param]
+        found[item.name] = kind
+    return found

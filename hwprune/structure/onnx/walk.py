@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hwprune.errors import UsageError
 from hwprune.structure.borders import Crossing
 from hwprune.structure.dims import Dim, MismatchError, Space
-from hwprune.structure.onnx.flatten import FLOATS, captured
+from hwprune.structure.onnx.flatten import FLOATS, captured, only_scaled, whole_inference
 from hwprune.structure.onnx.rules import RULES, OnnxCall
 from hwprune.structure.onnx.rules.table import Numbers
 from hwprune.structure.onnx.values import LIMIT, Array, attributes, cut_table, evaluate, is_small, range_type
@@ -74,7 +74,7 @@ class Walk:
         self._scaled: set[str] = set()
 
     def run(self) -> None:
-        self._scaled = _only_scaled(self.model.graph)
+        self._scaled = only_scaled(self.model.graph)
         for item in self.model.graph.input:
             self._enter_input(item)
         for tensor in self.model.graph.initializer:
@@ -197,7 +197,7 @@ class Walk:
                 if isinstance(outputs, list)
                 else [outputs if isinstance(outputs, Value) else Value(outputs, (False,) * len(outputs))]
             )
-            self._check(results, call.outputs)
+            _check(results, call.outputs)
         except (ValueError, IndexError, TypeError, KeyError, MismatchError) as error:
             # A gap in a rule costs prunability, never a crash.
             self._give_up(node, f"the rule for {key} does not cover this use ({type(error).__name__}: {error})")
@@ -210,15 +210,6 @@ class Walk:
             source = self.values[node.input[0]]
             if source is not None and len(node.input) > 2:
                 self._quantised[node.output[0]] = (node.input[2], source.zeros)
-
-    @staticmethod
-    def _check(results: Sequence[Value], shapes: Sequence[tuple[int, ...]]) -> None:
-        for value, shape in zip(results, shapes, strict=False):
-            sizes = tuple(dim.size for dim in value.dims)
-            if sizes != tuple(shape):
-                raise ValueError(f"it gave sizes {sizes} where the model has {shape}")
-        if len(results) < len(shapes):
-            raise ValueError(f"it gave {len(results)} results where the model has {len(shapes)}")
 
     def _read(self, name: str) -> Value | None:
         if name not in self.values and name in self.known:
@@ -284,18 +275,7 @@ class Walk:
     def _whole_inference(self) -> dict[str, onnx.TypeProto]:
         """What inference over the whole model finds: it looks into nested graphs. Free sizes become their primes."""
         if self._inferred is None:
-            try:
-                inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=True)
-            except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-                inferred = self.model
-            self._inferred = {}
-            for item in inferred.graph.value_info:
-                kind = onnx.TypeProto()
-                kind.CopyFrom(item.type)
-                for dim in kind.tensor_type.shape.dim:
-                    if dim.dim_param in self._names:
-                        dim.dim_value = self._names[dim.dim_param]
-                self._inferred[item.name] = kind
+            self._inferred = whole_inference(self.model, self._names)
         return self._inferred
 
     def _infer_simply(self, node: onnx.NodeProto) -> None:
@@ -304,10 +284,10 @@ class Walk:
             self.types[node.output[0]] = self.types[node.input[0]]
 
 
-def _only_scaled(graph: onnx.GraphProto) -> set[str]:
-    """Tensors that are read as quantised numbers or zero points alone: they are data, and their dims are like any other's."""
-    scaled, otherwise = set[str](), set[str]()
-    for node in graph.node:
-        (scaled if node.op_type in ("QuantizeLinear", "DequantizeLinear") else otherwise).update(node.input)
-        otherwise |= captured(node)
-    return scaled - otherwise
+def _check(results: Sequence[Value], shapes: Sequence[tuple[int, ...]]) -> None:
+    for value, shape in zip(results, shapes, strict=False):
+        sizes = tuple(dim.size for dim in value.dims)
+        if sizes != tuple(shape):
+            raise ValueError(f"it gave sizes {sizes} where the model has {shape}")
+    if len(results) < len(shapes):
+        raise ValueError(f"it gave {len(results)} results where the model has {len(shapes)}")

@@ -1,4 +1,7 @@
-"""The analysis of a model, which gives its `AxisGraph`: export once, then one pass of rules over the ATen graph."""
+"""The analysis of a model, which gives its `AxisGraph`: export once, then one pass of rules over the ATen graph.
+
+One file because the pass is one class, and what starts it stands beside it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from hwprune.errors import TraceError
 from hwprune.structure.dims import Dim, MismatchError, Space
 from hwprune.structure.model_graph import Matrix
 from hwprune.structure.symbols import PRIMES
-from hwprune.structure.torch import tokens
+from hwprune.structure.torch import token_graph
 from hwprune.structure.torch.capture import capture, lookup
 from hwprune.structure.torch.free_sizes import length_symbols
 from hwprune.structure.torch.graph import AxisGraph
 from hwprune.structure.torch.rules import RULES, Call, Edit, Value
 from hwprune.structure.torch.rules.table import read_argument
-from hwprune.structure.torch.tokens import TokenGraph
+from hwprune.structure.torch.token_graph import TokenGraph
+from hwprune.structure.torch.work import WorkCount
 
 WEIGHT_ARGUMENT: dict[Any, tuple[str, int]] = {
     torch.ops.aten.linear.default: ("linear", 1),
@@ -61,10 +65,10 @@ def analyse(module: fx.GraphModule) -> AxisGraph:
 
 
 def _graph(walk: _Walk, tokens: Callable[[AxisGraph], TokenGraph] | None = None) -> AxisGraph:
+    work = WorkCount(walk.work, walk.batch, walk.lengths)
     return AxisGraph(
-        walk.module, walk.space, walk.parameters, walk.edits, walk.matrices, walk.work, walk.batch, walk.unmasked, walk.values,
-        tokens, walk.lengths,
-    )  # fmt: skip
+        walk.module, walk.space, walk.parameters, walk.edits, walk.matrices, work, walk.unmasked, walk.values, tokens
+    )
 
 
 def _token_graph(graph: AxisGraph, walk: _Walk) -> TokenGraph:
@@ -73,13 +77,13 @@ def _token_graph(graph: AxisGraph, walk: _Walk) -> TokenGraph:
     if lengths:
         walk = _Walk(walk.module, lengths)
         walk.run()
-    found = tokens.borders(graph, walk.space, walk.values)
+    found = token_graph.borders(graph, walk.space, walk.values)
     if isinstance(found, str):
         return TokenGraph(graph, {}, (), found)
-    bordered = tokens.bordered(walk.module, found)
+    bordered = token_graph.bordered(walk.module, found)
     second = _Walk(bordered, lengths)
     second.run()
-    return tokens.token_graph(graph, _graph(second), found, second.token_dims)
+    return token_graph.token_graph(graph, _graph(second), found, second.token_dims)
 
 
 class _Walk:
@@ -183,7 +187,7 @@ class _Walk:
 
     def _call_function(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
-        if (crossing := node.meta.get(tokens.CROSSING)) is not None:
+        if (crossing := node.meta.get(token_graph.CROSSING)) is not None:
             source = node.args[0]
             assert isinstance(source, fx.Node)
             return crossing.behind(self.values[source], self.token_dims, self.space)

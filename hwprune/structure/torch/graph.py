@@ -12,13 +12,15 @@ from torch import fx
 from hwprune.structure import branches
 from hwprune.structure.axes import Axis, AxisTable
 from hwprune.structure.borders import TokenAxis
-from hwprune.structure.branches import Branch, Dag
+from hwprune.structure.branches import Branch
 from hwprune.structure.dim_masks import DimMasks
 from hwprune.structure.dims import BoolArray, Dim, IntArray, Space
 from hwprune.structure.model_graph import Matrix, ModelGraph
+from hwprune.structure.torch.dag import SUMS_IN_PLACE, dag_of, erase_dropped
 from hwprune.structure.torch.rebuilding import copy_graph, rebuild
 from hwprune.structure.torch.rules import Edit, Value
-from hwprune.structure.torch.tokens import TokenGraph
+from hwprune.structure.torch.token_graph import TokenGraph
+from hwprune.structure.torch.work import WorkCount
 
 T = TypeVar("T")
 Finish = Callable[[fx.Graph, Mapping[str, fx.Node], Callable[[Dim], int]], None]
@@ -33,6 +35,7 @@ class AxisGraph(ModelGraph):
         matrices: the weights that mask patterns apply to, in graph order.
         module: the dense model as an ``nn.Module`` with the original parameter names. It shares its tensors with the model that
             was traced: changing that model's weights changes it.
+        space, parameter_dims: the dims' space, and the dims of every parameter and buffer.
 
     Limits of ``train()`` on a cut model: dropout inside fused attention stays off (the trace is made in eval mode), and
     ``num_batches_tracked`` does not count.
@@ -45,26 +48,22 @@ class AxisGraph(ModelGraph):
         parameters: Mapping[str, Value],
         edits: Mapping[str, list[Edit]],
         matrices: list[Matrix],
-        work: list[tuple[str, tuple[Dim, ...]]],
-        free_sizes: frozenset[int],
+        work: WorkCount,
         unmasked: Set[tuple[str, int]] = frozenset(),
         values: Mapping[fx.Node, Any] | None = None,
         tokens: Callable[[AxisGraph], TokenGraph] | None = None,
-        lengths: Mapping[int, int] | None = None,
     ) -> None:
         self.module = module
         self.matrices = tuple(matrices)
         self._table = AxisTable(space, parameters)
-        self._space = space
+        self.space = space
         self._dim_masks = DimMasks(space)
-        self._parameters = self._table.parameters
+        self.parameter_dims = self._table.parameters
         self._edits = dict(edits)
-        self._work = work
-        self._free_sizes = free_sizes
-        self._lengths = lengths or {}
+        self.work = work
         self._unmasked = unmasked
         self.axes = self._table.axes
-        self.dag = _dag(module, values)
+        self.dag = dag_of(module, values)
         self._branches: tuple[Branch, ...] | None = None
         self._find_tokens = tokens
         self._tokens: TokenGraph | None = None
@@ -92,15 +91,6 @@ class AxisGraph(ModelGraph):
     @property
     def token_reason(self) -> str | None:
         return self.tokens.reason
-
-    @property
-    def space(self) -> Space:
-        return self._space
-
-    @property
-    def parameter_dims(self) -> Mapping[str, Value]:
-        """Parameter or buffer -> its dims."""
-        return self._parameters
 
     def dead(self, drop: Collection[str]) -> set[str]:
         """Parameters and buffers that nothing reads any more once these branches are dropped."""
@@ -142,10 +132,10 @@ class AxisGraph(ModelGraph):
         parameters = {n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n not in dead}
         first: dict[int, str] = {}
         for name, parameter in parameters.items():  # of tied names the one that the graph reads knows the axes
-            if id(parameter) not in first or name in self._parameters:
+            if id(parameter) not in first or name in self.parameter_dims:
                 first[id(parameter)] = name
-        traced = sum(prod(self.shape(name, counts)) for name in first.values() if name in self._parameters)
-        return traced + sum(parameters[name].numel() for name in first.values() if name not in self._parameters)
+        traced = sum(prod(self.shape(name, counts)) for name in first.values() if name in self.parameter_dims)
+        return traced + sum(parameters[name].numel() for name in first.values() if name not in self.parameter_dims)
 
     def macs(self, counts: Mapping[str, int], batch: int = 1, drop: Collection[str] = ()) -> int:
         """Multiply-accumulates of matrix products, convolutions and attention after such a cut, without running it.
@@ -154,36 +144,18 @@ class AxisGraph(ModelGraph):
         inputs.
         """
         counts, fewer = self._parted(counts)
-        if fewer and (bordered := self.tokens.bordered) is not None:
-            alive = self.tokens.alive(fewer, drop)
-            return bordered.macs_of(counts, self.tokens.masks(alive), batch, drop)
-        return self.macs_of(counts, {}, batch, drop)
-
-    def macs_of(
-        self, counts: Mapping[str, int], masks: Mapping[int, BoolArray], batch: int, drop: Collection[str] = ()
-    ) -> int:
-        """`macs`, with masks of leaves that are no axes."""
-        numbers = {**self._table.numbers(counts), **{number: int(mask.sum()) for number, mask in masks.items()}}
-        live = self.dag.live(self._sides(drop)) if drop else None
-        total = 0
-        for node, dims in self._work:
-            if live is not None and node not in live:
-                continue
-            product = 1
-            for dim in dims:
-                for leaf in self._space.leaves(dim):
-                    if leaf.size in self._free_sizes:
-                        numbers[leaf.number] = self._lengths.get(leaf.size, batch)
-                product *= self._dim_masks.kept(dim, numbers)
-            total += product
-        return total
+        graph = self.tokens.bordered if fewer else self
+        assert graph is not None  # where there are token axes
+        masks = self.tokens.masks(self.tokens.alive(fewer, drop)) if fewer else {}
+        numbers = {**graph._table.numbers(counts), **{number: int(mask.sum()) for number, mask in masks.items()}}
+        return graph.work.count(graph.space, numbers, batch, graph.live(drop) if drop else None)
 
     def selected(self, keeps: Mapping[str, torch.Tensor]) -> dict[str, list[BoolArray]]:
         """The keep masks, one a dim, of every tensor that a cut changes; arguments and errors as `cut`."""
         masks = self._table.masks(self._parted(keeps)[0])
         return {
             name: [self._dim_masks.keep(dim, masks) for dim in value.dims]
-            for name, value in self._parameters.items()
+            for name, value in self.parameter_dims.items()
             if self._table.touched(value, masks)
         }
 
@@ -229,8 +201,8 @@ class AxisGraph(ModelGraph):
         """The model with the removed indices physically gone.
 
         Args:
-            keeps: axis name -> bool tensor (axis.size,), True = stays. At least one index must stay. Of tokens the number that stays
-                counts: which ones stay is decided for each input.
+            keeps: axis name -> bool tensor (axis.size,), True = stays. At least one index must stay. For tokens
+                the number that stays counts: which ones stay is decided for each input.
             drop: names of branches that go as a whole.
 
         Returns:
@@ -266,26 +238,10 @@ class AxisGraph(ModelGraph):
         for old in self.module.graph.nodes:
             for edit in self._edits.get(old.name, ()):
                 edit(new[old], kept)
-        dead = self._drop(graph, by_name, self._sides(drop)) if drop else set()
+        dead = erase_dropped(graph, by_name, self.dag, self._sides(drop)) if drop else set()
         if finish is not None:
             finish(graph, {name: node for name, node in by_name.items() if not node._erased}, kept)
-        return rebuild(self.module, graph, self._parameters, lambda tensor, value: self._select(tensor, value, masks), dead)
-
-    def _drop(self, graph: fx.Graph, new: Mapping[str, fx.Node], sides: Mapping[str, int]) -> set[str]:
-        """Replace sums by the side that stays and erase what is dead; returns the tensors that went."""
-        live = self.dag.live(sides)
-        for name, side in sides.items():
-            stays = new[name].args[1 - side]
-            assert isinstance(stays, fx.Node)
-            if self.dag.writes:  # what follows may write into the sum, which is now a tensor that others read
-                with graph.inserting_before(new[name]):
-                    stays = graph.call_function(torch.ops.aten.clone.default, (stays,))
-            new[name].replace_all_uses_with(stays)
-        for name, node in reversed(list(new.items())):
-            gone = name in sides or name not in live
-            if gone and node.op not in ("placeholder", "output") and not node.users:
-                graph.erase_node(node)
-        return self.dag.dead_tensors(sides)
+        return rebuild(self.module, graph, self.parameter_dims, lambda tensor, value: self._select(tensor, value, masks), dead)
 
     def mask(self, keeps: Mapping[str, torch.Tensor], drop: Collection[str] = ()) -> fx.GraphModule:
         """The model in its original shapes with the removed slices and sides zeroed: what ``cut`` must equal.
@@ -310,9 +266,9 @@ class AxisGraph(ModelGraph):
             with graph.inserting_before(node):
                 nothing = graph.call_function(torch.ops.aten.zeros_like.default, (node.args[side],))
             node.update_arg(side, nothing)
-            if node.target in _SUMS_IN_PLACE and side == 0:  # it would write into the zeros, not into the side that is gone
+            if node.target in SUMS_IN_PLACE and side == 0:  # it would write into the zeros, not into the side that is gone
                 node.target = torch.ops.aten.add.Tensor
-        return rebuild(self.module, graph, self._parameters, zero)
+        return rebuild(self.module, graph, self.parameter_dims, zero)
 
     def _select(self, tensor: torch.Tensor, value: Value, masks: Mapping[int, BoolArray]) -> torch.Tensor:
         result = tensor.detach()
@@ -320,58 +276,3 @@ class AxisGraph(ModelGraph):
             stays = torch.from_numpy(keep.nonzero()[0]).to(result.device)
             result = result.index_select(position, stays)
         return result.clone() if result.data_ptr() == tensor.data_ptr() else result.contiguous()
-
-
-_SUMS_IN_PLACE = (torch.ops.aten.add_.Tensor,)
-_SUMS = (torch.ops.aten.add.Tensor, *_SUMS_IN_PLACE)
-
-
-_RETURNS_ITS_INPUT = (
-    torch.ops.aten.dropout.default,
-    torch.ops.aten.feature_dropout.default,
-    torch.ops.aten.alpha_dropout.default,
-)
-
-
-def _may_alias(node: fx.Node) -> bool:
-    """May the result share the storage of its first input?"""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return True  # a getitem
-    return node.target in _RETURNS_ITS_INPUT or any(result.alias_info is not None for result in node.target._schema.returns)
-
-
-def _dag(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
-    """The graph as names, for finding branches."""
-    read = values or {}
-    nodes: dict[str, list[str]] = {}
-    tensors: dict[str, str] = {}
-    weights: set[str] = set()
-    sums: dict[str, tuple[str, str]] = {}
-    data: set[str] = set()
-    writes: dict[str, str] = {}
-    storage: dict[str, str] = {}
-    outputs: list[str] = []
-    for node in module.graph.nodes:
-        nodes[node.name] = [source.name for source in node.all_input_nodes]
-        value = read.get(node)
-        meta = node.meta.get("val")
-        if node.op == "output":
-            outputs = nodes[node.name]
-        elif node.op == "get_attr" and isinstance(value, Value):
-            tensors[node.name] = str(node.target)
-            if len(value) > 1:
-                weights.add(str(node.target))
-        elif isinstance(meta, torch.Tensor) and meta.is_floating_point():
-            data.add(node.name)
-        if node.op == "call_function" and nodes[node.name]:
-            first = nodes[node.name][0]
-            storage[node.name] = storage.get(first, first) if _may_alias(node) else node.name
-            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-                writes[node.name] = storage[node.name]
-        if node.target in _SUMS and not node.kwargs and len(node.args) == 2:
-            sides = [read.get(operand) if isinstance(operand, fx.Node) else None for operand in node.args]
-            shape = [dim.size for dim in value.dims] if isinstance(value, Value) else None
-            same = all(isinstance(side, Value) and [dim.size for dim in side.dims] == shape for side in sides)
-            if same and all(operand in data for operand in (str(node.args[0]), str(node.args[1]))):
-                sums[node.name] = (str(node.args[0]), str(node.args[1]))
-    return Dag(nodes, outputs, tensors, frozenset(weights), sums, frozenset(data), writes)

@@ -10,7 +10,10 @@ from torch import fx
 from hwprune.structure.borders import MERGE, SHORTEST, Reduction
 from hwprune.structure.torch.rules.table import read_argument
 
-def attention_scores(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float | None, fixed: int) -> torch.Tensor:
+
+def attention_scores(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float | None, fixed: int
+) -> torch.Tensor:
     """`scores` of a fused attention.
 
     Args:
@@ -30,8 +33,8 @@ def attention_scores(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor 
 def scores(weights: torch.Tensor, fixed: int) -> torch.Tensor:
     """(batch, tokens): the attention that each token gets, the mean over the heads.
 
-    From the class token where there is one (EViT, Liang et al. 2022). Else from all tokens, each weighted by the attention that it
-    gets itself, so that padding has no say: a step of the weighted page rank of Zero-TPrune (Wang et al. 2024).
+    From the class token where there is one (EViT, Liang et al. 2022). Else from all tokens, each weighted by the attention that
+    it gets itself, so that padding has no say: a step of the weighted page rank of Zero-TPrune (Wang et al. 2024).
 
     Args:
         weights: (batch, heads, queries, keys), of which each row sums to 1.
@@ -63,9 +66,9 @@ def taken(x: torch.Tensor, index: torch.Tensor, dims: Sequence[int]) -> torch.Te
 def merged(x: torch.Tensor, fixed: int, gone: int) -> torch.Tensor:
     """(batch, tokens - gone, features): tokens merged as in ToMe (Bolya et al. 2023).
 
-    Of every second token those go that are most like one of the others, into the mean with it. Likeness is the cosine of the tokens
-    themselves (ToMe takes the keys, which a fused attention need not show). What goes where is a product with zeros and ones:
-    TensorRT refuses a scatter that adds.
+    Of every second token those go that are most like one of the others, into the mean with it. Likeness is the cosine of the
+    tokens themselves (ToMe takes the keys, which a fused attention need not show). What goes where is a product with zeros and
+    ones: TensorRT refuses a scatter that adds.
     """
     sources, targets = x[:, fixed::2], x[:, fixed + 1 :: 2]
     one = sources / sources.norm(dim=2, keepdim=True).clamp_min(SHORTEST)

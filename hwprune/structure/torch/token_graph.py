@@ -83,8 +83,9 @@ class TokenGraph:
                     reduce_tokens(graph, nodes[border.attention], reductions[axis.name], crossings[border.main, axis.form])
             for entries in crossings.values():
                 for node, *_ in entries:
-                    source = node.args[0]
                     if not node._erased:
+                        source = node.args[0]
+                        assert isinstance(source, fx.Node)
                         node.replace_all_uses_with(source)
                         graph.erase_node(node)
 
@@ -158,9 +159,9 @@ def bordered(module: fx.GraphModule, found: Sequence[Border]) -> fx.GraphModule:
                     "call_function", torch.ops.aten.alias.default, (new[source],), name=f"{border.main}_{form}_{name}"
                 )
                 assert node.name not in taken
-                node.meta = {
-                    **source.meta, CROSSING: Crossing(border.main, form, dims, border.tokens, border.fixed, main, source.meta["val"].ndim),
-                }  # fmt: skip
+                rank = source.meta["val"].ndim
+                crossing = Crossing(border.main, form, dims, border.tokens, border.fixed, main, rank)
+                node.meta = {**source.meta, CROSSING: crossing}
                 new[source] = node
     made = fx.GraphModule(module, graph, class_name=type(module).__name__)
     made.meta |= {**module.meta, "free_length": False}

@@ -15,11 +15,11 @@ from hwprune.structure.branches import Branch
 from hwprune.structure.dims import BoolArray, Leaf
 from hwprune.structure.onnx.flatten import captured
 from hwprune.structure.onnx.graph import OnnxGraph
-from hwprune.structure.onnx.token_nodes import reduce_tokens
+from hwprune.structure.onnx.token_operators import reduce_tokens
 from hwprune.structure.onnx.values import Array, attributes
 
 DOMAIN = "hwprune.tokens"
-"""Of the nodes at which tensors cross a border; no file has them."""
+"""Domain of the nodes at which tensors cross a border; no file has them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +171,7 @@ def _bordered(
         for form in FORMS:
             for name, dims, main in ((border.main, (1,), True), *((other, places, False) for other, places in border.others)):
                 output = f"{border.main}/{form}/{name}"
-                nodes.append(
-                    helper.make_node("Border", [renamed.get(name, name)], [output], name=output, domain=DOMAIN)
-                )
+                nodes.append(helper.make_node("Border", [renamed.get(name, name)], [output], name=output, domain=DOMAIN))
                 crossings[output] = Crossing(border.main, form, dims, border.tokens, border.fixed, main, ranks[name])
                 renamed[name] = output
 
