@@ -187,9 +187,10 @@ def find(
     order = list(dag.nodes)
     constant = set(dag.tensors)
     weighted: set[str] = set()
-    readers: dict[str, int] = dict.fromkeys(dag.outputs, len(order))
+    # What only goes out crosses nothing: it keeps the tokens that it has.
+    readers: dict[str, int] = {}
     for place, name in enumerate(order):
-        for source in dag.nodes[name]:
+        for source in dag.nodes[name] if name != dag.end else ():
             readers[source] = max(place, readers.get(source, -1))
     live: set[str] = set()
     read: set[str] = set()

@@ -38,6 +38,7 @@ class Dag:
         sums: additions of two tensors of the same shape: node -> (first operand, second operand).
         data: nodes that hold floating-point activations, inputs included.
         writes: in-place operators: node -> the node whose storage it changes.
+        end: the node that collects the outputs, where the graph has one.
     """
 
     nodes: Mapping[str, Sequence[str]]
@@ -47,6 +48,7 @@ class Dag:
     sums: Mapping[str, tuple[str, str]]
     data: frozenset[str]
     writes: Mapping[str, str]
+    end: str | None = None
 
     def live(self, dropped: Mapping[str, int]) -> set[str]:
         """Nodes that are still needed when sums are replaced by the side that is not dropped."""

@@ -40,12 +40,13 @@ def dag_of(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
     writes: dict[str, str] = {}
     storage: dict[str, str] = {}
     outputs: list[str] = []
+    end: str | None = None
     for node in module.graph.nodes:
         nodes[node.name] = [source.name for source in node.all_input_nodes]
         value = read.get(node)
         meta = node.meta.get("val")
         if node.op == "output":
-            outputs = nodes[node.name]
+            outputs, end = nodes[node.name], node.name
         elif node.op == "get_attr" and isinstance(value, Value):
             tensors[node.name] = str(node.target)
             if len(value) > 1:
@@ -63,7 +64,7 @@ def dag_of(module: fx.GraphModule, values: Mapping[fx.Node, Any] | None) -> Dag:
             same = all(isinstance(side, Value) and [dim.size for dim in side.dims] == shape for side in sides)
             if same and all(operand in data for operand in (str(node.args[0]), str(node.args[1]))):
                 sums[node.name] = (str(node.args[0]), str(node.args[1]))
-    return Dag(nodes, outputs, tensors, frozenset(weights), sums, frozenset(data), writes)
+    return Dag(nodes, outputs, tensors, frozenset(weights), sums, frozenset(data), writes, end)
 
 
 def erase_dropped(graph: fx.Graph, new: Mapping[str, fx.Node], dag: Dag, sides: Mapping[str, int]) -> set[str]:

@@ -217,7 +217,7 @@ class AxisGraph(ModelGraph):
             return self.cut_leaves(masks, drop)
         bordered = self.tokens.bordered
         assert bordered is not None  # where there are token axes
-        kept = self.tokens.alive({name: int(keep.sum()) for name, keep in fewer.items()}, drop)
+        kept = self.tokens.alive(self.tokens.counted(fewer), drop)
         made = bordered.cut_leaves({**bordered._table.masks(keeps), **self.tokens.masks(kept)}, drop, self.tokens.finish(kept))
         made.meta["free_length"] = False
         return made

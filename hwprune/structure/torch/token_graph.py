@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from hwprune.errors import UsageError
 from hwprune.structure import borders as token_borders
 from hwprune.structure.borders import FORMS, MERGE, Border, Crossing, TokenAxis
 from hwprune.structure.dims import Dim, Leaf, Space
@@ -53,6 +54,18 @@ class TokenGraph:
         """Leaf masks with as many tokens as are left behind each border; which ones says nothing."""
         now = token_borders.counts(self.chain, kept)
         return {self.dims[name].number: np.arange(self.dims[name].size) < count for name, count in now.items()}
+
+    def counted(self, keeps: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """How many tokens stay. Raises `UsageError` with every fault."""
+        sizes = {axis.name: axis.size for axis in self.axes}
+        faults = [
+            f"{name}: the keep mask must be a bool tensor of shape ({sizes[name]},) in which at least one entry is True"
+            for name, keep in keeps.items()
+            if keep.dtype != torch.bool or keep.shape != (sizes[name],) or not bool(keep.any())
+        ]
+        if faults:
+            raise UsageError("these tokens can't be made fewer so:", faults)
+        return {name: int(keep.sum()) for name, keep in keeps.items()}
 
     def alive(self, kept: Mapping[str, int], drop: Collection[str]) -> dict[str, int]:
         """Without the reductions whose attention goes with a dropped branch."""
