@@ -7,12 +7,16 @@
 ``forms`` measures a vision transformer of DeiT-Ti's sizes (12 blocks, 192 features, 3 heads, 196 tokens and a class token, random
 weights) in which so many tokens go after each attention, with the largest difference of the file's outputs from PyTorch's.
 ``fronts`` runs each search twice, with the same seed and number of trials: with the space `tokens`, and with the same space without
-tokens. Drops are those on the test split, speedups those of six fresh processes; MiniLM needs what workloads.py says.
+tokens; what one search has computed of the weights is kept for the others. Drops are those on the test split, speedups those of six
+fresh processes; MiniLM needs what workloads.py says.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -130,6 +134,16 @@ def show_builds(names: list[str], gone: int) -> None:
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def search(name: str, words: list[str], out: Path) -> None:
+    """One search; raises `subprocess.CalledProcessError`."""
+    source = f"demo:{name}" if name in DEMOS else f"{ROOT / 'benchmarks' / 'workloads.py'}:{name}"
+    command = [sys.executable, "-c", "from hwprune.cli.main import main; main()", "search", source, *words, "--out", str(out)]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(out.parent / "cache")}
+    with out.with_name(out.name + ".log").open("w") as log:
+        subprocess.run(command, env=environment, cwd=ROOT, stdout=log, stderr=log, check=True)
+
+
 def show_fronts(names: list[str], asked: list[str], trials: int, seed: int, keep: Path | None) -> None:
     heading(f"Fronts with and without fewer tokens: {trials} trials, seed {seed}")
     print("| network | target | tokens | G2 | G5 | <= 0.5 points | <= 1 | <= 2 | points | with fewer tokens | seconds |")
@@ -143,10 +157,10 @@ def show_fronts(names: list[str], asked: list[str], trials: int, seed: int, keep
             for target in asked:
                 for label, space in (("yes", SPACE), ("no", without)):
                     out = folder / f"{name}-{target}-{label}"
-                    words = ["--space", str(space), "--target", target, "--trials", str(trials)]
+                    words = ["--space", str(space), "--target", target, "--trials", str(trials), "--seed", str(seed)]
                     began = time.monotonic()
-                    points, _ = search(ROOT, name, seed, words, out)
-                    spent = time.monotonic() - began
+                    search(name, words, out)
+                    points, spent = front(out), time.monotonic() - began
                     at = [max((s for d, s in points if d <= limit + 1e-12), default=1.0) for limit in (0.005, 0.01, 0.02)]
                     numbers = (geometric_mean(points, 0.02), geometric_mean(points, 0.05), *at)
                     used = sum(

@@ -10,6 +10,7 @@ import hwprune
 from hwprune.calibration import gradients, sensitivity
 from hwprune.pruning.pruner import Pruner
 from tests.conftest import randomise, tiny_workload
+from tests.structure.token_models import Vision
 
 
 class Mlp(nn.Module):
@@ -144,3 +145,29 @@ def test_with_no_time_left_fewer_examples_have_to_do(monkeypatch):
         assert torch.allclose(rows, whole[key][: len(rows)])
     assert told[-1][0] == told[-1][1] == 2 * len(short["a"])
     assert asked(lambda: bool(told) and told[-1][0] > 64)["b"].shape == (64, 1)  # late in the second pass: it goes on
+
+
+@pytest.mark.parametrize("form", ["token", "merge"])
+def test_fewer_tokens_predict_the_softened_divergence(form):
+    """At the levels at which the model is run; between them along straight lines."""
+    torch.manual_seed(0)
+    model = Vision(class_token=False).eval()
+    x = torch.randn(256, 3, 8, 8)
+    batches = [(part, None) for part in x.split(32)]
+    pruner = Pruner(hwprune.Workload("vision", model, (x[:1],), batches, batches, metric="agreement"))
+    axis = next(axis for axis in pruner.graph.token_axes if axis.form == form and axis.place == 1)
+    levels = [1 / 16, 2 / 16, 3 / 16, 4 / 16, 5 / 16, 6 / 16, 7 / 16]
+    found = []
+    for seed in range(8):
+        rows = sensitivity.responses(
+            pruner.graph, pruner.workload, pruner.units, {}, lambda _key: [], seed=seed, tokens={"key": (axis.name, levels)}
+        )["key"]
+        assert rows.shape == (256, 7)
+        found.append(rows)
+    told = torch.stack([rows.square().mean(dim=0) / 2 for rows in found]).mean(dim=0)
+    with torch.no_grad():
+        for place in (2, 4, 6):
+            cut = pruner.graph.cut({axis.name: torch.arange(16) < 16 - round(16 * levels[place])})
+            assert float(told[place]) == pytest.approx(expected(model(x), cut(x)), rel=0.25)
+    torch.testing.assert_close(found[0][:, 3], (found[0][:, 2] + found[0][:, 4]) / 2)
+    torch.testing.assert_close(found[0][:, 0], found[0][:, 2] / 3)

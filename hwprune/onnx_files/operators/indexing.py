@@ -75,9 +75,16 @@ def gather_elements(node: Node) -> Tensor:
 
 @operator("GatherND")
 def gather_nd(node: Node) -> Tensor:
-    if node.get("batch_dims", 0):
-        raise ValueError("GatherND with batch dims")
-    return node.tensor(0)[tuple(node.tensor(1).long().unbind(-1))]
+    x, index, batch = node.tensor(0), node.tensor(1).long(), node.get("batch_dims", 0)
+    if batch == 1 and index.shape[-1] == 1 and index.ndim == 3:  # rows of each example: converters know no other form
+        rows = index.reshape(*index.shape[:2], *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+        return torch.gather(x, 1, torch.where(rows < 0, rows + x.shape[1], rows))
+    shape = index.shape[:-1]
+    own = [
+        torch.arange(x.shape[dim], device=x.device).reshape([-1 if place == dim else 1 for place in range(len(shape))])
+        for dim in range(batch)
+    ]
+    return x[(*own, *index.unbind(-1))]
 
 
 @operator("ArgMax", "ArgMin")

@@ -17,7 +17,7 @@ from hwprune.errors import CandidateFailure, UsageError
 from hwprune.latency.segments import Segment
 from hwprune.probe.cut_segments import CutSegments
 from hwprune.pruning.pruner import Pruner
-from hwprune.searching.sampling import concatenation, couplings
+from hwprune.searching.sampling import concatenation, couplings, token_savings
 from hwprune.searching.sampling.savings import BYTES, Savings, axis_level, structural
 from hwprune.searching.space.space import SearchSpace
 from hwprune.searching.space.unit_space import UnitSpace
@@ -49,8 +49,9 @@ class SavingsEstimator:
         names = {s.name: s.signature for s in dense}
         touched = {unit: _changed(names, segments) for unit, segments in first.items()}
         together: dict[int, list[list[UnitSpace]]] = {}
+        leaders = token_savings.followers(priced)
         for level in range(1, max((k.depth for k in priced), default=0)):
-            rest = [unit_space for unit_space in priced if level < unit_space.depth]
+            rest = [unit_space for unit_space in priced if level < unit_space.depth and unit_space.unit not in leaders]
             together[level] = _disjoint(rest, touched)
         cuts: dict[tuple[str, int], list[Segment]] = {}
         single = {(unit_space.unit, unit_space.depth) for unit_space in priced}
@@ -81,6 +82,10 @@ class SavingsEstimator:
             own = [s for s in segments if s.name in mine or ((unit, level) in single and s.name not in names)]
             alone[unit, level] = {s.name: known[s.signature] for s in own}
             found.saved[unit, level] = (sum(by_name[name] for name in mine) - sum(known[s.signature] for s in own)) / total
+        for unit_space in (one for one in priced if one.unit in leaders):
+            leader, mine = leaders[unit_space.unit], touched[unit_space.unit]
+            saved = token_savings.follow(unit_space, leader, mine, by_name, alone)
+            found.saved |= {(unit_space.unit, level): seconds / total for level, seconds in saved.items()}
         for one in beside:
             for key, gone in one.gone(by_name, touched, known, self._work(one)).items():
                 alone[key] = {name: by_name[name] - seconds for name, seconds in gone.items()}

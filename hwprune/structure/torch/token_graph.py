@@ -15,6 +15,7 @@ from hwprune.structure import borders as token_borders
 from hwprune.structure.borders import FORMS, MERGE, Border, Crossing, TokenAxis
 from hwprune.structure.dims import Dim, Leaf, Space
 from hwprune.structure.scope import Value
+from hwprune.structure.torch.rebuilding import with_tensors
 from hwprune.structure.torch.rules.table import read_argument
 from hwprune.structure.torch.token_nodes import reduce_tokens
 
@@ -176,7 +177,8 @@ def bordered(module: fx.GraphModule, found: Sequence[Border]) -> fx.GraphModule:
                 crossing = Crossing(border.main, form, dims, border.tokens, border.fixed, main, rank)
                 node.meta = {**source.meta, CROSSING: crossing}
                 new[source] = node
-    made = fx.GraphModule(module, graph, class_name=type(module).__name__)
+    # fx copies only what the graph reads; the rest belongs to the model, too, and to its state dict.
+    made = with_tensors(fx.GraphModule(module, graph, class_name=type(module).__name__), module)
     made.meta |= {**module.meta, "free_length": False}
     made.train(module.training)
     return made

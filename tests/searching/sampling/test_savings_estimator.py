@@ -21,6 +21,7 @@ from hwprune.searching.sampling.savings_estimator import SavingsEstimator
 from hwprune.searching.space import fitting, space_file
 from tests.conftest import randomise, tiny_workload
 from tests.searching.networks import SeparableNet, image_workload
+from tests.structure.token_models import Vision
 
 INSIDE = dataclasses.replace(space_file.load("default"), roles=("branch", "channel"))
 """Branches and what is inside them, without the residual stream."""
@@ -267,3 +268,37 @@ def test_layers_that_something_searched_reaches_are_not_counted_as_unsearched():
     _, _, savings = priced(tiny_workload())
     assert savings.unsearched == {"hidden": 1}
     assert 0 < savings.unsearched_share < 0.2
+
+
+def test_fewer_tokens_are_priced_with_what_they_cost_themselves():
+    """What is saved behind the place, less the nodes that choose; and with what else is cut as a product."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 8, 8)
+    workload = hwprune.Workload(
+        "vision", Vision(class_token=False).eval(), (x[:1],), [(x, None)], [(x, None)], metric="agreement"
+    )
+    pruner, space, savings = priced(workload, "default")
+    pieces = CutSegments(pruner)
+    dense = sum(by_macs(pieces.segments(pieces.cut({})))[s.signature] for s in pieces.segments(pieces.cut({})))
+
+    def real(counts):
+        segments = pieces.segments(pieces.cut(counts))
+        known = by_macs(segments)
+        return 1 - sum(known[s.signature] for s in segments) / dense
+
+    by_role = {role: [unit for unit in space.units if unit.role == role] for role in ("token", "neuron")}
+    first, last = by_role["token"][0], by_role["token"][-1]
+    for unit in (first, last):
+        for level in range(1, unit.depth + 1):
+            assert savings.saved[unit.unit, level] == pytest.approx(real(axis_level(unit, level)[0]), abs=1e-9)
+    assert savings.saved[first.unit, 1] < savings.saved[first.unit, first.depth]
+    assert savings.saved[last.unit, last.depth] < savings.saved[first.unit, first.depth]
+    # Neurons of the last block save less once there are fewer tokens: the product of what is left of both.
+    neurons = by_role["neuron"][-1]
+    level, other = first.depth, neurons.depth
+    both = real({**axis_level(first, level)[0], **axis_level(neurons, other)[0]})
+    key = next(key for key in savings.coupled if set(key) == {first.unit, neurons.unit})
+    table = savings.coupled[key] if key[0] == first.unit else savings.coupled[key].T
+    told = savings.saved[first.unit, level] + savings.saved[neurons.unit, other] + table[level, other]
+    assert table[level, other] < 0
+    assert told == pytest.approx(both, abs=0.02)

@@ -162,11 +162,14 @@ def test_it_can_be_trained() -> None:
 def test_any_number_of_tokens_becomes_one() -> None:
     model = Text().eval()
     ids, mask = torch.randint(0, 40, (3, 12)), torch.ones(3, 12, dtype=torch.long)
+    model.unused = nn.Linear(2, 2)
+    model.register_buffer("passing", torch.ones(3), persistent=False)
     graph = trace(model, (ids, mask))
     assert graph.module.meta["free_length"]
     assert graph.cut({})(ids[:, :9], mask[:, :9]).shape == (3, 3)
     cut = graph.cut(keep(graph, token0=8))
     assert not cut.meta["free_length"]
+    cut.load_state_dict(graph.cut({}).state_dict())  # the same names, of what nothing reads, too
     assert cut(ids[:1], mask[:1]).shape == (1, 3)  # the batch is as free as it was
     assert cut(ids.repeat(3, 1), mask.repeat(3, 1)).shape == (9, 3)
     # In proportion to the tokens, but for attention, which has their square.
