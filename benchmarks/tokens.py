@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import ROOT, heading
-from delivered import geometric_mean, search
+from delivered import DEMOS, front, geometric_mean
 from torch import nn
 
 from hwprune.deploy.build_check import ToBuild, check_builds
