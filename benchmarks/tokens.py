@@ -2,11 +2,12 @@
 
     python benchmarks/tokens.py forms [--targets cpu,cpu-openvino] [--gone 13]
     python benchmarks/tokens.py builds [--targets a100,l4]
+    python benchmarks/tokens.py predictions
     python benchmarks/tokens.py fronts [digits-vit minilm] [--targets cpu,cpu-openvino] [--trials 16] [--seed 0] [--keep FOLDER]
 
 ``forms`` measures a vision transformer of DeiT-Ti's sizes (12 blocks, 192 features, 3 heads, 196 tokens and a class token, random
 weights) in which so many tokens go after each attention, with the largest difference of the file's outputs from PyTorch's.
-``fronts`` runs each search twice, with the same seed and number of trials: with the space `tokens`, and with the same space without
+``predictions`` compares what is predicted of the divergence with what it is, on the demo's vision transformer. ``fronts`` runs each search twice, with the same seed and number of trials: with the space `tokens`, and with the same space without
 tokens; what one search has computed of the weights is kept for the others. Drops are those on the test split, speedups those of six
 fresh processes; MiniLM needs what workloads.py says.
 """
@@ -27,16 +28,21 @@ from common import ROOT, heading
 from delivered import DEMOS, front, geometric_mean
 from torch import nn
 
+from hwprune import patterns
+from hwprune.calibration.gradients import TEMPERATURE
 from hwprune.deploy.build_check import ToBuild, check_builds
 from hwprune.errors import CandidateFailure
 from hwprune.latency import fresh
 from hwprune.latency.bench import Bench
 from hwprune.latency.latency_table import save_inputs
 from hwprune.onnx_files.template import Template
+from hwprune.pruning.pruner import Pruner
 from hwprune.records import target as targets
+from hwprune.records.recipe import Recipe, UnitChoice
 from hwprune.runtimes import tensorrt_rtx
 from hwprune.structure.torch.analyse import trace
 from hwprune.structure.torch.graph import AxisGraph
+from hwprune.workload import demos
 from hwprune.workload.demos import AttentionBlock
 
 FORMS = ("token", "merge")
@@ -134,6 +140,45 @@ def show_builds(names: list[str], gone: int) -> None:
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+@torch.no_grad()
+def true_divergence(pruner: Pruner, module: torch.nn.Module) -> float:
+    """KL of outputs at the temperature of the prediction, times its square: mean over the calibration data."""
+    total, count = 0.0, 0
+    for inputs, _ in pruner.workload.batches("calibration"):
+        dense, now = ((m(*inputs) / TEMPERATURE).log_softmax(dim=1) for m in (pruner.graph.module, module))
+        total += float((dense.exp() * (dense - now)).sum()) * TEMPERATURE**2
+        count += len(dense)
+    return total / count
+
+
+def show_predictions() -> None:
+    heading("Fewer tokens: predicted and true divergence from the dense model")
+    pruner = Pruner(demos.digits_vit())
+    units = [unit for unit in pruner.units.values() if unit.tokens is not None]
+    wanted = {
+        (unit.name, unit.role, patterns.TOKENS[unit.role]): [
+            n / 16 for n in ((1, 2, 4, 6, 8, 12) if unit.role == "token" else (1, 2, 4, 6, 8))
+        ]
+        for unit in units
+    }
+    rows = pruner.responses(wanted, [], "none")
+    print("| place | form | gone | predicted | true |\n| --- | --- | ---: | ---: | ---: |")
+    told: dict[str, list[tuple[float, float]]] = {form: [] for form in FORMS}
+    for (name, form, method), levels in wanted.items():
+        for place, level in enumerate(levels):
+            candidate = pruner.prune(Recipe((UnitChoice(name, form, level, method),)))
+            pair = (float(rows[name, form, method][:, place].square().mean()) / 2, true_divergence(pruner, candidate.module))
+            told[form].append(pair)
+            print(f"| {pruner.units[name].tokens.label} | {form} | {level:.0%} | {pair[0]:.4f} | {pair[1]:.4f} |")  # type: ignore[union-attr]
+    for form, pairs in told.items():
+        first, second = np.array(pairs).T
+        order = np.corrcoef(first.argsort().argsort(), second.argsort().argsort())[0, 1]
+        ratio = first / second
+        print(
+            f"\n{form}: rank correlation {order:.3f}; predicted / true from {ratio.min():.2f} to {ratio.max():.2f}, median {np.median(ratio):.2f}"
+        )
+
+
 def search(name: str, words: list[str], out: Path) -> None:
     """One search; raises `subprocess.CalledProcessError`."""
     source = f"demo:{name}" if name in DEMOS else f"{ROOT / 'benchmarks' / 'workloads.py'}:{name}"
@@ -172,7 +217,7 @@ def show_fronts(names: list[str], asked: list[str], trials: int, seed: int, keep
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["forms", "builds", "fronts"])
+    parser.add_argument("what", choices=["forms", "builds", "predictions", "fronts"])
     parser.add_argument("names", nargs="*", default=["digits-vit", "minilm"])
     parser.add_argument("--targets")
     parser.add_argument("--gone", type=int, default=13)
@@ -182,6 +227,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "builds":
         show_builds((options.targets or "a100,l4").split(","), options.gone)
+        return
+    if options.what == "predictions":
+        show_predictions()
         return
     asked = (options.targets or "cpu,cpu-openvino").split(",")
     if options.what == "forms":

@@ -176,7 +176,8 @@ class _FewerTokens:
     def __init__(self, graph: ModelGraph, unit: Unit, levels: Sequence[float]) -> None:
         self.levels = levels
         last = len(levels) - 1
-        self.places = sorted({round(last * (n + 1) / SAMPLED_LEVELS) for n in range(SAMPLED_LEVELS)} - ({0} if last else set()))
+        # The least is run, too: divergence grows faster there than the square of what goes.
+        self.places = sorted({round(last * n / (SAMPLED_LEVELS - 1)) for n in range(SAMPLED_LEVELS)})
         keep = torch.arange(unit.size)
         self.modules = [
             graph.cut({unit.name: keep < unit.size - round(levels[place] * unit.size)}).eval() for place in self.places
