@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from hwprune.deploy import cascade_writing, cascading
     from hwprune.deploy.cascade_choice import Wish
     from hwprune.records.record import read_record
-    from hwprune.report import cascade_page
+    from hwprune.report import cascade_page, writing
     from hwprune.report.text import table, wrapped
     from hwprune.workload import loading
 
@@ -73,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     finally:
         progress.close()
     cascade_page.write(result, out)
+    if out.resolve() == (folder / "cascade").resolve():
+        writing.write_report(folder)  # which shows it
     if options.json:
         print((out / "cascade.json").read_text())
         return 0

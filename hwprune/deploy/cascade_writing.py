@@ -17,6 +17,7 @@ from hwprune.latency import cascade_runner
 from hwprune.latency.varying import Distribution
 from hwprune.onnx_files import to_onnx
 from hwprune.records.measurement import Measurement
+from hwprune.report import cascade_page
 from hwprune.workload import closeness
 
 RUNNER = "run_cascade.py"
@@ -120,6 +121,7 @@ def finish(found: Cascader, result: CascadeResult, rule: Mapping[str, Any], pair
         "trials": [result.plan.first, result.plan.second], "single": result.single,
         "over_single": result.over_single.to_json(), "without_one_file": result.without_one_file,
         "validation": {"drop": result.plan.drop, "seconds": result.plan.seconds, "exits": result.plan.exits},
+        "told": cascade_page.verdict(result), "table": [cascade_page.HEADER, *cascade_page.rows(result)],
         "split": result.split, "missed": list(result.missed), "exits": result.exits.to_json(),
         "systems": {name: told.to_json() for name, told in result.systems.items()},
         "workload": {key: data["workload"].get(key) for key in ("name", "metric", "class_axis", "source")},

@@ -58,6 +58,27 @@ def cascade(
     """
     _check_wish(wish, min_speedup)
     _check_folder(run, out)
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        result = _made(run, part, wish, pair, metric, min_speedup, workload, stage)
+        shutil.rmtree(out, ignore_errors=True)  # a cascade that was there before
+        part.replace(out)
+    finally:  # after Ctrl-C, too
+        shutil.rmtree(part, ignore_errors=True)
+    return result
+
+
+def _made(
+    run: Path,
+    out: Path,
+    wish: Wish,
+    pair: tuple[str, str] | None,
+    metric: Metric | None,
+    min_speedup: float | None,
+    workload: Workload | None,
+    stage: Callable[[str], None],
+) -> CascadeResult:
     found = Cascader(run, metric)
     stage(f"running {len(found.models)} models on {' and '.join(found.files)}")
     sides = found.sides(found.models)
@@ -72,8 +93,6 @@ def cascade(
     if min_speedup is not None:
         wish = replace(wish, max_seconds=steps[DENSE].seconds / min_speedup)
     single = _best_single(steps, wish)
-    final, out = out, out.with_name(f".{out.name}.part")
-    shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         if workload is None:
             pairs = _asked(steps, pair)
@@ -111,8 +130,6 @@ def cascade(
     )  # fmt: skip
     result = replace(result, missed=_missed(result, wish, steps[DENSE].seconds))
     finish(found, result, rule, chosen, out)
-    shutil.rmtree(final, ignore_errors=True)  # a cascade that was there before
-    out.replace(final)
     return result
 
 

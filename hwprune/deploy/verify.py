@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hwprune import patterns
 from hwprune.common import formatting
 from hwprune.common.files import sha256
 from hwprune.deploy import layout
@@ -47,6 +48,8 @@ class _Subject:
     expected: Path | None
     recorded_metric: Mapping[str, Any] | None
     tolerance: float = PARITY_TOLERANCE
+    chooses: bool = False
+    """Does it choose its tokens?"""
 
 
 def verify(
@@ -101,6 +104,7 @@ def _verify_export(folder: Path, metric: Metric | None, step: Callable[[], None]
     subject = _Subject(
         folder.name, folder / name, manifest["point"], folder / "expected.npz", sample.get("metric"),
         float(manifest.get("tolerance", PARITY_TOLERANCE)),
+        any(choice["pattern"] in patterns.TOKENS for choice in manifest["recipe"]["choices"]),
     )  # fmt: skip
     metric = metric or metrics.of_record(manifest["workload"])
     _run_checks(
@@ -216,7 +220,7 @@ def _outputs(
         return
     outputs = scoring.read_outputs(scratch)
     if subject.expected is not None:
-        verified.checks.append(_parity(outputs, scoring.read_outputs(subject.expected), subject.tolerance))
+        verified.checks.append(_parity(outputs, scoring.read_outputs(subject.expected), subject.tolerance, subject.chooses))
     targets_ = sample_files.read_targets(samples)
     if metric is None:
         verified.checks.append(Check("metric", None, "the metric is a function of the workload's: name it with --workload"))
@@ -243,12 +247,12 @@ def _outputs(
     )
 
 
-def _parity(outputs: scoring.Outputs, expected: scoring.Outputs, tolerance: float) -> Check:
+def _parity(outputs: scoring.Outputs, expected: scoring.Outputs, tolerance: float, chooses: bool) -> Check:  # noqa: FBT001
     shapes = [[tuple(t.shape) for t in batch] for batch in outputs], [[tuple(t.shape) for t in batch] for batch in expected]
     if shapes[0] != shapes[1]:
         got, wanted = (next((f"{batch}" for batch in batches), "nothing") for batches in shapes)
         return Check("parity", False, f"outputs have other shapes than recorded: {got} instead of {wanted}")
-    worst = scoring.largest_difference(outputs, expected)
+    worst = scoring.largest_difference(outputs, expected, chooses=chooses)
     return Check("parity", worst <= tolerance, f"largest difference {worst:.2g} of the largest output (allowed {tolerance:g})")
 
 

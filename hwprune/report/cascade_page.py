@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +66,10 @@ def write(result: Any, out: Path) -> None:
     from matplotlib.figure import Figure
 
     scale = 100 if result.share else 1
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, lower = figure.subplots(2, 1, height_ratios=[5, 2])
+    _draw_latencies(lower, result)
     dense_s = result.models["dense"][1]
     limit = scale * max(0.0, result.plan.drop)
     models = {key: (dense_s / seconds, scale * drop) for key, (drop, seconds) in result.models.items()}
@@ -96,6 +99,41 @@ def write(result: Any, out: Path) -> None:
     temporary = out / "cascade.part.png"
     figure.savefig(temporary, format="png")
     temporary.replace(out / "cascade.png")
+
+
+def _draw_latencies(axes: Any, result: Any) -> None:
+    """How long inputs take, a line a system: from the median to the 95th percentile, and on to the slowest."""
+    labels = [row[0] for row in rows(result)]
+    for place, told in enumerate(result.systems.values()):
+        latency = told.latency
+        half, most, worst, mean = (
+            1000 * seconds for seconds in (latency.quantile(0.5), latency.quantile(0.95), latency.worst, latency.mean.value)
+        )
+        axes.plot([half, worst], [place, place], color="#9aa3ad", linewidth=1.5, zorder=2)
+        axes.plot([half, most], [place, place], color="#1768ac", linewidth=6, solid_capstyle="butt", zorder=3)
+        axes.scatter([worst], [place], marker="|", s=90, color="#9aa3ad", zorder=3)
+        axes.scatter([mean], [place], s=34, color="#c7791b", zorder=4)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ms for one input: median to 95th percentile (blue), slowest (grey), mean (orange)")
+    axes.grid(axis="x", color="#e3e6ea", zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def of_run(run: Path) -> dict[str, Any] | None:
+    """What the report of a run shows of the cascade in its folder; None without one.
+
+    ``told``: the sentence; ``table``: rows, the names of the columns first; ``picture``: a data URI.
+    """
+    facts, picture = run / "cascade" / "cascade.json", run / "cascade" / "cascade.png"
+    if not facts.is_file() or not picture.is_file():
+        return None
+    data = json.loads(facts.read_text(encoding="utf-8"))
+    if "told" not in data:  # of an earlier version
+        return None
+    drawn = base64.b64encode(picture.read_bytes()).decode()
+    return {"told": data["told"], "table": data["table"], "picture": f"data:image/png;base64,{drawn}"}
 
 
 def named(key: str) -> str:

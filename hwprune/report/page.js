@@ -202,6 +202,11 @@ const body = fill("front", names, rows, []);
 [...body.rows].forEach((row, i) => { if (i > 0) { row.classList.add("pick"); row.addEventListener("click", () => choose(i - 1)); } });
 const part = (id, rows, header) => { if (rows.length) fill(id, header, rows, []); else find(id + "-part").remove(); };
 part("training", data.training, ["trained", "from", "training", "speedup", "drop before", "drop after", "validation", "cost"]);
+if (data.cascade) {
+  find("cascade-told").textContent = data.cascade.told;
+  fill("cascade", data.cascade.table[0], data.cascade.table.slice(1), [0]);
+  find("cascade-picture").src = data.cascade.picture;
+} else find("cascade-part").remove();
 part("precision", data.precision, ["", "precision", "made of", "speedup", "drop", "file", "quantised"]);
 part("targets", data.targets, ["speedup by target", ...data.target_names]);
 if (data.targets.length) find("targets-agree").textContent = data.targets_agree;

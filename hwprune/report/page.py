@@ -17,6 +17,7 @@ from typing import Any
 from hwprune.common import formatting
 from hwprune.common.files import write_atomic
 from hwprune.records.record import MEASURED, Record
+from hwprune.report import cascade_page
 from hwprune.report.details import (
     candidate_rows,
     environment_rows,
@@ -131,6 +132,7 @@ def page_data(record: Record, run: Path) -> dict[str, Any]:
         "precision": precision_rows(record),
         "kinds": kind_rows(record),
         "left_out": [[item["name"], item["reason"]] for item in record.data["space"]["left_out"]],
+        "cascade": cascade_page.of_run(run),
         "targets": fleet_rows(record),
         "target_names": targets_of(record),
         "targets_agree": sentence(record),

@@ -122,12 +122,14 @@ class Reduction:
         form: ``token`` or ``merge``.
         fixed: tokens in front that stay.
         arriving, left: free tokens before and behind.
+        masked: does a mask go with the tokens, so that some may be padding?
     """
 
     form: str
     fixed: int
     arriving: int
     left: int
+    masked: bool
 
 
 def reductions(chain: Sequence[TokenAxis], borders: Mapping[int, Border], kept: Mapping[str, int]) -> dict[str, Reduction]:
@@ -142,7 +144,8 @@ def reductions(chain: Sequence[TokenAxis], borders: Mapping[int, Border], kept: 
     for axis in chain:
         before = axis.size if arriving is None else arriving
         if now.get(axis.name, before) < before:
-            found[axis.name] = Reduction(axis.form, borders[axis.place].fixed, before, now[axis.name])
+            border = borders[axis.place]
+            found[axis.name] = Reduction(axis.form, border.fixed, before, now[axis.name], bool(border.others))
         arriving = now.get(axis.name, arriving)
     return found
 
@@ -186,6 +189,8 @@ def find(
     """
     order = list(dag.nodes)
     constant = set(dag.tensors)
+    # What a constant node (a transposed weight) was made of is read where the node is.
+    made_of: dict[str, frozenset[str]] = {node: frozenset({name}) for node, name in dag.tensors.items()}
     weighted: set[str] = set()
     # What only goes out crosses nothing: it keeps the tokens that it has.
     readers: dict[str, int] = {}
@@ -199,11 +204,13 @@ def find(
     found: list[Border] = []
     for place, name in enumerate(order):
         sources = dag.nodes[name]
-        read.update(dag.tensors[source] for source in sources if source in dag.tensors)
+        mine = frozenset().union(*(made_of.get(source, frozenset()) for source in sources))
         if name not in constant and name not in inputs and all(source in constant for source in sources):
             constant.add(name)
-        reads_weight = any(dag.tensors.get(source) in dag.weights for source in sources)
-        if any(source in weighted for source in sources) or (reads_weight and name not in constant):
+            made_of[name] = mine
+        elif name not in constant:
+            read |= mine
+        if any(source in weighted for source in sources) or (mine & dag.weights and name not in constant):
             weighted.add(name)
         live = {node for node in (*live, name) if node not in constant and readers.get(node, -1) > place}
         if name in attentions:
@@ -211,7 +218,7 @@ def find(
         if attention is None or name in attentions:
             continue
         main = [node for node in live if node in weighted]
-        if len(main) != 1:
+        if len(main) != 1 or any(border.main == main[0] for border in found):
             continue
         crossing = {node: values[node] for node in sorted(live) if node in values}  # the others are sizes, not tensors
         if (crossed := _crossed(main[0], crossing, attentions[attention], space)) is not None:

@@ -32,11 +32,11 @@ def read_outputs(path: Path) -> Outputs:
     return [tuple(batches[number]) for number in sorted(batches, key=batch_order)]
 
 
-def largest_difference(outputs: Outputs, expected: Outputs) -> float:
+def largest_difference(outputs: Outputs, expected: Outputs, *, chooses: bool = False) -> float:
     """Over all batches and outputs, see `hwprune.workload.closeness`; infinite where number or shape differ."""
     if len(outputs) != len(expected) or not outputs:
         return float("inf")
-    return max(closeness.largest(got, wanted) for got, wanted in zip(outputs, expected, strict=True))
+    return max(closeness.largest(got, wanted, chooses=chooses) for got, wanted in zip(outputs, expected, strict=True))
 
 
 def score(

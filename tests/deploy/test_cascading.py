@@ -16,7 +16,7 @@ from hwprune.deploy import cascade_files, cascade_models, cascade_writing, casca
 from hwprune.deploy.cascade_choice import Wish
 from hwprune.errors import UsageError
 from hwprune.records.record import read_record
-from hwprune.report import cascade_page
+from hwprune.report import cascade_page, writing
 from hwprune.workload import demos
 
 QUICK = ((cascade_files, "PROCESSES", 1), (cascade_files, "LIMIT_S", 0.2), (cascade_models, "FIRST_LOOK_S", 0.2))
@@ -144,6 +144,35 @@ def test_the_command_tells_and_draws(unsure_run, tmp_path, capsys, monkeypatch):
     assert "mean speedup" in text and (out / "cascade.png").stat().st_size > 10_000
     assert main(["cascade", str(unsure_run), "--min-speedup", "1.01", "--out", str(out), "-q", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
+
+
+def test_the_run_s_report_shows_it(delivered, unsure_run, tmp_path, capsys):
+    run = shutil.copytree(unsure_run, tmp_path / "run")
+    writing.write_report(run)
+    assert '"cascade": null' in (run / "report.html").read_text()
+    out = shutil.copytree(delivered[1], run / "cascade")
+    cascade_page.write(delivered[0], out)
+    writing.write_report(run)
+    page = (run / "report.html").read_text()
+    assert cascade_page.verdict(delivered[0]) in page and "data:image/png;base64," in page
+    assert all(row[0] in page and row[-1] in page for row in cascade_page.rows(delivered[0]))
+
+
+def test_an_interrupted_one_leaves_nothing_and_keeps_the_one_before(unsure_run, delivered, tmp_path, monkeypatch):
+    for module, name, value in QUICK:
+        monkeypatch.setattr(module, name, value)
+    out = shutil.copytree(delivered[1], tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def interrupted(*_arguments, **_options):
+        assert (tmp_path / ".out.part" / "first.onnx").is_file()  # in the middle
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cascading, "_measured", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cascading.cascade(unsure_run, out, Wish(max_drop=0.2))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_model_that_is_always_sure_needs_no_second_one(finished_run, tmp_path, capsys, monkeypatch):

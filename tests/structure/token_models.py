@@ -103,11 +103,11 @@ def dropped_by_hand(weights: torch.Tensor, fixed: int, left: int) -> list[int]:
     mean = weights.mean(dim=0)
     if fixed:
         score = mean[0]
-    else:
-        importance = mean.mean(dim=0)  # of each token, by all others; then by those that are important themselves
+    else:  # by all tokens that get any attention: none is padding
         score = torch.zeros(len(mean))
         for i in range(len(mean)):
-            score += importance[i] * mean[i]
+            if any(float(mean[j, i]) > 0 for j in range(len(mean))):
+                score += mean[i]
     order = sorted(range(fixed, len(mean)), key=lambda j: -float(score[j]))
     return sorted([*range(fixed), *order[:left]])
 

@@ -96,7 +96,8 @@ class OnnxTokens:
                 model.graph.node.append(helper.make_node("Identity", [node.input[0]], [node.output[0]], name=node.name))
             else:
                 names = (found[key][1], node.input[0], node.output[0])
-                made, constants = reduce_tokens(found[key][0], crossing, *names, opset, first=key not in done)
+                kind = self.graph.walk.types[crossing.border].tensor_type.elem_type
+                made, constants = reduce_tokens(found[key][0], crossing, *names, opset, kind, first=key not in done)
                 done.add(key)
                 model.graph.node.extend(made)
                 model.graph.initializer.extend(constants)

@@ -15,15 +15,16 @@ END = 2**62
 
 
 def reduce_tokens(
-    reduction: Reduction, crossing: Crossing, attention: str, source: str, output: str, opset: int, *, first: bool
+    reduction: Reduction, crossing: Crossing, attention: str, source: str, output: str, opset: int, kind: int, *, first: bool
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
     """Nodes and constants that make ``output`` of ``source``, a tensor that crosses the border.
 
     Args:
         attention: tensor of the attention's weights, (batch, heads, queries, keys).
+        kind: element type of the border's own tensor.
         first: nothing has crossed it yet: what all that cross share is computed now.
     """
-    make = _Maker(f"{crossing.border}/{crossing.form}", opset, output)
+    make = _Maker(opset, output, kind)
     if reduction.form == MERGE:
         _merged(make, source, reduction, output)
         return make.nodes, make.constants
@@ -41,12 +42,18 @@ def _staying(make: _Maker, reduction: Reduction, weights: str, index: str) -> No
     """(batch, fixed + left, 1): numbers of the tokens that stay."""
     fixed = reduction.fixed
     if fixed:
-        rows = make("Gather", weights, make.ints(0), axis=2)
-        found = make.reduced("ReduceMean", rows, [1], keep=False)
+        weights = make("Slice", weights, make.ints([0]), make.ints([fixed]), make.ints([2]))
+    if reduction.masked:  # what is masked from everything has no attention
+        weights = make("Where", make("IsNaN", weights), make.number(0), weights)
+    if fixed:
+        found = make.reduced("ReduceMean", weights, [1, 2], keep=False)
         free = make("Slice", found, make.ints([fixed]), make.ints([END]), make.ints([1]))
-    else:
+    elif reduction.masked:
         first = make.reduced("ReduceMean", weights, [1, 2], keep=True)
-        free = make.reduced("ReduceMean", make("MatMul", first, weights), [1, 2], keep=False)
+        asked = make("Cast", make("Greater", first, make.number(0)), to=make.kind)
+        free = make.reduced("ReduceMean", make("MatMul", asked, weights), [1, 2], keep=False)
+    else:
+        free = make.reduced("ReduceMean", weights, [1, 2], keep=False)
     _, chosen = make.several("TopK", [free, make.ints([reduction.left])], 2, axis=1, largest=1, sorted=1)
     if fixed:
         none = make("Mul", make("Slice", chosen, make.ints([0]), make.ints([1]), make.ints([1])), make.ints(0))
@@ -78,10 +85,10 @@ def _merged(make: _Maker, x: str, reduction: Reduction, output: str) -> None:
     leaving = make("Unsqueeze", make("Slice", order, make.ints([0]), make.ints([gone]), axis), two)
     into = make("GatherND", target, leaving, batch_dims=1)
     places = make.constant(np.arange(count_targets, dtype=np.int64)[:, None])
-    one_hot = make("Cast", make("Equal", make("Unsqueeze", into, axis), places), to=TensorProto.FLOAT)
+    one_hot = make("Cast", make("Equal", make("Unsqueeze", into, axis), places), to=make.kind)
     moved = make("GatherND", sources, leaving, batch_dims=1)
     sums = make("Add", targets, make("MatMul", one_hot, moved))
-    counts = make("Add", make("ReduceSum", one_hot, two, keepdims=1), make.constant(np.float32(1)))
+    counts = make("Add", make("ReduceSum", one_hot, two, keepdims=1), make.number(1))
     parts = [make("Div", sums, counts)]
     if count_sources > gone:
         rest = make("Unsqueeze", make("Slice", order, make.ints([gone]), make.ints([END]), axis), two)
@@ -94,14 +101,14 @@ def _merged(make: _Maker, x: str, reduction: Reduction, output: str) -> None:
 def _normal(make: _Maker, x: str) -> str:
     """Tokens of length 1."""
     length = make.reduced("ReduceL2", x, [2], keep=True)
-    return make("Div", x, make("Max", length, make.constant(np.float32(SHORTEST))))
+    return make("Div", x, make("Max", length, make.number(SHORTEST)))
 
 
 class _Maker:
     """Collects nodes and constants under names of their own."""
 
-    def __init__(self, prefix: str, opset: int, output: str) -> None:
-        self.prefix, self.opset, self._unique = prefix, opset, output
+    def __init__(self, opset: int, output: str, kind: int) -> None:
+        self.opset, self._unique, self.kind = opset, output, kind
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
 
@@ -121,6 +128,9 @@ class _Maker:
 
     def ints(self, values: int | Sequence[int]) -> str:
         return self.constant(np.asarray(values, np.int64))
+
+    def number(self, value: float) -> str:
+        return self.constant(np.asarray(value, helper.tensor_dtype_to_np_dtype(self.kind)))
 
     def constant(self, array: Any) -> str:
         name = self._name("constant")

@@ -219,7 +219,7 @@ class AxisGraph(ModelGraph):
         assert bordered is not None  # where there are token axes
         kept = self.tokens.alive(self.tokens.counted(fewer), drop)
         made = bordered.cut_leaves({**bordered._table.masks(keeps), **self.tokens.masks(kept)}, drop, self.tokens.finish(kept))
-        made.meta["free_length"] = False
+        made.meta |= {"free_length": False, "chooses": True}
         return made
 
     def cut_leaves(self, masks: Mapping[int, BoolArray], drop: Collection[str], finish: Finish | None = None) -> fx.GraphModule:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 CROSSING = "crossing"
 """Key of a node's meta: it is where a tensor crosses a border."""
-INEXACT = "other tokens stay for each input"
+MOST_PICKED = 16
+"""First tokens that are class tokens or registers; whoever picks more picks something else."""
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 _SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
 
@@ -145,10 +146,22 @@ def _picked(module: fx.GraphModule, values: Mapping[fx.Node, Any], space: Space)
     """Dim -> how many of its first indices are picked by number somewhere."""
     found: dict[Dim, int] = {}
     for node in module.graph.nodes:
-        value = values.get(node.args[0]) if node.args else None
-        if node.target is torch.ops.aten.select.int and isinstance(value, Value) and isinstance(node.args[2], int):
-            dim = space.resolve(value[node.args[1]])
-            found[dim] = max(found.get(dim, 0), node.args[2] + 1)
+        value = values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if not isinstance(value, Value):
+            continue
+        count = 0
+        if node.target is torch.ops.aten.select.int and isinstance(node.args[2], int):
+            count = node.args[2] + 1
+        elif node.target is torch.ops.aten.slice.Tensor:
+            start, end = read_argument(node, "start") or 0, read_argument(node, "end")
+            if isinstance(start, int) and (end is None or isinstance(end, int)):
+                count = start or (end or 0)  # the first ones, or all but the first ones
+        elif node.target is torch.ops.aten.split_with_sizes.default and isinstance(node.args[1][0], int):
+            count = node.args[1][0]
+        if count > 0:
+            dim = space.resolve(value[read_argument(node, "dim")])
+            if count <= min(MOST_PICKED, dim.size - 2):
+                found[dim] = max(found.get(dim, 0), count)
     return found
 
 
@@ -192,7 +205,9 @@ def token_graph(
 ) -> TokenGraph:
     """What of the borders can be used: tokens that reach an output, or a weight, or are picked by number, must all stay."""
     if _free(graph) != _free(second):
-        return TokenGraph(graph, {}, (), "a weight spans the tokens")
+        before = {axis.name for axis in graph.axes if axis.frozen is None}
+        reasons = [axis.frozen for axis in second.axes if axis.frozen and axis.name in before]
+        return TokenGraph(graph, {}, (), next(iter(reasons), "a weight spans the tokens"))
     space = second.space
     chain: list[TokenAxis] = []
     leaves: dict[str, Leaf] = {}

@@ -12,7 +12,7 @@ from hwprune.structure.torch.rules.table import read_argument
 
 
 def attention_scores(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float | None, fixed: int
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float | None, fixed: int, *, masked: bool
 ) -> torch.Tensor:
     """`scores` of a fused attention.
 
@@ -21,41 +21,49 @@ def attention_scores(
         mask: as `scaled_dot_product_attention` takes it.
         scale: of the products; None: 1 / sqrt(size of a head).
     """
-    if fixed:  # only the class token is asked
-        query = query[:, :, :1]
-        mask = mask if mask is None or mask.ndim < 2 else mask[..., :1, :]
+    if fixed:  # only class tokens are asked
+        query = query[:, :, :fixed]
+        mask = mask if mask is None or mask.ndim < 2 or mask.shape[-2] == 1 else mask[..., :fixed, :]
     products = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:
         products = products.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else products + mask
-    return scores(products.softmax(dim=-1), fixed)
+    return scores(products.softmax(dim=-1), fixed, masked=masked)
 
 
-def scores(weights: torch.Tensor, fixed: int) -> torch.Tensor:
+def scores(weights: torch.Tensor, fixed: int, *, masked: bool) -> torch.Tensor:
     """(batch, tokens): the attention that each token gets, the mean over the heads.
 
-    From the class token where there is one (EViT, Liang et al. 2022). Else from all tokens, each weighted by the attention that
-    it gets itself, so that padding has no say: a step of the weighted page rank of Zero-TPrune (Wang et al. 2024).
+    From the class tokens where there are any (EViT, Liang et al. 2022), else from all tokens (PoWER-BERT, Goyal et al. 2020).
+    Where some may be padding, only those are asked that get any attention themselves: padding gets none. What is masked from
+    everything asks for nothing.
 
     Args:
         weights: (batch, heads, queries, keys), of which each row sums to 1.
+        fixed: tokens in front that stay, a class token for example.
     """
     if fixed:
-        return weights[:, :, 0].mean(dim=1)
+        weights = weights[:, :, :fixed]
+    if masked:
+        weights = weights.nan_to_num(0.0)
     first = weights.mean(dim=(1, 2))
-    return (first[:, None, None] @ weights)[:, :, 0].mean(dim=1)
+    if fixed or not masked:
+        return first
+    asked = (first > 0).to(weights.dtype)
+    return (asked[:, None, None] @ weights)[:, :, 0].mean(dim=1)
 
 
 def staying(found: torch.Tensor, fixed: int, left: int) -> torch.Tensor:
     """(batch, fixed + left) int64: numbers of the tokens that stay, those in front first, the others by falling score."""
-    chosen = found[:, fixed:].topk(left, dim=1).indices + fixed
-    front = torch.arange(fixed, device=found.device).expand(len(found), fixed)
+    # In runtimes the first one of equals stays. `topk` takes any; sorting keeps their order on CPUs, and ONNX has no other sort.
+    chosen = found[:, fixed:].sort(dim=1, descending=True).indices[:, :left] + fixed
+    front = torch.arange(fixed, device=found.device).expand(found.shape[0], fixed)
     return torch.cat([front, chosen], dim=1) if fixed else chosen
 
 
 def taken(x: torch.Tensor, index: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
     """The entries at ``index``, (batch, left), along dims of ``x``, (batch, ...)."""
     for dim in dims:
-        shape = [len(index), *(1 for _ in x.shape[1:])]
+        shape = [index.shape[0], *(1 for _ in x.shape[1:])]
         shape[dim] = index.shape[1]
         sizes = list(x.shape)
         sizes[dim] = index.shape[1]
@@ -74,7 +82,7 @@ def merged(x: torch.Tensor, fixed: int, gone: int) -> torch.Tensor:
     one = sources / sources.norm(dim=2, keepdim=True).clamp_min(SHORTEST)
     other = targets / targets.norm(dim=2, keepdim=True).clamp_min(SHORTEST)
     likeness, target = (one @ other.mT).max(dim=2)
-    order = likeness.topk(likeness.shape[1], dim=1).indices
+    order = likeness.sort(dim=1, descending=True).indices
     leaving, rest = order[:, :gone], order[:, gone:]
     places = torch.arange(targets.shape[1], device=x.device)
     one_hot = (target.gather(1, leaving)[:, None, :] == places[:, None]).to(x.dtype)  # (batch, targets, leaving)
@@ -99,9 +107,9 @@ def reduce_tokens(
             new = graph.call_function(merged, (main.args[0], fixed, reduction.arriving - reduction.left))
         elif attention.target is torch.ops.aten.scaled_dot_product_attention.default:
             given = [read_argument(attention, name) for name in ("query", "key", "attn_mask", "scale")]
-            found = graph.call_function(attention_scores, (*given, fixed))
+            found = graph.call_function(attention_scores, (*given, fixed), {"masked": reduction.masked})
         else:
-            found = graph.call_function(scores, (attention, fixed))
+            found = graph.call_function(scores, (attention, fixed), {"masked": reduction.masked})
         if reduction.form != MERGE:
             index = graph.call_function(staying, (found, fixed, reduction.left))
     for node, dims, own in crossing:

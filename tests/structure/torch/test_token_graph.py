@@ -271,3 +271,80 @@ def test_tokens_may_go_behind_the_last_place_that_needs_all() -> None:
     first, second = graph.cut(keep(graph, token2=4))(x)
     assert torch.equal(first, model(x)[0])
     assert second.shape == (2, 5)
+
+
+class Registers(Vision):
+    """Four registers in front, which are left out of the mean."""
+
+    def answer(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(self.norm(x)[:, 4:].mean(dim=1))
+        return y
+
+
+class Numbers(Vision):
+    """The number of the token that says most."""
+
+    def answer(self, x: torch.Tensor) -> torch.Tensor:
+        return x.max(dim=1).indices
+
+
+class Aside(Vision):
+    """Two attentions on one tensor, of which one only goes out."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        x = self.blocks[0](self.tokens(x))
+        q, k, v = self.blocks[2].parts(x)
+        seen = F.scaled_dot_product_attention(q, k, v).mean(dim=(1, 2))
+        return seen, self.answer(self.blocks[1](x))
+
+
+@torch.no_grad()
+def test_what_other_people_s_models_do_with_tokens() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(Registers(class_token=False).eval(), (x,))
+    assert {axis.size for axis in graph.token_axes} == {12}
+    assert graph.cut(keep(graph, token1=6))(x).shape == (2, 5)
+    assert trace(Numbers(class_token=False).eval(), (x,)).token_axes == ()
+    graph = trace(Aside(class_token=False).eval(), (x,))
+    assert len({axis.name for axis in graph.token_axes}) == len(graph.token_axes) > 0
+    model, cut = Aside(class_token=False).eval(), graph.cut(keep(graph, **{f"token{graph.token_axes[-2].place}": 5}))
+    assert [tuple(out.shape) for out in cut(x)] == [tuple(out.shape) for out in model(x)]
+
+
+class Pairs(Text):
+    """A mask that lets padding see nothing: its rows of the attention have no key."""
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        present = mask > 0
+        both = present[:, None, :, None] & present[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, both)
+        weight = mask[:, :, None].to(x.dtype)
+        y: torch.Tensor = self.head((x * weight).sum(dim=1) / weight.sum(dim=1))
+        return y
+
+
+@torch.no_grad()
+def test_padding_that_sees_nothing_has_no_say() -> None:
+    torch.manual_seed(7)
+    model = Pairs().eval()
+    ids, mask = torch.randint(0, 40, (4, 12)), torch.ones(4, 12, dtype=torch.long)
+    for row, words in enumerate((5, 6, 3, 6)):
+        mask[row, words:] = 0
+    graph = trace(model, (ids, mask))
+    cut = graph.cut(keep(graph, token0=6))
+    torch.testing.assert_close(cut(ids, mask), model(ids, mask), rtol=1e-4, atol=1e-5)
+    # And what padding is asked changes nothing: other words there, the same choice.
+    fewer, other = graph.cut(keep(graph, token0=3)), torch.where(mask > 0, ids, torch.randint(0, 40, (4, 12)))
+    torch.testing.assert_close(fewer(other, mask), fewer(ids, mask), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_batch_stays_free_where_it_is_exported_again() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(Vision(class_token=False).eval(), (x,))
+    cut = graph.cut(keep(graph, token0=9, merge1=13))
+    program = torch.export.export(cut, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    more = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(program.module()(more), cut(more))

@@ -138,6 +138,8 @@ def pool3d_with_indices(call: Call, x: Value, *_: Any) -> list[Value]:
 
 @rule(aten.max.dim, aten.min.dim, aten.median.dim)
 def extreme(call: Call, x: Value, dim: int, keepdim: bool = False) -> list[Value]:
+    if any(user.args[1:] == (1,) and user.users for user in call.node.users):
+        call.freeze(x[dim], "its numbers are read")
     reduced = reduce(call, x, dim, keepdim, exact_if_zero=False)
     return [reduced, Value(reduced.dims, (False,) * len(reduced))]
 
