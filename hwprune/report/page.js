@@ -205,7 +205,11 @@ part("training", data.training, ["trained", "from", "training", "speedup", "drop
 if (data.cascade) {
   find("cascade-told").textContent = data.cascade.told;
   fill("cascade", data.cascade.table[0], data.cascade.table.slice(1), [0]);
-  find("cascade-picture").src = data.cascade.picture;
+  const picture = element("img");
+  picture.src = data.cascade.picture;
+  picture.alt = "The drop against the mean latency of each model and of the pair, and how long inputs take";
+  picture.style.maxWidth = "100%";
+  find("cascade-picture").append(picture);
 } else find("cascade-part").remove();
 part("precision", data.precision, ["", "precision", "made of", "speedup", "drop", "file", "quantised"]);
 part("targets", data.targets, ["speedup by target", ...data.target_names]);
