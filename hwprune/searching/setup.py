@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hwprune import runtimes
+from hwprune import patterns, runtimes
 from hwprune.common import formatting
 from hwprune.common.files import Table
 from hwprune.common.memory import memory_limit
@@ -231,6 +231,11 @@ class Setup:
             refused=refused, recover=None if self.job.repaired else self.job.recover,
         )  # fmt: skip
         self.notes += notes
+        places = {unit.tokens.place for unit in pruner.units.values() if unit.tokens is not None}
+        if places and not patterns.TOKENS.keys() & set(self.resolved.space_file.roles):
+            self.notes.append(
+                f"Tokens can go at {formatting.some(len(places), 'place')} of this model: --space tokens searches that, too."
+            )
         space = self._affordable(space, pruner, store)
         fitting.solve_options(pruner, space, self.progress.stage)
         if store is not None and store.read(STARTED):  # a study of an earlier version has the quick one in every trial

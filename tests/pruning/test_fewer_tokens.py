@@ -104,7 +104,7 @@ def test_what_is_learned_while_training_keeps_the_tokens_that_were_chosen(pruner
 
 
 def test_a_dropped_attention_takes_its_place_along(pruner: Pruner) -> None:
-    space = fitting.build(space_file.load("default"), pruner, targets.load("cpu"), "avx2")
+    space = fitting.build(space_file.load("tokens"), pruner, targets.load("cpu"), "avx2")
     attention = next(unit for unit in space.units if unit.role == "branch")  # of the first block
     tokens = next(unit for unit in space.units if unit.role == "token")
     parameters = {}
@@ -117,14 +117,15 @@ def test_a_dropped_attention_takes_its_place_along(pruner: Pruner) -> None:
 
 def test_spaces() -> None:
     target = targets.load("cpu")
-    space = fitting.build(space_file.load("default"), Pruner(vision()), target, "avx2")
+    space = fitting.build(space_file.load("tokens"), Pruner(vision()), target, "avx2")
     by_role = {unit.role: unit for unit in space.units}
     assert len(by_role["token"].levels["token"]) == 8
     assert max(by_role["merge"].levels["merge"]) == 0.5
     assert by_role["token"].methods == ("attention",)
     # A model that takes any number of tokens stays one, unless it is asked for.
     free = Pruner(text())
-    space = fitting.build(space_file.load("default"), free, target, "avx2")
+    within = dataclasses.replace(space_file.load("tokens"), fixed_length=False)
+    space = fitting.build(within, free, target, "avx2")
     assert not {"token", "merge"} & {unit.role for unit in space.units}
     assert any("--space tokens" in reason for _, reason in space.left_out)
     space = fitting.build(space_file.load("tokens"), free, target, "avx2")
@@ -134,6 +135,6 @@ def test_spaces() -> None:
     space = fitting.build(space_file.load("tokens"), free, target, "avx2", refused=refused)
     assert "token" not in {unit.role for unit in space.units}
     assert ("token", "no speedup: measured") in space.left_out
-    tied = dataclasses.replace(space_file.load("default"), tie=True)
+    tied = dataclasses.replace(space_file.load("tokens"), tie=True)
     space = fitting.build(tied, Pruner(vision()), target, "avx2")
     assert [len(unit.tied) for unit in space.units if unit.role in ("token", "merge")] == [2, 2]

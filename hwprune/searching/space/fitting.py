@@ -22,7 +22,9 @@ from hwprune.searching.space.space_file import SpaceFile
 from hwprune.searching.space.unit_space import UnitSpace
 from hwprune.structure.borders import MERGE
 
-FREE_LENGTH = "the model takes any number of tokens, and would only take one if some go; --space tokens searches them"
+FREE_LENGTH = (
+    "the model takes any number of tokens, and would take only one if some go: fixed_length = true, as in --space tokens"
+)
 ENOUGH_LEVELS = 3
 """Smaller sizes that an axis has at least, where it is large enough."""
 

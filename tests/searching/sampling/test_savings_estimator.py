@@ -277,7 +277,7 @@ def test_fewer_tokens_are_priced_with_what_they_cost_themselves():
     workload = hwprune.Workload(
         "vision", Vision(class_token=False).eval(), (x[:1],), [(x, None)], [(x, None)], metric="agreement"
     )
-    pruner, space, savings = priced(workload, "default")
+    pruner, space, savings = priced(workload, "tokens")
     pieces = CutSegments(pruner)
     dense = sum(by_macs(pieces.segments(pieces.cut({})))[s.signature] for s in pieces.segments(pieces.cut({})))
 
