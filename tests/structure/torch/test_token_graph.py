@@ -317,18 +317,29 @@ class Pairs(Text):
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = self.words(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
         present = mask > 0
-        both = present[:, None, :, None] & present[:, None, None, :]
+        both = self.seen(present[:, None, :, None] & present[:, None, None, :])
         for block in self.blocks:
             x = block(x, both)
         weight = mask[:, :, None].to(x.dtype)
         y: torch.Tensor = self.head((x * weight).sum(dim=1) / weight.sum(dim=1))
         return y
 
+    def seen(self, both: torch.Tensor) -> torch.Tensor:
+        return both
 
+
+class Minus(Pairs):
+    """The same, as numbers that are added."""
+
+    def seen(self, both: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(both.shape).masked_fill(~both, -torch.inf)
+
+
+@pytest.mark.parametrize("kind", [Pairs, Minus])
 @torch.no_grad()
-def test_padding_that_sees_nothing_has_no_say() -> None:
+def test_padding_that_sees_nothing_has_no_say(kind: type[Pairs]) -> None:
     torch.manual_seed(7)
-    model = Pairs().eval()
+    model = kind().eval()
     ids, mask = torch.randint(0, 40, (4, 12)), torch.ones(4, 12, dtype=torch.long)
     for row, words in enumerate((5, 6, 3, 6)):
         mask[row, : 12 - words] = 0  # in front: what is kept by number alone would be padding
