@@ -277,9 +277,12 @@ def test_fewer_tokens_are_priced_with_what_they_cost_themselves():
     workload = hwprune.Workload(
         "vision", Vision(class_token=False).eval(), (x[:1],), [(x, None)], [(x, None)], metric="agreement"
     )
-    pruner, space, savings = priced(workload, "tokens")
+    pruner, file = Pruner(workload), dataclasses.replace(space_file.load("tokens"), roles=("token", "neuron"), patterns=())
+    space = fitting.build(file, pruner, targets.load("cpu"), "avx512")
     pieces = CutSegments(pruner)
-    dense = sum(by_macs(pieces.segments(pieces.cut({})))[s.signature] for s in pieces.segments(pieces.cut({})))
+    savings = SavingsEstimator(pruner, space, pieces, by_macs).savings()
+    segments = pieces.segments(pieces.cut({}))
+    dense = sum(by_macs(segments)[s.signature] for s in segments)
 
     def real(counts):
         segments = pieces.segments(pieces.cut(counts))
